@@ -1,0 +1,1 @@
+"""Measure parity, latency and throughput against PyTorch and every peer."""

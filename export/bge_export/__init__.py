@@ -1,0 +1,1 @@
+"""Export BGE checkpoints to bundles that run without PyTorch."""

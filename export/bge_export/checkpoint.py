@@ -1,0 +1,343 @@
+"""Find a checkpoint, and refuse a wrong one before minutes are spent on it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bge_runtime.errors import ExportError
+from bge_runtime.registry import (
+    ENCODER_ONLY_BASE,
+    POOLING_METHODS,
+    SUPPORTED_MODEL_CLASSES,
+    ModelFacts,
+    find_model,
+)
+
+ENCODERS = ("bert", "roberta", "xlm-roberta")
+"""``model_type`` values whose encoders are exported without remote code."""
+
+_HEADS_OF_OTHER_TASKS = {
+    "ForSequenceClassification": "a classifier or reranker (cross-encoder)",
+    "ForTokenClassification": "a token classifier",
+    "ForQuestionAnswering": "a question-answering model",
+    "ForMultipleChoice": "a multiple-choice model",
+    "ForNextSentencePrediction": "a next-sentence model",
+    "ForCausalLM": "a decoder",
+    "LMHeadModel": "a decoder",
+    "ForConditionalGeneration": "a generator",
+}
+
+_MODULES = ("Transformer", "Pooling", "Normalize")
+"""sentence-transformers modules whose effect the bundle has."""
+
+_POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+# Only what an export reads: repositories also hold other people's ONNX and TF files.
+_HUB_FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "*.py",
+    "1_Pooling/*",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder that can be exported.
+
+    Attributes:
+        folder: Where its files are.
+        source: What the user called it.
+        name: Its name without owner.
+        revision: Commit of the hub repository, if it came from the hub.
+        config: Its ``config.json``.
+        model_class: FlagEmbedding's class for it.
+        pooling: ``"cls"`` or ``"mean"``.
+        query_instruction: Instruction its authors recommend for queries.
+        query_instruction_format: How instruction and query are joined.
+        weight_files: Its weight files, relative to the folder.
+    """
+
+    folder: Path
+    source: str
+    name: str
+    revision: str | None
+    config: Mapping[str, Any]
+    model_class: str
+    pooling: str
+    query_instruction: str | None
+    query_instruction_format: str
+    weight_files: tuple[str, ...]
+
+
+def find_checkpoint(
+    source: str, *, revision: str | None = None, offline: bool = False
+) -> tuple[Path, str | None]:
+    """Locate a local folder, or download a repository from the hub.
+
+    Args:
+        source: Path of a folder, or a hub id such as ``BAAI/bge-large-en-v1.5``.
+        revision: Branch, tag or commit on the hub.
+        offline: Use only what the hub's cache holds.
+
+    Returns:
+        The folder, and the commit it was resolved to (None for a local folder).
+
+    Raises:
+        ExportError: If there is no such folder, or the hub does not give it.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists():
+        if revision is not None:
+            raise ExportError(f"--revision is for hub ids, and {source} is a local path")
+        return folder, None
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        facts = find_model(source)
+        hint = f"; did you mean {facts.hub_id}?" if facts and "/" not in source else ""
+        raise ExportError(f"{source} is neither a folder nor a hub id such as OWNER/NAME{hint}")
+    # Heavy, and not needed for a local folder.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        snapshot = snapshot_download(
+            source, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
+        )
+    except GatedRepoError as error:
+        raise ExportError(
+            f"{source} asks for an agreement on its hub page; accept it there and log in with "
+            "`hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ExportError(
+            f"the hub has no repository {source}, or it is private: check the name, or log in "
+            "with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ExportError(f"{source} has no revision {revision!r} on the hub") from error
+    except LocalEntryNotFoundError as error:
+        if offline:
+            raise ExportError(
+                f"{source} is not in the hub's cache, and --offline forbids to fetch it. Leave "
+                "--offline out once, or pass a local folder"
+            ) from error
+        raise ExportError(
+            f"the hub cannot be reached, and {source} is not in its cache. Check the network, "
+            "or pass a local folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot fetch {source} from the hub: {error}") from error
+    return Path(snapshot), Path(snapshot).name
+
+
+def inspect_checkpoint(
+    folder: Path,
+    *,
+    source: str,
+    revision: str | None = None,
+    model_class: str | None = None,
+    pooling: str | None = None,
+    trust_remote_code: bool = False,
+    random_weights: bool = False,
+) -> Checkpoint:
+    """Read a checkpoint's small files and check that it can be exported.
+
+    Pooling is what was asked for; else what a sentence-transformers folder says of
+    itself; else what is known of a model of this name.
+
+    Args:
+        folder: The checkpoint.
+        source: What the user called it.
+        revision: Commit it was resolved to.
+        model_class: FlagEmbedding's class, if the user gave one.
+        pooling: ``"cls"`` or ``"mean"``, if the user gave one.
+        trust_remote_code: Whether code from the checkpoint may run.
+        random_weights: Whether weights are made, so that there are no files of them.
+
+    Raises:
+        ExportError: If it is a wrong or damaged model, or its pooling is unknown.
+    """
+    facts = find_model(source)
+    config = _read_config(folder, source)
+    chosen_class = model_class or (facts.model_class if facts else ENCODER_ONLY_BASE)
+    if chosen_class not in SUPPORTED_MODEL_CLASSES:
+        raise ExportError(
+            f"{source} is a model of class {chosen_class}, and this version exports "
+            f"{', '.join(SUPPORTED_MODEL_CLASSES)} only"
+        )
+    _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
+    return Checkpoint(
+        folder=folder,
+        source=source,
+        name=facts.name if facts else Path(source).resolve().name,
+        revision=revision,
+        config=config,
+        model_class=chosen_class,
+        pooling=pooling or _pooling(folder, source, facts),
+        query_instruction=facts.query_instruction if facts else None,
+        query_instruction_format=facts.query_instruction_format if facts else "{}{}",
+        weight_files=() if random_weights else _check_weights(folder, source),
+    )
+
+
+def _read_config(folder: Path, source: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ExportError(f"{source} is a file; pass the checkpoint's folder")
+    if (folder / "bge.json").exists():
+        raise ExportError(f"{source} is a bundle already; pass it to the runtime as it is")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(
+            f"{source} has no config.json, so it is not a checkpoint; pass the folder that "
+            "save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{path} is not a JSON object")
+    return config
+
+
+def _check_architecture(
+    config: Mapping[str, Any], source: str, facts: ModelFacts | None, *, trust_remote_code: bool
+) -> None:
+    for architecture in config.get("architectures") or ():
+        for ending, kind in _HEADS_OF_OTHER_TASKS.items():
+            if str(architecture).endswith(ending):
+                raise ExportError(
+                    f"{source} is {kind} ({architecture}), not an embedder; this version exports "
+                    f"encoders of type {', '.join(ENCODERS)}"
+                )
+    if config.get("is_decoder"):
+        raise ExportError(f"{source} is a decoder (is_decoder in its config.json), not an encoder")
+    model_type = config.get("model_type")
+    own_code = "auto_map" in config or (facts is not None and facts.trust_remote_code)
+    if model_type in ENCODERS and "auto_map" not in config:
+        return
+    if not own_code:
+        raise ExportError(
+            f"{source} is of type {model_type!r}; this version exports encoders of type "
+            f"{', '.join(ENCODERS)}"
+        )
+    if not trust_remote_code:
+        raise ExportError(
+            f"{source} brings its own model code (type {model_type!r}), which an export runs on "
+            "this machine. Read it, and pass --trust-remote-code if you trust it"
+        )
+
+
+def _pooling(folder: Path, source: str, facts: ModelFacts | None) -> str:
+    path = _pooling_file(folder, source)
+    if path is not None:
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ExportError(f"cannot read {path}: {error}") from error
+        modes = [mode for key, mode in _POOLING_MODES.items() if config.get(key)]
+        if "pooling_mode" in config:  # sentence-transformers 5.4 and later
+            mode = config["pooling_mode"]
+            modes = list(mode) if isinstance(mode, list | tuple) else [mode]
+        if len(modes) == 1 and modes[0] in POOLING_METHODS:
+            return str(modes[0])
+        raise ExportError(
+            f"{path} asks for {' and '.join(map(str, modes)) or 'no'} pooling; this version has "
+            f"{', '.join(POOLING_METHODS)}. Pass --pooling to override it"
+        )
+    if facts is not None:
+        return facts.pooling
+    raise ExportError(
+        f"nothing says how {source} pools: it has no 1_Pooling folder and its name is not a "
+        "known model's. Pass --pooling cls (as BGE is trained) or --pooling mean"
+    )
+
+
+def _pooling_file(folder: Path, source: str) -> Path | None:
+    modules_path = folder / "modules.json"
+    if not modules_path.is_file():
+        path = folder / "1_Pooling" / "config.json"
+        return path if path.is_file() else None
+    try:
+        modules = json.loads(modules_path.read_text(encoding="utf-8"))
+        kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"cannot read {modules_path}: {error}") from error
+    unknown = sorted(set(kinds) - set(_MODULES))
+    if unknown:
+        raise ExportError(
+            f"{source} has the sentence-transformers modules {', '.join(unknown)} after its "
+            f"encoder; this version has {', '.join(_MODULES)}, and vectors without the others "
+            "would be wrong"
+        )
+    path = folder / str(kinds.get("Pooling", "1_Pooling")) / "config.json"
+    return path if path.is_file() else None
+
+
+def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
+    """Find the weight files and check that they are whole, without loading them."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    pickled, pickled_index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
+    if single.is_file():
+        names = [single.name]
+    elif index.is_file() or pickled_index.is_file():
+        path = index if index.is_file() else pickled_index
+        try:
+            names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
+    elif pickled.is_file():
+        names = [pickled.name]
+    else:
+        raise ExportError(
+            f"{source} has no weights: neither model.safetensors nor pytorch_model.bin is in "
+            f"{folder}. Download it whole, or pass --random-weights with a model's name"
+        )
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ExportError(f"{path}, which the index names, is missing; download it again")
+        if path.suffix == ".safetensors":
+            _check_safetensors(path)
+    return tuple(names)
+
+
+def _check_safetensors(path: Path) -> None:
+    # The format: 8 bytes of header length, a JSON header, then the tensors' bytes
+    # (https://github.com/huggingface/safetensors#format).
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError(f"header of {length:,} bytes in a file of {size:,}")
+            header = json.loads(file.read(length))
+        ends = [
+            tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"
+        ]
+        if 8 + length + max(ends, default=0) != size:
+            raise ValueError(
+                f"{size:,} bytes where the header calls for {8 + length + max(ends, default=0):,}"
+            )
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ExportError(f"{path} is damaged ({error}); download it again") from error

@@ -1,0 +1,167 @@
+"""``bge-export``: turn a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from bge_export.targets import select_targets, target_table
+from bge_runtime.errors import BgeError
+from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
+
+_STEPS = 7
+
+
+@click.command(
+    epilog="What exists:\n\n\b\n" + target_table(),
+    context_settings={"max_content_width": 100},
+)
+@click.argument("model")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle. Default: ./NAME.",
+)
+@click.option("--model-class", type=click.Choice(MODEL_CLASSES), help="FlagEmbedding's class.")
+@click.option("--pooling", type=click.Choice(POOLING_METHODS), help="Default: the model's own.")
+@click.option("--target", "targets", multiple=True, help="Repeatable. Default: all.")
+@click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--trust-remote-code", is_flag=True, help="Run model code from the checkpoint.")
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="The named architecture with seeded random weights: for benchmarks and tests.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --random-weights: folder to take the tokenizer from. Default: one is made.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def main(
+    model: str,
+    output: Path | None,
+    model_class: str | None,
+    pooling: str | None,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    revision: str | None,
+    offline: bool,
+    force: bool,
+    trust_remote_code: bool,
+    random_weights: bool,
+    seed: int,
+    tokenizer: Path | None,
+    as_json: bool,
+) -> None:
+    """Export MODEL to a bundle that runs without PyTorch.
+
+    MODEL is a hub id such as BAAI/bge-large-en-v1.5, a checkpoint folder, or with
+    --random-weights the name of a model.
+    """
+    if tokenizer is not None and not random_weights:
+        raise click.UsageError("--tokenizer is for --random-weights; a checkpoint has its own")
+    try:
+        chosen = select_targets(targets, precisions)
+        with ExitStack() as stack:
+            # Seconds of importing torch come after everything that can fail without it.
+            from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
+
+            if random_weights:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            else:
+                folder, revision = find_checkpoint(model, revision=revision, offline=offline)
+            name = Path(model).resolve().name + ("-random" if random_weights else "")
+            output = output or Path(name)
+            if not random_weights:
+                inspect_checkpoint(
+                    folder,
+                    source=model,
+                    model_class=model_class,
+                    pooling=pooling,
+                    trust_remote_code=trust_remote_code,
+                )
+            from bge_export.exporting import check_output, export_bundle
+
+            check_output(output, force=force)
+            bar = stack.enter_context(
+                tqdm(total=_STEPS + len(chosen), desc="export", unit="step", disable=None)
+            )
+
+            def step(message: str) -> None:
+                bar.set_postfix_str(message, refresh=False)
+                bar.update(1)
+                if bar.disable and not as_json:
+                    click.echo(f"{message} …", err=True)
+
+            if random_weights:
+                from bge_export.random_weights import random_model_facts, write_random_checkpoint
+
+                step("making random weights")
+                write_random_checkpoint(
+                    random_model_facts(model), folder, seed=seed, tokenizer=tokenizer
+                )
+            checkpoint = inspect_checkpoint(
+                folder,
+                source=model,
+                revision=revision,
+                model_class=model_class,
+                pooling=pooling,
+                trust_remote_code=trust_remote_code,
+            )
+            rows = export_bundle(
+                checkpoint,
+                output,
+                chosen,
+                force=force,
+                trust_remote_code=trust_remote_code,
+                random_seed=seed if random_weights else None,
+                step=step,
+            )
+    except BgeError as error:
+        click.echo(f"bge-export: {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        document = {"bundle": str(output.absolute()), "rows": [asdict(row) for row in rows]}
+        click.echo(json.dumps(document, indent=2))
+        return
+    click.echo(_table(rows))
+    kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""
+    click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {output} <<< 'a first text'")
+
+
+def _table(rows: Sequence[object]) -> str:
+    from bge_export.exporting import Row
+
+    header = ("graph", "variant", "MB", "min cosine", "mean cosine", "error/distance", "seconds")
+    lines = [header]
+    for row in rows:
+        assert isinstance(row, Row)
+        lines.append(
+            (
+                row.graph,
+                f"{row.variant} on {row.provider}",
+                f"{row.size_bytes / 1e6:,.0f}",
+                f"{row.parity.min_cosine:.7f}",
+                f"{row.parity.mean_cosine:.7f}",
+                f"{row.parity.error_share:.2e}",
+                f"{row.seconds:.1f}",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,434 @@
+"""The export itself: checkpoint in, proven bundle out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass
+
+from bge_export.checkpoint import Checkpoint
+from bge_export.loading import (
+    load_encoder,
+    load_tokenizer,
+    max_length,
+    reference_vectors,
+    takes_token_types,
+)
+from bge_export.targets import PORTABLE, Target
+from bge_export.texts import PARITY_TEXTS
+from bge_export.tracing import PooledEncoder, trace
+from bge_runtime import integrity
+from bge_runtime.batching import pad_batch
+from bge_runtime.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
+from bge_runtime.engines import open_engine
+from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.manifest import (
+    FILE_NAME,
+    File,
+    Graph,
+    Manifest,
+    Model,
+    Provenance,
+    Variant,
+)
+from bge_runtime.parity import TOLERANCES, Parity, compare
+from bge_runtime.tokenization import TextTokenizer
+
+WEIGHTS_FILE = "onnx/model.onnx_data"
+
+_RECORDED_VERSIONS = ("bge-runtime", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+Step = Callable[[str], None]
+"""Told what comes next, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table at the end of an export.
+
+    Attributes:
+        graph: Path of the graph.
+        variant: Name of the variant.
+        precision: Arithmetic in force.
+        provider: What executed it, as the engine reports.
+        size_bytes: Size of the graph and its weights, which graphs may share.
+        parity: Measured against PyTorch.
+        seconds: Time of its parity run.
+    """
+
+    graph: str
+    variant: str
+    precision: str
+    provider: str
+    size_bytes: int
+    parity: Parity
+    seconds: float
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Check that a bundle may be written to a folder.
+
+    Raises:
+        ExportError: If something else is there, or a bundle without ``force``.
+    """
+    if not output.exists() and not output.is_symlink():
+        return
+    if not (output / FILE_NAME).is_file():
+        if output.is_dir() and not any(output.iterdir()):
+            return
+        raise ExportError(
+            f"{output} exists and is not a bundle; choose another --output, or move it away"
+        )
+    if not force:
+        raise ExportError(f"{output} is a bundle already; pass --force to write it anew")
+    manifest = Manifest.from_json((output / FILE_NAME).read_text("utf-8"), where=str(output))
+    ours = {FILE_NAME, *manifest.files}
+    others = sorted(
+        str(path.relative_to(output))
+        for path in output.rglob("*")
+        if not path.is_dir() and str(path.relative_to(output)) not in ours
+    )
+    if others:
+        raise ExportError(
+            f"{output} also holds {', '.join(others[:5])}{' …' if len(others) > 5 else ''}, which "
+            "bge-export did not write and --force would delete; move them away"
+        )
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    output: Path,
+    targets: Sequence[Target],
+    *,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    random_seed: int | None = None,
+    step: Step = lambda message: None,
+) -> list[Row]:
+    """Export a checkpoint, prove it against PyTorch and put it in place.
+
+    Everything is written to a folder beside ``output`` and renamed at the end, so that
+    an interrupted export leaves nothing that looks like a bundle.
+
+    Args:
+        checkpoint: What `inspect_checkpoint` gave.
+        output: Folder of the bundle.
+        targets: Graphs to write, as `select_targets` gave them.
+        force: Replace a bundle that is already there.
+        trust_remote_code: Run code from the checkpoint.
+        random_seed: Seed, if its weights are random.
+        step: Told about each step.
+
+    Returns:
+        One row for each graph.
+
+    Raises:
+        ExportError: If the checkpoint cannot be exported, the result misses its
+            tolerance, or the folder cannot be written.
+    """
+    output = output.expanduser().absolute()
+    check_output(output, force=force)
+    with _draft_beside(output) as draft:
+        _check_space(draft, checkpoint)
+        step("loading the checkpoint")
+        encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
+        wrapped = PooledEncoder(
+            encoder, pooling=checkpoint.pooling, token_types=takes_token_types(encoder)
+        )
+        limit = max_length(encoder)
+        model = Model(
+            name=checkpoint.name,
+            model_class=checkpoint.model_class,
+            architecture=str(checkpoint.config["model_type"]),
+            dim=int(encoder.config.hidden_size),  # type: ignore[union-attr,arg-type]
+            layers=int(encoder.config.num_hidden_layers),  # type: ignore[union-attr,arg-type]
+            vocab_size=int(encoder.config.vocab_size),  # type: ignore[union-attr,arg-type]
+            max_length=limit,
+            pooling=checkpoint.pooling,
+            query_instruction=checkpoint.query_instruction,
+            query_instruction_format=checkpoint.query_instruction_format,
+            pad_token_id=int(tokenizer.pad_token_id),
+        )
+        _write_companions(draft, checkpoint, model, tokenizer)
+        step("tracing the graph")
+        traced = trace(wrapped, max_length=limit)
+        step("writing the graphs")
+        graphs = write_graphs(traced, draft, targets)
+        step("computing PyTorch's vectors")
+        reference = _make_reference(draft, wrapped, model)
+        del wrapped, encoder, traced
+        step("hashing the files")
+        manifest = Manifest(
+            model=model,
+            graphs=graphs,
+            variants=tuple(_variant(target, parity=None) for target in targets),
+            files=_hash_files(draft),
+            provenance=_provenance(checkpoint, random_seed),
+        )
+        rows = []
+        for target in targets:
+            step(f"checking parity of {target.file}")
+            rows.append(prove(Bundle(draft, manifest), target, reference))
+        parities = {row.variant: row.parity for row in rows}
+        variants = tuple(
+            _variant(target, parity=parities[_variant_name(target)]) for target in targets
+        )
+        proven = Manifest(**{**manifest.__dict__, "variants": variants})
+        (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
+        step("putting the bundle in place")
+        _put_in_place(draft, output)
+    # Just hashed: the first opening on this machine need not do it again.
+    integrity.remember(output / WEIGHTS_FILE, manifest.files[WEIGHTS_FILE].sha256)
+    return rows
+
+
+def write_graphs(traced: ir.Model, folder: Path, targets: Sequence[Target]) -> dict[str, Graph]:
+    """Bring the traced graph into each target's form and write it.
+
+    The portable graph is written first, with all weights in one file that the other
+    graphs refer to.
+
+    Returns:
+        Descriptions of the graphs, by target.
+    """
+    (folder / "onnx").mkdir()
+    graphs = {}
+    portable = _lowered(traced, PORTABLE)
+    path = folder / PORTABLE.file
+    ir.save(portable, path, external_data=Path(WEIGHTS_FILE).name)
+    graphs[PORTABLE.name] = _describe(portable, PORTABLE)
+    written = ir.load(path).graph.initializers
+    for target in targets:
+        if target is PORTABLE:
+            continue
+        model = _lowered(traced, target)
+        for name, value in model.graph.initializers.items():
+            if name in written and isinstance(written[name].const_value, ir.ExternalTensor):
+                value.const_value = written[name].const_value
+        # Constants that only this graph has are a few bytes, and stay inside it.
+        ir.save(model, folder / target.file)
+        graphs[target.name] = _describe(model, target)
+    return graphs
+
+
+def prove(bundle: Bundle, target: Target, reference: Reference) -> Row:
+    """Run one graph on the reference's texts and compare with PyTorch.
+
+    Texts of unlike length share a batch, so that padding is part of what is proven.
+
+    Raises:
+        ExportError: If the result misses the tolerance of the target's precision.
+    """
+    start = time.perf_counter()
+    engine = open_engine(bundle, _variant(target, parity=None))
+    pad = bundle.manifest.model.pad_token_id
+    order = np.argsort([len(ids) for ids in reference.token_ids], kind="stable")
+    vectors = np.empty_like(reference.vectors)
+    for rows in _mixed_batches(order):
+        ids, mask = pad_batch([reference.token_ids[row] for row in rows], pad_token_id=pad)
+        (vectors[rows],) = engine.run(ids, mask, ["sentence_embedding"])
+    parity = compare(vectors, reference.vectors)
+    failures = parity.failures(TOLERANCES[target.precision])
+    if failures:
+        raise ExportError(
+            f"{target.file} on {engine.info.provider} is too far from PyTorch's vectors: "
+            f"{'; '.join(failures)}. Nothing was written; please report this model"
+        )
+    return Row(
+        graph=target.file,
+        variant=engine.info.variant,
+        precision=engine.info.precision,
+        provider=engine.info.provider,
+        size_bytes=sum(
+            (bundle.path / name).stat().st_size for name in (target.file, WEIGHTS_FILE)
+        ),
+        parity=parity,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _mixed_batches(order: NDArray[np.intp], rows: int = 4) -> Iterator[NDArray[np.intp]]:
+    """Deal the sorted texts out so that short and long ones meet."""
+    count = -(-len(order) // rows)
+    for number in range(count):
+        yield order[number::count]
+
+
+def _lowered(traced: ir.Model, target: Target) -> ir.Model:
+    model = traced.clone()
+    for output in list(model.graph.outputs):
+        if output.name not in target.outputs:
+            model.graph.outputs.remove(output)
+    for graph_pass in target.passes():
+        graph_pass(model)
+    RemoveUnusedNodesPass()(model)
+    CheckerPass(full_check=False)(model) if target is not PORTABLE else None
+    return model
+
+
+def _describe(model: ir.Model, target: Target) -> Graph:
+    return Graph(
+        file=target.file,
+        weights=WEIGHTS_FILE,
+        opset=model.opset_imports[""],
+        inputs=tuple(str(value.name) for value in model.graph.inputs),
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+    )
+
+
+def _make_reference(draft: Path, encoder: PooledEncoder, model: Model) -> Reference:
+    # With the runtime's own tokenizer, whose ids the tests compare with transformers'.
+    token_ids = TextTokenizer(draft / TOKENIZER_FILE).encode(
+        PARITY_TEXTS, max_length=min(model.max_length, 512)
+    )
+    reference = Reference(
+        texts=PARITY_TEXTS,
+        token_ids=tuple(token_ids),
+        vectors=reference_vectors(encoder, token_ids),
+    )
+    if not np.isfinite(reference.vectors).all():
+        raise ExportError(f"PyTorch itself gives NaN or infinity for {model.name}")
+    reference.save(draft / PARITY_FILE)
+    return reference
+
+
+def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokenizer: Any) -> None:
+    """Write what makes the folder readable for sentence-transformers, optimum and TEI."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(draft)
+    for extra in ("vocab.txt", "added_tokens.json", "sentencepiece.bpe.model"):
+        (draft / extra).unlink(missing_ok=True)  # all in tokenizer.json
+    sequence = min(model.max_length, 512)
+    # The key names of sentence-transformers before 5.4, which TEI knows and newer ones read.
+    documents: dict[str, Any] = {
+        "config.json": dict(checkpoint.config),
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
+            for package in ("sentence_transformers.models",)
+            for index, (kind, path) in enumerate(
+                (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+            )
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": model.dim,
+            "pooling_mode_cls_token": model.pooling == "cls",
+            "pooling_mode_mean_tokens": model.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+        "sentence_bert_config.json": {"max_seq_length": sequence, "do_lower_case": False},
+        "config_sentence_transformers.json": {
+            "prompts": {"query": model.query_instruction} if model.query_instruction else {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for name, document in documents.items():
+        path = draft / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _hash_files(draft: Path) -> dict[str, File]:
+    files = sorted(path for path in draft.rglob("*") if path.is_file())
+    return {
+        path.relative_to(draft).as_posix(): File(
+            size_bytes=path.stat().st_size, sha256=integrity.file_sha256(path)
+        )
+        for path in files
+    }
+
+
+def _provenance(checkpoint: Checkpoint, random_seed: int | None) -> Provenance:
+    return Provenance(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        random_seed=random_seed,
+        weights_sha256={
+            name: integrity.file_sha256(checkpoint.folder / name)
+            for name in checkpoint.weight_files
+        },
+        versions={name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
+    )
+
+
+def _variant(target: Target, *, parity: Parity | None) -> Variant:
+    return Variant(
+        name=_variant_name(target),
+        graph=target.name,
+        engine=target.engine,
+        device=target.device,
+        precision=target.precision,
+        parity=parity,
+    )
+
+
+def _variant_name(target: Target) -> str:
+    return f"{target.name}-{target.precision}"
+
+
+@contextmanager
+def _draft_beside(output: Path) -> Iterator[Path]:
+    """Make a folder to write into, and remove it unless it was renamed away.
+
+    Turns whatever the file system refuses into an `ExportError`.
+    """
+    draft: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+        draft.chmod(0o755)  # mkdtemp makes it private, and a bundle is to be shared
+        yield draft
+    except BgeError:
+        raise
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error}. Nothing was left behind") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_space(draft: Path, checkpoint: Checkpoint) -> None:
+    needed = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weight_files)
+    free = shutil.disk_usage(draft).free
+    if free < needed:
+        raise ExportError(
+            f"the disk of {draft.parent} has {free / 1e6:,.0f} MB free, and the bundle takes at "
+            f"least {needed / 1e6:,.0f} MB; free some, or choose another --output"
+        )
+
+
+def _put_in_place(draft: Path, output: Path) -> None:
+    for path in draft.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if not output.exists():
+        draft.rename(output)
+        return
+    # A folder cannot be replaced in one step; the old one is deleted last.
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
+    output.rename(old / output.name)
+    try:
+        draft.rename(output)
+    except OSError:
+        (old / output.name).rename(output)
+        raise
+    finally:
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)

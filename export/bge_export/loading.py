@@ -1,0 +1,134 @@
+"""From a checkpoint folder to a PyTorch encoder and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from bge_export.checkpoint import Checkpoint
+from bge_export.tracing import PooledEncoder
+from bge_runtime.errors import ExportError
+
+# Parts of a published encoder that an embedding never uses, and may lack.
+_UNUSED_PARTS = ("pooler.", "embeddings.position_ids")
+
+
+def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> torch.nn.Module:
+    """Load an encoder in fp32, on the CPU.
+
+    Raises:
+        ExportError: If the weights cannot be read, or do not fit the configuration.
+    """
+    try:
+        with _quiet():
+            model, report = AutoModel.from_pretrained(
+                checkpoint.folder,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                weights_only=True,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, pickle.UnpicklingError) as error:
+        raise ExportError(
+            f"transformers cannot load {checkpoint.source}: {_first_lines(error)}"
+        ) from error
+    # transformers fills what is missing with random numbers and goes on.
+    missing = sorted(
+        key for key in report["missing_keys"] if not any(part in key for part in _UNUSED_PARTS)
+    )
+    if missing:
+        raise ExportError(
+            f"{checkpoint.source} lacks {len(missing)} weights of its architecture, such as "
+            f"{missing[0]}; it is damaged, or of another type than its config.json says"
+        )
+    return _ready(model)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """Load a checkpoint's fast tokenizer, set up as transformers would use it.
+
+    Raises:
+        ExportError: If there is none.
+    """
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ExportError(f"cannot load a tokenizer from {folder}: {_first_lines(error)}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ExportError(
+            f"{folder} has no fast tokenizer ({type(tokenizer).__name__} runs in Python only)"
+        )
+    if tokenizer.padding_side != "right" or tokenizer.truncation_side != "right":
+        raise ExportError(
+            f"the tokenizer of {folder} pads on the {tokenizer.padding_side} and truncates on "
+            f"the {tokenizer.truncation_side}; encoders here do both on the right"
+        )
+    return tokenizer
+
+
+def max_length(encoder: torch.nn.Module) -> int:
+    """Count the tokens that an encoder has positions for."""
+    config: Any = encoder.config
+    positions = int(config.max_position_embeddings)
+    # RoBERTa counts positions from the padding id on (arXiv:1907.11692's code).
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    return positions - offset
+
+
+def takes_token_types(encoder: torch.nn.Module) -> bool:
+    """Tell whether an encoder has more than one token type."""
+    return int(getattr(encoder.config, "type_vocab_size", 0) or 0) > 1
+
+
+@torch.no_grad()
+def reference_vectors(
+    encoder: PooledEncoder, token_ids: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """Compute PyTorch's vectors, one text at a time, so that nothing is padded.
+
+    Returns:
+        Pooled vectors, not normalised. Shape: ``(len(token_ids), dim)``.
+    """
+    rows = []
+    for ids in token_ids:
+        batch = torch.from_numpy(ids)[None]
+        _, vector = encoder(batch, torch.ones_like(batch), torch.zeros_like(batch))
+        rows.append(vector[0].numpy())
+    return np.stack(rows)
+
+
+def _ready(model: Any) -> torch.nn.Module:
+    encoder: torch.nn.Module = model.eval().float()
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    return encoder
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep advice for people who train models off the terminal."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

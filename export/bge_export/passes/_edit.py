@@ -1,0 +1,40 @@
+"""Small helpers that the passes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+
+class Edit(Tape):
+    """New nodes and constants, collected first and put into the graph at once."""
+
+    def constant(self, array: Any, name: str) -> ir.Value:
+        """Add a constant."""
+        return self.initializer(ir.tensor(np.asarray(array), name=name))
+
+    def insert_before(self, node: ir.Node) -> None:
+        """Put everything collected into the graph of ``node``, in front of it."""
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        for value in self.initializers:
+            graph.register_initializer(value)
+        graph.insert_before(node, self.nodes)
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Tell whether a node is one of these standard operators."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def unique_name(graph: ir.Graph, stem: str) -> str:
+    """Find an initializer name that is free."""
+    if stem not in graph.initializers:
+        return stem
+    number = 1
+    while f"{stem}_{number}" in graph.initializers:
+        number += 1
+    return f"{stem}_{number}"

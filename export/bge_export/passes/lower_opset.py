@@ -1,0 +1,51 @@
+"""Declare an older opset, once nothing in the graph needs the newer one."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+# Operators whose later versions differ from opset 18 only in the types they admit,
+# or in an attribute that is dropped here because it says what the older one did.
+_ONLY_TYPES_ADDED = frozenset(
+    "Add Cast Concat Constant ConstantOfShape CumSum Div Equal Erf Expand Gather Identity "
+    "LayerNormalization MatMul Mul Not Pow Range ReduceMean ReduceSum Reshape Shape Slice "
+    "Softmax Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where And Or Less Greater LessOrEqual "
+    "GreaterOrEqual Neg Min Max Clip Tile Split Flatten Size".split()
+)
+_NEWER_DEFAULTS = {"Cast": {"saturate", "round_mode"}}
+
+
+class LowerOpset(ir.passes.InPlacePass):
+    """Set the version of the standard operators.
+
+    Requires: only operators that mean the same in both versions; run the passes that
+    spell the others out first.
+    Changes: the opset import, and attributes that the older version does not have.
+    """
+
+    def __init__(self, version: int) -> None:
+        """Choose the version to declare."""
+        super().__init__()
+        self.version = version
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass.
+
+        Raises:
+            ValueError: If an operator changed its meaning in between, or is too new.
+        """
+        current = model.opset_imports[""]
+        for node in model.graph:
+            if node.domain != "":
+                raise ValueError(f"operator {node.domain}::{node.op_type} is not a standard one")
+            then = onnx.defs.get_schema(node.op_type, current, "").since_version
+            if then > self.version and node.op_type not in _ONLY_TYPES_ADDED:
+                raise ValueError(
+                    f"operator {node.op_type} of opset {then} has no equal in opset {self.version}"
+                )
+            for name in _NEWER_DEFAULTS.get(node.op_type, ()):
+                node.attributes.pop(name, None)
+            node.version = None
+        model.opset_imports[""] = self.version
+        return ir.passes.PassResult(model, modified=current != self.version)

@@ -1,0 +1,153 @@
+"""Checkpoints at full size with seeded random weights, for where no hub is.
+
+They have the architecture's speed, memory and numerics, and embed nothing. Weights are
+wider than an untrained model's: with those, every token attends alike and the residual
+stream drowns the rest, so that a graph which ignores the mask, or has two layers
+swapped, gives nearly the same vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from bge_runtime.errors import ExportError
+from bge_runtime.registry import MODELS, BertShape, ModelFacts, find_model
+
+_SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+"""Ids that BERT's English and Chinese vocabularies share."""
+
+
+def random_model_facts(source: str) -> ModelFacts:
+    """Look up a model that can be made with random weights.
+
+    Raises:
+        ExportError: If the name is not one of them; the message lists them.
+    """
+    facts = find_model(source)
+    if facts is None or facts.shape is None:
+        names = ", ".join(name for name, known in MODELS.items() if known.shape)
+        raise ExportError(
+            f"--random-weights makes the architectures {names}; it does not know {source}"
+        )
+    return facts
+
+
+def write_random_checkpoint(
+    facts: ModelFacts, folder: Path, *, seed: int, tokenizer: Path | None = None
+) -> None:
+    """Write a whole checkpoint: configuration, weights and tokenizer.
+
+    Args:
+        facts: A model with a shape.
+        folder: An empty folder.
+        seed: Seed of the weights. The same seed gives the same weights.
+        tokenizer: Folder to take the tokenizer from; None makes one of the right size.
+
+    Raises:
+        ExportError: If the tokenizer has more ids than the model has embeddings.
+    """
+    assert facts.shape is not None
+    fast = _load(tokenizer) if tokenizer else make_tokenizer(facts.shape.vocab_size)
+    if len(fast) > facts.shape.vocab_size:
+        raise ExportError(
+            f"the tokenizer in {tokenizer} has {len(fast):,} ids, and {facts.name} has "
+            f"embeddings for {facts.shape.vocab_size:,}; pass one of its own family"
+        )
+    random_bert(facts.shape, seed=seed).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def random_bert(shape: BertShape, *, seed: int) -> BertModel:
+    """Make a BERT encoder with seeded weights wide enough to matter."""
+    config = BertConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+    )
+    # Made on the meta device: the default initialisation would take as long again.
+    with torch.device("meta"):
+        model = BertModel(config, add_pooling_layer=False)
+    model.to_empty(device="cpu")
+    widen(model, seed=seed)
+    return model.eval()
+
+
+@torch.no_grad()
+def widen(model: torch.nn.Module, *, seed: int) -> None:
+    """Fill an encoder's weights from a seed.
+
+    Each matrix keeps the scale of what it multiplies; queries and keys are wider, so
+    that attention prefers some tokens to others; norms and biases are not all alike.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "embeddings" not in name:
+            gain = 1.5 if ".query." in name or ".key." in name else 1.0
+            spread = gain / math.sqrt(parameter.shape[1])
+            parameter.normal_(0, spread, generator=generator)
+        elif parameter.dim() == 2:
+            parameter.normal_(0, 1 if "word" in name else 0.5, generator=generator)
+        elif name.endswith("LayerNorm.weight"):
+            parameter.normal_(1, 0.1, generator=generator)
+        else:
+            parameter.normal_(0, 0.1, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        else:
+            buffer.zero_()
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Make a WordPiece tokenizer with exactly this many ids.
+
+    Its pieces are single characters (ASCII and the common Chinese ones) and the
+    shortest strings of Latin letters, so that real text becomes several known pieces a
+    word.
+    """
+    pieces = iter(dict.fromkeys(_pieces()))
+    vocabulary = dict(_SPECIAL)
+    for number in range(vocab_size):
+        if number not in _SPECIAL.values():
+            # The first hundred ids are unused in the published vocabularies, too.
+            piece = next(pieces, None) if number > _SPECIAL["[UNK]"] else None
+            vocabulary[piece or f"[unused{number}]"] = number
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", _SPECIAL["[SEP]"]), ("[CLS]", _SPECIAL["[CLS]"])
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=512,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def _pieces() -> list[str]:
+    ascii_characters = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pairs = [a + b for a in letters for b in letters]
+    triples = [pair + c for pair in pairs for c in letters]
+    chinese = [chr(code) for code in range(0x4E00, 0x4E00 + 6500)]
+    singles = ascii_characters + ["##" + c for c in ascii_characters] + chinese
+    endings = ["##" + piece for piece in pairs + triples]
+    return singles + pairs + endings[: len(pairs)] + triples[::2] + endings[len(pairs) :: 2]
+
+
+def _load(folder: Path) -> PreTrainedTokenizerFast:
+    from bge_export.loading import load_tokenizer
+
+    return load_tokenizer(folder)

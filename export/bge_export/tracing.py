@@ -1,0 +1,132 @@
+"""From a PyTorch encoder to one ONNX graph."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
+from bge_export.targets import TRACE_OPSET
+from bge_runtime.errors import ExportError
+
+
+class PooledEncoder(torch.nn.Module):
+    """An encoder with its pooling, as it goes into the graph.
+
+    The pooled vectors are not normalised: ``truncate_dim`` comes before that.
+    """
+
+    def __init__(self, encoder: torch.nn.Module, *, pooling: str, token_types: bool) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: Takes ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
+            pooling: ``"cls"`` or ``"mean"``.
+            token_types: Whether it takes ``token_type_ids`` as well.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.token_types = token_types
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode and pool.
+
+        Args:
+            input_ids: int64. Shape: ``(batch, sequence)``.
+            attention_mask: int64, 1 for a token. Shape: ``(batch, sequence)``.
+            token_type_ids: int64, or None. Shape: ``(batch, sequence)``.
+
+        Returns:
+            Hidden states, shape ``(batch, sequence, dim)``, and vectors, shape
+            ``(batch, dim)``.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.token_types:
+            inputs["token_type_ids"] = token_type_ids
+        hidden = self.encoder(**inputs, return_dict=True).last_hidden_state
+        if self.pooling == "cls":
+            return hidden, hidden[:, 0]
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return hidden, (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@torch.no_grad()
+def trace(encoder: PooledEncoder, *, max_length: int) -> ir.Model:
+    """Trace an encoder into a graph with free batch and sequence axes.
+
+    Returns:
+        A model of opset 23 with inputs ``input_ids``, ``attention_mask`` and, if the
+        encoder takes them, ``token_type_ids``; outputs ``last_hidden_state`` and
+        ``sentence_embedding``.
+
+    Raises:
+        ExportError: If PyTorch cannot trace the encoder.
+    """
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * encoder.token_types
+    # Two rows of unequal length, so that no axis looks like a constant.
+    mask = torch.ones(2, 7, dtype=torch.int64)
+    mask[1, 5:] = 0
+    example = {
+        "input_ids": torch.full((2, 7), 5),
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros(2, 7, dtype=torch.int64),
+    }
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    sequence = torch.export.Dim("sequence", min=2, max=max_length)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                encoder,
+                tuple(example[name] for name in names),
+                dynamo=True,
+                opset_version=TRACE_OPSET,
+                input_names=names,
+                output_names=["last_hidden_state", "sentence_embedding"],
+                dynamic_shapes=tuple({0: batch, 1: sequence} for _ in names),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises one class for each of its stages
+        first_line = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"PyTorch {torch.__version__} cannot trace {type(encoder.encoder).__name__}: "
+            f"{type(error).__name__}: {first_line}"
+        ) from error
+    assert program is not None
+    model = program.model
+    # Node metadata holds Python stacks with the paths of this machine.
+    ClearMetadataAndDocStringPass()(model)
+    RemoveUnusedNodesPass()(model)
+    model.producer_name = "bge-export"
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about packages that are not needed off the terminal."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

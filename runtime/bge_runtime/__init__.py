@@ -1,0 +1,9 @@
+"""Run BGE embedding models in production: FlagEmbedding's interface, no PyTorch."""
+
+from bge_runtime.auto_model import FlagAutoModel
+from bge_runtime.bundle import Bundle
+from bge_runtime.flag_model import FlagModel
+
+__all__ = ["Bundle", "FlagAutoModel", "FlagModel", "__version__"]
+
+__version__ = "0.1.0"

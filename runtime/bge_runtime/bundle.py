@@ -1,0 +1,178 @@
+"""A bundle: the folder that ``bge-export`` writes and the runtime opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime import integrity, manifest
+from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
+from bge_runtime.manifest import Graph, Manifest
+
+TOKENIZER_FILE = "tokenizer.json"
+PARITY_FILE = "parity.npz"
+
+_EXPORT_AGAIN = "copy the bundle again, or export it again with bge-export --force"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and checked bundle.
+
+    Attributes:
+        path: Its folder, absolute.
+        manifest: What its ``bge.json`` says.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle and check that it is whole.
+
+        Every file must be there with its size. Graphs and small files are hashed each
+        time, weights once per file (see `bge_runtime.integrity`).
+
+        Raises:
+            ModelNotFoundError: If there is no bundle at ``path``.
+            BundleVersionError: If it was written by a newer bge-runtime.
+            BundleIntegrityError: If a file is missing, short or changed.
+            BundleError: If its manifest is damaged.
+        """
+        # Absolute, so that a later change of directory cannot move the model.
+        folder = Path(path).expanduser().absolute()
+        manifest_path = folder / manifest.FILE_NAME
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelNotFoundError(_not_found(str(path), folder)) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"cannot read {manifest_path}: {error}") from error
+        bundle = cls(folder, Manifest.from_json(text, where=str(manifest_path)))
+        bundle._check_files()
+        return bundle
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The serialised fast tokenizer."""
+        return self.path / TOKENIZER_FILE
+
+    def graph(self, key: str) -> Graph:
+        """Look a graph up by its key.
+
+        Raises:
+            BundleError: If the manifest names a graph that it does not describe.
+        """
+        try:
+            return self.manifest.graphs[key]
+        except KeyError:
+            raise BundleError(
+                f"{self.path / manifest.FILE_NAME} names a graph {key!r} that it does not "
+                f"describe; {_EXPORT_AGAIN}"
+            ) from None
+
+    def reference(self) -> Reference:
+        """Load PyTorch's vectors for the bundle's own texts.
+
+        Raises:
+            BundleError: If ``parity.npz`` cannot be read.
+        """
+        return Reference.load(self.path / PARITY_FILE)
+
+    def _check_files(self) -> None:
+        weights = {graph.weights for graph in self.manifest.graphs.values()}
+        unlisted = weights | {graph.file for graph in self.manifest.graphs.values()}
+        unlisted -= set(self.manifest.files)
+        if unlisted:
+            raise BundleIntegrityError(
+                f"{self.path / manifest.FILE_NAME} lists no size and hash for "
+                f"{', '.join(sorted(unlisted))}; {_EXPORT_AGAIN}"
+            )
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            try:
+                size = path.stat().st_size
+                if size != expected.size_bytes:
+                    raise BundleIntegrityError(
+                        f"{path} has {size:,} bytes and should have "
+                        f"{expected.size_bytes:,}; {_EXPORT_AGAIN}"
+                    )
+                read = integrity.remembered_sha256 if name in weights else integrity.file_sha256
+                sha256 = read(path)
+            except FileNotFoundError:
+                raise BundleIntegrityError(f"{path} is missing; {_EXPORT_AGAIN}") from None
+            except OSError as error:
+                raise BundleIntegrityError(f"cannot read {path}: {error}") from error
+            if sha256 != expected.sha256:
+                raise BundleIntegrityError(
+                    f"{path} has changed since it was exported (its sha256 is {sha256[:12]}… "
+                    f"and should be {expected.sha256[:12]}…); {_EXPORT_AGAIN}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Tokenised texts with PyTorch's fp32 vectors: a bundle's proof of parity.
+
+    Attributes:
+        texts: The texts themselves.
+        token_ids: Their tokens, special tokens included. One int64 array a text.
+        vectors: PyTorch's pooled vectors, not normalised. Shape: ``(texts, dim)``.
+    """
+
+    texts: tuple[str, ...]
+    token_ids: tuple[NDArray[np.int64], ...]
+    vectors: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        """Write ``parity.npz``.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        np.savez(
+            path,
+            texts=np.frombuffer("\0".join(self.texts).encode(), dtype=np.uint8),
+            tokens=np.concatenate(self.token_ids).astype(np.int32),
+            lengths=np.array([len(ids) for ids in self.token_ids], dtype=np.int32),
+            vectors=self.vectors.astype(np.float32),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read ``parity.npz``.
+
+        Raises:
+            BundleError: If it cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                ends = np.cumsum(data["lengths"])[:-1]
+                tokens = data["tokens"].astype(np.int64)
+                return cls(
+                    texts=tuple(data["texts"].tobytes().decode().split("\0")),
+                    token_ids=tuple(np.split(tokens, ends)),
+                    vectors=data["vectors"],
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(f"cannot read {path}: {error}; {_EXPORT_AGAIN}") from error
+
+
+def _not_found(asked: str, folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        found, source = "that folder holds a checkpoint, not a bundle", asked
+    elif folder.is_dir():
+        found, source = "that folder holds neither a bundle nor a checkpoint", "MODEL"
+    else:
+        found, source = "there is no such folder", asked
+    output = Path(asked.rstrip("/")).name + ("-bundle" if folder.is_dir() else "")
+    return (
+        f"no bundle at {asked!r}: {found}. Export the model once, where PyTorch is "
+        f"installed (pip install 'bge-runtime[export]'), with\n"
+        f"    bge-export {source} --output {output}\n"
+        f"and pass that folder."
+    )

@@ -1,0 +1,313 @@
+"""What all embedding models share: from texts to rows of vectors.
+
+texts ─ instruct ─ tokenize ─ plan batches ─ engine ─ post-process ─ input order
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bge_runtime.batching import pad_batch, plan_batches
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines import Engine, device_kind, open_engine, select_variant
+from bge_runtime.errors import DeviceError
+from bge_runtime.manifest import Variant
+from bge_runtime.tokenization import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 2048
+"""Texts that are tokenised and sorted together. While one window is computed the next
+one is tokenised; batches of 2,048 sorted texts hold next to no padding."""
+
+PostProcess = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+_alive: weakref.WeakSet[Embedder] = weakref.WeakSet()
+
+
+class Embedder:
+    """A bundle opened on one or more devices.
+
+    Any number of threads may use one embedder at once. It survives ``fork`` and
+    ``pickle``: the copy opens engines of its own when it is first used.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        devices: str | int | Sequence[str] | Sequence[int] | None,
+        engine: str,
+        precision: str,
+        threads: int | None,
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            model_name_or_path: Folder of the bundle.
+            devices: Device, or devices to share the work, such as ``"cpu"``.
+            engine: Name of an engine, or ``"auto"``.
+            precision: Name of a precision, or ``"auto"``.
+            threads: Threads that each engine computes with; None for all.
+        """
+        self.bundle = Bundle.open(model_name_or_path)
+        self.target_devices = resolve_devices(devices)
+        self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
+        self._threads = threads
+        self._variants: dict[str, Variant] = {
+            device: select_variant(self.bundle, device=device, engine=engine, precision=precision)
+            for device in dict.fromkeys(self.target_devices)
+        }
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+        self._open_engines()
+        _alive.add(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the first device; its ``info`` tells what is in force."""
+        return self._open_engines()[self.target_devices[0]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_engines"], state["_lock"], state["tokenizer"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # Checked anew: the copy may be on another machine, or the bundle replaced.
+        self.bundle = Bundle.open(self.bundle.path)
+        self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
+        self._engines = {}
+        self._lock = threading.Lock()
+        _alive.add(self)
+
+    def _open_engines(self) -> dict[str, Engine]:
+        engines = self._engines
+        if engines:
+            return engines
+        with self._lock:
+            if not self._engines:
+                self._engines = {
+                    device: open_engine(self.bundle, variant, threads=self._threads)
+                    for device, variant in self._variants.items()
+                }
+            return self._engines
+
+    def _after_fork_in_child(self) -> None:
+        # The threads behind the engines stayed in the parent, and another of its
+        # threads may have held the lock.
+        for engine in self._engines.values():
+            engine.abandon()
+        self._engines = {}
+        self._lock = threading.Lock()
+
+    def _embed(
+        self,
+        texts: list[str],
+        post_process: PostProcess,
+        *,
+        output: str,
+        dim: int,
+        batch_size: int,
+        max_length: int,
+        devices: Sequence[str],
+        show_progress_bar: bool | None,
+    ) -> NDArray[np.float32]:
+        """Compute one output for each text, in input order.
+
+        Args:
+            texts: The texts.
+            post_process: Turns the raw rows of a batch into rows of the result.
+            output: Name of the graph's output.
+            dim: Components of a row of the result.
+            batch_size: Most texts in a batch.
+            max_length: Most tokens of a text.
+            devices: Devices to share the work.
+            show_progress_bar: None shows it for a long call on a terminal.
+
+        Returns:
+            Shape: ``(len(texts), dim)``.
+        """
+        opened = self._open_engines()
+        engines = [opened[device] for device in dict.fromkeys(devices)]
+        result = np.empty((len(texts), dim), dtype=np.float32)
+        batches = self._batches(
+            texts,
+            batch_size=batch_size,
+            max_length=self._readable_length(max_length),
+            engine=engines[0],
+        )
+        if show_progress_bar is None:
+            # A tqdm that is told None asks whether stderr is a terminal.
+            hidden = None if len(texts) >= batch_size else True
+        else:
+            hidden = not show_progress_bar
+
+        with tqdm(total=len(texts), desc="embedding", unit="text", disable=hidden) as bar:
+
+            def run(engine: Engine, batch: _Batch) -> None:
+                rows, ids, mask = batch
+                (raw,) = engine.run(ids, mask, [output])
+                result[rows] = post_process(raw)
+                bar.update(len(rows))
+
+            _share(engines, batches, run)
+        return result
+
+    def _batches(
+        self, texts: Sequence[str], *, batch_size: int, max_length: int, engine: Engine
+    ) -> Iterator[_Batch]:
+        pad_token_id = self.bundle.manifest.model.pad_token_id
+        for start, tokens in self._tokenized_windows(texts, max_length=max_length):
+            plan = plan_batches(
+                [len(ids) for ids in tokens],
+                max_tokens=engine.batch_tokens,
+                max_rows=batch_size,
+                max_padding=engine.batch_overhead_tokens,
+            )
+            for rows in plan:
+                ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=pad_token_id)
+                yield rows + start, ids, mask
+
+    def _tokenized_windows(
+        self, texts: Sequence[str], *, max_length: int
+    ) -> Iterator[tuple[int, list[NDArray[np.int64]]]]:
+        starts = range(0, len(texts), _WINDOW)
+        windows = [texts[start : start + _WINDOW] for start in starts]
+        if len(windows) <= 1:
+            for window in windows:
+                yield 0, self.tokenizer.encode(window, max_length=max_length)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
+            tokenize = self.tokenizer.encode
+            coming = background.submit(tokenize, windows[0], max_length=max_length)
+            for start, following in zip(starts, [*windows[1:], None], strict=True):
+                tokens = coming.result()
+                if following is not None:
+                    coming = background.submit(tokenize, following, max_length=max_length)
+                yield start, tokens
+
+    def _readable_length(self, max_length: int) -> int:
+        limit = self.bundle.manifest.model.max_length
+        if max_length > limit:
+            warnings.warn(
+                f"max_length={max_length} is more than the {limit} tokens that "
+                f"{self.bundle.manifest.model.name} can read; longer texts are cut at {limit}",
+                stacklevel=5,
+            )
+        return min(max_length, limit)
+
+
+_Batch = tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _share(
+    engines: Sequence[Engine],
+    batches: Iterator[_Batch],
+    run: Callable[[Engine, _Batch], None],
+) -> None:
+    """Let each engine take the next batch until none is left, or one has failed."""
+    if len(engines) == 1:
+        for batch in batches:
+            run(engines[0], batch)
+        return
+    lock = threading.Lock()
+    failed = threading.Event()
+
+    def work(engine: Engine) -> None:
+        try:
+            while not failed.is_set():
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                run(engine, batch)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(len(engines), thread_name_prefix="bge-engine") as pool:
+        try:
+            for future in [pool.submit(work, engine) for engine in engines]:
+                future.result()
+        except BaseException:
+            failed.set()  # an interrupt reaches only the calling thread
+            raise
+
+
+def resolve_devices(devices: str | int | Sequence[str] | Sequence[int] | None) -> list[str]:
+    """Turn FlagEmbedding's ``devices`` into a list of names.
+
+    Args:
+        devices: A name, a GPU's number, a list of either, or None for the default.
+
+    Returns:
+        Names such as ``"cpu"`` and ``"cuda:1"``; at least one.
+
+    Raises:
+        DeviceError: If a name has no known form, or the list is empty.
+        TypeError: If it is something else.
+    """
+    if devices is None:
+        return ["cpu"]
+    listed: Sequence[Any] = [devices] if isinstance(devices, str | int) else devices
+    if not isinstance(listed, list | tuple) or not all(
+        isinstance(device, str | int) and not isinstance(device, bool) for device in listed
+    ):
+        raise TypeError(
+            "devices must be a name, a GPU's number or a list of either, "
+            f"such as 'cpu' or ['cuda:0', 'cuda:1'], but is {devices!r}"
+        )
+    if not listed:
+        raise DeviceError("devices is an empty list; name one, such as 'cpu', or pass None")
+    names = [f"cuda:{device}" if isinstance(device, int) else device for device in listed]
+    return ["cpu" if device_kind(name) == "cpu" else name for name in names]
+
+
+def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
+    """Check and list the texts of a call.
+
+    Args:
+        texts: A string, or an ordered iterable of strings.
+        name: Name of the argument, for errors.
+
+    Returns:
+        The texts, and whether a single string was given.
+
+    Raises:
+        TypeError: If something is not a string.
+    """
+    if isinstance(texts, str):
+        return [texts], True
+    if isinstance(texts, bytes | Mapping | Set) or not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be a string or a list of strings, not {_type(texts)}")
+    listed = list(texts)
+    for index, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{index}] must be a string, not {_type(text)}")
+    return listed, False
+
+
+def _type(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _after_fork_in_child() -> None:
+    for embedder in list(_alive):
+        embedder._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

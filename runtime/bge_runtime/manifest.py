@@ -1,0 +1,211 @@
+"""``bge.json``: what a bundle says about itself.
+
+A bundle is read by this table alone; the runtime keeps no list of models. The format
+is versioned: a reader refuses a newer version and ignores keys it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bge_runtime.errors import BundleError, BundleVersionError
+from bge_runtime.parity import Parity
+
+FILE_NAME = "bge.json"
+FORMAT = "bge-runtime bundle"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The facts of the exported model.
+
+    Attributes:
+        name: Name of the checkpoint, without owner.
+        model_class: FlagEmbedding's class name for it.
+        architecture: ``model_type`` of its configuration.
+        dim: Components of an embedding.
+        layers: Transformer layers.
+        vocab_size: Rows of the word-embedding table.
+        max_length: Most tokens that it can read, special tokens included.
+        pooling: Pooling that its graphs contain.
+        query_instruction: Instruction its authors recommend for queries, if any.
+        query_instruction_format: How instruction and query are joined.
+        pad_token_id: Id that fills shorter rows of a batch.
+    """
+
+    name: str
+    model_class: str
+    architecture: str
+    dim: int
+    layers: int
+    vocab_size: int
+    max_length: int
+    pooling: str
+    query_instruction: str | None
+    query_instruction_format: str
+    pad_token_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """An ONNX graph of the bundle.
+
+    Attributes:
+        file: Path inside the bundle.
+        weights: Path of its external data, which graphs may share.
+        opset: Version of the standard operators.
+        inputs: Names of its inputs.
+        outputs: Names of its outputs.
+    """
+
+    file: str
+    weights: str
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to run a graph, with the parity measured for it.
+
+    Attributes:
+        name: Unique in the bundle.
+        graph: Key of the graph it runs.
+        engine: Engine that runs it.
+        device: Kind of device, such as ``"cpu"``.
+        precision: Arithmetic in force, such as ``"fp32"``.
+        parity: Measured against PyTorch's fp32 vectors; None if it was not measured.
+    """
+
+    name: str
+    graph: str
+    engine: str
+    device: str
+    precision: str
+    parity: Parity | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of the bundle.
+
+    Attributes:
+        size_bytes: Its length.
+        sha256: Hash of its content, in hexadecimal.
+    """
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a bundle comes from.
+
+    Attributes:
+        source: Hub id, path or name given to ``bge-export``.
+        revision: Commit of the hub repository, if it came from the hub.
+        random_seed: Seed of random weights; None for a real checkpoint.
+        weights_sha256: Hash of each weight file of the checkpoint.
+        versions: Version of each library that took part.
+    """
+
+    source: str
+    revision: str | None
+    random_seed: int | None
+    weights_sha256: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of ``bge.json``.
+
+    Attributes:
+        model: Facts of the model.
+        graphs: Graphs by key.
+        variants: Ways to run them, the preferred one first.
+        files: Every other file of the bundle, by path.
+        provenance: Where it comes from.
+    """
+
+    model: Model
+    graphs: Mapping[str, Graph]
+    variants: tuple[Variant, ...]
+    files: Mapping[str, File]
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        """Serialise, with the format's name and version first."""
+        document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """Parse the text of a ``bge.json``.
+
+        Args:
+            text: The file's content.
+            where: Path to name in errors.
+
+        Raises:
+            BundleVersionError: If it was written for a newer format.
+            BundleError: If it is not a bundle's manifest, or is damaged.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleError(
+                f"{where} is not valid JSON ({error}); export the model again with bge-export"
+            ) from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise BundleError(
+                f"{where} is not a bundle manifest: it does not say "
+                f'"format": "{FORMAT}"; point at a folder that bge-export wrote'
+            )
+        version = data.get("format_version")
+        if not isinstance(version, int):
+            raise BundleError(f"{where} has no format_version; export the model again")
+        if version > FORMAT_VERSION:
+            raise BundleVersionError(
+                f"{where} has format version {version}, and this bge-runtime reads up to "
+                f"{FORMAT_VERSION}: run `pip install -U bge-runtime`"
+            )
+        try:
+            return cls(
+                model=Model(**_known(Model, data["model"])),
+                graphs={key: _graph(value) for key, value in data["graphs"].items()},
+                variants=tuple(_variant(value) for value in data["variants"]),
+                files={
+                    path: File(**_known(File, value)) for path, value in data["files"].items()
+                },
+                provenance=Provenance(**_known(Provenance, data["provenance"])),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"{where} is damaged ({type(error).__name__}: {error}); "
+                "export the model again with bge-export"
+            ) from error
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    return {key: value for key, value in data.items() if key in names}
+
+
+def _graph(data: Mapping[str, Any]) -> Graph:
+    fields = _known(Graph, data)
+    return Graph(
+        **{**fields, "inputs": tuple(fields["inputs"]), "outputs": tuple(fields["outputs"])}
+    )
+
+
+def _variant(data: Mapping[str, Any]) -> Variant:
+    fields = _known(Variant, data)
+    parity = fields["parity"]
+    return Variant(**{**fields, "parity": None if parity is None else Parity.from_json(parity)})

@@ -1,0 +1,129 @@
+"""How far vectors are from PyTorch's, and how far they may be.
+
+Cosine alone can hide a broken model: with random weights, *different* texts reach a
+cosine of 0.94 to 0.995. A parity therefore also holds the largest error as a share
+of the median distance between different texts, which is 1 or more for vectors that
+have nothing to do with the reference and about 1e-6 for exact ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """What a variant of one precision may differ from PyTorch's fp32 vectors.
+
+    Attributes:
+        min_cosine: Smallest cosine to the reference over all texts.
+        max_error: Largest difference of one component of a unit vector.
+        max_error_share: Largest distance to the reference, as a share of the median
+            distance between different texts.
+        reason: Why these figures and no others.
+    """
+
+    min_cosine: float
+    max_error: float
+    max_error_share: float
+    reason: str
+
+
+TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
+    {
+        "fp32": Tolerance(
+            min_cosine=0.999999,
+            max_error=1e-5,
+            max_error_share=0.01,
+            reason="Same arithmetic in another order: 24 layers of fp32 rounding stay "
+            "below 4e-6 a component on every BGE shape, so 1e-5 leaves a factor of two.",
+        ),
+    }
+)
+"""Tolerances by precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Measured distance between vectors and their reference.
+
+    Attributes:
+        texts: Number of texts compared.
+        min_cosine: Smallest cosine between a vector and its reference.
+        mean_cosine: Mean of those cosines.
+        max_error: Largest difference of one component, of unit vectors.
+        error_share: Largest distance to the reference, as a share of the median
+            distance between different texts of the reference.
+    """
+
+    texts: int
+    min_cosine: float
+    mean_cosine: float
+    max_error: float
+    error_share: float
+
+    def failures(self, tolerance: Tolerance) -> list[str]:
+        """Name every limit that is missed; an empty list means a pass."""
+        checks = (
+            ("minimum cosine", self.min_cosine, ">=", tolerance.min_cosine),
+            ("largest difference", self.max_error, "<=", tolerance.max_error),
+            ("error share", self.error_share, "<=", tolerance.max_error_share),
+        )
+        # Written so that a NaN fails.
+        return [
+            f"{name} {value:.3g} is not {sign} {limit:g}"
+            for name, value, sign, limit in checks
+            if not (value >= limit if sign == ">=" else value <= limit)
+        ]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Parity:
+        """Read back what ``dataclasses.asdict`` wrote."""
+        return cls(
+            texts=int(data["texts"]),
+            min_cosine=float(data["min_cosine"]),
+            mean_cosine=float(data["mean_cosine"]),
+            max_error=float(data["max_error"]),
+            error_share=float(data["error_share"]),
+        )
+
+
+def compare(vectors: NDArray[np.floating], reference: NDArray[np.floating]) -> Parity:
+    """Compare vectors with their reference, both brought to unit length first.
+
+    Args:
+        vectors: The vectors under test. Shape: ``(n, dim)``.
+        reference: PyTorch's vectors of the same texts. Shape: ``(n, dim)``, n >= 2,
+            not all alike.
+
+    Raises:
+        ValueError: If the shapes differ or fewer than two texts are given.
+    """
+    if vectors.shape != reference.shape or reference.ndim != 2 or len(reference) < 2:
+        raise ValueError(
+            f"parity compares two (n, dim) arrays with n >= 2, "
+            f"but was given {vectors.shape} and {reference.shape}"
+        )
+    ours, theirs = _unit(vectors), _unit(reference)
+    cosine = np.einsum("nd,nd->n", ours, theirs)
+    distance = np.linalg.norm(ours - theirs, axis=1)
+    between = np.sqrt(np.maximum(2 - 2 * (theirs @ theirs.T), 0))
+    typical = float(np.median(between[np.triu_indices(len(theirs), k=1)]))
+    return Parity(
+        texts=len(theirs),
+        min_cosine=float(cosine.min()),
+        mean_cosine=float(cosine.mean()),
+        max_error=float(np.abs(ours - theirs).max()),
+        error_share=float(distance.max() / typical) if typical > 0 else float("inf"),
+    )
+
+
+def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    wide = vectors.astype(np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

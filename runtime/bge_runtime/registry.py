@@ -1,0 +1,203 @@
+"""Facts about published models: one row a model, read by export and runtime.
+
+The runtime does not need this table to open a bundle, which describes itself.
+It serves to look a model up by its name, as FlagEmbedding's ``FlagAutoModel`` does,
+and to export one.
+
+Names, classes, pooling and query formats follow ``AUTO_EMBEDDER_MAPPING`` of
+FlagEmbedding 1.4.2; query instructions follow the model list on that project's
+embedder page; shapes follow the ``config.json`` that each checkpoint publishes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+ENCODER_ONLY_BASE = "encoder-only-base"
+ENCODER_ONLY_M3 = "encoder-only-m3"
+DECODER_ONLY_BASE = "decoder-only-base"
+DECODER_ONLY_ICL = "decoder-only-icl"
+DECODER_ONLY_PSEUDO_MOE = "decoder-only-pseudo_moe"
+
+MODEL_CLASSES = (
+    ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    DECODER_ONLY_PSEUDO_MOE,
+)
+"""The ``model_class`` values that FlagEmbedding knows."""
+
+SUPPORTED_MODEL_CLASSES = (ENCODER_ONLY_BASE,)
+"""The ``model_class`` values that this version exports and runs."""
+
+POOLING_METHODS = ("cls", "mean")
+"""Pooling methods that encoder graphs can contain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertShape:
+    """The size of a BERT encoder.
+
+    Attributes:
+        layers: Number of transformer layers.
+        hidden_size: Width of the hidden states.
+        heads: Attention heads per layer.
+        intermediate_size: Width of the feed-forward layer.
+        vocab_size: Rows of the word-embedding table.
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+    intermediate_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What is known about a published model before its files are seen.
+
+    Attributes:
+        hub_id: Repository on the Hugging Face hub.
+        model_class: FlagEmbedding's class name, one of `MODEL_CLASSES`.
+        pooling: ``"cls"``, ``"mean"`` or ``"last_token"``.
+        query_instruction: The instruction its authors recommend for queries.
+        query_instruction_format: How instruction and query are joined.
+        trust_remote_code: Whether the model's code lives in its checkpoint.
+        shape: Its size, for the models that can be made with random weights.
+    """
+
+    hub_id: str
+    model_class: str = ENCODER_ONLY_BASE
+    pooling: str = "cls"
+    query_instruction: str | None = None
+    query_instruction_format: str = "{}{}"
+    trust_remote_code: bool = False
+    shape: BertShape | None = None
+
+    @property
+    def name(self) -> str:
+        """The repository's name without its owner."""
+        return self.hub_id.rpartition("/")[2]
+
+
+_ENGLISH = "Represent this sentence for searching relevant passages: "
+_CHINESE = "为这个句子生成表示以用于检索相关文章："
+
+_SHAPES = {
+    "small-en": BertShape(
+        layers=12, hidden_size=384, heads=12, intermediate_size=1536, vocab_size=30522
+    ),
+    "base-en": BertShape(
+        layers=12, hidden_size=768, heads=12, intermediate_size=3072, vocab_size=30522
+    ),
+    "large-en": BertShape(
+        layers=24, hidden_size=1024, heads=16, intermediate_size=4096, vocab_size=30522
+    ),
+    "small-zh": BertShape(
+        layers=4, hidden_size=512, heads=8, intermediate_size=2048, vocab_size=21128
+    ),
+    "base-zh": BertShape(
+        layers=12, hidden_size=768, heads=12, intermediate_size=3072, vocab_size=21128
+    ),
+    "large-zh": BertShape(
+        layers=24, hidden_size=1024, heads=16, intermediate_size=4096, vocab_size=21128
+    ),
+}
+
+
+def _bert_family() -> list[ModelFacts]:
+    return [
+        ModelFacts(
+            hub_id=f"BAAI/bge-{size}{version}",
+            query_instruction=_CHINESE if size.endswith("zh") else _ENGLISH,
+            shape=shape,
+        )
+        for version in ("-v1.5", "")
+        for size, shape in _SHAPES.items()
+    ]
+
+
+def _rows(hub_ids: str, **facts: str | bool) -> list[ModelFacts]:
+    return [ModelFacts(hub_id=hub_id, **facts) for hub_id in hub_ids.split()]  # type: ignore[arg-type]
+
+
+_E5_INSTRUCT = "Instruct: {}\nQuery: {}"
+_DECODER: dict[str, str | bool] = {
+    "model_class": DECODER_ONLY_BASE,
+    "pooling": "last_token",
+    "query_instruction_format": _E5_INSTRUCT,
+}
+_TAGGED = "<instruct>{}\n<query>{}"
+
+_ALL: list[ModelFacts] = [
+    *_bert_family(),
+    ModelFacts(hub_id="BAAI/bge-m3", model_class=ENCODER_ONLY_M3),
+    ModelFacts(
+        hub_id="BAAI/bge-en-icl",
+        model_class=DECODER_ONLY_ICL,
+        pooling="last_token",
+        query_instruction_format=_TAGGED,
+    ),
+    *_rows("BAAI/bge-multilingual-gemma2", **{**_DECODER, "query_instruction_format": _TAGGED}),
+    *_rows(
+        "BAAI/bge-code-v1",
+        **{**_DECODER, "query_instruction_format": _TAGGED, "trust_remote_code": True},
+    ),
+    *_rows("BAAI/bge-reasoner-embed-qwen3-8b-0923", **_DECODER),
+    *_rows(
+        "Qwen/Qwen3-Embedding-0.6B Qwen/Qwen3-Embedding-4B Qwen/Qwen3-Embedding-8B",
+        **{**_DECODER, "query_instruction_format": "Instruct: {}\nQuery:{}"},
+    ),
+    *_rows(
+        "intfloat/e5-mistral-7b-instruct Salesforce/SFR-Embedding-2_R "
+        "Salesforce/SFR-Embedding-Mistral Linq-AI-Research/Linq-Embed-Mistral",
+        **_DECODER,
+    ),
+    *_rows(
+        "Alibaba-NLP/gte-Qwen2-7B-instruct Alibaba-NLP/gte-Qwen2-1.5B-instruct "
+        "Alibaba-NLP/gte-Qwen1.5-7B-instruct",
+        **{**_DECODER, "trust_remote_code": True},
+    ),
+    *_rows(
+        "intfloat/e5-large-v2 intfloat/e5-base-v2 intfloat/e5-small-v2 "
+        "intfloat/e5-large intfloat/e5-base intfloat/e5-small "
+        "intfloat/multilingual-e5-large intfloat/multilingual-e5-base "
+        "intfloat/multilingual-e5-small "
+        "thenlper/gte-large thenlper/gte-base thenlper/gte-small",
+        pooling="mean",
+    ),
+    *_rows(
+        "intfloat/multilingual-e5-large-instruct",
+        pooling="mean",
+        query_instruction_format=_E5_INSTRUCT,
+    ),
+    *_rows(
+        "Alibaba-NLP/gte-multilingual-base Alibaba-NLP/gte-large-en-v1.5 "
+        "Alibaba-NLP/gte-base-en-v1.5",
+        trust_remote_code=True,
+    ),
+    *_rows(
+        "thenlper/gte-large-zh thenlper/gte-base-zh thenlper/gte-small-zh "
+        "maidalun1020/bce-embedding-base_v1"
+    ),
+]
+
+MODELS: dict[str, ModelFacts] = {facts.name: facts for facts in _ALL}
+"""Every model that ``FlagAutoModel`` maps, by name without owner."""
+
+
+def find_model(model_name_or_path: str) -> ModelFacts | None:
+    """Look a model up by the last part of its id or path, as FlagEmbedding does.
+
+    A folder called ``checkpoint-*`` goes by its parent's name: that is how
+    Hugging Face trainers lay their output out.
+
+    Returns:
+        The facts, or None for a name that the table does not hold.
+    """
+    path = PurePath(model_name_or_path)
+    name = path.parent.name if path.name.startswith("checkpoint-") else path.name
+    return MODELS.get(name)

@@ -1,0 +1,85 @@
+"""Text to token ids, exactly as transformers' fast tokenizers do it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from bge_runtime.errors import BundleError
+
+
+class TextTokenizer:
+    """A tokenizer without state: any thread may use any ``max_length`` at any time.
+
+    ``tokenizers`` keeps truncation as a setting of the tokenizer, which threads with
+    different lengths would have to take turns on. Here special tokens and truncation
+    are applied afterwards, to the ids.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Load a ``tokenizer.json``.
+
+        Raises:
+            BundleError: If the file cannot be parsed.
+        """
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"cannot load the tokenizer {path}: {error}") from error
+        # Files in the wild carry both: all-MiniLM-L6-v2 pads everything to 128.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+        full = self.tokenizer.encode("a", add_special_tokens=True).ids
+        starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
+        if not bare or not starts:
+            raise BundleError(f"the tokenizer {path} does not put special tokens around a text")
+        self._prefix = full[: starts[0]]
+        self._suffix = full[starts[0] + len(bare) :]
+
+    def encode(self, texts: Sequence[str], *, max_length: int) -> list[NDArray[np.int64]]:
+        """Tokenise texts, special tokens included, truncated on the right.
+
+        Args:
+            texts: Texts; may be empty strings.
+            max_length: Most tokens a text may take, special tokens included.
+
+        Returns:
+            One array of ids for each text. Shape: ``(tokens,)``.
+
+        Raises:
+            ValueError: If ``max_length`` leaves no room for the special tokens, or a
+                text is not valid Unicode.
+        """
+        room = max_length - len(self._prefix) - len(self._suffix)
+        if room < 0:
+            raise ValueError(
+                f"max_length={max_length} leaves no room for the "
+                f"{max_length - room} special tokens of this model"
+            )
+        try:
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:
+            _raise_for_surrogates(texts)
+            raise
+        prefix, suffix = self._prefix, self._suffix
+        return [
+            np.array([*prefix, *encoding.ids[:room], *suffix], dtype=np.int64)
+            for encoding in encodings
+        ]
+
+
+def _raise_for_surrogates(texts: Sequence[str]) -> None:
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {index} is not valid Unicode: character {error.start} is the lone "
+                f"surrogate U+{ord(text[error.start]):04X}. Repair it with "
+                "text.encode('utf-8', 'replace').decode()"
+            ) from None
