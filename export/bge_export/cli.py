@@ -165,3 +165,7 @@ def _table(rows: Sequence[object]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+if __name__ == "__main__":
+    main()

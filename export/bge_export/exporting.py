@@ -116,7 +116,7 @@ def export_bundle(
     force: bool = False,
     trust_remote_code: bool = False,
     random_seed: int | None = None,
-    step: Step = lambda message: None,
+    step: Step = lambda _: None,
 ) -> list[Row]:
     """Export a checkpoint, prove it against PyTorch and put it in place.
 
@@ -253,9 +253,7 @@ def prove(bundle: Bundle, target: Target, reference: Reference) -> Row:
         variant=engine.info.variant,
         precision=engine.info.precision,
         provider=engine.info.provider,
-        size_bytes=sum(
-            (bundle.path / name).stat().st_size for name in (target.file, WEIGHTS_FILE)
-        ),
+        size_bytes=sum((bundle.path / name).stat().st_size for name in (target.file, WEIGHTS_FILE)),
         parity=parity,
         seconds=time.perf_counter() - start,
     )

@@ -64,7 +64,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise ExportError(f"cannot load a tokenizer from {folder}: {_first_lines(error)}") from error
+        raise ExportError(
+            f"cannot load a tokenizer from {folder}: {_first_lines(error)}"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ExportError(
             f"{folder} has no fast tokenizer ({type(tokenizer).__name__} runs in Python only)"

@@ -21,9 +21,7 @@ class FlagAutoModel:
         Raises:
             EnvironmentError: Always.
         """
-        raise OSError(
-            "FlagAutoModel is not instantiated; call FlagAutoModel.from_finetuned(MODEL)"
-        )
+        raise OSError("FlagAutoModel is not instantiated; call FlagAutoModel.from_finetuned(MODEL)")
 
     @classmethod
     def from_finetuned(
@@ -67,9 +65,7 @@ class FlagAutoModel:
         """
         given = model_class.value if isinstance(model_class, enum.Enum) else model_class
         if given is not None and given not in MODEL_CLASSES:
-            raise ValueError(
-                f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}"
-            )
+            raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
         facts = find_model(model_name_or_path)
         if given is not None:
             chosen, query_format = given, "{}{}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bge_runtime import integrity, manifest
 from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
 from bge_runtime.manifest import Graph, Manifest
+from bge_runtime.registry import find_model
 
 TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.npz"
@@ -163,13 +164,15 @@ class Reference:
 
 
 def _not_found(asked: str, folder: Path) -> str:
+    facts = find_model(asked)
     if (folder / "config.json").is_file():
-        found, source = "that folder holds a checkpoint, not a bundle", asked
+        found, source, output = "that folder holds a checkpoint", asked, f"{folder.name}-bundle"
     elif folder.is_dir():
-        found, source = "that folder holds neither a bundle nor a checkpoint", "MODEL"
+        found, source, output = "that folder holds no model", "MODEL", "FOLDER"
     else:
-        found, source = "there is no such folder", asked
-    output = Path(asked.rstrip("/")).name + ("-bundle" if folder.is_dir() else "")
+        found, output = "there is no such folder", folder.name
+        is_hub_id = asked.count("/") == 1 and not asked.startswith((".", "/", "~"))
+        source = facts.hub_id if facts else asked if is_hub_id else "MODEL"
     return (
         f"no bundle at {asked!r}: {found}. Export the model once, where PyTorch is "
         f"installed (pip install 'bge-runtime[export]'), with\n"

@@ -10,7 +10,8 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -105,7 +106,11 @@ class Embedder:
                 }
             return self._engines
 
-    def _after_fork_in_child(self) -> None:
+    def drop_engines_of_parent(self) -> None:
+        """Forget what did not survive a fork; called in the child.
+
+        The next call opens engines anew.
+        """
         # The threads behind the engines stayed in the parent, and another of its
         # threads may have held the lock.
         for engine in self._engines.values():
@@ -291,7 +296,7 @@ def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
     """
     if isinstance(texts, str):
         return [texts], True
-    if isinstance(texts, bytes | Mapping | Set) or not isinstance(texts, Iterable):
+    if isinstance(texts, bytes | Mapping | AbstractSet) or not isinstance(texts, Iterable):
         raise TypeError(f"{name} must be a string or a list of strings, not {_type(texts)}")
     listed = list(texts)
     for index, text in enumerate(listed):
@@ -306,7 +311,7 @@ def _type(value: object) -> str:
 
 def _after_fork_in_child() -> None:
     for embedder in list(_alive):
-        embedder._after_fork_in_child()
+        embedder.drop_engines_of_parent()
 
 
 if hasattr(os, "register_at_fork"):

@@ -38,8 +38,8 @@ class FlagModel(Embedder):
         query_instruction_format: str = "{}{}",
         devices: Devices = None,
         pooling_method: str | None = None,
-        trust_remote_code: bool = False,
-        cache_dir: str | None = None,
+        trust_remote_code: bool = False,  # noqa: ARG002
+        cache_dir: str | None = None,  # noqa: ARG002
         batch_size: int = 256,
         query_max_length: int = 512,
         passage_max_length: int = 512,
@@ -184,7 +184,7 @@ class FlagModel(Embedder):
         *,
         instruction: str | None = None,
         instruction_format: str | None = None,
-        pad_to_multiple_of: int | None = None,
+        pad_to_multiple_of: int | None = None,  # noqa: ARG002
         show_progress_bar: bool | None = None,
     ) -> NDArray[np.float32]:
         """Embed texts.
@@ -274,7 +274,10 @@ class FlagModel(Embedder):
         )
         return self._hand_out(vectors, single=single, convert_to_numpy=convert_to_numpy)
 
-    def start_multi_process_pool(self, process_target_func: object = None) -> dict[str, Any]:
+    def start_multi_process_pool(
+        self,
+        process_target_func: object = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
         """Stand in for FlagEmbedding's pool: devices are threads here, always running.
 
         Returns:
@@ -283,7 +286,10 @@ class FlagModel(Embedder):
         return {"input": None, "output": None, "processes": []}
 
     def encode_multi_process(
-        self, sentences: Sequence[str], pool: dict[str, Any], **kwargs: Any
+        self,
+        sentences: Sequence[str],
+        pool: dict[str, Any],  # noqa: ARG002
+        **kwargs: Any,
     ) -> NDArray[np.float32]:
         """Embed a list on all devices; ``pool`` is what `start_multi_process_pool` gave."""
         return self.encode(sentences, **kwargs)
@@ -341,7 +347,7 @@ class FlagModel(Embedder):
             convert_to_numpy = self.convert_to_numpy
         if not convert_to_numpy:
             try:
-                import torch  # noqa: TID253  # only where the caller asks for tensors
+                import torch  # only where the caller asks for tensors
             except ImportError as error:
                 raise ImportError(
                     "convert_to_numpy=False asks for torch tensors, and torch is not installed. "

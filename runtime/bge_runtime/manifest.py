@@ -181,9 +181,7 @@ class Manifest:
                 model=Model(**_known(Model, data["model"])),
                 graphs={key: _graph(value) for key, value in data["graphs"].items()},
                 variants=tuple(_variant(value) for value in data["variants"]),
-                files={
-                    path: File(**_known(File, value)) for path, value in data["files"].items()
-                },
+                files={path: File(**_known(File, value)) for path, value in data["files"].items()},
                 provenance=Provenance(**_known(Provenance, data["provenance"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -126,4 +126,7 @@ def compare(vectors: NDArray[np.floating], reference: NDArray[np.floating]) -> P
 
 def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    unit: NDArray[np.float64] = wide / np.maximum(
+        np.linalg.norm(wide, axis=1, keepdims=True), 1e-12
+    )
+    return unit

@@ -29,4 +29,5 @@ def normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         vectors: Shape: ``(n, dim)``.
     """
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32))
-    return vectors / np.maximum(norms, _EPSILON)[:, None]
+    unit: NDArray[np.float32] = vectors / np.maximum(norms, _EPSILON)[:, None]
+    return unit

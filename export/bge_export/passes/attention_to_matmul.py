@@ -53,9 +53,7 @@ class AttentionToMatMul(ir.passes.InPlacePass):
         if mask is not None:
             if mask.dtype == ir.DataType.BOOL:
                 keep = edit.constant(np.float32(0), unique_name(graph, "attention.keep"))
-                drop = edit.constant(
-                    np.finfo(np.float32).min, unique_name(graph, "attention.drop")
-                )
+                drop = edit.constant(np.finfo(np.float32).min, unique_name(graph, "attention.drop"))
                 mask = edit.op("Where", [mask, keep, drop])
             scores = edit.op("Add", [scores, mask])
         weights = edit.op("Softmax", [scores], {"axis": -1})

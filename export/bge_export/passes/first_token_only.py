@@ -122,9 +122,7 @@ class _Selection:
 
     def _slice(self, value: ir.Value, *, axis: int) -> ir.Value:
         start, end = self._constant("start", [0]), self._constant("end", [1])
-        return self._edit.op(
-            "Slice", [value, start, end, self._constant(f"axis_{axis}", [axis])]
-        )
+        return self._edit.op("Slice", [value, start, end, self._constant(f"axis_{axis}", [axis])])
 
     def _constant(self, stem: str, numbers: list[int]) -> ir.Value:
         if stem not in self._constants:
@@ -150,12 +148,12 @@ def _selects_first_token(node: ir.Node) -> bool:
 
 def _last_layer_input(graph: ir.Graph, gather: ir.Node) -> ir.Value | None:
     """Climb from the queries of the last Attention to what their projection reads."""
-    attention = None
-    for node in graph:
-        if node is gather:
+    attention: ir.Node | None = None
+    for before in graph:
+        if before is gather:
             break
-        if is_op(node, "Attention"):
-            attention = node
+        if is_op(before, "Attention"):
+            attention = before
     value = attention.inputs[0] if attention else None
     while value is not None and (node := value.producer()) is not None:
         if is_op(node, "MatMul"):

@@ -7,12 +7,18 @@ import onnx_ir as ir
 
 # Operators whose later versions differ from opset 18 only in the types they admit,
 # or in an attribute that is dropped here because it says what the older one did.
+# fmt: off
 _ONLY_TYPES_ADDED = frozenset(
-    "Add Cast Concat Constant ConstantOfShape CumSum Div Equal Erf Expand Gather Identity "
-    "LayerNormalization MatMul Mul Not Pow Range ReduceMean ReduceSum Reshape Shape Slice "
-    "Softmax Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where And Or Less Greater LessOrEqual "
-    "GreaterOrEqual Neg Min Max Clip Tile Split Flatten Size".split()
+    (
+        "Add", "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "CumSum",
+        "Div", "Equal", "Erf", "Expand", "Flatten", "Gather", "Greater", "GreaterOrEqual",
+        "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min",
+        "Mul", "Neg", "Not", "Or", "Pow", "Range", "ReduceMean", "ReduceSum", "Reshape",
+        "Shape", "Size", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
+        "Tile", "Transpose", "Unsqueeze", "Where",
+    )
 )
+# fmt: on
 _NEWER_DEFAULTS = {"Cast": {"saturate", "round_mode"}}
 
 

@@ -1,0 +1,241 @@
+"""``bge-embed``: texts in, vectors out, from a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bge_runtime import __version__
+from bge_runtime.auto_model import FlagAutoModel
+from bge_runtime.errors import BgeError
+
+_CHUNK = 8192
+"""Texts read, embedded and written at a time, so that memory stays flat."""
+
+Record = dict[str, Any]
+Write = Callable[[list[Record], NDArray[np.float32]], object]
+
+
+class InputError(BgeError):
+    """The input cannot be read as asked."""
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("bundle")
+@click.argument("source", metavar="[INPUT]", default="-")
+@click.option(
+    "--output", "-o", default="-", help="A .npy or .jsonl file. Default: JSONL on standard output."
+)
+@click.option(
+    "--jsonl", is_flag=True, help="INPUT is JSONL (known by itself from a .jsonl or .ndjson name)."
+)
+@click.option("--field", default="text", show_default=True, help="Field of JSONL that is embedded.")
+@click.option("--query", is_flag=True, help="Texts are queries: put the instruction before each.")
+@click.option("--instruction", help="With --query. Default: the one the model's authors recommend.")
+@click.option(
+    "--max-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Texts.")
+@click.option("--truncate-dim", type=click.IntRange(1), help="Components to keep.")
+@click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
+@click.option("--device", "devices", multiple=True, help="Repeatable. Default: cpu.")
+@click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
+@click.option("--precision", help="Name of a precision. Default: the fastest one that is proven.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all that may be used.")
+@click.option("--verbose", "-v", is_flag=True, help="Say which engine is in force.")
+@click.version_option(__version__)
+def main(
+    bundle: str,
+    source: str,
+    output: str,
+    jsonl: bool,
+    field: str,
+    query: bool,
+    instruction: str | None,
+    max_length: int,
+    batch_size: int,
+    truncate_dim: int | None,
+    no_normalize: bool,
+    devices: tuple[str, ...],
+    engine: str,
+    precision: str | None,
+    threads: int | None,
+    verbose: bool,
+) -> None:
+    """Embed INPUT, one text a line, with the model in BUNDLE.
+
+    INPUT is a file of text lines or of JSONL, or - for standard input. An empty line is
+    an empty text. JSONL comes out with the fields it came in with, less the text.
+    """
+    try:
+        if instruction is not None and not query:
+            raise InputError("--instruction is put before queries; pass --query as well")
+        write_to = _open_output(output)
+        model = FlagAutoModel.from_finetuned(
+            bundle,
+            normalize_embeddings=not no_normalize,
+            truncate_dim=truncate_dim,
+            devices=list(devices) or None,
+            batch_size=batch_size,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+        )
+        if verbose:
+            click.echo(f"{bundle}: {model.engine.info}", err=True)
+        card = model.bundle.manifest.model
+        model.query_instruction_for_retrieval = instruction or card.query_instruction
+        encode = model.encode_queries if query else model.encode_corpus
+        with (
+            _open_input(source) as lines,
+            write_to() as write,
+            tqdm(desc="embedding", unit="text", disable=None) as bar,
+        ):
+            write([], encode([]))  # no input is no error, and a file of no rows
+            read = _read_jsonl(lines, field) if jsonl or _is_jsonl(source) else _read_lines(lines)
+            for number, chunk in enumerate(_chunks(read)):
+                texts = [text for text, _ in chunk]
+                try:
+                    vectors = encode(texts, max_length=max_length, show_progress_bar=False)
+                except ValueError as error:
+                    where = f"lines {number * _CHUNK + 1} to {number * _CHUNK + len(texts)}"
+                    raise InputError(f"{source}, {where}: {error}") from error
+                write([record for _, record in chunk], vectors)
+                bar.update(len(chunk))
+    except (BgeError, ValueError) as error:
+        click.echo(f"bge-embed: {error}", err=True)
+        sys.exit(1)
+
+
+def _is_jsonl(name: str) -> bool:
+    return name.endswith((".jsonl", ".ndjson"))
+
+
+@contextlib.contextmanager
+def _open_input(source: str) -> Iterator[IO[str]]:
+    try:
+        with contextlib.ExitStack() as stack:
+            if source == "-":
+                stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8")
+                stack.callback(stdin.detach)  # else the wrapper closes the real one
+                yield stdin
+            else:
+                yield stack.enter_context(open(source, encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not UTF-8: {error}. Convert it, with iconv say") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        if error.filename != source:
+            raise
+        raise InputError(f"cannot read {source}: {error.strerror}") from error
+
+
+def _read_lines(lines: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    for index, line in enumerate(lines):
+        yield line.removesuffix("\n"), {"index": index}
+
+
+def _read_jsonl(lines: Iterable[str], field: str) -> Iterator[tuple[str, Record]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            raise InputError(
+                f"line {number} has no string field {field!r}; name the right one with --field"
+            )
+        yield record.pop(field), record
+
+
+def _chunks(rows: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, Record]]]:
+    while chunk := list(islice(rows, _CHUNK)):
+        yield chunk
+
+
+def _open_output(output: str) -> Callable[[], contextlib.AbstractContextManager[Write]]:
+    """Choose the writer by the file's name, before a model is opened.
+
+    Raises:
+        InputError: If the name says no known format.
+    """
+    if output == "-":
+        return lambda: contextlib.nullcontext(_jsonl_writer(sys.stdout))
+    path = Path(output)
+    if _is_jsonl(output):
+        return lambda: _whole_file(path, "w", _jsonl_writer)
+    if path.suffix == ".npy":
+        return lambda: _whole_file(path, "w+b", _npy_writer)
+    raise InputError(f"--output {output} is neither a .npy nor a .jsonl file")
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path, mode: str, writer: Callable[[Any], Write]) -> Iterator[Write]:
+    """Write to a file beside ``path`` and rename it when all is well.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    draft = None
+    try:
+        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        encoding = None if "b" in mode else "utf-8"
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield writer(file)
+        os.chmod(draft, 0o644)  # mkstemp makes it private
+        os.replace(draft, path)
+        draft = None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if draft is not None:
+            os.unlink(draft)
+
+
+def _jsonl_writer(file: IO[str]) -> Write:
+    def write(records: list[Record], vectors: NDArray[np.float32]) -> None:
+        for record, vector in zip(records, vectors, strict=True):
+            # Through str: the shortest text that reads back to the same float32.
+            numbers = ", ".join(map(str, vector))
+            fields = json.dumps(record, ensure_ascii=False)[1:-1]
+            file.write(f'{{{fields}{", " if fields else ""}"embedding": [{numbers}]}}\n')
+
+    return write
+
+
+def _npy_writer(file: IO[bytes]) -> Write:
+    rows = 0
+
+    def write(records: list[Record], vectors: NDArray[np.float32]) -> None:
+        nonlocal rows
+        rows += len(records)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(vectors.dtype),
+            "fortran_order": False,
+            "shape": (rows, vectors.shape[1]),
+        }
+        # numpy pads the header so that the first axis can grow in place.
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.seek(0, os.SEEK_END)
+        vectors.tofile(file)
+
+    return write
+
+
+if __name__ == "__main__":
+    main()

