@@ -13,7 +13,10 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from bge_export.targets import select_targets, target_table
+try:
+    from bge_export.targets import select_targets, target_table
+except ImportError as missing:
+    sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
 from bge_runtime.errors import BgeError
 from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
 

@@ -141,7 +141,10 @@ def _pieces() -> list[str]:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     pairs = [a + b for a in letters for b in letters]
     triples = [pair + c for pair in pairs for c in letters]
-    chinese = [chr(code) for code in range(0x4E00, 0x4E00 + 6500)]
+    # The 6,763 characters of GB 2312 are the common ones.
+    pairs_of_bytes = (bytes([a, b]) for a in range(0xB0, 0xF8) for b in range(0xA1, 0xFF))
+    chinese = [pair.decode("gb2312", "ignore") for pair in pairs_of_bytes]
+    chinese = [*"，。？！：；、“”（）《》", *filter(None, chinese)]
     singles = ascii_characters + ["##" + c for c in ascii_characters] + chinese
     endings = ["##" + piece for piece in pairs + triples]
     return singles + pairs + endings[: len(pairs)] + triples[::2] + endings[len(pairs) :: 2]

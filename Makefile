@@ -1,0 +1,44 @@
+# Each goal does its own set-up: Python >= 3.11 and make are all it takes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL_VENV := .venv-wheel
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.PHONY: demo test check lint unit slow wheel clean
+
+demo: $(VENV)/.ready  ## Export a trained model, embed with it, and show how fast that was
+	@$(BIN)/python -m bge_bench.demo
+
+test: check wheel  ## Everything CI runs
+
+check: lint unit
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.ready
+	$(BIN)/pytest -m "not network and not slow"
+
+slow: $(VENV)/.ready  ## The six BGE shapes at full size against FlagEmbedding: about 15 minutes
+	$(BIN)/pytest -m slow
+
+wheel: $(VENV)/.ready  ## Install the built wheel with the runtime's dependencies only, and use it
+	rm -rf dist $(WHEEL_VENV)
+	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) -c constraints.txt "$$(ls dist/*.whl)[cpu]"
+	$(BIN)/python tests/wheel/make_bundle.py dist/bundle
+	cd dist && ../$(WHEEL_VENV)/bin/python ../tests/wheel/check_wheel.py bundle *.whl
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt --group dev -e ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(WHEEL_VENV) dist demo-bundle

@@ -1,0 +1,188 @@
+"""A wrong checkpoint gets one clear error, before PyTorch is asked to load it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
+from bge_runtime.errors import ExportError
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint of one's own, to damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+def inspect(folder: Path, **options):
+    options.setdefault("pooling", "cls")
+    return inspect_checkpoint(folder, source=options.pop("source", str(folder)), **options)
+
+
+def change_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["BertForSequenceClassification"]}, "reranker"),
+        ({"architectures": ["XLMRobertaForSequenceClassification"]}, "reranker"),
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "decoder"),
+        ({"architectures": ["MistralModel"], "model_type": "mistral"}, "type 'mistral'"),
+        ({"architectures": ["CLIPModel"], "model_type": "clip"}, "type 'clip'"),
+        ({"is_decoder": True}, "is a decoder"),
+        ({"auto_map": {"AutoModel": "code.Model"}, "model_type": "new"}, "--trust-remote-code"),
+    ],
+)
+def test_other_kinds_of_models_are_refused(checkpoint: Path, changes: dict, message: str):
+    change_config(checkpoint, **changes)
+    with pytest.raises(ExportError, match=message):
+        inspect(checkpoint)
+
+
+def test_known_decoder_names_are_refused_by_their_class(checkpoint: Path):
+    with pytest.raises(ExportError, match="class decoder-only-icl"):
+        inspect(checkpoint, source="BAAI/bge-en-icl")
+
+
+def test_folder_without_config(tmp_path: Path):
+    with pytest.raises(ExportError, match=r"no config\.json"):
+        inspect(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\ud800"])
+def test_damaged_config(checkpoint: Path, text: str):
+    (checkpoint / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ExportError, match=r"config\.json"):
+        inspect(checkpoint)
+
+
+def test_file_instead_of_folder(checkpoint: Path):
+    with pytest.raises(ExportError, match="is a file"):
+        inspect(checkpoint / "config.json")
+
+
+def test_bundle_instead_of_checkpoint(tiny_bundle: Path):
+    with pytest.raises(ExportError, match="is a bundle already"):
+        inspect(tiny_bundle)
+
+
+def test_folder_without_weights(checkpoint: Path):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match="has no weights"):
+        inspect(checkpoint)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_short_safetensors(checkpoint: Path, keep: int):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ExportError, match="is damaged"):
+        inspect(checkpoint)
+
+
+def test_missing_shard(checkpoint: Path):
+    (checkpoint / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ExportError, match=r"model-00001-of-00002\.safetensors.* is missing"):
+        inspect(checkpoint)
+
+
+def write_modules(folder: Path, *kinds: str, package: str = "sentence_transformers.models") -> None:
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"{package}.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def write_pooling(folder: Path, config: dict) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"embedding_dimension": 48, "pooling_mode": "cls"}, "cls"),
+        ({"embedding_dimension": 48, "pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_pooling_is_what_the_folder_says(checkpoint: Path, config: dict, pooling: str):
+    write_modules(checkpoint, "Transformer", "Pooling", "Normalize")
+    write_pooling(checkpoint, config)
+    assert inspect(checkpoint, pooling=None).pooling == pooling
+
+
+def test_pooling_given_wins_over_the_folder(checkpoint: Path):
+    write_pooling(checkpoint, {"pooling_mode_mean_tokens": True})
+    assert inspect(checkpoint, pooling="cls").pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    "config", [{"pooling_mode_max_tokens": True}, {"pooling_mode": "lasttoken"}, {}]
+)
+def test_other_pooling_is_refused(checkpoint: Path, config: dict):
+    write_pooling(checkpoint, config)
+    with pytest.raises(ExportError, match="this version has cls, mean"):
+        inspect(checkpoint, pooling=None)
+
+
+def test_unknown_pooling_is_not_guessed(checkpoint: Path):
+    with pytest.raises(ExportError, match="Pass --pooling"):
+        inspect(checkpoint, pooling=None)
+
+
+def test_pooling_of_a_known_name(checkpoint: Path):
+    assert inspect(checkpoint, pooling=None, source="thenlper/gte-base").pooling == "mean"
+    found = inspect(checkpoint, pooling=None, source="BAAI/bge-large-zh-v1.5")
+    assert (found.pooling, found.query_instruction) == (
+        "cls",
+        "为这个句子生成表示以用于检索相关文章：",
+    )
+
+
+def test_further_modules_are_refused(checkpoint: Path):
+    write_modules(checkpoint, "Transformer", "Pooling", "Dense")
+    with pytest.raises(ExportError, match="modules Dense"):
+        inspect(checkpoint, pooling=None)
+
+
+@pytest.mark.parametrize("name", ["bge-m3", "bge-m3-resaved-st5", "bge-small-zh-v1.5"])
+def test_pooling_of_published_folders(shared_data: Path, name: str):
+    from bge_export.checkpoint import _pooling
+
+    assert _pooling(shared_data / "models" / name, name, None) == "cls"
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c", "nowhere"])
+def test_unknown_source(source: str):
+    with pytest.raises(ExportError, match="neither a folder nor a hub id"):
+        find_checkpoint(source)
+
+
+def test_name_without_owner_hints_at_the_hub_id():
+    with pytest.raises(ExportError, match=r"did you mean BAAI/bge-base-en-v1\.5"):
+        find_checkpoint("bge-base-en-v1.5")
+
+
+def test_revision_of_a_local_folder_is_refused(tiny_checkpoint: Path):
+    with pytest.raises(ExportError, match="local path"):
+        find_checkpoint(str(tiny_checkpoint), revision="main")
+
+
+def test_offline_with_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ExportError, match="--offline forbids"):
+        find_checkpoint("BAAI/bge-small-en", offline=True)

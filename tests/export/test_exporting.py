@@ -1,0 +1,315 @@
+"""What an export writes, refuses to write, and leaves behind when it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_runtime import FlagModel
+from bge_runtime.bundle import Bundle
+from bge_runtime.errors import ExportError
+from bge_runtime.parity import TOLERANCES
+from tests.conftest import TINY, export, write_tiny_bert
+
+
+def test_bundle_holds_what_its_manifest_says(tiny_bundle: Path):
+    bundle = Bundle.open(tiny_bundle)
+    files = {
+        path.relative_to(tiny_bundle).as_posix()
+        for path in tiny_bundle.rglob("*")
+        if path.is_file()
+    }
+    assert files == {"bge.json", *bundle.manifest.files}
+    assert {
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "onnx/model_cpu_fp32.onnx",
+        "parity.npz",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    } <= files
+
+
+def test_manifest_states_the_model(tiny_bundle: Path, tiny_checkpoint: Path):
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert manifest.model.name == "tiny"
+    assert manifest.model.dim == TINY.hidden_size
+    assert manifest.model.max_length == 512
+    assert manifest.model.pooling == "cls"
+    assert [variant.name for variant in manifest.variants] == ["cpu-fp32", "portable-fp32"]
+    for variant in manifest.variants:
+        assert variant.parity is not None
+        assert not variant.parity.failures(TOLERANCES["fp32"])
+    assert manifest.provenance.source == str(tiny_checkpoint)
+    assert manifest.provenance.random_seed is None
+    assert manifest.provenance.weights_sha256.keys() == {"model.safetensors"}
+
+
+def test_portable_graph_is_what_other_tools_expect(tiny_bundle: Path):
+    import onnx
+
+    model = onnx.load(tiny_bundle / "onnx/model.onnx", load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    assert [value.name for value in model.graph.output] == [
+        "last_hidden_state",
+        "sentence_embedding",
+    ]
+    assert [value.name for value in model.graph.input] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
+    onnx.checker.check_model(str(tiny_bundle / "onnx/model.onnx"), full_check=True)
+
+
+def test_graphs_share_one_weight_file(tiny_bundle: Path):
+    import onnx
+
+    for name in ("model.onnx", "model_cpu_fp32.onnx"):
+        model = onnx.load(tiny_bundle / "onnx" / name, load_external_data=False)
+        places = {
+            entry.value
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        assert places == {"model.onnx_data"}
+        # What stays inline is shapes and scalars.
+        assert (tiny_bundle / "onnx" / name).stat().st_size < 100_000
+
+
+def test_tokenizer_is_written_without_padding_and_truncation(
+    minilm_bundle: Callable[[str], Path],
+):
+    tokenizer = json.loads((minilm_bundle("mean") / "tokenizer.json").read_text())
+    assert tokenizer["padding"] is None
+    assert tokenizer["truncation"] is None
+
+
+@pytest.fixture
+def no_leftovers(tmp_path: Path):
+    """Check that a failed export leaves nothing behind."""
+    (tmp_path / "out").mkdir()
+    yield tmp_path / "out" / "bundle"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["ir.save", "integrity.file_sha256", "open_engine"])
+def test_failure_leaves_nothing(
+    tiny_checkpoint: Path, no_leftovers: Path, module: str, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"bge_export.exporting.{module}", full)
+    with pytest.raises(ExportError, match="No space left on device"):
+        export(tiny_checkpoint, no_leftovers)
+
+
+def test_interrupt_leaves_nothing(
+    tiny_checkpoint: Path, no_leftovers: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bge_export.exporting.prove", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny_checkpoint, no_leftovers)
+
+
+def test_too_little_space_is_found_at_once(
+    tiny_checkpoint: Path, no_leftovers: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ExportError, match="MB free"):
+        export(tiny_checkpoint, no_leftovers)
+
+
+@pytest.mark.parametrize("parent", ["/proc/nowhere", "/dev/null/below"])
+def test_unwritable_output(tiny_checkpoint: Path, parent: str):
+    with pytest.raises(ExportError, match="cannot write"):
+        export(tiny_checkpoint, Path(parent) / "bundle")
+
+
+def test_existing_bundle_is_kept_without_force(tiny_checkpoint: Path, bundle_copy: Path):
+    before = (bundle_copy / "bge.json").stat()
+    with pytest.raises(ExportError, match="is a bundle already; pass --force"):
+        export(tiny_checkpoint, bundle_copy)
+    assert (bundle_copy / "bge.json").stat() == before
+
+
+def test_force_replaces_a_bundle(tiny_checkpoint: Path, bundle_copy: Path):
+    export(tiny_checkpoint, bundle_copy, pooling="mean", force=True)
+    assert Bundle.open(bundle_copy).manifest.model.pooling == "mean"
+    assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
+
+
+def test_force_deletes_nothing_of_others(tiny_checkpoint: Path, bundle_copy: Path):
+    (bundle_copy / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"also holds notes\.txt"):
+        export(tiny_checkpoint, bundle_copy, force=True)
+    assert (bundle_copy / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_other_folders_are_never_written_over(tiny_checkpoint: Path, tmp_path: Path, force: bool):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export(tiny_checkpoint, tmp_path, force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_failed_force_keeps_the_old_bundle(
+    tiny_checkpoint: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("bge_export.exporting.prove", fail)
+    with pytest.raises(ExportError, match="Input/output error"):
+        export(tiny_checkpoint, bundle_copy, force=True)
+    assert FlagModel(str(bundle_copy)).encode("still here").shape == (TINY.hidden_size,)
+
+
+def test_weights_of_another_architecture_are_refused(tiny_checkpoint: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    weights = load_file(checkpoint / "model.safetensors")
+    weights.pop("encoder.layer.1.attention.self.query.weight")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=r"lacks 1 weights .*layer\.1\.attention\.self\.query"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+def test_pickled_weights_are_loaded_without_running_code(tiny_checkpoint: Path, tmp_path: Path):
+    import torch
+    from safetensors.torch import load_file
+
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    bundle = export(checkpoint, tmp_path / "bundle")
+    assert FlagModel(str(bundle)).encode("text").shape == (TINY.hidden_size,)
+
+    marker = tmp_path / "ran"
+    torch.save({**weights, "evil": _Evil(marker)}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ExportError, match="cannot load"):
+        export(checkpoint, tmp_path / "evil")
+    assert not marker.exists()
+
+
+class _Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+def xlm_roberta(folder: Path) -> Path:
+    """Write a tiny XLM-R with a Unigram tokenizer trained on the parity texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+
+    from bge_export.random_weights import widen
+    from bge_export.texts import PARITY_TEXTS
+
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=600, special_tokens=specials, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(PARITY_TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=128,
+    )
+    config = XLMRobertaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+        type_vocab_size=1,
+        pad_token_id=1,
+    )
+    model = XLMRobertaModel(config, add_pooling_layer=False)
+    widen(model, seed=1)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_xlm_roberta(tmp_path: Path, pooling: str):
+    bundle = export(xlm_roberta(tmp_path / "xlmr"), tmp_path / "bundle", pooling=pooling)
+    manifest = Bundle.open(bundle).manifest
+    # Positions are counted from the padding id on: 130 rows serve 128 tokens.
+    assert manifest.model.max_length == 128
+    assert manifest.model.pad_token_id == 1
+    assert manifest.graphs["portable"].inputs == ("input_ids", "attention_mask")
+    model = FlagModel(str(bundle))
+    texts = ["a", "longer than the other one, by some words", "好"]
+    alone = np.stack([model.encode(text, max_length=128) for text in texts])
+    # Batch mates change the order of additions, not the sums.
+    np.testing.assert_allclose(model.encode(texts, max_length=128), alone, atol=1e-6)
+
+
+_CUSTOM_CODE = """
+from transformers import BertModel, BertConfig
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnModel(BertModel):
+    config_class = OwnConfig
+"""
+
+
+def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    checkpoint = write_tiny_bert(tmp_path / "own")
+    (checkpoint / "code.py").write_text(_CUSTOM_CODE)
+    config = json.loads((checkpoint / "config.json").read_text())
+    auto_map = {"AutoConfig": "code.OwnConfig", "AutoModel": "code.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": auto_map}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match="--trust-remote-code"):
+        export(checkpoint, tmp_path / "bundle")
+
+    from bge_export.checkpoint import inspect_checkpoint
+    from bge_export.exporting import export_bundle
+    from bge_export.targets import select_targets
+
+    inspected = inspect_checkpoint(
+        checkpoint, source=str(checkpoint), pooling="cls", trust_remote_code=True
+    )
+    export_bundle(inspected, tmp_path / "bundle", select_targets([], []), trust_remote_code=True)
+    assert Bundle.open(tmp_path / "bundle").manifest.model.architecture == "own"

@@ -1,0 +1,185 @@
+"""Each pass changes what it says, and not what the graph computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
+    """The tiny BERT at opset 23, by pooling. Clone it before changing it."""
+    from bge_export.checkpoint import inspect_checkpoint
+    from bge_export.loading import load_encoder
+    from bge_export.tracing import PooledEncoder, trace
+
+    made = {}
+
+    def model(pooling: str):
+        if pooling not in made:
+            checkpoint = inspect_checkpoint(tiny_checkpoint, source="tiny", pooling=pooling)
+            encoder = load_encoder(checkpoint)
+            wrapped = PooledEncoder(encoder, pooling=pooling, token_types=True)
+            made[pooling] = trace(wrapped, max_length=512)
+        return made[pooling].clone()
+
+    return model
+
+
+def run(model, output: str = "sentence_embedding") -> np.ndarray:
+    """Run a graph on a padded batch."""
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 9000, (4, 33))
+    mask = (np.arange(33) < np.array([[33], [20], [7], [2]])).astype(np.int64)
+    feeds = {
+        "input_ids": np.where(mask, ids, 0),
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+    }
+    return session.run([output], feeds)[0]
+
+
+def operators(model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    # Vectors of norm about 7; another order of summing moves them by 1e-6.
+    return float(np.abs(a - b).max()) < 1e-5
+
+
+def test_trace_says_attention_once_a_layer(traced):
+    counts = operators(traced("cls"))
+    assert counts["Attention"] == 3
+    assert counts["Gelu"] == 3
+
+
+def test_trace_carries_no_paths_of_this_machine(traced):
+    import onnx_ir as ir
+
+    serialized = ir.to_proto(traced("cls")).SerializeToString()
+    for trail in (str(Path(__file__).parents[2]), "site-packages", "def forward"):
+        assert trail.encode() not in serialized
+
+
+@pytest.mark.parametrize("masked_first", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_attention_to_matmul(traced, pooling: str, masked_first: bool):
+    from bge_export.passes import AttentionToMatMul, BroadcastMask
+
+    expected = run(traced(pooling))
+    model = traced(pooling)
+    if masked_first:
+        assert BroadcastMask()(model).modified
+    assert AttentionToMatMul()(model).modified
+    assert operators(model)["Attention"] == 0
+    assert close(run(model), expected)
+    assert not AttentionToMatMul()(model).modified
+
+
+def test_attention_with_a_boolean_mask(traced):
+    import onnx_ir as ir
+
+    from bge_export.passes import AttentionToMatMul
+    from bge_export.passes._edit import Edit
+
+    model = traced("cls")
+    expected = run(model)
+    attentions = [node for node in model.graph if node.op_type == "Attention"]
+    edit = Edit()
+    half = edit.constant(np.float32(-0.5), "half")
+    keep = edit.op("Greater", [attentions[0].inputs[3], half])
+    keep.type = ir.TensorType(ir.DataType.BOOL)
+    edit.insert_before(attentions[0])
+    for node in attentions:
+        node.replace_input_with(3, keep)
+    AttentionToMatMul()(model)
+    assert close(run(model), expected)
+
+
+def test_causal_attention_is_refused(traced):
+    import onnx_ir as ir
+
+    from bge_export.passes import AttentionToMatMul
+
+    model = traced("cls")
+    node = next(node for node in model.graph if node.op_type == "Attention")
+    node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+    with pytest.raises(Exception, match="cannot be lowered"):
+        AttentionToMatMul()(model)
+
+
+def test_gelu_to_erf(traced):
+    from bge_export.passes import GeluToErf
+
+    model = traced("cls")
+    expected = run(model)
+    assert GeluToErf()(model).modified
+    assert operators(model)["Gelu"] == 0
+    assert operators(model)["Erf"] == 3
+    assert close(run(model), expected)
+    assert not GeluToErf()(model).modified
+
+
+def test_lower_opset_needs_what_it_cannot_lower_gone(traced):
+    from bge_export.passes import AttentionToMatMul, GeluToErf, LowerOpset
+
+    model = traced("cls")
+    expected = run(model)
+    with pytest.raises(Exception, match="Attention of opset 23 has no equal in opset 18"):
+        LowerOpset(18)(traced("cls"))
+    for graph_pass in (AttentionToMatMul(), GeluToErf(), LowerOpset(18)):
+        graph_pass(model)
+    assert model.opset_imports[""] == 18
+    assert close(run(model), expected)
+
+
+def test_broadcast_mask_removes_the_square(traced):
+    from bge_export.passes import AttentionToMatMul, BroadcastMask
+
+    model = traced("mean")
+    expected = run(model)
+    assert BroadcastMask()(model).modified
+    mask = next(node for node in model.graph if node.op_type == "Attention").inputs[3]
+    assert mask.shape[2] == 1
+    AttentionToMatMul()(model)  # ONNX Runtime's own Attention wants the square
+    assert close(run(model), expected)
+    assert not BroadcastMask()(model).modified
+
+
+@pytest.mark.parametrize("masked_first", [False, True])
+def test_first_token_only(traced, masked_first: bool):
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    from bge_export.passes import AttentionToMatMul, BroadcastMask, FirstTokenOnly
+
+    model = traced("cls")
+    expected = run(model)
+    model.graph.outputs.pop(0)  # last_hidden_state
+    if masked_first:
+        BroadcastMask()(model)
+    assert FirstTokenOnly()(model).modified
+    RemoveUnusedNodesPass()(model)
+    AttentionToMatMul()(model)
+    assert close(run(model), expected)
+    assert {value.name for value in model.graph.outputs} == {"sentence_embedding"}
+    # The feed-forward layers see every token, the last one a single row a text.
+    model.graph.outputs.extend(node.inputs[0] for node in model.graph if node.op_type == "Gelu")
+    widths = [run(model, value.name).shape for value in model.graph.outputs[1:]]
+    assert widths == [(4, 33, 96), (4, 33, 96), (4, 1, 96)]
+
+
+def test_first_token_only_leaves_mean_pooling_alone(traced):
+    from bge_export.passes import FirstTokenOnly
+
+    assert not FirstTokenOnly()(traced("mean")).modified

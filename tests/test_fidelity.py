@@ -1,0 +1,120 @@
+"""Vectors against FlagEmbedding 1.4.2 itself, on trained weights and at full size."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_export.texts import PARITY_TEXTS
+from bge_runtime import FlagModel
+from bge_runtime.parity import TOLERANCES, Parity, compare
+from bge_runtime.registry import MODELS
+from tests.conftest import SHARED
+
+SHAPES = [f"bge-{size}-{language}-v1.5" for language in ("en", "zh") for size in ("small", "base")]
+LARGE_SHAPES = ["bge-large-en-v1.5", "bge-large-zh-v1.5"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep FlagEmbedding's progress bars and its libraries' warnings out of the report."""
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def flag_embedding(checkpoint: Path, texts: list[str], *, pooling: str) -> np.ndarray:
+    """Embed with FlagEmbedding, in fp32 on the CPU."""
+    with quiet():
+        from FlagEmbedding import FlagModel as Reference
+
+        model = Reference(
+            str(checkpoint), use_fp16=False, devices="cpu", pooling_method=pooling, batch_size=4
+        )
+        return model.encode(texts)
+
+
+def real_texts(count: int) -> list[str]:
+    """Texts of four languages where the checkout has them beside it: an even sample."""
+    found: list[str] = []
+    for path in sorted(SHARED.glob("text/stsb/*.csv")):
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        found += [row[0] for row in rows[:: max(1, len(rows) // count)]]
+    for path in sorted(SHARED.glob("text/xquad/*/corpus.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found += [json.loads(line)["text"] for line in lines[:: max(1, len(lines) // count)]]
+    return found
+
+
+def check(model: FlagModel, texts: list[str], expected: np.ndarray) -> Parity:
+    """Compare one call with the reference, and assert what was in force."""
+    info = model.engine.info
+    assert (info.engine, info.provider, info.precision, info.variant) == (
+        "onnxruntime",
+        "CPUExecutionProvider",
+        "fp32",
+        "cpu-fp32",
+    )
+    vectors = model.encode(texts)
+    assert vectors.dtype == expected.dtype == np.float32
+    return compare(vectors, expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_trained_weights(
+    minilm_checkpoint: Path, minilm_bundle: Callable[[str], Path], pooling: str
+):
+    texts = [*PARITY_TEXTS, *real_texts(10)]
+    expected = flag_embedding(minilm_checkpoint, texts, pooling=pooling)
+    model = FlagModel(str(minilm_bundle(pooling)), pooling_method=pooling)
+    assert check(model, texts, expected).failures(TOLERANCES["fp32"]) == []
+    other = "cls" if pooling == "mean" else "mean"
+    broken = FlagModel(str(minilm_bundle(other)))
+    assert check(broken, texts, expected).failures(TOLERANCES["fp32"]) != []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SHAPES,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE_SHAPES),
+    ],
+)
+def test_full_size(name: str, tmp_path: Path):
+    from bge_export.checkpoint import inspect_checkpoint
+    from bge_export.exporting import export_bundle
+    from bge_export.random_weights import write_random_checkpoint
+    from bge_export.targets import select_targets
+
+    facts = MODELS[name]
+    language = "zh" if "-zh" in name else "en"
+    tokenizer = SHARED / "models" / f"bge-small-{language}-v1.5"
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    write_random_checkpoint(
+        facts, folder, seed=7, tokenizer=tokenizer if tokenizer.is_dir() else None
+    )
+    checkpoint = inspect_checkpoint(folder, source=facts.hub_id)
+    export_bundle(checkpoint, tmp_path / name, select_targets([], []), random_seed=7)
+    texts = list(PARITY_TEXTS)
+    expected = flag_embedding(folder, texts, pooling="cls")
+    parity = check(FlagModel(str(tmp_path / name)), texts, expected)
+    assert parity.failures(TOLERANCES["fp32"]) == [], parity

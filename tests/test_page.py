@@ -1,0 +1,54 @@
+"""The code on FlagEmbedding's page, run with only import, path and devices changed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_fidelity import quiet
+
+PAGE = Path(__file__).parents[2] / "shared" / "notes" / "flagembedding-embedder-readme.md"
+RESULTS = ("embeddings_1", "embeddings_2", "similarity", "q_embeddings", "p_embeddings", "scores")
+
+
+def code_blocks() -> list[str]:
+    """Cut the Python of sections 1 (twice) and 2 out of the page."""
+    if not PAGE.is_file():
+        return []
+    sections = PAGE.read_text(encoding="utf-8").split("\n#### ")
+    return [
+        code
+        for section in sections
+        if section.startswith(("1. Auto Model", "2. Normal Model"))
+        for code in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    ]
+
+
+def run(code: str, *, package: str, model: Path) -> dict[str, object]:
+    code = code.replace("from FlagEmbedding import", f"from {package} import")
+    code = re.sub(r"'(BAAI/bge-large-zh-v1\.5|your_model_name_or_path)'", repr(str(model)), code)
+    code = code.replace("devices=['cuda:1']", "devices=['cpu']")
+    scope: dict[str, object] = {}
+    exec(compile(code, "page", "exec"), scope)
+    return {name: scope[name] for name in RESULTS}
+
+
+@pytest.mark.skipif(not code_blocks(), reason="the page is not beside this checkout")
+@pytest.mark.parametrize("code", code_blocks(), ids=["auto", "auto-model-class", "flag-model"])
+def test_page_code_gives_what_flag_embedding_gives(
+    code: str, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, capsys
+):
+    # The names matter: FlagAutoModel looks the last part of the path up.
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundles" / "bge-large-zh-v1.5"))
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "bge-large-zh-v1.5"))
+    ours = run(code, package="bge_runtime", model=bundle)
+    with quiet():
+        theirs = run(code, package="FlagEmbedding", model=checkpoint)
+    for name in RESULTS:
+        assert ours[name].dtype == theirs[name].dtype
+        # Theirs rounds weights to fp16 on loading, even for a CPU: use_fp16=True.
+        np.testing.assert_allclose(ours[name], theirs[name], atol=2e-3, err_msg=name)

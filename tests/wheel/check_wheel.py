@@ -1,0 +1,52 @@
+"""Use the installed wheel as its users do: no checkout, no PyTorch.
+
+Run in an environment that holds the wheel and the runtime's dependencies only.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+bundle, wheel = sys.argv[1:]
+
+absent = ("torch", "transformers", "onnx", "onnx_ir", "optimum", "FlagEmbedding")
+present = [name for name in absent if importlib.util.find_spec(name)]
+assert not present, f"{present} are installed, so this proves nothing"
+
+names = zipfile.ZipFile(wheel).namelist()
+packages = {name.split("/")[0] for name in names if not name.split("/")[0].endswith("dist-info")}
+assert packages == {"bge_runtime", "bge_export", "bge_bench"}, packages
+for package in packages:
+    assert f"{package}/py.typed" in names, package
+assert any(name.endswith("licenses/LICENSE") for name in names)
+
+import bge_runtime  # noqa: E402
+
+assert "site-packages" in str(bge_runtime.__file__), "the checkout is imported, not the wheel"
+
+model = bge_runtime.FlagModel(bundle)
+reference = model.bundle.reference()
+vectors = model.encode(list(reference.texts))
+expected = reference.vectors / np.linalg.norm(reference.vectors, axis=1, keepdims=True)
+assert np.abs(vectors - expected).max() < 1e-5
+loaded = [name for name in (*absent, "huggingface_hub") if name in sys.modules]
+assert not loaded, f"the runtime loaded {loaded}"
+
+scripts = Path(sys.executable).parent
+embedded = subprocess.run(
+    [scripts / "bge-embed", bundle], input="one\ntwo\n", capture_output=True, text=True, check=True
+)
+assert len(embedded.stdout.splitlines()) == 2, embedded
+
+for command, extra in (("bge-export", "export"), ("bge-bench", "bench")):
+    refused = subprocess.run(
+        [scripts / command, "--help"], capture_output=True, text=True, check=False
+    )
+    if refused.returncode:
+        assert f"pip install 'bge-runtime[{extra}]'" in refused.stderr, refused.stderr
+
+print(f"the wheel embeds without PyTorch: {model.engine.info}")
