@@ -158,7 +158,6 @@ def inspect_checkpoint(
     model_class: str | None = None,
     pooling: str | None = None,
     trust_remote_code: bool = False,
-    random_weights: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint's small files and check that it can be exported.
 
@@ -172,7 +171,6 @@ def inspect_checkpoint(
         model_class: FlagEmbedding's class, if the user gave one.
         pooling: ``"cls"`` or ``"mean"``, if the user gave one.
         trust_remote_code: Whether code from the checkpoint may run.
-        random_weights: Whether weights are made, so that there are no files of them.
 
     Raises:
         ExportError: If it is a wrong or damaged model, or its pooling is unknown.
@@ -196,7 +194,7 @@ def inspect_checkpoint(
         pooling=pooling or _pooling(folder, source, facts),
         query_instruction=facts.query_instruction if facts else None,
         query_instruction_format=facts.query_instruction_format if facts else "{}{}",
-        weight_files=() if random_weights else _check_weights(folder, source),
+        weight_files=_check_weights(folder, source),
     )
 
 

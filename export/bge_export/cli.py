@@ -13,6 +13,9 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
+from bge_export.output import check_output
+
 try:
     from bge_export.targets import select_targets, target_table
 except ImportError as missing:
@@ -21,6 +24,7 @@ from bge_runtime.errors import BgeError
 from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
 
 _STEPS = 7
+"""Steps of an export, but for one a graph."""
 
 
 @click.command(
@@ -31,7 +35,7 @@ _STEPS = 7
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder of the bundle. Default: ./NAME.",
+    help="Folder of the bundle. Default: the model's name, here.",
 )
 @click.option("--model-class", type=click.Choice(MODEL_CLASSES), help="FlagEmbedding's class.")
 @click.option("--pooling", type=click.Choice(POOLING_METHODS), help="Default: the model's own.")
@@ -78,27 +82,9 @@ def main(
         raise click.UsageError("--tokenizer is for --random-weights; a checkpoint has its own")
     try:
         chosen = select_targets(targets, precisions)
+        output = output or _default_output(model, random_weights=random_weights)
+        check_output(output, force=force)
         with ExitStack() as stack:
-            # Seconds of importing torch come after everything that can fail without it.
-            from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
-
-            if random_weights:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            else:
-                folder, revision = find_checkpoint(model, revision=revision, offline=offline)
-            name = Path(model).resolve().name + ("-random" if random_weights else "")
-            output = output or Path(name)
-            if not random_weights:
-                inspect_checkpoint(
-                    folder,
-                    source=model,
-                    model_class=model_class,
-                    pooling=pooling,
-                    trust_remote_code=trust_remote_code,
-                )
-            from bge_export.exporting import check_output, export_bundle
-
-            check_output(output, force=force)
             bar = stack.enter_context(
                 tqdm(total=_STEPS + len(chosen), desc="export", unit="step", disable=None)
             )
@@ -109,13 +95,17 @@ def main(
                 if bar.disable and not as_json:
                     click.echo(f"{message} …", err=True)
 
+            # Importing torch takes seconds, and comes after most of what can fail.
             if random_weights:
                 from bge_export.random_weights import random_model_facts, write_random_checkpoint
 
+                facts = random_model_facts(model)
                 step("making random weights")
-                write_random_checkpoint(
-                    random_model_facts(model), folder, seed=seed, tokenizer=tokenizer
-                )
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                write_random_checkpoint(facts, folder, seed=seed, tokenizer=tokenizer)
+            else:
+                step("finding the checkpoint")
+                folder, revision = find_checkpoint(model, revision=revision, offline=offline)
             checkpoint = inspect_checkpoint(
                 folder,
                 source=model,
@@ -124,6 +114,8 @@ def main(
                 pooling=pooling,
                 trust_remote_code=trust_remote_code,
             )
+            from bge_export.exporting import export_bundle
+
             rows = export_bundle(
                 checkpoint,
                 output,
@@ -143,6 +135,14 @@ def main(
     click.echo(_table(rows))
     kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""
     click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {output} <<< 'a first text'")
+
+
+def _default_output(model: str, *, random_weights: bool) -> Path:
+    name = Path(model).resolve().name
+    if random_weights:
+        return Path(f"{name}-random")
+    # Never the checkpoint's own folder, for someone who stands beside it.
+    return Path(f"{name}-bundle" if Path(model).exists() else name)
 
 
 def _table(rows: Sequence[object]) -> str:

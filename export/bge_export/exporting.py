@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.checkpoint import Checkpoint
 from bge_export.loading import (
@@ -27,6 +24,7 @@ from bge_export.loading import (
     reference_vectors,
     takes_token_types,
 )
+from bge_export.output import check_output, draft_beside, put_in_place
 from bge_export.targets import PORTABLE, Target
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace
@@ -34,7 +32,7 @@ from bge_runtime import integrity
 from bge_runtime.batching import pad_batch
 from bge_runtime.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
 from bge_runtime.engines import open_engine
-from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.errors import ExportError
 from bge_runtime.manifest import (
     FILE_NAME,
     File,
@@ -78,36 +76,6 @@ class Row:
     seconds: float
 
 
-def check_output(output: Path, *, force: bool) -> None:
-    """Check that a bundle may be written to a folder.
-
-    Raises:
-        ExportError: If something else is there, or a bundle without ``force``.
-    """
-    if not output.exists() and not output.is_symlink():
-        return
-    if not (output / FILE_NAME).is_file():
-        if output.is_dir() and not any(output.iterdir()):
-            return
-        raise ExportError(
-            f"{output} exists and is not a bundle; choose another --output, or move it away"
-        )
-    if not force:
-        raise ExportError(f"{output} is a bundle already; pass --force to write it anew")
-    manifest = Manifest.from_json((output / FILE_NAME).read_text("utf-8"), where=str(output))
-    ours = {FILE_NAME, *manifest.files}
-    others = sorted(
-        str(path.relative_to(output))
-        for path in output.rglob("*")
-        if not path.is_dir() and str(path.relative_to(output)) not in ours
-    )
-    if others:
-        raise ExportError(
-            f"{output} also holds {', '.join(others[:5])}{' …' if len(others) > 5 else ''}, which "
-            "bge-export did not write and --force would delete; move them away"
-        )
-
-
 def export_bundle(
     checkpoint: Checkpoint,
     output: Path,
@@ -141,7 +109,7 @@ def export_bundle(
     """
     output = output.expanduser().absolute()
     check_output(output, force=force)
-    with _draft_beside(output) as draft:
+    with draft_beside(output) as draft:
         _check_space(draft, checkpoint)
         step("loading the checkpoint")
         encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
@@ -190,7 +158,7 @@ def export_bundle(
         proven = Manifest(**{**manifest.__dict__, "variants": variants})
         (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
         step("putting the bundle in place")
-        _put_in_place(draft, output)
+        put_in_place(draft, output)
     # Just hashed: the first opening on this machine need not do it again.
     integrity.remember(output / WEIGHTS_FILE, manifest.files[WEIGHTS_FILE].sha256)
     return rows
@@ -274,7 +242,6 @@ def _lowered(traced: ir.Model, target: Target) -> ir.Model:
     for graph_pass in target.passes():
         graph_pass(model)
     RemoveUnusedNodesPass()(model)
-    CheckerPass(full_check=False)(model) if target is not PORTABLE else None
     return model
 
 
@@ -380,27 +347,6 @@ def _variant_name(target: Target) -> str:
     return f"{target.name}-{target.precision}"
 
 
-@contextmanager
-def _draft_beside(output: Path) -> Iterator[Path]:
-    """Make a folder to write into, and remove it unless it was renamed away.
-
-    Turns whatever the file system refuses into an `ExportError`.
-    """
-    draft: Path | None = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-        draft.chmod(0o755)  # mkdtemp makes it private, and a bundle is to be shared
-        yield draft
-    except BgeError:
-        raise
-    except OSError as error:
-        raise ExportError(f"cannot write {output}: {error}. Nothing was left behind") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
 def _check_space(draft: Path, checkpoint: Checkpoint) -> None:
     needed = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weight_files)
     free = shutil.disk_usage(draft).free
@@ -409,24 +355,3 @@ def _check_space(draft: Path, checkpoint: Checkpoint) -> None:
             f"the disk of {draft.parent} has {free / 1e6:,.0f} MB free, and the bundle takes at "
             f"least {needed / 1e6:,.0f} MB; free some, or choose another --output"
         )
-
-
-def _put_in_place(draft: Path, output: Path) -> None:
-    for path in draft.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if not output.exists():
-        draft.rename(output)
-        return
-    # A folder cannot be replaced in one step; the old one is deleted last.
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-    output.rename(old / output.name)
-    try:
-        draft.rename(output)
-    except OSError:
-        (old / output.name).rename(output)
-        raise
-    finally:
-        if output.exists():
-            shutil.rmtree(old, ignore_errors=True)

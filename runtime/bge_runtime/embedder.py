@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,12 +197,12 @@ class Embedder:
                 yield 0, self.tokenizer.encode(window, max_length=max_length)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
-            tokenize = self.tokenizer.encode
-            coming = background.submit(tokenize, windows[0], max_length=max_length)
+            tokenize = partial(self.tokenizer.encode, max_length=max_length)
+            coming = background.submit(tokenize, windows[0])
             for start, following in zip(starts, [*windows[1:], None], strict=True):
                 tokens = coming.result()
                 if following is not None:
-                    coming = background.submit(tokenize, following, max_length=max_length)
+                    coming = background.submit(tokenize, following, first=start + _WINDOW)
                 yield start, tokens
 
     def _readable_length(self, max_length: int) -> int:

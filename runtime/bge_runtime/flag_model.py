@@ -112,7 +112,7 @@ class FlagModel(Embedder):
         self.passage_max_length = passage_max_length
         self.convert_to_numpy = convert_to_numpy
         self.truncate_dim = truncate_dim
-        self._check_truncate_dim()
+        self._check_truncate_dim(stacklevel=3)
         self.kwargs = kwargs
         self.pool = None
         for name, value in kwargs.items():
@@ -312,7 +312,7 @@ class FlagModel(Embedder):
     ) -> NDArray[np.float32]:
         _check_positive("batch_size", batch_size)
         _check_positive("max_length", max_length)
-        self._check_truncate_dim()
+        self._check_truncate_dim(stacklevel=4)
         dim = self.bundle.manifest.model.dim
         cut = partial(truncate, dim=self.truncate_dim)
         scale = self.normalize_embeddings
@@ -327,7 +327,7 @@ class FlagModel(Embedder):
             show_progress_bar=show_progress_bar,
         )
 
-    def _check_truncate_dim(self) -> None:
+    def _check_truncate_dim(self, *, stacklevel: int) -> None:
         if self.truncate_dim is None:
             return
         _check_positive("truncate_dim", self.truncate_dim)
@@ -336,7 +336,7 @@ class FlagModel(Embedder):
             warnings.warn(
                 f"truncate_dim={self.truncate_dim} is more than the {dim} components of "
                 f"{self.bundle.manifest.model.name}; vectors keep all {dim}",
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def _hand_out(

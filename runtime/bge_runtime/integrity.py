@@ -50,7 +50,8 @@ def remembered_sha256(path: Path) -> str:
     """
     note = _note_path(path)
     identity = _identity(path)
-    with contextlib.suppress(OSError, ValueError):
+    # Whatever is wrong with a note, the file itself can be hashed.
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
         data = json.loads(note.read_text())
         if data["identity"] == identity:
             return str(data["sha256"])

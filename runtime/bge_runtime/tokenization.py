@@ -41,12 +41,15 @@ class TextTokenizer:
         self._prefix = full[: starts[0]]
         self._suffix = full[starts[0] + len(bare) :]
 
-    def encode(self, texts: Sequence[str], *, max_length: int) -> list[NDArray[np.int64]]:
+    def encode(
+        self, texts: Sequence[str], *, max_length: int, first: int = 0
+    ) -> list[NDArray[np.int64]]:
         """Tokenise texts, special tokens included, truncated on the right.
 
         Args:
             texts: Texts; may be empty strings.
             max_length: Most tokens a text may take, special tokens included.
+            first: Position of the first text in the caller's list, for errors.
 
         Returns:
             One array of ids for each text. Shape: ``(tokens,)``.
@@ -64,7 +67,7 @@ class TextTokenizer:
         try:
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError:
-            _raise_for_surrogates(texts)
+            _raise_for_surrogates(texts, first)
             raise
         prefix, suffix = self._prefix, self._suffix
         return [
@@ -73,8 +76,8 @@ class TextTokenizer:
         ]
 
 
-def _raise_for_surrogates(texts: Sequence[str]) -> None:
-    for index, text in enumerate(texts):
+def _raise_for_surrogates(texts: Sequence[str], first: int) -> None:
+    for index, text in enumerate(texts, start=first):
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import DeviceError, EngineError, PrecisionError
+from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
 from bge_runtime.manifest import Variant
 
 
@@ -142,11 +142,17 @@ def select_variant(
         precision: Name of a precision, or ``"auto"``.
 
     Raises:
+        BundleError: If the bundle has no variants at all.
         DeviceError: If the bundle has nothing for that kind of device.
         EngineError: If it has nothing for that engine.
         PrecisionError: If it has nothing of that precision.
     """
     kind = device_kind(device)
+    if not bundle.manifest.variants:
+        raise BundleError(
+            f"the bundle {bundle.path.name} has no variants. Export it again with "
+            "bge-export --force"
+        )
     found = [variant for variant in bundle.manifest.variants if variant.device == kind]
     if not found:
         kinds = sorted({variant.device for variant in bundle.manifest.variants})

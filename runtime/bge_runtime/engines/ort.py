@@ -66,8 +66,8 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         # Reuses buffers of the last shape; here nearly every batch has a new one.
         options.enable_mem_pattern = False
-        # Warnings about this and that node are for people who write graphs.
-        options.log_severity_level = 3
+        # Errors are raised; on stderr as well they would be said twice.
+        options.log_severity_level = 4
         graph = bundle.graph(variant.graph)
         path = bundle.path / graph.file
         try:

@@ -1,0 +1,90 @@
+"""Where a bundle is written: beside its place, and renamed when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.manifest import FILE_NAME, Manifest
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Check that a bundle may be written to a folder.
+
+    Raises:
+        ExportError: If something else is there, or a bundle without ``force``.
+    """
+    if not output.exists() and not output.is_symlink():
+        return
+    if not (output / FILE_NAME).is_file():
+        if output.is_dir() and not any(output.iterdir()):
+            return
+        raise ExportError(
+            f"{output} exists and is not a bundle; choose another --output, or move it away"
+        )
+    if not force:
+        raise ExportError(f"{output} is a bundle already; pass --force to write it anew")
+    manifest = Manifest.from_json((output / FILE_NAME).read_text("utf-8"), where=str(output))
+    ours = {FILE_NAME, *manifest.files}
+    others = sorted(
+        str(path.relative_to(output))
+        for path in output.rglob("*")
+        if not path.is_dir() and str(path.relative_to(output)) not in ours
+    )
+    if others:
+        raise ExportError(
+            f"{output} also holds {', '.join(others[:5])}{' …' if len(others) > 5 else ''}, which "
+            "bge-export did not write and --force would delete; move them away"
+        )
+
+
+@contextmanager
+def draft_beside(output: Path) -> Iterator[Path]:
+    """Make a folder to write into, and remove it unless it was renamed away.
+
+    Turns whatever the file system refuses into an `ExportError`.
+    """
+    draft: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+        draft.chmod(0o755)  # mkdtemp makes it private, and a bundle is to be shared
+        yield draft
+    except BgeError:
+        raise
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error}. Nothing was left behind") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def put_in_place(draft: Path, output: Path) -> None:
+    """Rename a finished folder to its place, over an older bundle if there is one.
+
+    Raises:
+        OSError: If the file system refuses; the older bundle is then back in place.
+    """
+    for path in draft.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if not output.exists():
+        draft.rename(output)
+        return
+    # A folder cannot be replaced in one step; the old one is deleted last.
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
+    output.rename(old / output.name)
+    try:
+        draft.rename(output)
+    except OSError:
+        (old / output.name).rename(output)
+        raise
+    finally:
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""``bge-export`` as a command: options, messages, exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bge_export.cli import main
+from bge_runtime import FlagModel
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_local_checkpoint(tiny_checkpoint: Path, tmp_path: Path):
+    output = tmp_path / "bundle"
+    result = run(tiny_checkpoint, "--pooling", "cls", "--output", output)
+    assert result.exit_code == 0, result.output
+    for word in ("min cosine", "error/distance", "cpu-fp32 on CPUExecutionProvider", "bge-embed"):
+        assert word in result.stdout
+    assert "tracing the graph" in result.stderr
+    again = run(tiny_checkpoint, "--pooling", "cls", "--output", output)
+    assert again.exit_code == 1
+    assert "is a bundle already; pass --force" in again.stderr
+
+
+def test_json_is_all_that_is_printed(tiny_checkpoint: Path, tmp_path: Path):
+    result = run(
+        tiny_checkpoint, "--pooling", "mean", "--output", tmp_path / "b", "--json",
+        "--target", "portable",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["graph"] == "onnx/model.onnx"
+    assert row["parity"]["min_cosine"] > 0.999999
+    info = FlagModel(str(tmp_path / "b")).engine.info
+    assert info.variant == "portable-fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (["--target", "cuda"], "--target cuda"),
+        (["--precision", "int8"], "--precision int8"),
+        (["--target", "cpu", "--precision", "bf16"], "--precision bf16"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_the_table(options: list[str], asked: str):
+    result = run("anything", *options)
+    assert result.exit_code == 1
+    assert asked in result.stderr
+    assert "--target portable  --precision fp32" in result.stderr
+
+
+def test_refusal_comes_before_the_model_is_touched(tmp_path: Path):
+    result = run("BAAI/bge-m3-unknown", "--output", tmp_path / "x", "--offline")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("bge-export: ") or "finding the checkpoint" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from bge_runtime import registry
+    from tests.conftest import TINY
+
+    facts = registry.MODELS["bge-small-en"]
+    tiny = registry.ModelFacts(**{**facts.__dict__, "shape": TINY})
+    monkeypatch.setitem(registry.MODELS, "bge-small-en", tiny)
+    monkeypatch.chdir(tmp_path)
+    result = run("bge-small-en", "--random-weights", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    assert "RANDOM WEIGHTS" in result.stdout
+    manifest = json.loads((tmp_path / "bge-small-en-random" / "bge.json").read_text())
+    assert manifest["provenance"]["random_seed"] == 3
+    assert manifest["model"]["query_instruction"].startswith("Represent this sentence")
+
+
+def test_tokenizer_without_random_weights_is_a_usage_error(tmp_path: Path):
+    result = run("anything", "--tokenizer", tmp_path)
+    assert result.exit_code == 2
+    assert "--tokenizer is for --random-weights" in result.stderr
+
+
+def test_default_output_is_never_the_checkpoint(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from bge_export.cli import _default_output
+
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    assert _default_output("tiny", random_weights=False) == Path("tiny-bundle")
+    assert _default_output("BAAI/bge-base-zh", random_weights=False) == Path("bge-base-zh")
+
+
+def test_help_shows_the_table():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "--target cpu" in result.stdout

@@ -1,0 +1,94 @@
+"""What several runtime tests need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+
+SAME_VALUE = 1e-5
+"""fp32 in another order of summation: the limit that the parity gate sets for fp32, and
+about twenty times what the tiny model's three layers really differ by."""
+
+PROPERTY = settings(
+    # A shared machine now and then takes its time over one example.
+    deadline=None,
+    max_examples=40,
+    # The fixtures these tests take are read-only bundles and models.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+TEXTS = [
+    "",
+    "a",
+    "hello world",
+    "hello world",
+    "The quick brown fox jumps over the lazy dog, twice a day and once at night.",
+    "  spaces\tand\nnew lines  ",
+    "为这个句子生成表示以用于检索相关文章",
+    "naïve café über straße 🤗 \u200b zero-width",
+    "[CLS] someone wrote special tokens [SEP] [MASK] [PAD] into a text [UNK]",
+    "one two three four five six seven eight nine ten " * 12,
+    "a text of more than five hundred and twelve tokens " * 60,
+    "x" * 300,
+]
+"""Real cases in one list: empty, one token, duplicates, mixed lengths, over-length."""
+
+
+def assert_same(ours, theirs, *, tolerance=SAME_VALUE):
+    """Check type, dtype, shape and values."""
+    assert type(ours) is type(theirs)
+    assert ours.dtype == theirs.dtype
+    assert tuple(ours.shape) == tuple(theirs.shape)
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=tolerance)
+
+
+def assert_fp32_on_cpu(model):
+    """Check that the session really runs where and how a comparison assumes."""
+    info = model.engine.info
+    assert (info.engine, info.device, info.provider, info.precision) == (
+        "onnxruntime",
+        "cpu",
+        "CPUExecutionProvider",
+        "fp32",
+    )
+
+
+class WrappedEngine:
+    """An engine around another one, for tests to override ``run``."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.info = inner.info
+        self.batch_tokens = inner.batch_tokens
+        self.batch_overhead_tokens = inner.batch_overhead_tokens
+
+    def run(self, input_ids, attention_mask, outputs):
+        return self.inner.run(input_ids, attention_mask, outputs)
+
+    def abandon(self):
+        self.inner.abandon()
+
+
+def edit_manifest(bundle: Path, change):
+    """Let ``change`` edit the parsed ``bge.json`` in place."""
+    path = bundle / "bge.json"
+    data = json.loads(path.read_text("utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), "utf-8")
+
+
+def replace_file(bundle: Path, name: str, content: bytes):
+    """Change a file together with its size and hash: a bundle that was made that way."""
+    (bundle / name).write_bytes(content)
+
+    def change(data):
+        data["files"][name] = {
+            "size_bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+
+    edit_manifest(bundle, change)

@@ -1,0 +1,124 @@
+"""``bge-embed`` as a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from bge_runtime import FlagModel, cli
+
+TEXTS = ["first text", "", "第三行"]
+
+
+def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> FlagModel:
+    return FlagModel(str(tiny_bundle))
+
+
+def test_lines_to_jsonl(tiny_bundle: Path, model: FlagModel):
+    result = run(tiny_bundle, stdin="\n".join(TEXTS) + "\n")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    # Nothing is lost on the way through decimal digits.
+    assert np.array_equal(
+        np.array([row["embedding"] for row in rows], dtype=np.float32), model.encode(TEXTS)
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_file_to_npy(
+    tiny_bundle: Path,
+    model: FlagModel,
+    tmp_path: Path,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(cli, "_CHUNK", chunk)
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    result = run(tiny_bundle, tmp_path / "in.txt", "-o", tmp_path / "out.npy")
+    assert result.exit_code == 0, result.output
+    # Batches differ with the chunk, and with them the rounding.
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.encode(TEXTS), atol=1e-6)
+
+
+def test_jsonl_keeps_other_fields(tiny_bundle: Path, model: FlagModel, tmp_path: Path):
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "body": "x"}\n\n{"id": "b", "body": "y"}\n')
+    result = run(
+        tiny_bundle, tmp_path / "in.jsonl", "--field", "body", "-o", tmp_path / "out.jsonl"
+    )
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [sorted(row) for row in rows] == [["embedding", "id"]] * 2
+    np.testing.assert_allclose(rows[1]["embedding"], model.encode("y"), atol=1e-6)
+
+
+def test_query_uses_the_instruction(tiny_bundle: Path, model: FlagModel):
+    result = run(tiny_bundle, "--query", "--instruction", "find: ", stdin="apples\n")
+    (row,) = map(json.loads, result.stdout.splitlines())
+    np.testing.assert_allclose(row["embedding"], model.encode("find: apples"), atol=1e-6)
+
+
+def test_options_reach_the_model(tiny_bundle: Path, model: FlagModel):
+    result = run(
+        tiny_bundle, "--truncate-dim", "5", "--no-normalize", "--max-length", "4", "-v",
+        stdin="one two three four five\n",
+    )  # fmt: skip
+    (row,) = map(json.loads, result.stdout.splitlines())
+    assert len(row["embedding"]) == 5
+    assert abs(np.linalg.norm(row["embedding"]) - 1) > 0.01
+    assert "onnxruntime" in result.stderr
+
+
+def test_no_input_is_no_rows(tiny_bundle: Path, tmp_path: Path):
+    assert run(tiny_bundle, stdin="").stdout == ""
+    result = run(tiny_bundle, "-o", tmp_path / "out.npy", stdin="")
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "out.npy").shape == (0, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["nowhere.txt"], None, "cannot read nowhere.txt"),
+        (["-o", "out.csv"], "x", "neither a .npy nor a .jsonl"),
+        (["-o", "/nowhere/out.npy"], "x", "cannot write /nowhere/out.npy"),
+        (["--jsonl"], "{", "line 1 is not JSON"),
+        (["--jsonl"], '{"a": 1}', "line 1 has no string field 'text'"),
+        (["--jsonl"], '{"text": "\\ud800"}', "lone surrogate U+D800"),
+        (["--instruction", "x"], "x", "pass --query as well"),
+        (["--device", "cuda:0"], "x", "requested device 'cuda:0'"),
+        (["--precision", "int8"], "x", "requested precision 'int8'"),
+        ([], b"\xff\xfe", "is not UTF-8"),
+    ],
+)
+def test_one_clear_error(
+    tiny_bundle: Path, arguments: list[str], stdin: str | bytes | None, message: str
+):
+    result = run(tiny_bundle, *arguments, stdin=stdin)
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_failure_keeps_the_old_output(tiny_bundle: Path, tmp_path: Path):
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    result = run(tiny_bundle, "--jsonl", "-o", output, stdin='{"text": "a"}\n{')
+    assert result.exit_code == 1
+    assert output.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_missing_bundle_names_the_command():
+    result = run("BAAI/bge-large-en", stdin="x")
+    assert result.exit_code == 1
+    assert "bge-export BAAI/bge-large-en --output bge-large-en" in result.stderr

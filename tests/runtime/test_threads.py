@@ -1,0 +1,208 @@
+"""One model may be used by any number of threads, on one device or on several."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from bge_runtime import FlagModel, embedder
+from bge_runtime.errors import InferenceError
+from tests.runtime.support import SAME_VALUE, TEXTS, WrappedEngine
+
+# A hang fails after a minute instead of holding up the rest.
+pytestmark = pytest.mark.timeout(60)
+
+THREADS = 8
+
+SAME_BATCHES = 1e-6
+"""The same batches run by the same code: rounding may differ only by how ONNX Runtime
+splits the work among its threads."""
+
+
+def at_once(work):
+    """Run ``work(0)`` to ``work(7)`` in threads that start together."""
+    barrier = threading.Barrier(THREADS)
+
+    def start(number):
+        barrier.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(start, range(THREADS)))
+
+
+def texts_of(number):
+    return [f"thread {number} says {text} {number * repeat}" for repeat, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize("window", [3, 2048], ids=["many-windows", "one-window"])
+def test_threads_get_what_one_thread_gets(model, monkeypatch, window):
+    monkeypatch.setattr(embedder, "_WINDOW", window)
+    # Lengths differ by thread: tokenizers keeps truncation as state, we must not.
+    lengths = [2, 3, 5, 8, 16, 64, 300, 512]
+
+    def work(number):
+        return [model.encode(texts_of(number), max_length=lengths[number]) for _ in range(3)]
+
+    alone = [work(number)[0] for number in range(THREADS)]
+    for expected, found in zip(alone, at_once(work), strict=True):
+        for vectors in found:
+            np.testing.assert_allclose(vectors, expected, rtol=0, atol=SAME_BATCHES)
+    # Were the lengths mixed up, it would show.
+    assert np.abs(model.encode(texts_of(0), max_length=8) - alone[0]).max() > 0.01
+
+
+def test_threads_that_come_first_at_once_open_one_engine(model, monkeypatch):
+    opened = []
+    real = embedder.open_engine
+
+    def slow(*arguments, **options):
+        opened.append(arguments)
+        time.sleep(0.2)  # long enough for every thread to arrive
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(embedder, "open_engine", slow)
+    copy = pickle.loads(pickle.dumps(model))
+    found = at_once(lambda _: copy.encode(TEXTS))
+    assert len(opened) == 1
+    for vectors in found:
+        np.testing.assert_allclose(vectors, model.encode(TEXTS), rtol=0, atol=SAME_BATCHES)
+
+
+def test_an_error_in_one_thread_does_not_reach_another(model):
+    def work(number):
+        if number % 2:
+            with pytest.raises(ValueError, match="not valid Unicode"):
+                model.encode([*TEXTS, "\ud800"])
+            return None
+        return model.encode(TEXTS)
+
+    for vectors in at_once(work)[::2]:
+        np.testing.assert_allclose(vectors, model.encode(TEXTS), rtol=0, atol=SAME_BATCHES)
+
+
+# -- Several devices ----------------------------------------------------------------------
+
+
+class Recorded(WrappedEngine):
+    """An engine that counts its batches, and fails if it is told to."""
+
+    def __init__(self, inner, fault=None):
+        super().__init__(inner)
+        self.batches = 0
+        self.fault = fault
+
+    def run(self, input_ids, attention_mask, outputs):
+        self.batches += 1
+        if self.fault is not None:
+            raise self.fault
+        time.sleep(0.002)  # so that the other one gets its turn
+        return super().run(input_ids, attention_mask, outputs)
+
+
+@pytest.fixture
+def two_devices(tiny_bundle, model, monkeypatch):
+    """A model on two devices that are not there; both compute on the CPU."""
+    engines = {}
+
+    def select(bundle, *, device, **_):
+        return dataclasses.replace(bundle.manifest.variants[0], device=device)
+
+    def open_recorded(_bundle, variant, **_):
+        engines[variant.device] = Recorded(model.engine)
+        return engines[variant.device]
+
+    monkeypatch.setattr(embedder, "select_variant", select)
+    monkeypatch.setattr(embedder, "open_engine", open_recorded)
+    devices = ["cuda:0", "cuda:1"]
+    made = FlagModel(str(tiny_bundle), devices=devices)
+    assert list(engines) == made.target_devices == devices
+    return made, *engines.values()
+
+
+def test_two_devices_share_a_list_and_keep_its_order(two_devices, model):
+    shared, first, second = two_devices
+    vectors = shared.encode(TEXTS * 20, batch_size=3)
+    expected = model.encode(TEXTS * 20, batch_size=3)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=SAME_VALUE)
+    assert first.batches > 5
+    assert second.batches > 5
+
+
+def test_a_single_text_is_not_shared_out(two_devices, model):
+    shared, first, second = two_devices
+    np.testing.assert_allclose(shared.encode("one"), model.encode("one"), rtol=0, atol=SAME_VALUE)
+    assert (first.batches, second.batches) == (1, 0)
+
+
+def test_encode_single_device_uses_the_device_it_is_given(two_devices):
+    shared, first, second = two_devices
+    shared.encode_single_device(TEXTS, device="cuda:1")
+    assert first.batches == 0
+    assert second.batches > 0
+
+
+@pytest.mark.parametrize("window", [4, 2048], ids=["many-windows", "one-window"])
+@pytest.mark.parametrize("broken", [1, 2], ids=["first-device", "second-device"])
+def test_a_device_that_fails_ends_the_call_and_the_model_works_on(
+    two_devices, model, monkeypatch, broken, window
+):
+    monkeypatch.setattr(embedder, "_WINDOW", window)
+    shared = two_devices[0]
+    two_devices[broken].fault = InferenceError("out of memory")
+    with pytest.raises(InferenceError, match="out of memory"):
+        shared.encode(TEXTS * 20, batch_size=1)
+    # The other one stopped early instead of computing what nobody will get.
+    assert two_devices[3 - broken].batches < len(TEXTS) * 20 - 1
+    two_devices[broken].fault = None
+    expected = model.encode(TEXTS)
+    np.testing.assert_allclose(shared.encode(TEXTS), expected, rtol=0, atol=SAME_VALUE)
+
+
+def test_two_devices_that_fail_end_the_call(two_devices):
+    shared, first, second = two_devices
+    first.fault = second.fault = InferenceError("out of memory")
+    with pytest.raises(InferenceError, match="out of memory"):
+        shared.encode(TEXTS, batch_size=1)
+
+
+@pytest.mark.parametrize("window", [4, 2048], ids=["many-windows", "one-window"])
+def test_a_text_that_cannot_be_tokenised_ends_a_call_on_two_devices(
+    two_devices, monkeypatch, window
+):
+    monkeypatch.setattr(embedder, "_WINDOW", window)
+    shared = two_devices[0]
+    with pytest.raises(ValueError, match="text 24 is not valid Unicode"):
+        shared.encode([*TEXTS * 2, "\ud800", *TEXTS])
+    assert shared.encode(TEXTS).shape == (len(TEXTS), 48)
+
+
+def test_no_texts_on_two_devices_give_an_empty_array(two_devices):
+    assert two_devices[0].encode([]).shape == (0, 48)
+
+
+def test_no_thread_outlives_its_call(two_devices, model):
+    # A server calls this for years: what each call leaves behind adds up.
+    two_devices[0].encode(TEXTS * 5, batch_size=2)
+    before = set(threading.enumerate())
+    two_devices[0].encode(TEXTS * 5, batch_size=2)
+    model.encode(TEXTS * 200)
+    assert set(threading.enumerate()) <= before
+    assert not [thread for thread in before if thread.name.startswith("bge-")]
+
+
+def test_a_hidden_progress_bar_starts_no_thread_and_a_shown_one_is_shown(model, capsys):
+    # tqdm starts a monitor thread with its first bar, hidden or not.
+    before = threading.active_count()
+    model.encode(TEXTS, batch_size=1)
+    model.encode(TEXTS, batch_size=1, show_progress_bar=False)
+    assert threading.active_count() <= before
+    assert capsys.readouterr().err == ""
+    model.encode(TEXTS, show_progress_bar=True)
+    assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err

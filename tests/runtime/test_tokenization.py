@@ -1,0 +1,129 @@
+"""Our token ids are transformers' token ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bge_runtime.errors import BundleError
+from bge_runtime.tokenization import TextTokenizer
+from tests.runtime.support import PROPERTY, TEXTS
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+HARD_TEXTS = [
+    *TEXTS,
+    "[SEP]",
+    "[CLS][SEP][PAD]",
+    "no[MASK]space",
+    "[mask] [Sep] </s> <s> <|endoftext|>",
+    "\x00 \x01 control \x7f",
+    "\ufeff\u202eright to left\u202c",
+    "e\u0301 e\u0301\u0323 \u1e69",
+    "１２３ ﬁ ℃ ½",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 👩‍👩‍👧‍👦 🇩🇪",
+    "اَلْعَرَبِيَّةُ हिन्दी ไทย 한국어 ひらがな",
+    "don't won't it's $1,000.00 a@b.c http://x.y/z?q=1#f",
+]
+
+
+def transformers_tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def assert_same_ids(ours, theirs, texts, max_length):
+    expected = theirs(texts, truncation=True, max_length=max_length)["input_ids"]
+    found = ours.encode(texts, max_length=max_length)
+    assert [ids.tolist() for ids in found] == expected
+    assert all(ids.dtype == "int64" for ids in found)
+
+
+@pytest.fixture(scope="module", params=["tiny", "minilm"])
+def both(request, tiny_checkpoint, minilm_checkpoint):
+    """Our tokenizer and transformers', of one folder: one made here, one published."""
+    folder = tiny_checkpoint if request.param == "tiny" else minilm_checkpoint
+    return TextTokenizer(folder / "tokenizer.json"), transformers_tokenizer(folder)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 8, 512])
+def test_ids_equal_transformers(both, max_length):
+    assert_same_ids(*both, HARD_TEXTS, max_length)
+
+
+@PROPERTY
+@given(st.lists(st.text(), min_size=1, max_size=5), st.sampled_from([2, 3, 8, 512]))
+def test_ids_of_any_text_equal_transformers(both, texts, max_length):
+    assert_same_ids(*both, texts, max_length)
+
+
+def test_ids_of_100_000_words_equal_transformers(both):
+    texts = ["many words of different lengths " * 20_000, "short"]
+    assert_same_ids(*both, texts, 512)
+
+
+def test_no_texts_give_no_ids(both):
+    assert both[0].encode([], max_length=8) == []
+
+
+@pytest.mark.parametrize("kind", ["fixed", "longest"])
+def test_padding_and_truncation_in_the_file_are_ignored(tiny_checkpoint, tmp_path, kind):
+    # Published files carry both: all-MiniLM-L6-v2's pads every text to 128 tokens.
+    for name in FILES:
+        shutil.copy(tiny_checkpoint / name, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    data = json.loads(path.read_text("utf-8"))
+    data["truncation"] = {
+        "direction": "Right",
+        "max_length": 6,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    data["padding"] = {
+        "strategy": {"Fixed": 16} if kind == "fixed" else "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": 8,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }
+    path.write_text(json.dumps(data), "utf-8")
+    # The edit is of a kind that a plain load does obey.
+    from tokenizers import Tokenizer
+
+    assert len(Tokenizer.from_file(str(path)).encode("a " * 50).ids) in (8, 16)
+    theirs = transformers_tokenizer(tmp_path)
+    assert_same_ids(TextTokenizer(path), theirs, HARD_TEXTS, 512)
+
+
+@pytest.mark.parametrize("max_length", [0, 1])
+def test_a_length_without_room_for_special_tokens_is_an_error(both, max_length):
+    with pytest.raises(ValueError, match=f"max_length={max_length} leaves no room for the 2"):
+        both[0].encode(["a"], max_length=max_length)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("a\ud800", "character 1 .* U\\+D800"), ("\udfff", "character 0 .* U\\+DFFF")],
+)
+def test_a_lone_surrogate_is_an_error_that_names_text_and_character(both, text, found):
+    with pytest.raises(ValueError, match=f"text 2 is not valid Unicode: {found}"):
+        both[0].encode(["fine", "fine", text, "fine"], max_length=8)
+
+
+def test_the_repair_that_the_surrogate_error_proposes_works(both):
+    repaired = "a\ud800".encode("utf-8", "replace").decode()
+    assert_same_ids(*both, [repaired], 8)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not JSON"])
+def test_a_damaged_file_is_a_bundle_error(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(BundleError, match="cannot load the tokenizer"):
+        TextTokenizer(path)
