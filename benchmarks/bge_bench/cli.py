@@ -1,0 +1,210 @@
+"""``bge-bench``: how near a bundle is to its references, and how much faster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
+from bge_bench.environment import busy_percent, describe_environment
+from bge_bench.parity import measure_parity
+from bge_bench.progress import progress
+from bge_bench.report import parity_table, speed_table
+from bge_bench.sides import BASELINES
+from bge_bench.source import open_checkpoint
+from bge_bench.speed import Workload, measure_speed, side_specs, step_count
+from bge_runtime.bundle import Bundle
+from bge_runtime.cpus import usable_cpus
+from bge_runtime.errors import BgeError
+
+_MIXED_PARAGRAPHS = 16
+"""Paragraphs that parity adds to the short texts of an export."""
+
+_checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The checkpoint that the bundle was made from. Default: the one it names.",
+)
+_texts_option = click.option(
+    "--texts",
+    "texts_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with one text a line. Default: texts of our own.",
+)
+_json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write everything measured to FILE; - prints it in place of the table.",
+)
+
+
+@click.group(context_settings={"max_content_width": 100})
+def main() -> None:
+    """Measure a bundle against the libraries it stands for."""
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_checkpoint_option
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Choice(BASELINES),
+    help="Repeatable. Default: all.",
+)
+@_texts_option
+@_json_option
+def parity(
+    bundle: Path,
+    checkpoint: Path | None,
+    against: Sequence[str],
+    texts_file: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Compare the vectors of every variant of BUNDLE with its references'.
+
+    Exits with 1 where a tolerance is missed.
+    """
+    with _one_line_errors():
+        opened = Bundle.open(bundle)
+        if texts_file is None:
+            from bge_export.texts import PARITY_TEXTS
+
+            texts = [*PARITY_TEXTS, *paragraphs(_MIXED_PARAGRAPHS)]
+        else:
+            texts = read_texts(texts_file)
+        references = list(dict.fromkeys(against)) or list(BASELINES)
+        steps = len(references) + 1 + len(opened.manifest.variants)
+        with open_checkpoint(opened, checkpoint) as folder, progress(steps) as step:
+            rows = measure_parity(opened, folder, references, texts, step=step)
+        passed = not any(row.failures for row in rows)
+        document = {
+            "texts": {"source": str(texts_file or "built in"), "count": len(texts)},
+            "rows": [row.to_json() for row in rows],
+            "passed": passed,
+        }
+        _report(json_file, opened, document, parity_table(rows))
+    sys.exit(0 if passed else 1)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_checkpoint_option
+@_texts_option
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--sample", type=click.IntRange(min=2), help="Measure on that many texts only.")
+@click.option(
+    "--baseline", default="flagembedding", show_default=True, type=click.Choice(BASELINES)
+)
+@click.option(
+    "--baseline-batch-size",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="FlagEmbedding's own default, 256, is several times slower on a CPU.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="For all sides. Default: all usable CPUs."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=1800.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds to wait for any one answer of a side.",
+)
+@_json_option
+def speed(
+    bundle: Path,
+    checkpoint: Path | None,
+    texts_file: Path | None,
+    rounds: int,
+    sample: int | None,
+    baseline: str,
+    baseline_batch_size: int,
+    threads: int | None,
+    timeout_s: float,
+    json_file: Path | None,
+) -> None:
+    """Time BUNDLE against a baseline, turn by turn, in fp32 on the CPU.
+
+    Exits with 1 if their vectors differ, and reports no speed then.
+    """
+    with _one_line_errors():
+        opened = Bundle.open(bundle)
+        if texts_file is None:
+            texts = paragraphs(sample or PARAGRAPHS)
+        else:
+            texts = read_texts(texts_file)
+            texts = spread_sample(texts, sample or len(texts))
+        busy = busy_percent()
+        workload = Workload(texts=texts, rounds=rounds, timeout_s=timeout_s)
+        with open_checkpoint(opened, checkpoint) as folder:
+            ours, theirs = side_specs(
+                opened,
+                folder,
+                baseline=baseline,
+                baseline_batch_size=baseline_batch_size,
+                threads=threads or usable_cpus(),
+            )
+            with progress(step_count(rounds)) as step:
+                result = measure_speed(ours, theirs, workload, step=step)
+        document = {
+            "texts": {
+                "source": str(texts_file or "built in"),
+                "count": len(texts),
+                "words": sum(len(text.split()) for text in texts),
+            },
+            "rounds": rounds,
+            "query_calls": workload.query_calls,
+            "busy_percent_before": busy,
+            **result.to_json(),
+        }
+        _report(
+            json_file, opened, document, speed_table(result, texts=len(texts), busy_percent=busy)
+        )
+    sys.exit(1 if result.failures else 0)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except BgeError as error:
+        click.echo(f"bge-bench: {error}", err=True)
+        sys.exit(1)
+
+
+def _report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], table: str) -> None:
+    provenance = bundle.manifest.provenance
+    document = {
+        **describe_environment(),
+        "bundle": str(bundle.path),
+        "model": bundle.manifest.model.name,
+        "checkpoint": {"source": provenance.source, "random_seed": provenance.random_seed},
+        **results,
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if json_file == Path("-"):
+        click.echo(text, nl=False)
+        return
+    if json_file is not None:
+        try:
+            json_file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            click.echo(f"bge-bench: cannot write {json_file}: {error.strerror}", err=True)
+            click.echo(table)
+            sys.exit(1)
+    click.echo(table)
+
+
+if __name__ == "__main__":
+    main()

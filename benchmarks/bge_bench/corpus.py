@@ -1,0 +1,177 @@
+"""Paragraphs to measure speed on, made here from words of our own.
+
+Their lengths are spread as evenly over the orders of magnitude as real collections
+are: from 4 words to 500, each as many times the one before. They come in a fixed
+arbitrary order, since callers do not sort by length either.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bge_bench.errors import BenchError
+
+PARAGRAPHS = 200
+"""Paragraphs of the default corpus."""
+
+_SHORTEST_WORDS = 4
+_LONGEST_WORDS = 500
+
+
+@dataclass(frozen=True)
+class _Topic:
+    who: tuple[str, ...]
+    does: tuple[str, ...]
+    what: tuple[str, ...]
+    where: tuple[str, ...]
+
+
+_TOPICS = (
+    _Topic(
+        ("the lock keeper", "an old barge", "the tide table", "each new pilot", "the dredger crew"),
+        ("measured", "waited for", "wrote down", "steered around", "quietly blamed"),
+        ("the spring flood", "a broken sluice", "two sunken piles", "the grain fleet", "low water"),
+        ("below the weir", "at the river mouth", "beside the customs quay", "in thick fog"),
+    ),
+    _Topic(
+        (
+            "the pastry cook",
+            "her youngest apprentice",
+            "the oven",
+            "a sack of rye",
+            "the night shift",
+        ),
+        ("folded", "burned", "weighed out", "forgot", "sold", "improved"),
+        ("forty trays of rolls", "the sour starter", "a plum cake", "salted butter", "every crust"),
+        ("before sunrise", "behind the market hall", "on the cold marble", "without a recipe"),
+    ),
+    _Topic(
+        (
+            "the compiler",
+            "a nervous intern",
+            "our scheduler",
+            "the release branch",
+            "one unit test",
+        ),
+        ("rejected", "cached", "rewrote", "silently dropped", "profiled", "rolled back"),
+        ("a circular import", "the slow query", "half of the index", "an unsigned counter"),
+        ("in production", "on the build server", "under heavy load", "after the migration"),
+    ),
+    _Topic(
+        (
+            "the glaciologist",
+            "a drill core",
+            "the weather mast",
+            "the second expedition",
+            "a sledge",
+        ),
+        ("recorded", "outlasted", "crossed", "revealed", "dated", "missed"),
+        (
+            "eight hundred winters",
+            "a layer of ash",
+            "trapped air",
+            "the melt season",
+            "drifting snow",
+        ),
+        ("on the northern plateau", "above the moraine", "in polar darkness", "near the crevasse"),
+    ),
+    _Topic(
+        ("the second violin", "a patient teacher", "the choir", "the bronze bell", "an amateur"),
+        ("rehearsed", "tuned", "drowned out", "transposed", "remembered", "applauded"),
+        ("the slow movement", "a minor seventh", "an unfinished quartet", "the last refrain"),
+        ("in the empty hall", "after the interval", "from memory", "under the dome"),
+    ),
+    _Topic(
+        ("the tenant", "a court clerk", "the insurer", "one witness", "the revised statute"),
+        ("disputed", "signed", "mislaid", "quoted", "appealed against", "upheld"),
+        ("the third clause", "a deposit of nine hundred", "the notice period", "an earlier ruling"),
+        ("before the tribunal", "in written form", "within fourteen days", "on page six"),
+    ),
+    _Topic(
+        (
+            "the beekeeper",
+            "a late frost",
+            "the orchard",
+            "a neighbour's goat",
+            "the seed catalogue",
+        ),
+        ("ruined", "promised", "sheltered", "pruned", "devoured", "pollinated"),
+        ("the early pears", "six straight rows of beans", "an unnamed apple", "the young hives"),
+        ("along the south wall", "during a dry May", "up on the terraces", "by the compost"),
+    ),
+    _Topic(
+        ("the night nurse", "a careful trial", "the new vaccine", "the clinic", "the dosage chart"),
+        ("halved", "postponed", "explained", "monitored", "reported", "prevented"),
+        ("the number of relapses", "a mild fever", "several side effects", "the waiting list"),
+        ("among older patients", "on the third ward", "over eighteen months", "in rural districts"),
+    ),
+)
+
+_LINKS = ("", "", "", "Still,", "By then", "As a rule,", "Once more", "That week", "In the end")
+
+
+def paragraphs(count: int = PARAGRAPHS) -> list[str]:
+    """Make a corpus. The same count gives the same texts, always.
+
+    Args:
+        count: Number of paragraphs, at least 2.
+    """
+    chance = random.Random(count)  # noqa: S311  # no secret
+    lengths = lengths_words(count)
+    chance.shuffle(lengths)
+    return [_paragraph(chance, words) for words in lengths]
+
+
+def lengths_words(count: int) -> list[int]:
+    """Give the lengths of a corpus of so many paragraphs, in words, shortest first."""
+    ratio = _LONGEST_WORDS / _SHORTEST_WORDS
+    return [round(_SHORTEST_WORDS * ratio ** (index / (count - 1))) for index in range(count)]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Read a file with one text a line; blank lines are left out.
+
+    Raises:
+        BenchError: If it is not UTF-8, or holds fewer than the two texts that a
+            comparison needs.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"cannot read {path} as UTF-8 text: {error}") from error
+    texts = [line for line in lines if line.strip()]
+    if len(set(texts)) < 2:
+        raise BenchError(
+            f"{path} holds {len(set(texts))} different texts, one a line; a comparison needs two"
+        )
+    return texts
+
+
+def spread_sample(texts: Sequence[str], count: int) -> list[str]:
+    """Take so many texts, evenly over the whole; all, if there are no more."""
+    count = min(count, len(texts))
+    return [texts[index * len(texts) // count] for index in range(count)]
+
+
+def _paragraph(chance: random.Random, words: int) -> str:
+    topic = chance.choice(_TOPICS)
+    written: list[str] = []
+    for sentence in _sentences(chance, topic):
+        written += sentence
+        if len(written) >= words:
+            break
+    return " ".join(written[:words]).rstrip(".,") + "."
+
+
+def _sentences(chance: random.Random, topic: _Topic) -> Iterator[list[str]]:
+    while True:
+        main = [chance.choice(part) for part in (topic.who, topic.does, topic.what)]
+        aside = [f"and {chance.choice(topic.who)}", chance.choice(topic.does)]
+        ends = [chance.choice(topic.what), chance.choice(topic.where)]
+        short = chance.random() < 0.5
+        parts = [chance.choice(_LINKS), *main, *(ends[1:] if short else [*aside, *ends])]
+        sentence = " ".join(part for part in parts if part)
+        yield f"{sentence[0].upper()}{sentence[1:]}.".split(" ")

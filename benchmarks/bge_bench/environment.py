@@ -1,0 +1,66 @@
+"""What a result was measured with: versions, hardware and command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bge_runtime.cpus import usable_cpus
+
+_PACKAGES = (
+    "bge-runtime",
+    "onnxruntime",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "FlagEmbedding",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Collect what somebody needs to repeat a measurement, ready for JSON."""
+    return {
+        "command": sys.argv,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": {
+            "system": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": psutil.cpu_count(logical=False),
+            "logical_cpus": psutil.cpu_count(),
+            "usable_cpus": usable_cpus(),
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+    }
+
+
+def busy_percent() -> float:
+    """Tell how busy all programs together keep the processors, over one second."""
+    return psutil.cpu_percent(interval=1.0)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # one engine of several
+            continue
+    return versions
+
+
+def _cpu_model() -> str:
+    # platform.processor() is empty, or only "x86_64", on most Linux systems.
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,144 @@
+"""Run every variant of a bundle, and the libraries it stands for, on the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_bench.sides import SideSpec, open_side
+from bge_runtime import FlagModel
+from bge_runtime.batching import pad_batch
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines import Engine, EngineInfo, open_engine
+from bge_runtime.parity import TOLERANCES, Parity, compare
+from bge_runtime.postprocess import normalize
+from bge_runtime.tokenization import TextTokenizer
+
+_ROWS = 4
+"""Texts in a padded batch."""
+
+_BATCH_SIZES = {"transformers": 1, "flagembedding": 16}
+"""transformers sees one text at a time, unpadded; FlagEmbedding batches and pads."""
+
+FLAG_MODEL = "FlagModel"
+PADDED = "padded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        call: `FLAG_MODEL` for a call of that class, with its own choice of variant and
+            of batches; `PADDED` for a variant's engine itself, run on batches in which
+            short and long texts meet.
+        info: The variant that ran and what ran it, as the engine reports.
+        reference: What it is compared with, and its version.
+        reference_in_force: What ran that.
+        parity: The distances.
+        failures: Limits of the precision's tolerance that are missed.
+    """
+
+    call: str
+    info: EngineInfo
+    reference: str
+    reference_in_force: str
+    parity: Parity
+    failures: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Make a document of it, with the tolerance beside the figures."""
+        tolerance = asdict(TOLERANCES[self.info.precision])
+        return {**asdict(self), "tolerance": tolerance, "passed": not self.failures}
+
+
+def measure_parity(
+    bundle: Bundle,
+    checkpoint: Path,
+    references: Sequence[str],
+    texts: Sequence[str],
+    *,
+    step: Callable[[str], object],
+) -> list[Row]:
+    """Compare a bundle with its references, one after another in this process.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: The checkpoint it was made from.
+        references: Names out of `bge_bench.sides.BASELINES`.
+        texts: At least two different texts.
+        step: Told what comes next.
+
+    Returns:
+        For ``FlagModel`` and for each variant, one row a reference.
+
+    Raises:
+        BgeError: If a variant cannot be run.
+    """
+    model = bundle.manifest.model
+    max_length = min(model.max_length, 512)
+
+    expected: list[tuple[str, str, NDArray[np.float32]]] = []
+    for name in references:
+        step(f"running {name}")
+        side = open_side(
+            SideSpec(
+                side=name,
+                model=str(checkpoint),
+                pooling=model.pooling,
+                max_length=max_length,
+                batch_size=_BATCH_SIZES[name],
+            )
+        )
+        expected.append((side.name, side.in_force, side.encode(texts)))
+        del side  # so that two copies of the weights are never held at once
+
+    rows: list[Row] = []
+
+    def add(call: str, engine: Engine, vectors: NDArray[np.float32]) -> None:
+        for reference, in_force, reference_vectors in expected:
+            parity = compare(vectors, reference_vectors)
+            rows.append(
+                Row(
+                    call=call,
+                    info=engine.info,
+                    reference=reference,
+                    reference_in_force=in_force,
+                    parity=parity,
+                    failures=tuple(parity.failures(TOLERANCES[engine.info.precision])),
+                )
+            )
+
+    step("running FlagModel")
+    flag_model = FlagModel(
+        str(bundle.path), use_fp16=False, devices="cpu", passage_max_length=max_length
+    )
+    add(FLAG_MODEL, flag_model.engine, flag_model.encode(texts, show_progress_bar=False))
+    del flag_model
+    for variant in bundle.manifest.variants:
+        step(f"running {variant.name}")
+        engine = open_engine(bundle, variant)
+        add(PADDED, engine, _padded_vectors(bundle, engine, texts, max_length=max_length))
+    return rows
+
+
+def _padded_vectors(
+    bundle: Bundle, engine: Engine, texts: Sequence[str], *, max_length: int
+) -> NDArray[np.float32]:
+    """Embed texts in batches of unlike lengths, so that padding takes part."""
+    model = bundle.manifest.model
+    tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
+    order = np.argsort([len(ids) for ids in tokens], kind="stable")
+    vectors = np.empty((len(texts), model.dim), dtype=np.float32)
+    batches = -(-len(texts) // _ROWS)
+    for number in range(batches):
+        rows = order[number::batches]
+        ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=model.pad_token_id)
+        (raw,) = engine.run(ids, mask, ["sentence_embedding"])
+        vectors[rows] = normalize(raw)
+    return vectors

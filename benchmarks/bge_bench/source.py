@@ -1,0 +1,85 @@
+"""Find the checkpoint that a bundle was made from, and make sure that it is that one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bge_bench.errors import BenchError
+from bge_bench.sides import quiet
+from bge_runtime import integrity
+from bge_runtime.bundle import Bundle
+from bge_runtime.errors import ExportError
+
+
+@contextlib.contextmanager
+def open_checkpoint(bundle: Bundle, given: Path | None) -> Iterator[Path]:
+    """Give the folder of a bundle's checkpoint.
+
+    That is the folder given, else the one that the bundle names as its source. Random
+    weights are made anew, with the bundle's tokenizer, in a folder that is removed in
+    the end.
+
+    Raises:
+        BenchError: If there is none, or it holds other weights than the bundle was
+            made from.
+    """
+    provenance = bundle.manifest.provenance
+    with contextlib.ExitStack() as stack:
+        if given is not None:
+            folder, advice = given, "pass the checkpoint that the bundle was made from"
+        elif provenance.random_seed is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
+            _make_random(bundle, provenance.random_seed, folder)
+            made, here = provenance.versions.get("torch"), importlib.metadata.version("torch")
+            advice = (
+                f"torch {here} makes other random weights than torch {made}, which made the "
+                "bundle's; export it again, or pass --checkpoint"
+            )
+        else:
+            folder = _find(bundle)
+            advice = "it was changed since; export it again, or pass the old one with --checkpoint"
+        _check_weights(bundle, folder, advice)
+        yield folder
+
+
+def _find(bundle: Bundle) -> Path:
+    from bge_export.checkpoint import find_checkpoint
+
+    provenance = bundle.manifest.provenance
+    try:
+        return find_checkpoint(provenance.source, revision=provenance.revision)[0]
+    except ExportError as error:
+        raise BenchError(
+            f"the bundle {bundle.path.name} was made from {provenance.source}, which is not to be "
+            f"had here: {error}. Pass --checkpoint DIR"
+        ) from error
+
+
+def _make_random(bundle: Bundle, seed: int, folder: Path) -> None:
+    with quiet():
+        from bge_export.random_weights import random_model_facts, write_random_checkpoint
+
+        facts = random_model_facts(bundle.manifest.provenance.source)
+        write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path)
+
+
+def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:
+    recorded = bundle.manifest.provenance.weights_sha256
+    for name, expected in recorded.items():
+        path = folder / name
+        try:
+            found = integrity.file_sha256(path)
+        except OSError as error:
+            raise BenchError(
+                f"the bundle {bundle.path.name} was made from a checkpoint with a file {name}, and "
+                f"{path} cannot be read ({error.strerror}); pass that checkpoint with --checkpoint"
+            ) from error
+        if found != expected:
+            raise BenchError(
+                f"{path} does not hold the weights of {bundle.path.name}: its sha256 is "
+                f"{found[:12]}…, and the bundle was made from {expected[:12]}…; {advice}"
+            )

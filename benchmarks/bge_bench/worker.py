@@ -1,0 +1,85 @@
+"""One side of a benchmark in a process of its own: ``python -m bge_bench.worker SPEC``.
+
+SPEC is a `bge_bench.sides.SideSpec` in JSON, with a ``query`` beside it. The worker
+opens the side, embeds the query, writes one line of JSON with the time that took, and
+then answers each line of JSON on stdin with one on stdout until stdin ends. That first
+line is the cold start, so every worker measures one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bge_bench.sides import Side
+
+
+def main() -> None:
+    """Serve one side."""
+    # Libraries print to stdout as they like; from here on that is stderr's affair.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    spec = json.loads(sys.argv[1])
+    query = spec.pop("query")
+
+    start = time.perf_counter()
+    from bge_bench.sides import SideSpec, open_side
+
+    side = open_side(SideSpec(**spec))
+    side.encode([query])
+    first_vector_s = time.perf_counter() - start
+
+    ready = {"first_vector_s": first_vector_s, "name": side.name, "in_force": side.in_force}
+    answers.write(json.dumps(ready) + "\n")
+    for line in sys.stdin:
+        answers.write(json.dumps(_answer(side, json.loads(line))) + "\n")
+
+
+def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
+    """Do what a line asks for.
+
+    ``corpus``: embed the texts of a JSON file and save the vectors; ``query``: embed a
+    query a number of times; ``memory``: tell the peak so far.
+    """
+    if ask["do"] == "corpus":
+        texts = json.loads(Path(ask["texts"]).read_text(encoding="utf-8"))
+        start = time.perf_counter()
+        vectors = side.encode(texts)
+        seconds = time.perf_counter() - start
+        vectors.tofile(ask["vectors"])
+        return {"seconds": seconds, "shape": vectors.shape, "dtype": str(vectors.dtype)}
+    if ask["do"] == "query":
+        return {"ms": [_query_ms(side, ask["query"]) for _ in range(ask["calls"])]}
+    return {"peak_bytes": _peak_bytes()}
+
+
+def _query_ms(side: Side, query: str) -> float:
+    start = time.perf_counter()
+    side.encode([query])
+    return (time.perf_counter() - start) * 1e3
+
+
+def _peak_bytes() -> int:
+    """Tell the most memory this process has held.
+
+    Linux hands ``ru_maxrss`` on through exec, so that there a worker would begin with
+    its parent's peak; the kernel's own record of this program does not.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()
