@@ -11,14 +11,17 @@ from typing import Any
 
 import click
 
-from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
-from bge_bench.environment import busy_percent, describe_environment
-from bge_bench.parity import measure_parity
-from bge_bench.progress import progress
-from bge_bench.report import parity_table, speed_table
-from bge_bench.sides import BASELINES
-from bge_bench.source import open_checkpoint
-from bge_bench.speed import Workload, measure_speed, side_specs, step_count
+try:
+    from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
+    from bge_bench.environment import busy_percent, describe_environment
+    from bge_bench.parity import measure_parity
+    from bge_bench.progress import progress
+    from bge_bench.report import parity_table, speed_table
+    from bge_bench.sides import BASELINES
+    from bge_bench.source import open_checkpoint
+    from bge_bench.speed import Workload, measure_speed, side_specs, step_count
+except ImportError as missing:
+    sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError

@@ -5,8 +5,10 @@ texts ─ instruct ─ tokenize ─ plan batches ─ engine ─ post-process ─
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -156,18 +158,19 @@ class Embedder:
             engine=engines[0],
         )
         if show_progress_bar is None:
-            # A tqdm that is told None asks whether stderr is a terminal.
-            hidden = None if len(texts) >= batch_size else True
-        else:
-            hidden = not show_progress_bar
+            show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
+        # A hidden tqdm would not do: each takes a lock of the whole process, which a fork
+        # may copy while it is held, and the first one starts a thread.
+        shown = tqdm(total=len(texts), desc="embedding", unit="text") if show_progress_bar else None
 
-        with tqdm(total=len(texts), desc="embedding", unit="text", disable=hidden) as bar:
+        with contextlib.nullcontext() if shown is None else shown:
 
             def run(engine: Engine, batch: _Batch) -> None:
                 rows, ids, mask = batch
                 (raw,) = engine.run(ids, mask, [output])
                 result[rows] = post_process(raw)
-                bar.update(len(rows))
+                if shown is not None:
+                    shown.update(len(rows))
 
             _share(engines, batches, run)
         return result

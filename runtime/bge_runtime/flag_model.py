@@ -240,6 +240,7 @@ class FlagModel(Embedder):
         convert_to_numpy: bool = True,
         device: str | None = None,
         *,
+        pad_to_multiple_of: int | None = None,  # noqa: ARG002
         show_progress_bar: bool | None = None,
     ) -> NDArray[np.float32]:
         """Embed texts on one of the model's devices, without an instruction.
@@ -250,6 +251,7 @@ class FlagModel(Embedder):
             max_length: Most tokens of a text.
             convert_to_numpy: False gives a torch tensor.
             device: One of ``target_devices``; None for the first.
+            pad_to_multiple_of: As in `encode`.
             show_progress_bar: As in `encode`.
 
         Returns:

@@ -232,8 +232,8 @@ def test_use_fp16_gives_float32_on_a_cpu_as_in_flagembedding(
 ):
     ours = FlagModel(str(tiny_bundle), use_fp16=True, devices="cpu")
     theirs = upstream.FlagModel(str(tiny_checkpoint), use_fp16=True, devices="cpu")
-    # Theirs went through fp16 weights once: 11 bits of mantissa, through three layers.
-    assert_same(ours.encode(TEXTS), theirs.encode(TEXTS), tolerance=5e-3)
+    # Their weights were rounded to fp16 on loading: measured at 4e-4 after three layers.
+    assert_same(ours.encode(TEXTS), theirs.encode(TEXTS), tolerance=2e-3)
 
 
 # -- The comparison itself is able to fail ------------------------------------------------

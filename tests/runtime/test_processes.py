@@ -7,6 +7,7 @@ neither pytest's threads nor PyTorch's have a part in it.
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def child_of_multiprocessing(model, answers):
 '''
 
 
-def run_program(folder, body, *arguments):
+def run_program(folder, body, *arguments, telemetry=None):
     """Run a program to its end, and expect success."""
     program = folder / "program.py"
     body = textwrap.indent(textwrap.dedent(body), "    ")
@@ -66,10 +67,13 @@ def run_program(folder, body, *arguments):
         "    model = FlagModel(sys.argv[1])\n    expected = model.encode(TEXTS)\n"
         f"{body}"
     )
+    # What the runtime sets on opening an engine must not come from this process.
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": telemetry}
     done = subprocess.run(
         [sys.executable, str(program), *map(str, arguments)],
         capture_output=True,
         text=True,
+        env={name: value for name, value in environment.items() if value is not None},
         timeout=120,
         check=False,
     )
@@ -115,7 +119,7 @@ def test_a_process_may_fork_while_another_thread_encodes(tiny_bundle, tmp_path):
             while not stop.is_set():
                 try:
                     # Beyond one window, so that the tokenising thread is at work, too.
-                    model.encode(TEXTS * 150)
+                    model.encode(["many short texts"] * 2100)
                 except Exception as error:
                     wrong.append(error)
 
@@ -123,7 +127,7 @@ def test_a_process_may_fork_while_another_thread_encodes(tiny_bundle, tmp_path):
         for thread in threads:
             thread.start()
         try:
-            for pause in range(10):
+            for pause in range(8):
                 time.sleep(0.003 * pause)  # at a different point of it each time
                 fork_and_check(model, expected)
         finally:
@@ -171,6 +175,8 @@ def test_a_process_may_fork_while_another_thread_draws_a_progress_bar(tiny_bundl
         tmp_path,
         """
         from tqdm import tqdm
+
+        assert threading.active_count() == 1  # tqdm starts a thread with its first bar
 
         held, over = threading.Event(), threading.Event()
 
@@ -232,20 +238,36 @@ def test_a_pool_of_forked_workers_maps_a_models_method(tiny_bundle, tmp_path):
 
 
 def test_the_check_notices_a_child_that_hangs(tiny_bundle, tmp_path):
-    # What would happen if the child went on with its parent's session.
+    # The model of the child is not told of the fork, and waits for its parent's thread.
     with pytest.raises(AssertionError, match="the child hangs"):
         run_program(
             tmp_path,
             """
-            import bge_runtime.embedder
-            real = time.monotonic
-            started = real()
+            from bge_runtime import embedder
+
+            real, started = time.monotonic, time.monotonic()
             time.monotonic = lambda: started + 10 * (real() - started)  # 2 s for the child
-            bge_runtime.embedder._alive.discard(model)
-            fork_and_check(model, expected)
+            unopened = pickle.loads(pickle.dumps(model))
+            embedder._alive.discard(unopened)
+            unopened._lock.acquire()
+            fork_and_check(unopened, expected)
             """,
             tiny_bundle,
         )
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_telemetry_of_onnxruntime_is_off_unless_asked_for(tiny_bundle, tmp_path, given, expected):
+    # Its thread, which starts at the import, makes forked children hang when they end.
+    run_program(
+        tmp_path,
+        """
+        assert os.environ["ORT_DISABLE_TELEMETRY"] == sys.argv[2]
+        """,
+        tiny_bundle,
+        expected,
+        telemetry=given,
+    )
 
 
 # -- Pickle -------------------------------------------------------------------------------

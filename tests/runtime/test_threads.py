@@ -187,22 +187,28 @@ def test_no_texts_on_two_devices_give_an_empty_array(two_devices):
     assert two_devices[0].encode([]).shape == (0, 48)
 
 
-def test_no_thread_outlives_its_call(two_devices, model):
+def test_no_thread_outlives_its_call(two_devices, model, monkeypatch):
     # A server calls this for years: what each call leaves behind adds up.
     two_devices[0].encode(TEXTS * 5, batch_size=2)
     before = set(threading.enumerate())
     two_devices[0].encode(TEXTS * 5, batch_size=2)
-    model.encode(TEXTS * 200)
+    monkeypatch.setattr(embedder, "_WINDOW", 5)
+    model.encode(TEXTS)
     assert set(threading.enumerate()) <= before
     assert not [thread for thread in before if thread.name.startswith("bge-")]
 
 
-def test_a_hidden_progress_bar_starts_no_thread_and_a_shown_one_is_shown(model, capsys):
-    # tqdm starts a monitor thread with its first bar, hidden or not.
-    before = threading.active_count()
+def test_a_progress_bar_is_shown_when_asked_for_and_never_off_a_terminal(model, capsys):
     model.encode(TEXTS, batch_size=1)
     model.encode(TEXTS, batch_size=1, show_progress_bar=False)
-    assert threading.active_count() <= before
     assert capsys.readouterr().err == ""
     model.encode(TEXTS, show_progress_bar=True)
+    assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+
+
+def test_a_long_call_on_a_terminal_shows_its_progress(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    model.encode(TEXTS, batch_size=len(TEXTS) + 1)
+    assert capsys.readouterr().err == ""
+    model.encode(TEXTS, batch_size=len(TEXTS))
     assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ class OrtEngine:
             BundleError: If ONNX Runtime cannot read the graph.
             ProviderError: If the session runs on another provider.
         """
+        # Its telemetry has a thread from the import on, and a child of fork waits for that
+        # thread for ever when it ends (seen with 1.32). "0" in the environment keeps it on.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime as ort
         except ImportError as error:
