@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,21 @@ def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def export(checkpoint: Path, output: Path, *, pooling: str | None = "cls", **options) -> Path:
-    """Export a checkpoint in this process."""
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    pooling: str | None = "cls",
+    targets: Sequence[str] = ("cpu", "portable"),
+    **options,
+) -> Path:
+    """Export a checkpoint in this process; by default the graphs in fp32."""
     from bge_export.checkpoint import inspect_checkpoint
     from bge_export.exporting import export_bundle
     from bge_export.targets import select_targets
 
     inspected = inspect_checkpoint(checkpoint, source=str(checkpoint), pooling=pooling)
-    export_bundle(inspected, output, select_targets([], []), **options)
+    export_bundle(inspected, output, select_targets(targets, []), **options)
     return output
 
 

@@ -21,10 +21,11 @@ try:
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
 from bge_runtime.errors import BgeError
+from bge_runtime.parity import Parity
 from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
 
 _STEPS = 7
-"""Steps of an export, but for one a graph."""
+"""Steps of an export, but for one a variant."""
 
 
 @click.command(
@@ -86,7 +87,12 @@ def main(
         check_output(output, force=force)
         with ExitStack() as stack:
             bar = stack.enter_context(
-                tqdm(total=_STEPS + len(chosen), desc="export", unit="step", disable=None)
+                tqdm(
+                    total=_STEPS + sum(len(target.variants) for target in chosen),
+                    desc="export",
+                    unit="step",
+                    disable=None,
+                )
             )
 
             def step(message: str) -> None:
@@ -157,9 +163,7 @@ def _table(rows: Sequence[object]) -> str:
                 row.graph,
                 f"{row.variant} on {row.provider}",
                 f"{row.size_bytes / 1e6:,.0f}",
-                f"{row.parity.min_cosine:.7f}",
-                f"{row.parity.mean_cosine:.7f}",
-                f"{row.parity.error_share:.2e}",
+                *_figures(row.parity),
                 f"{row.seconds:.1f}",
             )
         )
@@ -167,6 +171,16 @@ def _table(rows: Sequence[object]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
+    )
+
+
+def _figures(parity: Parity | None) -> tuple[str, str, str]:
+    if parity is None:
+        return ("unmeasured", "", "")
+    return (
+        f"{parity.min_cosine:.7f}",
+        f"{parity.mean_cosine:.7f}",
+        f"{parity.error_share:.2e}",
     )
 
 

@@ -34,7 +34,7 @@ class Target:
         file: Path of the graph inside the bundle.
         outputs: Outputs of the graph, the first one first.
         passes: Makes the passes that lead to it, in order.
-        engine: Engine that runs it.
+        variants: Ways to run it: name, engine and precision of each.
         device: Kind of device it is for.
         description: A line for the table.
     """
@@ -44,7 +44,7 @@ class Target:
     file: str
     outputs: tuple[str, ...]
     passes: Callable[[], Sequence[ir.passes.InPlacePass]]
-    engine: str
+    variants: tuple[tuple[str, str, str], ...]
     device: str
     description: str
 
@@ -62,7 +62,7 @@ PORTABLE = Target(
     file="onnx/model.onnx",
     outputs=("last_hidden_state", "sentence_embedding"),
     passes=lambda: (BroadcastMask(), *_standard_operators()),
-    engine="onnxruntime",
+    variants=(("portable-fp32", "onnxruntime", "fp32"),),
     device="cpu",
     description="standard operators of opset 18, for every ONNX consumer; always written",
 )
@@ -73,12 +73,24 @@ CPU = Target(
     file="onnx/model_cpu_fp32.onnx",
     outputs=("sentence_embedding",),
     passes=lambda: (BroadcastMask(), FirstTokenOnly(), *_standard_operators()),
-    engine="onnxruntime",
+    variants=(("cpu-fp32", "onnxruntime", "fp32"), ("openvino-fp32", "openvino", "fp32")),
     device="cpu",
     description="ONNX Runtime on a CPU; the last layer computes what pooling uses",
 )
 
-TARGETS = (CPU, PORTABLE)
+OPENVINO = Target(
+    name="openvino",
+    precision="bf16",
+    file="openvino/openvino_model.xml",
+    # The hidden states are for other tools; without them only [CLS] is computed at the end.
+    outputs=PORTABLE.outputs,
+    passes=CPU.passes,
+    variants=(("openvino-bf16", "openvino", "bf16"),),
+    device="cpu",
+    description="OpenVINO with 16-bit weights, for a CPU with AVX512-BF16 or AMX",
+)
+
+TARGETS = (OPENVINO, CPU, PORTABLE)
 """In the order in which the runtime prefers them. Target and precision are unique."""
 
 

@@ -48,7 +48,11 @@ def test_manifest_states_the_model(tiny_bundle: Path, tiny_checkpoint: Path):
     assert manifest.model.dim == TINY.hidden_size
     assert manifest.model.max_length == 512
     assert manifest.model.pooling == "cls"
-    assert [variant.name for variant in manifest.variants] == ["cpu-fp32", "portable-fp32"]
+    assert [variant.name for variant in manifest.variants] == [
+        "cpu-fp32",
+        "openvino-fp32",
+        "portable-fp32",
+    ]
     for variant in manifest.variants:
         assert variant.parity is not None
         assert not variant.parity.failures(TOLERANCES["fp32"])

@@ -2,103 +2,24 @@
 
 An engine is small on purpose: it opens one graph on one device, runs token arrays
 and gives named outputs. To add one, write a module with a class that satisfies
-`Engine`, and give it a row in ``_OPENERS``.
+`Engine` and tells with ``why_not`` what it cannot run here, and give it a row in
+``_ENGINES``. Its package is imported when it is used, never before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-
 from bge_runtime.bundle import Bundle
+from bge_runtime.engines.base import Engine, EngineInfo
+from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
 from bge_runtime.manifest import Variant
 
+__all__ = ["Engine", "EngineInfo", "device_kind", "open_engine", "select_variant", "why_not"]
 
-@dataclass(frozen=True, kw_only=True)
-class EngineInfo:
-    """What is in force, as the engine itself reports it after opening.
-
-    Attributes:
-        engine: Name of the engine.
-        version: Version of its package.
-        device: Kind of device it runs on.
-        precision: Arithmetic of the graph it runs.
-        provider: The engine's own name for what executes the graph.
-        variant: Name of the bundle's variant.
-        threads: Threads it computes with.
-    """
-
-    engine: str
-    version: str
-    device: str
-    precision: str
-    provider: str
-    variant: str
-    threads: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.engine} {self.version} on {self.device} ({self.provider}), "
-            f"{self.precision}, variant {self.variant}, {self.threads} threads"
-        )
-
-
-class Engine(Protocol):
-    """An opened graph.
-
-    Attributes:
-        info: What is in force.
-        batch_tokens: Tokens of a batch, padding included, at which it is fastest.
-        batch_overhead_tokens: What starting a batch costs, in tokens of computing.
-    """
-
-    info: EngineInfo
-    batch_tokens: int
-    batch_overhead_tokens: int
-
-    def run(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        outputs: Sequence[str],
-    ) -> list[NDArray[np.float32]]:
-        """Run one batch. Any number of threads may call this at once.
-
-        Args:
-            input_ids: Token ids, padded on the right. Shape: ``(batch, sequence)``.
-            attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
-            outputs: Names of the outputs to compute.
-
-        Returns:
-            The outputs in the order asked for.
-
-        Raises:
-            InferenceError: If the engine fails.
-        """
-        ...
-
-    def abandon(self) -> None:
-        """Let go of the graph without touching it.
-
-        For a process that was forked: the threads behind the graph did not come
-        along, and closing it would wait for them.
-        """
-        ...
-
-
-def _open_onnxruntime(bundle: Bundle, variant: Variant, threads: int | None) -> Engine:
-    from bge_runtime.engines.ort import OrtEngine
-
-    return OrtEngine(bundle, variant, threads=threads)
-
-
-_OPENERS: dict[str, Callable[[Bundle, Variant, int | None], Engine]] = {
-    "onnxruntime": _open_onnxruntime,
+_ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
+    "onnxruntime": OrtEngine,
+    "openvino": OpenVinoEngine,
 }
 
 
@@ -117,14 +38,26 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}")
+    return _engine(variant)(bundle, variant, threads=threads)
+
+
+def why_not(variant: Variant) -> str | None:
+    """Tell why this machine cannot run a variant; None if it can.
+
+    Raises:
+        EngineError: If this version has no such engine.
+    """
+    return _engine(variant).why_not(variant)
+
+
+def _engine(variant: Variant) -> type[OrtEngine | OpenVinoEngine]:
     try:
-        opener = _OPENERS[variant.engine]
+        return _ENGINES[variant.engine]
     except KeyError:
         raise EngineError(
             f"variant {variant.name!r} needs the engine {variant.engine!r}; this bge-runtime "
-            f"has {', '.join(_OPENERS)}. Run `pip install -U bge-runtime`"
+            f"has {', '.join(_ENGINES)}. Run `pip install -U bge-runtime`"
         ) from None
-    return opener(bundle, variant, threads)
 
 
 def select_variant(
@@ -132,8 +65,9 @@ def select_variant(
 ) -> Variant:
     """Choose the variant to run on a device.
 
-    Variants are listed in the bundle in order of preference. One whose parity was
-    never measured is not chosen unless its precision is asked for by name.
+    Variants are listed in the bundle in order of preference; the first one that this
+    machine can run is chosen. One whose parity was never measured is not chosen unless
+    its precision is asked for by name.
 
     Args:
         bundle: The bundle.
@@ -161,9 +95,9 @@ def select_variant(
             f"{', '.join(kinds)} only. Pass devices={kinds[0]!r}"
         )
     if engine != "auto":
-        if engine not in _OPENERS:
+        if engine not in _ENGINES:
             raise EngineError(
-                f"unknown engine {engine!r}; this bge-runtime has auto, {', '.join(_OPENERS)}"
+                f"unknown engine {engine!r}; this bge-runtime has auto, {', '.join(_ENGINES)}"
             )
         others = sorted({variant.engine for variant in found})
         found = [variant for variant in found if variant.engine == engine]
@@ -188,7 +122,8 @@ def select_variant(
             f"the bundle {bundle.path.name} has no variant for {device} whose parity was "
             "measured. Export it again with bge-export --force"
         )
-    return found[0]
+    # Opening one that cannot run says exactly what is missing.
+    return next((variant for variant in found if why_not(variant) is None), found[0])
 
 
 def device_kind(device: str) -> str:

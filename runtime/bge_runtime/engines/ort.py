@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
-from bge_runtime.engines import EngineInfo
+from bge_runtime.engines.base import EngineInfo
 from bge_runtime.errors import (
     BundleError,
     DeviceError,
@@ -36,6 +37,13 @@ whatever its size; of bge-small, about 16."""
 
 class OrtEngine:
     """One ONNX Runtime session. See `bge_runtime.engines.Engine`."""
+
+    @staticmethod
+    def why_not(variant: Variant) -> str | None:  # noqa: ARG004
+        """Tell why this machine cannot run a variant; None if it can."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed"
+        return None
 
     def __init__(self, bundle: Bundle, variant: Variant, *, threads: int | None = None) -> None:
         """Open a session and check that it runs where it was asked to.

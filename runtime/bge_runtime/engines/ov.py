@@ -1,0 +1,168 @@
+"""OpenVINO as an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import queue
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.bundle import Bundle
+from bge_runtime.cpus import usable_cpus
+from bge_runtime.engines.base import EngineInfo
+from bge_runtime.errors import (
+    BundleError,
+    DeviceError,
+    EngineNotInstalledError,
+    InferenceError,
+    PrecisionError,
+    ProviderError,
+)
+from bge_runtime.manifest import Variant
+
+_DEVICES = {"cpu": "CPU"}
+"""OpenVINO's name for each kind of device."""
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+"""OpenVINO's name for each precision. It is a setting, not a property of the file."""
+
+_TOKENS_PER_THREAD = 256
+_BATCH_OVERHEAD_TOKENS = 16
+
+
+@functools.cache
+def _cpu_capabilities() -> tuple[str, ...]:
+    import openvino as ov
+
+    return tuple(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _drop_hidden_states(model: Any) -> None:
+    """Keep from computing what only other tools ask the graph for."""
+    for result in model.get_results():
+        if "last_hidden_state" in result.output(0).get_names() and len(model.outputs) > 1:
+            model.remove_result(result)
+
+
+class OpenVinoEngine:
+    """One compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
+
+    @staticmethod
+    def why_not(variant: Variant) -> str | None:
+        """Tell why this machine cannot run a variant; None if it can."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed"
+        if variant.precision == "bf16" and "BF16" not in _cpu_capabilities():
+            return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
+        return None
+
+    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int | None = None) -> None:
+        """Compile a model and check that it runs where and how it was asked to.
+
+        Raises:
+            EngineNotInstalledError: If openvino is not installed.
+            DeviceError: If this engine does not serve the variant's device.
+            PrecisionError: If the processor does not compute in the variant's precision.
+            BundleError: If OpenVINO cannot read the graph.
+            ProviderError: If the model runs on another device, or in another precision.
+        """
+        try:
+            import openvino as ov
+        except ImportError as error:
+            raise EngineNotInstalledError(
+                f"variant {variant.name!r} runs on OpenVINO, and openvino cannot be imported "
+                f"({error}). Run `pip install 'bge-runtime[cpu]'`"
+            ) from error
+        device, precision = _DEVICES.get(variant.device), _PRECISIONS.get(variant.precision)
+        if device is None or precision is None:
+            raise DeviceError(
+                f"requested {variant.precision} on {variant.device!r}, but this version's openvino "
+                f"engine serves {', '.join(_PRECISIONS)} on {', '.join(_DEVICES)}"
+            )
+        threads = threads or usable_cpus()
+        if (reason := self.why_not(variant)) is not None:
+            raise PrecisionError(
+                f"requested {variant.precision}, but {reason}. "
+                "Pass precision='fp32', or leave it out"
+            )
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+        }
+        graph = bundle.graph(variant.graph)
+        path = bundle.path / graph.file
+        try:
+            core = ov.Core()
+            model = core.read_model(path)
+            _drop_hidden_states(model)
+            compiled = core.compile_model(model, device, settings)
+        except Exception as error:  # OpenVINO raises RuntimeError and its kin for everything
+            raise BundleError(f"OpenVINO {ov.__version__} cannot open {path}: {error}") from error
+        in_force = compiled.get_property("EXECUTION_DEVICES")
+        computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if in_force != [device] or computing != precision:
+            raise ProviderError(
+                f"requested {precision} on {device}, but the model {path.name!r} runs in "
+                f"{computing} on {', '.join(in_force)}. Update openvino, or pass "
+                "engine='onnxruntime'"
+            )
+        self._compiled: Any = compiled
+        self._input_names = {value.any_name for value in compiled.inputs}
+        # A request holds the buffers of one run, so threads cannot share one.
+        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        self.batch_tokens = max(2, threads) * _TOKENS_PER_THREAD
+        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
+        self.info = EngineInfo(
+            engine="openvino",
+            version=ov.__version__.partition("-")[0],
+            device=variant.device,
+            precision=variant.precision,
+            provider=f"OpenVINO {in_force[0]}",
+            variant=variant.name,
+            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        )
+
+    def run(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        outputs: Sequence[str],
+    ) -> list[NDArray[np.float32]]:
+        """Run one batch; see `bge_runtime.engines.Engine.run`."""
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "token_type_ids" in self._input_names:
+            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        with self._request() as request:
+            try:
+                request.infer(feeds)
+                return [np.array(request.get_tensor(name).data) for name in outputs]
+            except Exception as error:  # OpenVINO raises RuntimeError and its kin
+                rows, columns = input_ids.shape
+                raise InferenceError(
+                    f"OpenVINO failed on a batch of {rows} texts of {columns} tokens: {error}"
+                ) from error
+
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[Any]:
+        try:
+            request = self._requests.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._requests.put(request)
+
+    def abandon(self) -> None:
+        """Leak the model; see `bge_runtime.engines.Engine.abandon`."""
+        for held in (self._compiled, self._requests):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+        self._compiled = None

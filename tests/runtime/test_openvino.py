@@ -1,0 +1,187 @@
+"""OpenVINO as the second engine: chosen, in force, and as near as its precision allows."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_export.texts import PARITY_TEXTS
+from bge_runtime import FlagModel
+from bge_runtime.engines import ov
+from bge_runtime.errors import (
+    EngineNotInstalledError,
+    InferenceError,
+    PrecisionError,
+    ProviderError,
+)
+from bge_runtime.parity import TOLERANCES, compare
+from tests.conftest import export
+from tests.test_fidelity import flag_embedding, real_texts
+
+computes_bf16 = pytest.mark.skipif(
+    "BF16" not in ov._cpu_capabilities(), reason="this processor does not compute in bf16"
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT with every graph there is."""
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny", targets=())
+
+
+@pytest.fixture(scope="module")
+def trained(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2 with every graph there is."""
+    output = tmp_path_factory.mktemp("bundles") / "minilm"
+    return export(minilm_checkpoint, output, pooling="mean", targets=())
+
+
+@computes_bf16
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ("openvino", "bf16", "openvino-bf16")),
+        ({"use_bf16": True}, ("openvino", "bf16", "openvino-bf16")),
+        ({"use_fp16": False}, ("onnxruntime", "fp32", "cpu-fp32")),
+        ({"use_fp16": False, "engine": "openvino"}, ("openvino", "fp32", "openvino-fp32")),
+        ({"engine": "onnxruntime"}, ("onnxruntime", "fp32", "cpu-fp32")),
+        ({"engine": "openvino"}, ("openvino", "bf16", "openvino-bf16")),
+        ({"precision": "fp32"}, ("onnxruntime", "fp32", "cpu-fp32")),
+    ],
+)
+def test_what_is_asked_for_is_in_force(bundle: Path, options: dict, expected: tuple):
+    model = FlagModel(str(bundle), **options)
+    info = model.engine.info
+    assert (info.engine, info.precision, info.variant) == expected
+    vectors = model.encode(["one", "two"])
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_auto_takes_onnxruntime_where_openvino_is_missing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert FlagModel(str(bundle)).engine.info.variant == "cpu-fp32"
+    with pytest.raises(EngineNotInstalledError, match=r"pip install 'bge-runtime\[cpu\]'"):
+        FlagModel(str(bundle), engine="openvino")
+
+
+def test_auto_takes_openvino_in_fp32_where_onnxruntime_is_missing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert FlagModel(str(bundle), use_fp16=False).engine.info.variant == "openvino-fp32"
+
+
+def test_processor_without_bf16(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
+    assert FlagModel(str(bundle)).engine.info.variant == "cpu-fp32"
+    with pytest.raises(PrecisionError, match="neither AVX512-BF16 nor AMX"):
+        FlagModel(str(bundle), use_bf16=True)
+
+
+def test_export_on_a_processor_without_bf16_leaves_it_unmeasured(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from bge_runtime.bundle import Bundle
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
+        export(tiny_checkpoint, tmp_path / "bundle", targets=())
+    variants = {v.name: v for v in Bundle.open(tmp_path / "bundle").manifest.variants}
+    assert variants["openvino-bf16"].parity is None
+    assert variants["openvino-fp32"].parity is not None
+    # Never measured, so never chosen unasked, even where the processor could.
+    assert FlagModel(str(tmp_path / "bundle")).engine.info.variant == "cpu-fp32"
+
+
+def test_another_precision_in_force_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    import openvino
+
+    compile_model = openvino.Core.compile_model
+
+    def in_another_precision(self, model, device, settings):
+        other = {"f32": "bf16", "bf16": "f32"}[settings["INFERENCE_PRECISION_HINT"]]
+        return compile_model(self, model, device, {**settings, "INFERENCE_PRECISION_HINT": other})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", in_another_precision)
+    with pytest.raises(ProviderError, match=r"requested f32 on CPU, but .* runs in bf16"):
+        FlagModel(str(bundle), use_fp16=False, engine="openvino")
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=computes_bf16)])
+def test_trained_weights_against_flag_embedding(
+    minilm_checkpoint: Path, trained: Path, precision: str
+):
+    texts = [*PARITY_TEXTS, *real_texts(10)]
+    expected = flag_embedding(minilm_checkpoint, texts, pooling="mean")
+    model = FlagModel(str(trained), engine="openvino", precision=precision)
+    assert (model.engine.info.engine, model.engine.info.precision) == ("openvino", precision)
+    parity = compare(model.encode(texts), expected)
+    assert parity.failures(TOLERANCES[precision]) == [], parity
+    assert parity.min_cosine >= 0.9999  # the table allows less, for seeded weights
+
+
+@computes_bf16
+def test_gate_refuses_an_ignored_mask_in_bf16(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from bge_export import exporting
+    from bge_runtime.errors import ExportError
+
+    pad_batch = exporting.pad_batch
+
+    def without_mask(rows, *, pad_token_id):
+        ids, mask = pad_batch(rows, pad_token_id=pad_token_id)
+        return ids, np.ones_like(mask)
+
+    monkeypatch.setattr(exporting, "pad_batch", without_mask)
+    with pytest.raises(ExportError, match=r"openvino_model\.xml in bf16 .* is too far"):
+        export(tiny_checkpoint, tmp_path / "bundle", targets=())
+
+
+def test_threads_get_what_one_thread_gets(bundle: Path):
+    model = FlagModel(str(bundle), engine="openvino", use_fp16=False)
+    calls = [[f"text {n} of call {call}" * n for n in range(1, 9)] for call in range(8)]
+    expected = [model.encode(texts) for texts in calls]
+    with ThreadPoolExecutor(8) as pool:
+        for found, alone in zip(pool.map(model.encode, calls * 4), expected * 4, strict=True):
+            np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
+def test_failed_run_leaves_the_model_usable(bundle: Path):
+    model = FlagModel(str(bundle), engine="openvino", use_fp16=False)
+    before = model.encode("text")
+    with pytest.raises(InferenceError, match="batch of 1 texts"):
+        model.engine.run(np.ones((1, 3), np.int64), np.ones((2, 5), np.int64), ["nothing"])
+    np.testing.assert_array_equal(model.encode("text"), before)
+
+
+def test_hidden_states_are_not_computed(bundle: Path):
+    engine = FlagModel(str(bundle), engine="openvino").engine
+    with pytest.raises(InferenceError):
+        engine.run(np.ones((1, 3), np.int64), np.ones((1, 3), np.int64), ["last_hidden_state"])
+
+
+def test_forked_child_opens_its_own(bundle: Path, tmp_path: Path):
+    import subprocess
+
+    program = f"""
+import os, signal, sys
+import numpy as np
+from bge_runtime import FlagModel
+model = FlagModel({str(bundle)!r}, engine="openvino", use_fp16=False)
+expected = model.encode(["a", "b c"])
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    sys.exit(0 if np.array_equal(model.encode(["a", "b c"]), expected) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert np.array_equal(model.encode(["a", "b c"]), expected)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
