@@ -190,7 +190,7 @@ def _report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], tab
     provenance = bundle.manifest.provenance
     document = {
         **describe_environment(),
-        "bundle": str(bundle.path),
+        "bundle": bundle.path.name,
         "model": bundle.manifest.model.name,
         "checkpoint": {"source": provenance.source, "random_seed": provenance.random_seed},
         **results,

@@ -27,7 +27,7 @@ _PACKAGES = (
 def describe_environment() -> dict[str, Any]:
     """Collect what somebody needs to repeat a measurement, ready for JSON."""
     return {
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": {

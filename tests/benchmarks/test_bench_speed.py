@@ -60,7 +60,7 @@ def test_speed_end_to_end(tiny_bundle, tmp_path):
     assert document["passed"] is True
     assert document["parity"]["texts"] == document["texts"]["count"] == 5
     assert document["baseline"]["name"] == "FlagEmbedding 1.4.2"
-    assert "batches of 32" in document["baseline"]["in_force"]
+    assert "batches of 8" in document["baseline"]["in_force"]
     assert "CPUExecutionProvider" in document["ours"]["in_force"]
     for side in ("ours", "baseline"):
         assert len(document[side]["corpus_s"]) == 1
