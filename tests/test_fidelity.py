@@ -113,7 +113,7 @@ def test_full_size(name: str, tmp_path: Path):
         facts, folder, seed=7, tokenizer=tokenizer if tokenizer.is_dir() else None
     )
     checkpoint = inspect_checkpoint(folder, source=facts.hub_id)
-    export_bundle(checkpoint, tmp_path / name, select_targets([], []), random_seed=7)
+    export_bundle(checkpoint, tmp_path / name, select_targets([], []))
     texts = list(PARITY_TEXTS)
     expected = flag_embedding(folder, texts, pooling="cls")
     parity = check(FlagModel(str(tmp_path / name)), texts, expected)

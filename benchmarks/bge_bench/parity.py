@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from bge_bench.sides import SideSpec, open_side
 from bge_runtime import FlagModel
-from bge_runtime.batching import pad_batch
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import Engine, EngineInfo, open_engine
 from bge_runtime.parity import TOLERANCES, Parity, compare
-from bge_runtime.postprocess import normalize
+from bge_runtime.proving import padded_vectors
 from bge_runtime.tokenization import TextTokenizer
 
 _ROWS = 4
@@ -120,25 +119,10 @@ def measure_parity(
     )
     add(FLAG_MODEL, flag_model.engine, flag_model.encode(texts, show_progress_bar=False))
     del flag_model
+    tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
     for variant in bundle.manifest.variants:
         step(f"running {variant.name}")
         engine = open_engine(bundle, variant)
-        add(PADDED, engine, _padded_vectors(bundle, engine, texts, max_length=max_length))
+        vectors = padded_vectors(engine, tokens, pad_token_id=model.pad_token_id)
+        add(PADDED, engine, vectors)
     return rows
-
-
-def _padded_vectors(
-    bundle: Bundle, engine: Engine, texts: Sequence[str], *, max_length: int
-) -> NDArray[np.float32]:
-    """Embed texts in batches of unlike lengths, so that padding takes part."""
-    model = bundle.manifest.model
-    tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
-    order = np.argsort([len(ids) for ids in tokens], kind="stable")
-    vectors = np.empty((len(texts), model.dim), dtype=np.float32)
-    batches = -(-len(texts) // _ROWS)
-    for number in range(batches):
-        rows = order[number::batches]
-        ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=model.pad_token_id)
-        (raw,) = engine.run(ids, mask, ["sentence_embedding"])
-        vectors[rows] = normalize(raw)
-    return vectors

@@ -44,16 +44,11 @@ _POOLING_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# Only what an export reads: repositories also hold other people's ONNX and TF files.
-_HUB_FILES = [
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.safetensors",
-    "pytorch_model*.bin",
-    "*.py",
-    "1_Pooling/*",
-]
+# Only what an export reads: repositories also hold other people's ONNX and TF files, and
+# the same weights as a pickle.
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.py"]
+_HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
+_HUB_PICKLES = ["pytorch_model*.bin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +116,19 @@ def find_checkpoint(
 
     try:
         snapshot = snapshot_download(
-            source, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
+            source,
+            revision=revision,
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=_HUB_FILES_LEFT_OUT,
+            local_files_only=offline,
         )
+        if not any(Path(snapshot).rglob("*.safetensors")):
+            snapshot_download(
+                source,
+                revision=Path(snapshot).name,
+                allow_patterns=_HUB_PICKLES,
+                local_files_only=offline,
+            )
     except GatedRepoError as error:
         raise ExportError(
             f"{source} asks for an agreement on its hub page; accept it there and log in with "
@@ -176,6 +182,7 @@ def inspect_checkpoint(
         ExportError: If it is a wrong or damaged model, or its pooling is unknown.
     """
     facts = find_model(source)
+    root, folder = folder, folder / _module_path(folder, source, "Transformer", default="")
     config = _read_config(folder, source)
     chosen_class = model_class or (facts.model_class if facts else ENCODER_ONLY_BASE)
     if chosen_class not in SUPPORTED_MODEL_CLASSES:
@@ -186,13 +193,14 @@ def inspect_checkpoint(
     _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
     return Checkpoint(
         folder=folder,
-        source=source,
+        # Absolute, so that it means the same from any folder.
+        source=str(root.resolve()) if Path(source).exists() else source,
         name=facts.name if facts else Path(source).resolve().name,
         revision=revision,
         config=config,
         model_class=chosen_class,
-        pooling=pooling or _pooling(folder, source, facts),
-        query_instruction=facts.query_instruction if facts else None,
+        pooling=pooling or _pooling(root, source, facts),
+        query_instruction=(facts and facts.query_instruction) or _query_prompt(root),
         query_instruction_format=facts.query_instruction_format if facts else "{}{}",
         weight_files=_check_weights(folder, source),
     )
@@ -253,6 +261,8 @@ def _pooling(folder: Path, source: str, facts: ModelFacts | None) -> str:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ExportError(f"cannot read {path}: {error}") from error
+        if not isinstance(config, dict):
+            raise ExportError(f"{path} is not a JSON object")
         modes = [mode for key, mode in _POOLING_MODES.items() if config.get(key)]
         if "pooling_mode" in config:  # sentence-transformers 5.4 and later
             mode = config["pooling_mode"]
@@ -271,25 +281,41 @@ def _pooling(folder: Path, source: str, facts: ModelFacts | None) -> str:
     )
 
 
-def _pooling_file(folder: Path, source: str) -> Path | None:
-    modules_path = folder / "modules.json"
-    if not modules_path.is_file():
-        path = folder / "1_Pooling" / "config.json"
-        return path if path.is_file() else None
+def _pooling_file(root: Path, source: str) -> Path | None:
+    path = root / _module_path(root, source, "Pooling", default="1_Pooling") / "config.json"
+    return path if path.is_file() else None
+
+
+def _module_path(root: Path, source: str, kind: str, *, default: str) -> str:
+    """Find the folder of a module in a sentence-transformers folder, old or new."""
+    path = root / "modules.json"
+    if not path.is_file():
+        return default
     try:
-        modules = json.loads(modules_path.read_text(encoding="utf-8"))
-        kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        paths = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"cannot read {modules_path}: {error}") from error
-    unknown = sorted(set(kinds) - set(_MODULES))
+        raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
+    unknown = sorted(set(paths) - set(_MODULES))
     if unknown:
         raise ExportError(
             f"{source} has the sentence-transformers modules {', '.join(unknown)} after its "
             f"encoder; this version has {', '.join(_MODULES)}, and vectors without the others "
             "would be wrong"
         )
-    path = folder / str(kinds.get("Pooling", "1_Pooling")) / "config.json"
-    return path if path.is_file() else None
+    return paths.get(kind, default)
+
+
+def _query_prompt(root: Path) -> str | None:
+    """Read the query prompt that a sentence-transformers folder states, if any."""
+    path = root / "config_sentence_transformers.json"
+    if not path.is_file():
+        return None
+    try:
+        prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+        return prompts.get("query") or None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
 
 
 def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
@@ -337,5 +363,7 @@ def _check_safetensors(path: Path) -> None:
             raise ValueError(
                 f"{size:,} bytes where the header calls for {8 + length + max(ends, default=0):,}"
             )
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, struct.error
+    ) as error:  # fmt: skip
         raise ExportError(f"{path} is damaged ({error}); download it again") from error

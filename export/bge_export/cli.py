@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
@@ -23,6 +26,9 @@ except ImportError as missing:
 from bge_runtime.errors import BgeError
 from bge_runtime.parity import Parity
 from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
+
+if TYPE_CHECKING:
+    from bge_export.exporting import Row
 
 _STEPS = 7
 """Steps of an export, but for one a variant."""
@@ -81,6 +87,13 @@ def main(
     """
     if tokenizer is not None and not random_weights:
         raise click.UsageError("--tokenizer is for --random-weights; a checkpoint has its own")
+    if random_weights and (revision is not None or offline or trust_remote_code):
+        raise click.UsageError(
+            "--revision, --offline and --trust-remote-code are for checkpoints, and "
+            "--random-weights makes one"
+        )
+    # Ended by a supervisor, it cleans up as on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         chosen = select_targets(targets, precisions)
         output = output or _default_output(model, random_weights=random_weights)
@@ -140,7 +153,8 @@ def main(
         return
     click.echo(_table(rows))
     kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""
-    click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {output} <<< 'a first text'")
+    quoted = shlex.quote(str(output))
+    click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {quoted} <<< 'a first text'")
 
 
 def _default_output(model: str, *, random_weights: bool) -> Path:
@@ -151,14 +165,11 @@ def _default_output(model: str, *, random_weights: bool) -> Path:
     return Path(f"{name}-bundle" if Path(model).exists() else name)
 
 
-def _table(rows: Sequence[object]) -> str:
-    from bge_export.exporting import Row
-
+def _table(rows: Sequence[Row]) -> str:
     header = ("graph", "variant", "MB", "min cosine", "mean cosine", "error/distance", "seconds")
-    lines = [header]
-    for row in rows:
-        assert isinstance(row, Row)
-        lines.append(
+    lines = [
+        header,
+        *(
             (
                 row.graph,
                 f"{row.variant} on {row.provider}",
@@ -166,7 +177,9 @@ def _table(rows: Sequence[object]) -> str:
                 *_figures(row.parity),
                 f"{row.seconds:.1f}",
             )
-        )
+            for row in rows
+        ),
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.checkpoint import Checkpoint
@@ -30,7 +29,6 @@ from bge_export.targets import OPENVINO, PORTABLE, Target
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace
 from bge_runtime import integrity
-from bge_runtime.batching import pad_batch
 from bge_runtime.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
 from bge_runtime.engines import open_engine, why_not
 from bge_runtime.errors import ExportError
@@ -44,6 +42,7 @@ from bge_runtime.manifest import (
     Variant,
 )
 from bge_runtime.parity import TOLERANCES, Parity, compare
+from bge_runtime.proving import padded_vectors
 from bge_runtime.tokenization import TextTokenizer
 
 WEIGHTS_FILE = "onnx/model.onnx_data"
@@ -116,19 +115,21 @@ def export_bundle(
         ExportError: If the checkpoint cannot be exported, the result misses its
             tolerance, or the folder cannot be written.
     """
-    output = output.expanduser().absolute()
+    # A link to a bundle stays a link: what it points at is replaced.
+    output = output.expanduser().resolve()
     check_output(output, force=force)
     with draft_beside(output) as draft:
         _check_space(draft, checkpoint)
         step("loading the checkpoint")
-        encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
+        encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
         wrapped = PooledEncoder(
             encoder, pooling=checkpoint.pooling, token_types=takes_token_types(encoder)
         )
         limit = max_length(encoder)
         model = Model(
-            name=checkpoint.name,
+            # Seeded weights bear another name, so that nobody takes them for the model.
+            name=checkpoint.name + ("-random" if random_seed is not None else ""),
             model_class=checkpoint.model_class,
             architecture=str(checkpoint.config["model_type"]),
             dim=int(encoder.config.hidden_size),  # type: ignore[union-attr,arg-type]
@@ -146,7 +147,7 @@ def export_bundle(
         step("writing the graphs")
         graphs = write_graphs(traced, draft, targets)
         step("computing PyTorch's vectors")
-        reference = _make_reference(draft, wrapped, model)
+        reference = _make_reference(draft, wrapped, model, tokenizer)
         del wrapped, encoder, traced
         step("hashing the files")
         manifest = Manifest(
@@ -167,7 +168,7 @@ def export_bundle(
         proven = replace(manifest, variants=variants)
         (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
         step("putting the bundle in place")
-        put_in_place(draft, output)
+        put_in_place(draft, output, force=force)
     # Just hashed: the first opening on this machine need not do it again.
     for weights in {graph.weights for graph in graphs.values()}:
         integrity.remember(output / weights, manifest.files[weights].sha256)
@@ -244,12 +245,8 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
             seconds=0.0,
         )
     engine = open_engine(bundle, variant)
-    pad = bundle.manifest.model.pad_token_id
-    order = np.argsort([len(ids) for ids in reference.token_ids], kind="stable")
-    vectors = np.empty_like(reference.vectors)
-    for rows in _mixed_batches(order):
-        ids, mask = pad_batch([reference.token_ids[row] for row in rows], pad_token_id=pad)
-        (vectors[rows],) = engine.run(ids, mask, ["sentence_embedding"])
+    pad_token_id = bundle.manifest.model.pad_token_id
+    vectors = padded_vectors(engine, reference.token_ids, pad_token_id=pad_token_id)
     parity = compare(vectors, reference.vectors)
     failures = parity.failures(TOLERANCES[variant.precision])
     if failures:
@@ -267,13 +264,6 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
         parity=parity,
         seconds=time.perf_counter() - start,
     )
-
-
-def _mixed_batches(order: NDArray[np.intp], rows: int = 4) -> Iterator[NDArray[np.intp]]:
-    """Deal the sorted texts out so that short and long ones meet."""
-    count = -(-len(order) // rows)
-    for number in range(count):
-        yield order[number::count]
 
 
 def _lowered(traced: ir.Model, target: Target) -> ir.Model:
@@ -297,11 +287,17 @@ def _describe(model: ir.Model, target: Target) -> Graph:
     )
 
 
-def _make_reference(draft: Path, encoder: PooledEncoder, model: Model) -> Reference:
-    # With the runtime's own tokenizer, whose ids the tests compare with transformers'.
-    token_ids = TextTokenizer(draft / TOKENIZER_FILE).encode(
-        PARITY_TEXTS, max_length=min(model.max_length, 512)
-    )
+def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer: Any) -> Reference:
+    length = min(model.max_length, 512)
+    token_ids = TextTokenizer(draft / TOKENIZER_FILE).encode(PARITY_TEXTS, max_length=length)
+    expected = tokenizer(list(PARITY_TEXTS), truncation=True, max_length=length)["input_ids"]
+    for text, ours, theirs in zip(PARITY_TEXTS, token_ids, expected, strict=True):
+        if ours.tolist() != theirs:
+            raise ExportError(
+                f"the runtime tokenises {text[:40]!r} otherwise than transformers does "
+                f"({ours.tolist()[:12]} … instead of {theirs[:12]} …). Nothing was written; "
+                "please report this model"
+            )
     reference = Reference(
         texts=PARITY_TEXTS,
         token_ids=tuple(token_ids),

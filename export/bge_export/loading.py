@@ -63,7 +63,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises bare Exception
         raise ExportError(
             f"cannot load a tokenizer from {folder}: {_first_lines(error)}"
         ) from error
@@ -71,6 +71,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise ExportError(
             f"{folder} has no fast tokenizer ({type(tokenizer).__name__} runs in Python only)"
         )
+    if tokenizer.pad_token_id is None:
+        raise ExportError(f"the tokenizer of {folder} has no padding token")
     if tokenizer.padding_side != "right" or tokenizer.truncation_side != "right":
         raise ExportError(
             f"the tokenizer of {folder} pads on the {tokenizer.padding_side} and truncates on "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.errors import BgeError, BundleError, ExportError
 from bge_runtime.manifest import FILE_NAME, Manifest
 
 
@@ -19,8 +19,13 @@ def check_output(output: Path, *, force: bool) -> None:
     Raises:
         ExportError: If something else is there, or a bundle without ``force``.
     """
-    if not output.exists() and not output.is_symlink():
+    if not output.exists():
         return
+    if os.path.ismount(output) or output.resolve() == Path.cwd():
+        raise ExportError(
+            f"{output} is {'a mount point' if os.path.ismount(output) else 'the current folder'}, "
+            "and a bundle is put in place by renaming a folder; pass a folder inside it"
+        )
     if not (output / FILE_NAME).is_file():
         if output.is_dir() and not any(output.iterdir()):
             return
@@ -29,7 +34,13 @@ def check_output(output: Path, *, force: bool) -> None:
         )
     if not force:
         raise ExportError(f"{output} is a bundle already; pass --force to write it anew")
-    manifest = Manifest.from_json((output / FILE_NAME).read_text("utf-8"), where=str(output))
+    try:
+        manifest = Manifest.from_json((output / FILE_NAME).read_text("utf-8"), where=str(output))
+    except (BundleError, OSError, UnicodeDecodeError) as error:
+        raise ExportError(
+            f"{output} holds a damaged bundle, and nothing says which of its files are ours; "
+            "delete it, or choose another --output"
+        ) from error
     ours = {FILE_NAME, *manifest.files}
     others = sorted(
         str(path.relative_to(output))
@@ -58,22 +69,24 @@ def draft_beside(output: Path) -> Iterator[Path]:
     except BgeError:
         raise
     except OSError as error:
-        raise ExportError(f"cannot write {output}: {error}. Nothing was left behind") from error
+        raise ExportError(f"cannot write {output}: {error}") from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def put_in_place(draft: Path, output: Path) -> None:
-    """Rename a finished folder to its place, over an older bundle if there is one.
+def put_in_place(draft: Path, output: Path, *, force: bool) -> None:
+    """Rename a finished folder to its place, over an older bundle with ``force``.
 
     Raises:
-        OSError: If the file system refuses; the older bundle is then back in place.
+        ExportError: If something else has come to be there since `check_output`.
+        OSError: If the file system refuses; an older bundle is then back in place.
     """
     for path in draft.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    check_output(output, force=force)
     if not output.exists():
         draft.rename(output)
         return
@@ -82,7 +95,7 @@ def put_in_place(draft: Path, output: Path) -> None:
     output.rename(old / output.name)
     try:
         draft.rename(output)
-    except OSError:
+    except BaseException:
         (old / output.name).rename(output)
         raise
     finally:

@@ -6,6 +6,7 @@ import enum
 from typing import Any
 
 from bge_runtime.bundle import Bundle
+from bge_runtime.errors import ModelNotFoundError
 from bge_runtime.flag_model import Devices, FlagModel
 from bge_runtime.registry import ENCODER_ONLY_BASE, MODEL_CLASSES, find_model
 
@@ -41,8 +42,8 @@ class FlagAutoModel:
     ) -> FlagModel:
         """Open a model.
 
-        The class is ``model_class``, else the one that the model's name stands for, else
-        the one the bundle was exported for. What is not given is taken likewise.
+        What is not given is what the bundle says of itself, whatever its folder is called;
+        only the query format goes by a known name first, as in FlagEmbedding.
 
         Args:
             model_name_or_path: Folder that ``bge-export`` wrote.
@@ -67,19 +68,18 @@ class FlagAutoModel:
         if given is not None and given not in MODEL_CLASSES:
             raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
         facts = find_model(model_name_or_path)
-        if given is not None:
-            chosen, query_format = given, "{}{}"
-        elif facts is not None:
-            chosen, query_format = facts.model_class, facts.query_instruction_format
-            pooling_method = pooling_method or facts.pooling
-        else:
+        # No use in telling how to export what this version cannot run.
+        expected = given or (facts.model_class if facts else ENCODER_ONLY_BASE)
+        try:
             model = Bundle.open(model_name_or_path).manifest.model
-            chosen, query_format = model.model_class, model.query_instruction_format
+        except ModelNotFoundError:
+            if expected in _CLASSES:
+                raise
+            raise _not_in_this_version(model_name_or_path, expected) from None
+        chosen = given or model.model_class
         if chosen not in _CLASSES:
-            raise ValueError(
-                f"{model_name_or_path} is a model of class {chosen!r}, and this version runs "
-                f"{', '.join(_CLASSES)} only"
-            )
+            raise _not_in_this_version(model_name_or_path, chosen)
+        query_format = (facts or model).query_instruction_format if given is None else "{}{}"
         return _CLASSES[chosen](
             model_name_or_path,
             normalize_embeddings=normalize_embeddings,
@@ -95,3 +95,10 @@ class FlagAutoModel:
             truncate_dim=truncate_dim,
             **kwargs,
         )
+
+
+def _not_in_this_version(model: str, model_class: str) -> ValueError:
+    return ValueError(
+        f"{model} is a model of class {model_class!r}, and this version runs "
+        f"{', '.join(_CLASSES)} only"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Bundle:
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"cannot read {manifest_path}: {error}") from error
         bundle = cls(folder, Manifest.from_json(text, where=str(manifest_path)))
-        bundle._check_files()
+        bundle.check_files()
         return bundle
 
     @property
@@ -84,7 +85,12 @@ class Bundle:
         """
         return Reference.load(self.path / PARITY_FILE)
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Check that every file is there and is the one that the manifest describes.
+
+        Raises:
+            BundleIntegrityError: If one is missing, short or changed.
+        """
         weights = {graph.weights for graph in self.manifest.graphs.values()}
         unlisted = weights | {graph.file for graph in self.manifest.graphs.values()}
         unlisted -= set(self.manifest.files)
@@ -176,6 +182,6 @@ def _not_found(asked: str, folder: Path) -> str:
     return (
         f"no bundle at {asked!r}: {found}. Export the model once, where PyTorch is "
         f"installed (pip install 'bge-runtime[export]'), with\n"
-        f"    bge-export {source} --output {output}\n"
+        f"    bge-export {shlex.quote(source)} --output {shlex.quote(output)}\n"
         f"and pass that folder."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import click
 import numpy as np
@@ -26,6 +27,16 @@ _CHUNK = 8192
 """Texts read, embedded and written at a time, so that memory stays flat."""
 
 Record = dict[str, Any]
+
+
+class _Row(NamedTuple):
+    """A text, and where it came from."""
+
+    line: int
+    text: str
+    fields: Record
+
+
 Write = Callable[[list[Record], NDArray[np.float32]], object]
 
 
@@ -45,9 +56,7 @@ class InputError(BgeError):
 @click.option("--field", default="text", show_default=True, help="Field of JSONL that is embedded.")
 @click.option("--query", is_flag=True, help="Texts are queries: put the instruction before each.")
 @click.option("--instruction", help="With --query. Default: the one the model's authors recommend.")
-@click.option(
-    "--max-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens."
-)
+@click.option("--max-length", type=click.IntRange(1), help="Tokens of a text. Default: 512.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Texts.")
 @click.option("--truncate-dim", type=click.IntRange(1), help="Components to keep.")
 @click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
@@ -65,7 +74,7 @@ def main(
     field: str,
     query: bool,
     instruction: str | None,
-    max_length: int,
+    max_length: int | None,
     batch_size: int,
     truncate_dim: int | None,
     no_normalize: bool,
@@ -97,7 +106,14 @@ def main(
         if verbose:
             click.echo(f"{bundle}: {model.engine.info}", err=True)
         card = model.bundle.manifest.model
-        model.query_instruction_for_retrieval = instruction or card.query_instruction
+        if instruction is None:
+            instruction = card.query_instruction
+        if query and instruction is None:
+            raise InputError(
+                f"nothing says what instruction {card.name} wants before a query; pass "
+                "--instruction TEXT, or --instruction '' for none"
+            )
+        model.query_instruction_for_retrieval = instruction
         encode = model.encode_queries if query else model.encode_corpus
         with (
             _open_input(source) as lines,
@@ -106,17 +122,25 @@ def main(
         ):
             write([], encode([]))  # no input is no error, and a file of no rows
             read = _read_jsonl(lines, field) if jsonl or _is_jsonl(source) else _read_lines(lines)
-            for number, chunk in enumerate(_chunks(read)):
-                texts = [text for text, _ in chunk]
+            for chunk in _chunks(read):
+                texts = [row.text for row in chunk]
                 try:
                     vectors = encode(texts, max_length=max_length, show_progress_bar=False)
                 except ValueError as error:
-                    where = f"lines {number * _CHUNK + 1} to {number * _CHUNK + len(texts)}"
-                    raise InputError(f"{source}, {where}: {error}") from error
-                write([record for _, record in chunk], vectors)
+                    first, last = chunk[0].line, chunk[-1].line
+                    raise InputError(f"{source}, lines {first} to {last}: {error}") from error
+                write([row.fields for row in chunk], vectors)
                 bar.update(len(chunk))
+            sys.stdout.flush()  # while a full disk can still be reported
     except (BgeError, ValueError) as error:
         click.echo(f"bge-embed: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the output has had enough
+            raise
+        click.echo(f"bge-embed: {error}", err=True)
+        # What could not be written must not be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
@@ -129,25 +153,27 @@ def _open_input(source: str) -> Iterator[IO[str]]:
     try:
         with contextlib.ExitStack() as stack:
             if source == "-":
-                stdin = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8")
-                stack.callback(stdin.detach)  # else the wrapper closes the real one
-                yield stdin
+                raw: IO[bytes] = sys.stdin.buffer
             else:
-                yield stack.enter_context(open(source, encoding="utf-8"))
+                raw = stack.enter_context(open(source, "rb"))
+            # A lone carriage return ends no line: rows must match what `wc -l` counts.
+            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n")
+            stack.callback(text.detach)  # else the wrapper closes standard input
+            yield text
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not UTF-8: {error}. Convert it, with iconv say") from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         if error.filename != source:
             raise
         raise InputError(f"cannot read {source}: {error.strerror}") from error
 
 
-def _read_lines(lines: Iterable[str]) -> Iterator[tuple[str, Record]]:
+def _read_lines(lines: Iterable[str]) -> Iterator[_Row]:
     for index, line in enumerate(lines):
-        yield line.removesuffix("\n"), {"index": index}
+        yield _Row(index + 1, line.removesuffix("\n").removesuffix("\r"), {"index": index})
 
 
-def _read_jsonl(lines: Iterable[str], field: str) -> Iterator[tuple[str, Record]]:
+def _read_jsonl(lines: Iterable[str], field: str) -> Iterator[_Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -159,10 +185,16 @@ def _read_jsonl(lines: Iterable[str], field: str) -> Iterator[tuple[str, Record]
             raise InputError(
                 f"line {number} has no string field {field!r}; name the right one with --field"
             )
-        yield record.pop(field), record
+        text = record.pop(field)
+        if "embedding" in record:
+            raise InputError(
+                f"line {number} has a field 'embedding' already, where the vector is to go; "
+                "rename it"
+            )
+        yield _Row(number, text, record)
 
 
-def _chunks(rows: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, Record]]]:
+def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     while chunk := list(islice(rows, _CHUNK)):
         yield chunk
 
@@ -200,6 +232,8 @@ def _whole_file(path: Path, mode: str, writer: Callable[[Any], Write]) -> Iterat
         os.replace(draft, path)
         draft = None
     except OSError as error:
+        if draft is not None and error.filename not in (None, draft):
+            raise  # of the input, say
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if draft is not None:
@@ -211,7 +245,7 @@ def _jsonl_writer(file: IO[str]) -> Write:
         for record, vector in zip(records, vectors, strict=True):
             # Through str: the shortest text that reads back to the same float32.
             numbers = ", ".join(map(str, vector))
-            fields = json.dumps(record, ensure_ascii=False)[1:-1]
+            fields = json.dumps(record)[1:-1]
             file.write(f'{{{fields}{", " if fields else ""}"embedding": [{numbers}]}}\n')
 
     return write

@@ -5,16 +5,16 @@ texts ─ instruct ─ tokenize ─ plan batches ─ engine ─ post-process ─
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -75,8 +75,15 @@ class Embedder:
         }
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
-        self._open_engines()
+        self._engines = self._opened_engines()
         _alive.add(self)
+        seed = self.bundle.manifest.provenance.random_seed
+        if seed is not None:
+            warnings.warn(
+                f"{self.bundle.path.name} has random weights (seed {seed}); its vectors mean "
+                "nothing, and serve benchmarks only",
+                stacklevel=3,
+            )
 
     @property
     def engine(self) -> Engine:
@@ -90,8 +97,8 @@ class Embedder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # Checked anew: the copy may be on another machine, or the bundle replaced.
-        self.bundle = Bundle.open(self.bundle.path)
+        # The copy may be on another machine, or the bundle replaced in the meantime.
+        self.bundle.check_files()
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._engines = {}
         self._lock = threading.Lock()
@@ -103,11 +110,16 @@ class Embedder:
             return engines
         with self._lock:
             if not self._engines:
-                self._engines = {
-                    device: open_engine(self.bundle, variant, threads=self._threads)
-                    for device, variant in self._variants.items()
-                }
+                # Since it was opened first, another export may have taken its place.
+                self.bundle.check_files()
+                self._engines = self._opened_engines()
             return self._engines
+
+    def _opened_engines(self) -> dict[str, Engine]:
+        return {
+            device: open_engine(self.bundle, variant, threads=self._threads)
+            for device, variant in self._variants.items()
+        }
 
     def drop_engines_of_parent(self) -> None:
         """Forget what did not survive a fork; called in the child.
@@ -154,7 +166,7 @@ class Embedder:
         batches = self._batches(
             texts,
             batch_size=batch_size,
-            max_length=self._readable_length(max_length),
+            max_length=max_length,
             engine=engines[0],
         )
         if show_progress_bar is None:
@@ -163,7 +175,10 @@ class Embedder:
         # may copy while it is held, and the first one starts a thread.
         shown = tqdm(total=len(texts), desc="embedding", unit="text") if show_progress_bar else None
 
-        with contextlib.nullcontext() if shown is None else shown:
+        # Closed here, whatever happens: left to the garbage collector, the generator would
+        # wait for its tokenising thread in whichever thread the collector comes by, and
+        # has been seen to lock the whole process in one that was just starting.
+        with closing(batches), nullcontext() if shown is None else shown:
 
             def run(engine: Engine, batch: _Batch) -> None:
                 rows, ids, mask = batch
@@ -177,22 +192,23 @@ class Embedder:
 
     def _batches(
         self, texts: Sequence[str], *, batch_size: int, max_length: int, engine: Engine
-    ) -> Iterator[_Batch]:
+    ) -> Generator[_Batch, None, None]:
         pad_token_id = self.bundle.manifest.model.pad_token_id
-        for start, tokens in self._tokenized_windows(texts, max_length=max_length):
-            plan = plan_batches(
-                [len(ids) for ids in tokens],
-                max_tokens=engine.batch_tokens,
-                max_rows=batch_size,
-                max_padding=engine.batch_overhead_tokens,
-            )
-            for rows in plan:
-                ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=pad_token_id)
-                yield rows + start, ids, mask
+        with closing(self._tokenized_windows(texts, max_length=max_length)) as windows:
+            for start, tokens in windows:
+                plan = plan_batches(
+                    [len(ids) for ids in tokens],
+                    max_tokens=engine.batch_tokens,
+                    max_rows=batch_size,
+                    max_padding=engine.batch_overhead_tokens,
+                )
+                for rows in plan:
+                    ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=pad_token_id)
+                    yield rows + start, ids, mask
 
     def _tokenized_windows(
         self, texts: Sequence[str], *, max_length: int
-    ) -> Iterator[tuple[int, list[NDArray[np.int64]]]]:
+    ) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
         starts = range(0, len(texts), _WINDOW)
         windows = [texts[start : start + _WINDOW] for start in starts]
         if len(windows) <= 1:
@@ -207,16 +223,6 @@ class Embedder:
                 if following is not None:
                     coming = background.submit(tokenize, following, first=start + _WINDOW)
                 yield start, tokens
-
-    def _readable_length(self, max_length: int) -> int:
-        limit = self.bundle.manifest.model.max_length
-        if max_length > limit:
-            warnings.warn(
-                f"max_length={max_length} is more than the {limit} tokens that "
-                f"{self.bundle.manifest.model.name} can read; longer texts are cut at {limit}",
-                stacklevel=5,
-            )
-        return min(max_length, limit)
 
 
 _Batch = tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]
@@ -314,6 +320,9 @@ def _type(value: object) -> str:
 
 
 def _after_fork_in_child() -> None:
+    # The tokenizers' threads stayed in the parent, too. They see to this themselves,
+    # unless the user has asked for parallelism in so many words: then they hang.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for embedder in list(_alive):
         embedder.drop_engines_of_parent()
 

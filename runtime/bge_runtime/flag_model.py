@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shlex
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +16,7 @@ from bge_runtime.embedder import Embedder, as_texts
 from bge_runtime.errors import PoolingError
 from bge_runtime.postprocess import normalize, truncate
 
+_DEFAULT_LENGTH = 512
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
 
 Devices = str | int | list[str] | list[int] | None
@@ -41,8 +44,8 @@ class FlagModel(Embedder):
         trust_remote_code: bool = False,  # noqa: ARG002
         cache_dir: str | None = None,  # noqa: ARG002
         batch_size: int = 256,
-        query_max_length: int = 512,
-        passage_max_length: int = 512,
+        query_max_length: int = _DEFAULT_LENGTH,
+        passage_max_length: int = _DEFAULT_LENGTH,
         convert_to_numpy: bool = True,
         truncate_dim: int | None = None,
         *,
@@ -98,7 +101,8 @@ class FlagModel(Embedder):
             raise PoolingError(
                 f"requested pooling_method={pooling_method!r}, but the bundle "
                 f"{self.bundle.path.name} was exported with {pooling!r}. Leave it out, or run "
-                f"bge-export {self.bundle.manifest.provenance.source} --pooling {pooling_method}"
+                f"bge-export {shlex.quote(self.bundle.manifest.provenance.source)} "
+                f"--pooling {pooling_method}"
             )
         self.model_name_or_path = model_name_or_path
         self.normalize_embeddings = normalize_embeddings
@@ -146,7 +150,7 @@ class FlagModel(Embedder):
         return self.encode(
             queries,
             batch_size=batch_size,
-            max_length=self.query_max_length if max_length is None else max_length,
+            max_length=self._length(max_length, self.query_max_length),
             convert_to_numpy=convert_to_numpy,
             instruction=self.query_instruction_for_retrieval,
             instruction_format=self.query_instruction_format,
@@ -168,7 +172,7 @@ class FlagModel(Embedder):
         return self.encode(
             corpus,
             batch_size=batch_size,
-            max_length=self.passage_max_length if max_length is None else max_length,
+            max_length=self._length(max_length, self.passage_max_length),
             convert_to_numpy=convert_to_numpy,
             instruction=self.kwargs.get("passage_instruction_for_retrieval"),
             instruction_format=self.kwargs.get("passage_instruction_format", "{}{}"),
@@ -214,6 +218,8 @@ class FlagModel(Embedder):
             ValueError: If a number is out of range, or a text is not valid Unicode.
             InferenceError: If the engine fails.
         """
+        as_numpy = self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy
+        _check_torch(as_numpy=as_numpy)
         texts, single = as_texts(sentences, name="sentences")
         if instruction is not None:
             _check_format(instruction_format)
@@ -227,10 +233,10 @@ class FlagModel(Embedder):
             texts,
             devices,
             batch_size=self.batch_size if batch_size is None else batch_size,
-            max_length=self.passage_max_length if max_length is None else max_length,
+            max_length=self._length(max_length, self.passage_max_length),
             show_progress_bar=show_progress_bar,
         )
-        return self._hand_out(vectors, single=single, convert_to_numpy=convert_to_numpy)
+        return self._hand_out(vectors, single=single, as_numpy=as_numpy)
 
     def encode_single_device(
         self,
@@ -260,6 +266,7 @@ class FlagModel(Embedder):
         Raises:
             ValueError: If the model was not opened on ``device``.
         """
+        _check_torch(as_numpy=convert_to_numpy)
         texts, single = as_texts(sentences, name="sentences")
         device = device or self.target_devices[0]
         if device not in self.target_devices:
@@ -271,10 +278,10 @@ class FlagModel(Embedder):
             texts,
             [device],
             batch_size=batch_size,
-            max_length=max_length,
+            max_length=self._length(max_length, max_length),
             show_progress_bar=show_progress_bar,
         )
-        return self._hand_out(vectors, single=single, convert_to_numpy=convert_to_numpy)
+        return self._hand_out(vectors, single=single, as_numpy=convert_to_numpy)
 
     def start_multi_process_pool(
         self,
@@ -313,7 +320,6 @@ class FlagModel(Embedder):
         show_progress_bar: bool | None,
     ) -> NDArray[np.float32]:
         _check_positive("batch_size", batch_size)
-        _check_positive("max_length", max_length)
         self._check_truncate_dim(stacklevel=4)
         dim = self.bundle.manifest.model.dim
         cut = partial(truncate, dim=self.truncate_dim)
@@ -329,6 +335,20 @@ class FlagModel(Embedder):
             show_progress_bar=show_progress_bar,
         )
 
+    def _length(self, asked: int | None, default: int) -> int:
+        """Choose the length of a call, within what the model can read."""
+        length = default if asked is None else asked
+        _check_positive("max_length", length)
+        limit = self.bundle.manifest.model.max_length
+        # The default is FlagEmbedding's 512 whatever the model, and nobody's choice.
+        if length > limit and length != _DEFAULT_LENGTH:
+            warnings.warn(
+                f"max_length={length} is more than the {limit} tokens that "
+                f"{self.bundle.manifest.model.name} can read; longer texts are cut at {limit}",
+                stacklevel=3,
+            )
+        return min(length, limit)
+
     def _check_truncate_dim(self, *, stacklevel: int) -> None:
         if self.truncate_dim is None:
             return
@@ -341,22 +361,25 @@ class FlagModel(Embedder):
                 stacklevel=stacklevel,
             )
 
+    @staticmethod
     def _hand_out(
-        self, vectors: NDArray[np.float32], *, single: bool, convert_to_numpy: bool | None
+        vectors: NDArray[np.float32], *, single: bool, as_numpy: bool
     ) -> NDArray[np.float32]:
         result: Any = vectors[0] if single else vectors
-        if convert_to_numpy is None:
-            convert_to_numpy = self.convert_to_numpy
-        if not convert_to_numpy:
-            try:
-                import torch  # only where the caller asks for tensors
-            except ImportError as error:
-                raise ImportError(
-                    "convert_to_numpy=False asks for torch tensors, and torch is not installed. "
-                    "Leave it out, or run `pip install torch`"
-                ) from error
+        if not as_numpy:
+            import torch
+
             result = torch.from_numpy(result)
         return result  # type: ignore[no-any-return]
+
+
+def _check_torch(*, as_numpy: bool) -> None:
+    """Find out before anything is computed whether tensors can be given."""
+    if not as_numpy and importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            "convert_to_numpy=False asks for torch tensors, and torch is not installed. "
+            "Leave it out, or run `pip install torch`"
+        )
 
 
 def _precision(*, use_fp16: bool, use_bf16: bool) -> str:

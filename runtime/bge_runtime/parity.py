@@ -85,7 +85,7 @@ class Parity:
         )
         # Written so that a NaN fails.
         return [
-            f"{name} {value:.3g} is not {sign} {limit:g}"
+            f"{name} {value:.8g} is not {sign} {limit:g}"
             for name, value, sign, limit in checks
             if not (value >= limit if sign == ">=" else value <= limit)
         ]

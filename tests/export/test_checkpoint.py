@@ -87,6 +87,14 @@ def test_short_safetensors(checkpoint: Path, keep: int):
         inspect(checkpoint)
 
 
+@pytest.mark.parametrize("header", [b"[]", b'{"a": {"data_offsets": []}}', b'{"a": 1}'])
+def test_senseless_safetensors(checkpoint: Path, header: bytes):
+    content = len(header).to_bytes(8, "little") + header
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(ExportError, match="is damaged"):
+        inspect(checkpoint)
+
+
 def test_missing_shard(checkpoint: Path):
     (checkpoint / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,8 +62,9 @@ def test_what_does_not_exist_is_refused_with_the_table(options: list[str], asked
 def test_refusal_comes_before_the_model_is_touched(tmp_path: Path):
     result = run("BAAI/bge-m3-unknown", "--output", tmp_path / "x", "--offline")
     assert result.exit_code == 1
-    assert result.stderr.startswith("bge-export: ") or "finding the checkpoint" in result.stderr
-    assert "Traceback" not in result.output
+    assert "BAAI/bge-m3-unknown is not in the hub's cache" in result.stderr
+    assert "loading the checkpoint" not in result.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -76,7 +80,27 @@ def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "RANDOM WEIGHTS" in result.stdout
     manifest = json.loads((tmp_path / "bge-small-en-random" / "bge.json").read_text())
     assert manifest["provenance"]["random_seed"] == 3
+    assert manifest["model"]["name"] == "bge-small-en-random"
     assert manifest["model"]["query_instruction"].startswith("Represent this sentence")
+    with pytest.warns(UserWarning, match="has random weights"):
+        FlagModel("bge-small-en-random")
+    refused = run("bge-small-en", "--random-weights", "--revision", "main")
+    assert refused.exit_code == 2
+
+
+def test_ended_by_a_supervisor_it_cleans_up(tiny_checkpoint: Path, tmp_path: Path):
+    command = [
+        sys.executable, "-m", "bge_export.cli", str(tiny_checkpoint),
+        "--pooling", "cls", "--output", str(tmp_path / "bundle"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "tracing" in line:
+                process.terminate()
+                break
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tokenizer_without_random_weights_is_a_usage_error(tmp_path: Path):

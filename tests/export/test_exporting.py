@@ -317,3 +317,88 @@ def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.
     )
     export_bundle(inspected, tmp_path / "bundle", select_targets([], []), trust_remote_code=True)
     assert Bundle.open(tmp_path / "bundle").manifest.model.architecture == "own"
+
+
+def test_folder_that_appears_during_the_export_is_kept(tiny_checkpoint: Path, tmp_path: Path):
+    output = tmp_path / "bundle"
+
+    def step(message: str) -> None:
+        if message.startswith("putting"):
+            output.mkdir()
+            (output / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export(tiny_checkpoint, output, step=step)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (output / "thesis.tex").read_text() == "years of work"
+
+
+def test_link_to_a_bundle_stays_a_link(tiny_checkpoint: Path, bundle_copy: Path, tmp_path: Path):
+    (tmp_path / "current").symlink_to(bundle_copy)
+    export(tiny_checkpoint, tmp_path / "current", pooling="mean", force=True)
+    assert (tmp_path / "current").is_symlink()
+    assert Bundle.open(bundle_copy).manifest.model.pooling == "mean"
+
+
+def test_current_folder_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="is the current folder"):
+        export(tiny_checkpoint, Path())
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_damaged_bundle_is_not_written_over(
+    tiny_checkpoint: Path, bundle_copy: Path, content: bytes
+):
+    (bundle_copy / "bge.json").write_bytes(content)
+    with pytest.raises(ExportError, match="delete it, or choose another --output"):
+        export(tiny_checkpoint, bundle_copy, force=True)
+
+
+def test_tokenizer_that_the_runtime_reads_otherwise_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from bge_export import exporting
+
+    encode = exporting.TextTokenizer.encode
+
+    def one_token_less(self, texts, **options):
+        return [ids[:-1] for ids in encode(self, texts, **options)]
+
+    monkeypatch.setattr(exporting.TextTokenizer, "encode", one_token_less)
+    with pytest.raises(ExportError, match="otherwise than transformers does"):
+        export(tiny_checkpoint, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("damage", ["cut", "no padding token"])
+def test_unusable_tokenizer(tiny_checkpoint: Path, tmp_path: Path, damage: str):
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    path = checkpoint / "tokenizer.json"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:500])
+    else:
+        (checkpoint / "special_tokens_map.json").unlink()
+        config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+        config.pop("pad_token")
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match="tokenizer"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+def test_sentence_transformers_folder_of_the_old_layout(tiny_checkpoint: Path, tmp_path: Path):
+    root = tmp_path / "st"
+    shutil.copytree(tiny_checkpoint, root / "0_Transformer")
+    modules = [
+        {"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+    ]
+    (root / "modules.json").write_text(json.dumps(modules))
+    (root / "1_Pooling").mkdir()
+    (root / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (root / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find: "}}')
+    manifest = Bundle.open(export(root, tmp_path / "bundle", pooling=None)).manifest
+    assert (manifest.model.name, manifest.model.pooling) == ("st", "mean")
+    assert manifest.model.query_instruction == "find: "
+    assert manifest.provenance.source == str(root)

@@ -34,14 +34,14 @@ def test_gate_refuses_wrong_pooling(
 def test_gate_refuses_an_ignored_mask(
     tiny_checkpoint: Path, tmp_path: Path, pooling: str, monkeypatch: pytest.MonkeyPatch
 ):
-    from bge_export import exporting
+    from bge_runtime import proving
 
     def without_mask(rows, *, pad_token_id):
         ids, mask = pad_batch(rows, pad_token_id=pad_token_id)
         return ids, np.ones_like(mask)
 
-    pad_batch = exporting.pad_batch
-    monkeypatch.setattr(exporting, "pad_batch", without_mask)
+    pad_batch = proving.pad_batch
+    monkeypatch.setattr(proving, "pad_batch", without_mask)
     with pytest.raises(ExportError, match=REFUSED):
         export(tiny_checkpoint, tmp_path / "bundle", pooling=pooling)
 

@@ -41,7 +41,8 @@ def hub(tiny_checkpoint: Path) -> Iterator[tuple[str, list[str]]]:
             path = self.path.partition("?")[0]
             if path in (f"/api/models/BAAI/bge-small-en/revision/{ref}" for ref in ("main", "v1")):
                 siblings = [{"rfilename": file.name} for file in tiny_checkpoint.iterdir()]
-                siblings.append({"rfilename": "tf_model.h5"})
+                # Kept beside the safetensors by many repositories; 404 if it is asked for.
+                siblings += [{"rfilename": name} for name in ("tf_model.h5", "pytorch_model.bin")]
                 document = {"id": "BAAI/bge-small-en", "sha": COMMIT, "siblings": siblings}
                 self.respond(200, json.dumps(document).encode(), Content_Type="application/json")
             elif path.startswith(f"/BAAI/bge-small-en/resolve/{COMMIT}/"):
@@ -92,7 +93,7 @@ def test_hub_id_is_fetched_once_and_pinned(hub: tuple[str, list[str]], tmp_path:
     assert manifest["provenance"]["revision"] == COMMIT
     assert manifest["model"]["name"] == "bge-small-en"
     assert manifest["model"]["query_instruction"].startswith("Represent this sentence")
-    assert not [line for line in requests if "tf_model" in line]
+    assert not [line for line in requests if "tf_model" in line or "pytorch_model" in line]
 
     requests.clear()
     offline = export(

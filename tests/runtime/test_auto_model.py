@@ -122,11 +122,17 @@ def test_a_bundle_of_unknown_name_opens_by_its_manifest(tiny_mean_bundle):
     assert model.query_instruction_format == "{}{}"
 
 
-def test_a_bundle_pooled_otherwise_than_its_name_demands_is_an_error(named):
-    # This name stands for [CLS]; the bundle behind it has mean pooling.
+def test_a_bundle_knows_better_than_its_folders_name(named):
+    # This name stands for [CLS]; the bundle behind it was exported with mean pooling.
     here, _ = named("bge-small-en-v1.5")
+    assert FlagAutoModel.from_finetuned(here).pooling_method == "mean"
     with pytest.raises(PoolingError, match=r"'cls'.*was exported with 'mean'"):
-        FlagAutoModel.from_finetuned(here)
+        FlagAutoModel.from_finetuned(here, pooling_method="cls")
+
+
+def test_a_bundle_may_bear_the_name_of_a_model_of_another_class(named):
+    here, _ = named("bge-m3")
+    assert type(FlagAutoModel.from_finetuned(here)) is FlagModel
 
 
 def test_an_unknown_class_is_an_error(upstream, tiny_bundle):

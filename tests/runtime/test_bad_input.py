@@ -211,6 +211,7 @@ def test_a_missing_engine_is_an_error_that_says_what_to_install(
     still_works, tiny_bundle, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(
         EngineNotInstalledError, match=r"pip install 'bge-runtime\[cpu\]'"
     ) as caught:

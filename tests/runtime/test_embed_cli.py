@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,14 @@ def test_no_input_is_no_rows(tiny_bundle: Path, tmp_path: Path):
         (["--jsonl"], "{", "line 1 is not JSON"),
         (["--jsonl"], '{"a": 1}', "line 1 has no string field 'text'"),
         (["--jsonl"], '{"text": "\\ud800"}', "lone surrogate U+D800"),
+        (
+            ["--jsonl"],
+            '\n\n{"text": "a", "embedding": 1}',
+            "line 3 has a field 'embedding' already",
+        ),
+        (["--jsonl"], '\n\n{"text": "\\ud800"}', "lines 3 to 3: "),
+        (["--query"], "x", "pass --instruction TEXT"),
+        (["nowhere.txt/x"], None, "cannot read nowhere.txt/x"),
         (["--instruction", "x"], "x", "pass --query as well"),
         (["--device", "cuda:0"], "x", "requested device 'cuda:0'"),
         (["--precision", "int8"], "x", "requested precision 'int8'"),
@@ -122,3 +132,34 @@ def test_missing_bundle_names_the_command():
     result = run("BAAI/bge-large-en", stdin="x")
     assert result.exit_code == 1
     assert "bge-export BAAI/bge-large-en --output bge-large-en" in result.stderr
+
+
+def test_rows_match_lines(tiny_bundle: Path, model: FlagModel, tmp_path: Path):
+    # A byte-order mark, Windows' line ends, and a carriage return inside a line.
+    (tmp_path / "in.txt").write_bytes("\ufeffone\r\ntwo\rhalves\r\n\n".encode())
+    result = run(tiny_bundle, tmp_path / "in.txt", "-o", tmp_path / "out.npy")
+    assert result.exit_code == 0, result.output
+    expected = model.encode(["one", "two\rhalves", ""])
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_surrogates_in_other_fields_pass_through(tiny_bundle: Path):
+    result = run(tiny_bundle, "--jsonl", stdin='{"text": "a", "title": "\\ud800"}')
+    assert json.loads(result.stdout)["title"] == "\ud800"
+
+
+def test_empty_instruction_is_none(tiny_bundle: Path, model: FlagModel):
+    result = run(tiny_bundle, "--query", "--instruction", "", stdin="apples\n")
+    np.testing.assert_allclose(
+        json.loads(result.stdout)["embedding"], model.encode("apples"), atol=1e-6
+    )
+
+
+def test_full_disk(tiny_bundle: Path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bge_runtime.cli", str(tiny_bundle)],
+            input="a\n", stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["bge-embed: [Errno 28] No space left on device"]

@@ -131,16 +131,16 @@ def test_trained_weights_against_flag_embedding(
 def test_gate_refuses_an_ignored_mask_in_bf16(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from bge_export import exporting
+    from bge_runtime import proving
     from bge_runtime.errors import ExportError
 
-    pad_batch = exporting.pad_batch
+    pad_batch = proving.pad_batch
 
     def without_mask(rows, *, pad_token_id):
         ids, mask = pad_batch(rows, pad_token_id=pad_token_id)
         return ids, np.ones_like(mask)
 
-    monkeypatch.setattr(exporting, "pad_batch", without_mask)
+    monkeypatch.setattr(proving, "pad_batch", without_mask)
     with pytest.raises(ExportError, match=r"openvino_model\.xml in bf16 .* is too far"):
         export(tiny_checkpoint, tmp_path / "bundle", targets=())
 

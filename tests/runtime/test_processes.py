@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -58,7 +59,7 @@ def child_of_multiprocessing(model, answers):
 '''
 
 
-def run_program(folder, body, *arguments, telemetry=None):
+def run_program(folder, body, *arguments, telemetry=None, parallelism=None):
     """Run a program to its end, and expect success."""
     program = folder / "program.py"
     body = textwrap.indent(textwrap.dedent(body), "    ")
@@ -68,7 +69,11 @@ def run_program(folder, body, *arguments, telemetry=None):
         f"{body}"
     )
     # What the runtime sets on opening an engine must not come from this process.
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": telemetry}
+    environment = {
+        **os.environ,
+        "ORT_DISABLE_TELEMETRY": telemetry,
+        "TOKENIZERS_PARALLELISM": parallelism,
+    }
     done = subprocess.run(
         [sys.executable, str(program), *map(str, arguments)],
         capture_output=True,
@@ -90,6 +95,44 @@ def test_a_forked_child_encodes_and_ends_and_so_does_its_parent(tiny_bundle, tmp
             check(model, expected)
         """,
         tiny_bundle,
+    )
+
+
+def test_a_forked_child_encodes_where_parallel_tokenizers_are_asked_for(tiny_bundle, tmp_path):
+    # The tokenizers then do not switch their threads off by themselves, and hang.
+    run_program(
+        tmp_path,
+        """
+        model.encode(TEXTS * 100)
+        fork_and_check(model, expected)
+        """,
+        tiny_bundle,
+        parallelism="true",
+    )
+
+
+def test_a_forked_child_refuses_a_bundle_that_has_been_replaced(
+    bundle_copy, tiny_mean_bundle, tmp_path
+):
+    run_program(
+        tmp_path,
+        """
+        import shutil
+        from bge_runtime.errors import BundleIntegrityError
+
+        shutil.rmtree(sys.argv[1])
+        shutil.copytree(sys.argv[2], sys.argv[1])
+        child = os.fork()
+        if child == 0:
+            try:
+                model.encode("text")
+            except BundleIntegrityError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        """,
+        bundle_copy,
+        tiny_mean_bundle,
     )
 
 
@@ -307,6 +350,14 @@ def test_a_copy_encodes_equally(tiny_bundle, duplicate):
 def test_a_pickle_is_small(model):
     # Weights and sessions stay behind: each worker opens the bundle itself.
     assert len(pickle.dumps(model)) < 10_000
+
+
+def test_unpickling_refuses_a_bundle_that_has_been_replaced(bundle_copy, tiny_mean_bundle):
+    pickled = pickle.dumps(FlagModel(str(bundle_copy)))
+    shutil.rmtree(bundle_copy)
+    shutil.copytree(tiny_mean_bundle, bundle_copy)
+    with pytest.raises(BundleIntegrityError):
+        pickle.loads(pickled)
 
 
 def test_unpickling_checks_the_bundle_again(bundle_copy):

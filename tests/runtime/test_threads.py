@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pickle
 import threading
 import time
@@ -212,3 +213,25 @@ def test_a_long_call_on_a_terminal_shows_its_progress(model, capsys, monkeypatch
     assert capsys.readouterr().err == ""
     model.encode(TEXTS, batch_size=len(TEXTS))
     assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_failed_call_leaves_no_thread_to_the_garbage_collector(
+    two_devices, model, monkeypatch, devices
+):
+    # Seen once in a while as a deadlock: the collector closed an abandoned generator inside
+    # a thread that was starting, and the generator waited for its tokenising thread there.
+    monkeypatch.setattr(embedder, "_WINDOW", 4)
+    failing, texts = model, [*TEXTS * 2, "\ud800", *TEXTS]
+    if devices == 2:
+        failing, first, second = two_devices
+        texts = TEXTS * 20
+        first.fault = second.fault = InferenceError("out of memory")
+    gc.disable()
+    try:
+        with pytest.raises((InferenceError, ValueError)) as caught:
+            failing.encode(texts, batch_size=1)
+        assert caught.tb is not None  # which keeps the frames alive
+        assert not [t for t in threading.enumerate() if t.name.startswith("bge-")]
+    finally:
+        gc.enable()

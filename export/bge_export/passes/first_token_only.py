@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -76,8 +78,7 @@ class _Selection:
             return self._attended(node)
         return None
 
-    def _same(self, node: ir.Node, per_token: object) -> ir.Value:
-        assert isinstance(per_token, list | tuple)
+    def _same(self, node: ir.Node, per_token: Sequence[ir.Value | None]) -> ir.Value:
         inputs = [self._first(x) if x is not None and x in per_token else x for x in node.inputs]
         return self._edit.op(node.op_type, inputs, node.attributes)
 
