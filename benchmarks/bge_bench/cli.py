@@ -25,6 +25,7 @@ except ImportError as missing:
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError
+from bge_runtime.parity import TOLERANCES
 
 _MIXED_PARAGRAPHS = 16
 """Paragraphs that parity adds to the short texts of an export."""
@@ -117,6 +118,13 @@ def parity(
     "--threads", type=click.IntRange(min=1), help="For all sides. Default: all usable CPUs."
 )
 @click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(tuple(TOLERANCES)),
+    help="Of the bundle; the baseline computes in fp32.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     default=1800.0,
@@ -134,10 +142,11 @@ def speed(
     baseline: str,
     baseline_batch_size: int,
     threads: int | None,
+    precision: str,
     timeout_s: float,
     json_file: Path | None,
 ) -> None:
-    """Time BUNDLE against a baseline, turn by turn, in fp32 on the CPU.
+    """Time BUNDLE against a baseline, turn by turn, on the CPU.
 
     Exits with 1 if their vectors differ, and reports no speed then.
     """
@@ -157,6 +166,7 @@ def speed(
                 baseline=baseline,
                 baseline_batch_size=baseline_batch_size,
                 threads=threads or usable_cpus(),
+                precision=precision,
             )
             with progress(step_count(rounds)) as step:
                 result = measure_speed(ours, theirs, workload, step=step)

@@ -35,6 +35,7 @@ class SideSpec:
         max_length: Most tokens of a text, special tokens included.
         batch_size: Most texts in a batch.
         threads: Threads to compute with; None leaves the default.
+        precision: Arithmetic of ours; a baseline always computes in fp32.
     """
 
     side: str
@@ -43,6 +44,7 @@ class SideSpec:
     max_length: int
     batch_size: int
     threads: int | None = None
+    precision: str = "fp32"
 
 
 class Side(Protocol):
@@ -74,15 +76,16 @@ class _Ours:
     def __init__(self, spec: SideSpec) -> None:
         from bge_runtime import FlagModel, __version__
 
-        self._model = FlagModel(
-            spec.model,
-            use_fp16=False,
-            devices="cpu",
-            pooling_method=spec.pooling,
-            batch_size=spec.batch_size,
-            passage_max_length=spec.max_length,
-            threads=spec.threads,
-        )
+        with quiet():
+            self._model = FlagModel(
+                spec.model,
+                precision=spec.precision,
+                devices="cpu",
+                pooling_method=spec.pooling,
+                batch_size=spec.batch_size,
+                passage_max_length=spec.max_length,
+                threads=spec.threads,
+            )
         self.name = f"bge-runtime {__version__}"
         self.in_force = str(self._model.engine.info)
 

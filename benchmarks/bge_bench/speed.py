@@ -96,13 +96,15 @@ class Comparison:
         ours: The bundle's numbers.
         baseline: The other side's numbers.
         parity: Our vectors of the corpus against the baseline's.
-        failures: Limits of the fp32 tolerance that are missed. If there are any, the
+        precision: Arithmetic of ours, whose tolerance applies.
+        failures: Limits of that tolerance that are missed. If there are any, the
             times mean nothing.
     """
 
     ours: SideResult
     baseline: SideResult
     parity: Parity
+    precision: str
     failures: tuple[str, ...]
 
     def ratio(self, measure: str) -> float:
@@ -122,7 +124,7 @@ class Comparison:
         return {
             **sides,
             "parity": asdict(self.parity),
-            "tolerance": asdict(TOLERANCES["fp32"]),
+            "tolerance": asdict(TOLERANCES[self.precision]),
             "failures": list(self.failures),
             "passed": not self.failures,
             # As in the table: a run whose parity failed has no speed.
@@ -131,7 +133,13 @@ class Comparison:
 
 
 def side_specs(
-    bundle: Bundle, checkpoint: Path, *, baseline: str, baseline_batch_size: int, threads: int
+    bundle: Bundle,
+    checkpoint: Path,
+    *,
+    baseline: str,
+    baseline_batch_size: int,
+    threads: int,
+    precision: str = "fp32",
 ) -> tuple[SideSpec, SideSpec]:
     """Describe a bundle and a baseline that do the same work with the same means.
 
@@ -141,6 +149,7 @@ def side_specs(
         baseline: One of `bge_bench.sides.BASELINES`.
         baseline_batch_size: Most texts in a batch of the baseline's.
         threads: Threads of each side.
+        precision: Arithmetic of the bundle's side.
     """
     model = bundle.manifest.model
     max_length = min(model.max_length, 512)
@@ -151,6 +160,7 @@ def side_specs(
         max_length=max_length,
         batch_size=_OUR_BATCH_SIZE,
         threads=threads,
+        precision=precision,
     )
     other = replace(
         ours, side=baseline, model=str(checkpoint.absolute()), batch_size=baseline_batch_size
@@ -218,7 +228,8 @@ def measure_speed(
         ours=results[0],
         baseline=results[1],
         parity=parity,
-        failures=tuple(parity.failures(TOLERANCES["fp32"])),
+        precision=ours.precision,
+        failures=tuple(parity.failures(TOLERANCES[ours.precision])),
     )
 
 

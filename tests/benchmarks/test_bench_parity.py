@@ -37,7 +37,7 @@ def test_every_variant_is_compared_with_both_references(tiny_bundle, tmp_path):
     result = run(tiny_bundle, "--json", file)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    assert result.stdout.count("pass\n") == 6
+    assert result.stdout.count("pass\n") == 8
     document = json.loads(file.read_text())
     assert document["passed"] is True
     assert document["versions"]["FlagEmbedding"] == "1.4.2"
@@ -45,10 +45,11 @@ def test_every_variant_is_compared_with_both_references(tiny_bundle, tmp_path):
     assert {(row["call"], row["info"]["variant"]) for row in document["rows"]} == {
         ("FlagModel", "cpu-fp32"),
         ("padded", "cpu-fp32"),
+        ("padded", "openvino-fp32"),
         ("padded", "portable-fp32"),
     }
     for row in document["rows"]:
-        assert row["info"]["provider"] == "CPUExecutionProvider"
+        assert row["info"]["provider"] in ("CPUExecutionProvider", "OpenVINO CPU")
         assert row["parity"]["texts"] == document["texts"]["count"] > 40
         assert row["parity"]["error_share"] < row["tolerance"]["max_error_share"] / 100
     assert {row["reference"].split()[0] for row in document["rows"]} == {
@@ -73,6 +74,7 @@ def test_a_graph_that_pools_differently_fails_and_no_other(miswired_bundle):
     assert verdicts == {
         ("FlagModel", "cpu-fp32"): False,
         ("padded", "cpu-fp32"): False,
+        ("padded", "openvino-fp32"): False,
         ("padded", "portable-fp32"): True,
     }
 
@@ -80,7 +82,7 @@ def test_a_graph_that_pools_differently_fails_and_no_other(miswired_bundle):
 def test_a_failure_is_spelled_out_below_the_table(miswired_bundle):
     result = run(miswired_bundle, "--against", "transformers")
     assert result.exit_code == 1
-    assert result.stdout.count("FAIL: ") == 2
+    assert result.stdout.count("FAIL: ") == 3
     assert "error share" in result.stdout
 
 

@@ -46,6 +46,7 @@ def comparison(**parity):
         ours=side("ours 1", 1),
         baseline=side("theirs 2", 3),
         parity=measured,
+        precision="fp32",
         failures=tuple(measured.failures(TOLERANCES["fp32"])),
     )
 
