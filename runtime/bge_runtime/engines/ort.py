@@ -32,7 +32,7 @@ _TOKENS_PER_THREAD = 256
 
 _BATCH_OVERHEAD_TOKENS = 16
 """Measured on 2 cores: a run of bge-base costs about as much as 6 to 10 more tokens,
-whatever its size; of bge-small, about 16."""
+whatever its size. Rounded up for smaller models, where a run's fixed part weighs more."""
 
 
 class OrtEngine:
