@@ -37,8 +37,12 @@ def run(code: str, *, package: str, model: Path) -> dict[str, object]:
     return {name: scope[name] for name in RESULTS}
 
 
-@pytest.mark.skipif(not code_blocks(), reason="the page is not beside this checkout")
-@pytest.mark.parametrize("code", code_blocks(), ids=["auto", "auto-model-class", "flag-model"])
+BLOCKS = code_blocks()
+NAMES = ("auto", "auto-model-class", "flag-model") if BLOCKS else ()
+
+
+@pytest.mark.skipif(not BLOCKS, reason="the page is not beside this checkout")
+@pytest.mark.parametrize("code", BLOCKS, ids=NAMES or None)
 def test_page_code_gives_what_flag_embedding_gives(
     code: str, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, capsys
 ):
