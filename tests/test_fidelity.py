@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bge_bench.sides import SideSpec, open_side
 from bge_export.texts import PARITY_TEXTS
 from bge_runtime import FlagModel
 from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.registry import MODELS
 from tests.conftest import SHARED
+from tests.runtime.support import assert_fp32_on_cpu
 
 SHAPES = [f"bge-{size}-{language}-v1.5" for language in ("en", "zh") for size in ("small", "base")]
 LARGE_SHAPES = ["bge-large-en-v1.5", "bge-large-zh-v1.5"]
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep FlagEmbedding's progress bars and its libraries' warnings out of the report."""
-    with (
-        warnings.catch_warnings(),
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stderr(nowhere),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
 def flag_embedding(checkpoint: Path, texts: list[str], *, pooling: str) -> np.ndarray:
-    """Embed with FlagEmbedding, in fp32 on the CPU."""
-    with quiet():
-        from FlagEmbedding import FlagModel as Reference
-
-        model = Reference(
-            str(checkpoint), use_fp16=False, devices="cpu", pooling_method=pooling, batch_size=4
-        )
-        return model.encode(texts)
+    """Embed with FlagEmbedding, in fp32 on the CPU, as the benchmarks do it."""
+    spec = SideSpec(
+        side="flagembedding", model=str(checkpoint), pooling=pooling, max_length=512, batch_size=4
+    )
+    return open_side(spec).encode(texts)
 
 
 def real_texts(count: int) -> list[str]:
@@ -66,13 +45,8 @@ def real_texts(count: int) -> list[str]:
 
 def check(model: FlagModel, texts: list[str], expected: np.ndarray) -> Parity:
     """Compare one call with the reference, and assert what was in force."""
-    info = model.engine.info
-    assert (info.engine, info.provider, info.precision, info.variant) == (
-        "onnxruntime",
-        "CPUExecutionProvider",
-        "fp32",
-        "cpu-fp32",
-    )
+    assert_fp32_on_cpu(model)
+    assert model.engine.info.variant == "cpu-fp32"
     vectors = model.encode(texts)
     assert vectors.dtype == expected.dtype == np.float32
     return compare(vectors, expected)

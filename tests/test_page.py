@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_fidelity import quiet
+from bge_bench.sides import quiet
 
 PAGE = Path(__file__).parents[2] / "shared" / "notes" / "flagembedding-embedder-readme.md"
 RESULTS = ("embeddings_1", "embeddings_2", "similarity", "q_embeddings", "p_embeddings", "scores")

@@ -19,10 +19,10 @@ from bge_bench.progress import progress
 from bge_bench.report import busy_notes
 from bge_bench.source import open_checkpoint
 from bge_bench.speed import Comparison, Workload, measure_speed, side_specs, step_count
-from bge_bench.table import format_table
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError
+from bge_runtime.table import format_table
 
 SENTENCES = (
     "The ferry to the island leaves at noon.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 from datetime import UTC, datetime
@@ -12,10 +11,12 @@ from typing import Any
 import psutil
 
 from bge_runtime.cpus import usable_cpus
+from bge_runtime.versions import installed_versions
 
 _PACKAGES = (
     "bge-runtime",
     "onnxruntime",
+    "openvino",
     "numpy",
     "tokenizers",
     "torch",
@@ -29,7 +30,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
         "hardware": {
             "system": platform.platform(),
             "cpu": _cpu_model(),
@@ -44,16 +45,6 @@ def describe_environment() -> dict[str, Any]:
 def busy_percent() -> float:
     """Tell how busy all programs together keep the processors, over one second."""
     return psutil.cpu_percent(interval=1.0)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # one engine of several
-            continue
-    return versions
 
 
 def _cpu_model() -> str:

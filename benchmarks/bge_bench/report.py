@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from bge_bench.parity import Row
 from bge_bench.speed import MEASURES, Comparison, SideResult
-from bge_bench.table import format_table
 from bge_runtime.parity import Parity
+from bge_runtime.table import format_table
 
 _FORMATS = {
     "corpus_s": "{:.2f} s",

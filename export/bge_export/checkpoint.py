@@ -193,8 +193,8 @@ def inspect_checkpoint(
     _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
     return Checkpoint(
         folder=folder,
-        # Absolute, so that it means the same from any folder.
-        source=str(root.resolve()) if Path(source).exists() else source,
+        # A folder's path is made absolute, so that it means the same from anywhere.
+        source=str(root.resolve()) if root == Path(source).expanduser() else source,
         name=facts.name if facts else Path(source).resolve().name,
         revision=revision,
         config=config,

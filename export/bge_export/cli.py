@@ -26,6 +26,7 @@ except ImportError as missing:
 from bge_runtime.errors import BgeError
 from bge_runtime.parity import Parity
 from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
+from bge_runtime.table import format_table
 
 if TYPE_CHECKING:
     from bge_export.exporting import Row
@@ -168,23 +169,16 @@ def _default_output(model: str, *, random_weights: bool) -> Path:
 def _table(rows: Sequence[Row]) -> str:
     header = ("graph", "variant", "MB", "min cosine", "mean cosine", "error/distance", "seconds")
     lines = [
-        header,
-        *(
-            (
-                row.graph,
-                f"{row.variant} on {row.provider}",
-                f"{row.size_bytes / 1e6:,.0f}",
-                *_figures(row.parity),
-                f"{row.seconds:.1f}",
-            )
-            for row in rows
-        ),
+        (
+            row.graph,
+            f"{row.variant} on {row.provider}",
+            f"{row.size_bytes / 1e6:,.0f}",
+            *_figures(row.parity),
+            f"{row.seconds:.1f}",
+        )
+        for row in rows
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return format_table([header, *lines])
 
 
 def _figures(parity: Parity | None) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -44,18 +44,22 @@ from bge_runtime.manifest import (
 from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.proving import padded_vectors
 from bge_runtime.tokenization import TextTokenizer
+from bge_runtime.versions import installed_versions
 
 WEIGHTS_FILE = "onnx/model.onnx_data"
 
-_RECORDED_VERSIONS = (
+_RECORDED_PACKAGES = (
     "bge-runtime",
     "torch",
     "transformers",
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
 )
+
+_MODULES = "sentence_transformers.models"
 
 Step = Callable[[str], None]
 """Told what comes next, in a few words."""
@@ -118,6 +122,11 @@ def export_bundle(
     # A link to a bundle stays a link: what it points at is replaced.
     output = output.expanduser().resolve()
     check_output(output, force=force)
+    if OPENVINO in targets and importlib.util.find_spec("openvino") is None:
+        raise ExportError(
+            "the target openvino needs the package openvino, which is not installed. Run "
+            "`pip install 'bge-runtime[export]'`, or leave it out with --target cpu"
+        )
     with draft_beside(output) as draft:
         _check_space(draft, checkpoint)
         step("loading the checkpoint")
@@ -321,8 +330,7 @@ def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokeniz
     documents: dict[str, Any] = {
         "config.json": dict(checkpoint.config),
         "modules.json": [
-            {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
-            for package in ("sentence_transformers.models",)
+            {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{kind}"}
             for index, (kind, path) in enumerate(
                 (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
             )
@@ -366,7 +374,7 @@ def _provenance(checkpoint: Checkpoint, random_seed: int | None) -> Provenance:
             name: integrity.file_sha256(checkpoint.folder / name)
             for name in checkpoint.weight_files
         },
-        versions={name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS},
+        versions=installed_versions(_RECORDED_PACKAGES),
     )
 
 

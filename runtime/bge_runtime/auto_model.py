@@ -71,7 +71,8 @@ class FlagAutoModel:
         # No use in telling how to export what this version cannot run.
         expected = given or (facts.model_class if facts else ENCODER_ONLY_BASE)
         try:
-            model = Bundle.open(model_name_or_path).manifest.model
+            # The class opens it, and hashes its files: once is enough.
+            model = Bundle.at(model_name_or_path).manifest.model
         except ModelNotFoundError:
             if expected in _CLASSES:
                 raise

@@ -40,9 +40,21 @@ class Bundle:
         time, weights once per file (see `bge_runtime.integrity`).
 
         Raises:
+            BundleIntegrityError: If a file is missing, short or changed.
+            BundleError: As `at`.
+            ModelNotFoundError: As `at`.
+        """
+        bundle = cls.at(path)
+        bundle.check_files()
+        return bundle
+
+    @classmethod
+    def at(cls, path: str | Path) -> Bundle:
+        """Read what a bundle says of itself, without checking its other files.
+
+        Raises:
             ModelNotFoundError: If there is no bundle at ``path``.
             BundleVersionError: If it was written by a newer bge-runtime.
-            BundleIntegrityError: If a file is missing, short or changed.
             BundleError: If its manifest is damaged.
         """
         # Absolute, so that a later change of directory cannot move the model.
@@ -54,9 +66,7 @@ class Bundle:
             raise ModelNotFoundError(_not_found(str(path), folder)) from None
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"cannot read {manifest_path}: {error}") from error
-        bundle = cls(folder, Manifest.from_json(text, where=str(manifest_path)))
-        bundle.check_files()
-        return bundle
+        return cls(folder, Manifest.from_json(text, where=str(manifest_path)))
 
     @property
     def tokenizer_file(self) -> Path:

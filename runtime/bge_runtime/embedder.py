@@ -5,7 +5,6 @@ texts ─ instruct ─ tokenize ─ plan batches ─ engine ─ post-process ─
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -28,8 +27,6 @@ from bge_runtime.engines import Engine, device_kind, open_engine, select_variant
 from bge_runtime.errors import DeviceError
 from bge_runtime.manifest import Variant
 from bge_runtime.tokenization import TextTokenizer
-
-logger = logging.getLogger(__name__)
 
 _WINDOW = 2048
 """Texts that are tokenised and sorted together. While one window is computed the next
@@ -73,9 +70,8 @@ class Embedder:
             device: select_variant(self.bundle, device=device, engine=engine, precision=precision)
             for device in dict.fromkeys(self.target_devices)
         }
-        self._engines: dict[str, Engine] = {}
-        self._lock = threading.Lock()
         self._engines = self._opened_engines()
+        self._lock = threading.Lock()
         _alive.add(self)
         seed = self.bundle.manifest.provenance.random_seed
         if seed is not None:

@@ -150,7 +150,7 @@ class FlagModel(Embedder):
         return self.encode(
             queries,
             batch_size=batch_size,
-            max_length=self._length(max_length, self.query_max_length),
+            max_length=self.query_max_length if max_length is None else max_length,
             convert_to_numpy=convert_to_numpy,
             instruction=self.query_instruction_for_retrieval,
             instruction_format=self.query_instruction_format,
@@ -172,7 +172,7 @@ class FlagModel(Embedder):
         return self.encode(
             corpus,
             batch_size=batch_size,
-            max_length=self._length(max_length, self.passage_max_length),
+            max_length=max_length,
             convert_to_numpy=convert_to_numpy,
             instruction=self.kwargs.get("passage_instruction_for_retrieval"),
             instruction_format=self.kwargs.get("passage_instruction_format", "{}{}"),
@@ -233,7 +233,7 @@ class FlagModel(Embedder):
             texts,
             devices,
             batch_size=self.batch_size if batch_size is None else batch_size,
-            max_length=self._length(max_length, self.passage_max_length),
+            max_length=self.passage_max_length if max_length is None else max_length,
             show_progress_bar=show_progress_bar,
         )
         return self._hand_out(vectors, single=single, as_numpy=as_numpy)
@@ -278,7 +278,7 @@ class FlagModel(Embedder):
             texts,
             [device],
             batch_size=batch_size,
-            max_length=self._length(max_length, max_length),
+            max_length=max_length,
             show_progress_bar=show_progress_bar,
         )
         return self._hand_out(vectors, single=single, as_numpy=convert_to_numpy)
@@ -330,14 +330,13 @@ class FlagModel(Embedder):
             output="sentence_embedding",
             dim=min(self.truncate_dim or dim, dim),
             batch_size=batch_size,
-            max_length=max_length,
+            max_length=self._readable_length(max_length),
             devices=devices,
             show_progress_bar=show_progress_bar,
         )
 
-    def _length(self, asked: int | None, default: int) -> int:
-        """Choose the length of a call, within what the model can read."""
-        length = default if asked is None else asked
+    def _readable_length(self, length: int) -> int:
+        """Bring a length within what the model can read."""
         _check_positive("max_length", length)
         limit = self.bundle.manifest.model.max_length
         # The default is FlagEmbedding's 512 whatever the model, and nobody's choice.
@@ -345,7 +344,7 @@ class FlagModel(Embedder):
             warnings.warn(
                 f"max_length={length} is more than the {limit} tokens that "
                 f"{self.bundle.manifest.model.name} can read; longer texts are cut at {limit}",
-                stacklevel=3,
+                stacklevel=4,
             )
         return min(length, limit)
 

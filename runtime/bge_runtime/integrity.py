@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 22
@@ -23,12 +22,8 @@ def cache_folder() -> Path:
     return Path(base) / "bge-runtime"
 
 
-def file_sha256(path: Path, progress: Callable[[int], object] | None = None) -> str:
+def file_sha256(path: Path) -> str:
     """Hash a file.
-
-    Args:
-        path: The file.
-        progress: Called with the number of bytes of each chunk read.
 
     Raises:
         OSError: If it cannot be read.
@@ -37,8 +32,6 @@ def file_sha256(path: Path, progress: Callable[[int], object] | None = None) -> 
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-            if progress is not None:
-                progress(len(chunk))
     return digest.hexdigest()
 
 

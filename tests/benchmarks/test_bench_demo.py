@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bge_bench.demo import SENTENCES, export, similarity_table
-from bge_bench.table import format_table
+from bge_runtime.table import format_table
 
 
 def test_the_matrix_marks_each_sentences_nearest_other():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,14 @@ def test_interrupt_leaves_nothing(
     monkeypatch.setattr("bge_export.exporting.prove", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(tiny_checkpoint, no_leftovers)
+
+
+def test_target_whose_engine_is_missing_is_refused_at_once(
+    tiny_checkpoint: Path, no_leftovers: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match="leave it out with --target cpu"):
+        export(tiny_checkpoint, no_leftovers, targets=())
 
 
 def test_too_little_space_is_found_at_once(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bge_runtime.errors import InferenceError
+
+TOKENS_PER_THREAD = 256
+"""Measured on 2 cores with ONNX Runtime and bge-base: 512 tokens a batch are as fast as any
+number, 4,096 are 8 % slower, since the activations leave the second-level cache."""
+
+BATCH_OVERHEAD_TOKENS = 16
+"""Measured likewise: a run costs about as much as 6 to 10 more tokens, whatever its size.
+Rounded up for smaller models, where a run's fixed part weighs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,31 @@ class EngineInfo:
             f"{self.engine} {self.version} on {self.device} ({self.provider}), "
             f"{self.precision}, variant {self.variant}, {self.threads} threads"
         )
+
+
+def graph_inputs(
+    names: Container[str], input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
+    """Name a batch's arrays as a graph wants them.
+
+    Args:
+        names: Names of the graph's inputs. A graph with token types gets all zeros: an
+            embedder reads one text at a time.
+        input_ids: Token ids. Shape: ``(batch, sequence)``.
+        attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "token_type_ids" in names:
+        inputs["token_type_ids"] = np.zeros_like(input_ids)
+    return inputs
+
+
+def inference_error(engine: str, input_ids: NDArray[np.int64], error: Exception) -> InferenceError:
+    """Say which engine failed on a batch of what size."""
+    rows, columns = input_ids.shape
+    return InferenceError(
+        f"{engine} failed on a batch of {rows} texts of {columns} tokens: {error}"
+    )
 
 
 class Engine(Protocol):

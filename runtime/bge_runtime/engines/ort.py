@@ -13,26 +13,23 @@ from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
-from bge_runtime.engines.base import EngineInfo
+from bge_runtime.engines.base import (
+    BATCH_OVERHEAD_TOKENS,
+    TOKENS_PER_THREAD,
+    EngineInfo,
+    graph_inputs,
+    inference_error,
+)
 from bge_runtime.errors import (
     BundleError,
     DeviceError,
     EngineNotInstalledError,
-    InferenceError,
     ProviderError,
 )
 from bge_runtime.manifest import Variant
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 """Execution provider for each kind of device."""
-
-_TOKENS_PER_THREAD = 256
-"""Measured on 2 cores with bge-base: 512 tokens a batch are as fast as any number,
-4,096 are 8 % slower, since the activations leave the second-level cache."""
-
-_BATCH_OVERHEAD_TOKENS = 16
-"""Measured on 2 cores: a run of bge-base costs about as much as 6 to 10 more tokens,
-whatever its size. Rounded up for smaller models, where a run's fixed part weighs more."""
 
 
 class OrtEngine:
@@ -96,8 +93,8 @@ class OrtEngine:
             )
         self._session: Any = session
         self._input_names = {value.name for value in session.get_inputs()}
-        self.batch_tokens = max(2, threads) * _TOKENS_PER_THREAD
-        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
+        self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
+        self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
         self.info = EngineInfo(
             engine="onnxruntime",
             version=ort.__version__,
@@ -115,16 +112,11 @@ class OrtEngine:
         outputs: Sequence[str],
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "token_type_ids" in self._input_names:
-            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        feeds = graph_inputs(self._input_names, input_ids, attention_mask)
         try:
             results: list[NDArray[np.float32]] = self._session.run(list(outputs), feeds)
         except Exception as error:  # one unrelated class for each status code
-            rows, columns = input_ids.shape
-            raise InferenceError(
-                f"ONNX Runtime failed on a batch of {rows} texts of {columns} tokens: {error}"
-            ) from error
+            raise inference_error("ONNX Runtime", input_ids, error) from error
         return results
 
     def abandon(self) -> None:

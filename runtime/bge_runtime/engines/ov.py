@@ -15,12 +15,17 @@ from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
-from bge_runtime.engines.base import EngineInfo
+from bge_runtime.engines.base import (
+    BATCH_OVERHEAD_TOKENS,
+    TOKENS_PER_THREAD,
+    EngineInfo,
+    graph_inputs,
+    inference_error,
+)
 from bge_runtime.errors import (
     BundleError,
     DeviceError,
     EngineNotInstalledError,
-    InferenceError,
     PrecisionError,
     ProviderError,
 )
@@ -31,9 +36,6 @@ _DEVICES = {"cpu": "CPU"}
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's name for each precision. It is a setting, not a property of the file."""
-
-_TOKENS_PER_THREAD = 256
-_BATCH_OVERHEAD_TOKENS = 16
 
 
 @functools.cache
@@ -118,8 +120,8 @@ class OpenVinoEngine:
         self._input_names = {value.any_name for value in compiled.inputs}
         # A request holds the buffers of one run, so threads cannot share one.
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
-        self.batch_tokens = max(2, threads) * _TOKENS_PER_THREAD
-        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
+        self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
+        self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
         self.info = EngineInfo(
             engine="openvino",
             version=ov.__version__.partition("-")[0],
@@ -137,18 +139,13 @@ class OpenVinoEngine:
         outputs: Sequence[str],
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "token_type_ids" in self._input_names:
-            feeds["token_type_ids"] = np.zeros_like(input_ids)
+        feeds = graph_inputs(self._input_names, input_ids, attention_mask)
         with self._request() as request:
             try:
                 request.infer(feeds)
                 return [np.array(request.get_tensor(name).data) for name in outputs]
             except Exception as error:  # OpenVINO raises RuntimeError and its kin
-                rows, columns = input_ids.shape
-                raise InferenceError(
-                    f"OpenVINO failed on a batch of {rows} texts of {columns} tokens: {error}"
-                ) from error
+                raise inference_error("OpenVINO", input_ids, error) from error
 
     @contextlib.contextmanager
     def _request(self) -> Iterator[Any]:

@@ -1,0 +1,22 @@
+"""Versions of installed packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Look up the versions of those packages that are installed.
+
+    Args:
+        packages: Distribution names. One that is missing is left out: an engine has
+            several wheels, of which one machine has one.
+    """
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
