@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from bge_runtime.cpus import usable_cpus
+from bge_runtime.cpus import cpu_model, usable_cpus
 from bge_runtime.versions import installed_versions
 
 _PACKAGES = (
@@ -33,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
         "hardware": {
             "system": platform.platform(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": psutil.cpu_count(logical=False),
             "logical_cpus": psutil.cpu_count(),
             "usable_cpus": usable_cpus(),
@@ -45,13 +45,3 @@ def describe_environment() -> dict[str, Any]:
 def busy_percent() -> float:
     """Tell how busy all programs together keep the processors, over one second."""
     return psutil.cpu_percent(interval=1.0)
-
-
-def _cpu_model() -> str:
-    # platform.processor() is empty, or only "x86_64", on most Linux systems.
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -30,7 +30,7 @@ from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace
 from bge_runtime import integrity
 from bge_runtime.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
-from bge_runtime.engines import open_engine, why_not
+from bge_runtime.engines import why_not
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import (
     FILE_NAME,
@@ -41,10 +41,10 @@ from bge_runtime.manifest import (
     Provenance,
     Variant,
 )
-from bge_runtime.parity import TOLERANCES, Parity, compare
-from bge_runtime.proving import padded_vectors
+from bge_runtime.parity import TOLERANCES, Parity
+from bge_runtime.proving import measure
 from bge_runtime.tokenization import TextTokenizer
-from bge_runtime.versions import installed_versions
+from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
 
 WEIGHTS_FILE = "onnx/model.onnx_data"
 
@@ -54,9 +54,7 @@ _RECORDED_PACKAGES = (
     "transformers",
     "onnx",
     "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
+    *ENGINE_PACKAGES,
 )
 
 _MODULES = "sentence_transformers.models"
@@ -253,22 +251,19 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
             parity=None,
             seconds=0.0,
         )
-    engine = open_engine(bundle, variant)
-    pad_token_id = bundle.manifest.model.pad_token_id
-    vectors = padded_vectors(engine, reference.token_ids, pad_token_id=pad_token_id)
-    parity = compare(vectors, reference.vectors)
+    info, parity = measure(bundle, variant, reference)
     failures = parity.failures(TOLERANCES[variant.precision])
     if failures:
         raise ExportError(
-            f"{graph.file} in {variant.precision} on {engine.info.provider} is too far from "
+            f"{graph.file} in {variant.precision} on {info.provider} is too far from "
             f"PyTorch's vectors: {'; '.join(failures)}. Nothing was written; leave this graph out "
             "with --target, and please report the model"
         )
     return Row(
         graph=graph.file,
-        variant=engine.info.variant,
-        precision=engine.info.precision,
-        provider=engine.info.provider,
+        variant=info.variant,
+        precision=info.precision,
+        provider=info.provider,
         size_bytes=size_bytes,
         parity=parity,
         seconds=time.perf_counter() - start,

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from bge_runtime.batching import pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
-from bge_runtime.engines import Engine, device_kind, open_engine, select_variant
+from bge_runtime.engines import Engine, device_kind, open_engine
 from bge_runtime.errors import DeviceError
 from bge_runtime.manifest import Variant
+from bge_runtime.selection import select_variant
 from bge_runtime.tokenization import TextTokenizer
 
 _WINDOW = 2048

@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime import cache
 from bge_runtime.batching import pad_batch
-from bge_runtime.engines.base import Engine
+from bge_runtime.bundle import Bundle, Reference
+from bge_runtime.cpus import cpu_model
+from bge_runtime.engines import Engine, EngineInfo, open_engine
+from bge_runtime.manifest import Variant
+from bge_runtime.parity import Parity, compare
+from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
 
 _ROWS = 4
+_KIND = "parity"
+
+
+def measure(
+    bundle: Bundle, variant: Variant, reference: Reference | None = None
+) -> tuple[EngineInfo, Parity]:
+    """Measure how far a variant is from PyTorch's vectors, on this machine.
+
+    Args:
+        bundle: The bundle.
+        variant: One of its variants.
+        reference: PyTorch's vectors; None for those of the bundle.
+
+    Returns:
+        What was in force, and the distance.
+
+    Raises:
+        BundleError: If the bundle's reference cannot be read.
+        EngineError: If this machine cannot run the variant, or the engine fails.
+    """
+    reference = reference or bundle.reference()
+    engine = open_engine(bundle, variant)
+    vectors = padded_vectors(
+        engine, reference.token_ids, pad_token_id=bundle.manifest.model.pad_token_id
+    )
+    return engine.info, compare(vectors, reference.vectors)
+
+
+def measure_once(bundle: Bundle, variant: Variant) -> Parity:
+    """Measure as `measure` does, unless this machine has done so before.
+
+    The result is remembered for these very files, versions of the engines and model of
+    the processor.
+    """
+    graph = bundle.graph(variant.graph)
+    files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
+    described = asdict(replace(variant, parity=None))
+    key = json.dumps([described, files, installed_versions(ENGINE_PACKAGES), cpu_model()])
+    known = cache.recall(_KIND, key)
+    # Whatever is wrong with a note, the engine itself can be measured.
+    with contextlib.suppress(TypeError, LookupError, ValueError):
+        return Parity.from_json(known)
+    _, parity = measure(bundle, variant)
+    cache.note(_KIND, key, asdict(parity))
+    return parity
 
 
 def padded_vectors(

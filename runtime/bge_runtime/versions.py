@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 
+ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+"""Distributions that hold an engine. The first two overwrite each other."""
+
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Look up the versions of those packages that are installed.

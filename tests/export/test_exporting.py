@@ -111,7 +111,7 @@ def no_leftovers(tmp_path: Path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["ir.save", "integrity.file_sha256", "open_engine"])
+@pytest.mark.parametrize("module", ["ir.save", "integrity.file_sha256", "measure"])
 def test_failure_leaves_nothing(
     tiny_checkpoint: Path, no_leftovers: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -164,18 +164,6 @@ def test_a_bundle_without_variants_is_a_bundle_error(bundle_copy):
         FlagModel(str(bundle_copy))
 
 
-def test_a_variant_without_parity_is_taken_only_when_asked_for(bundle_copy, model):
-    def change(data):
-        for variant in data["variants"]:
-            variant["parity"] = None
-
-    edit_manifest(bundle_copy, change)
-    with pytest.raises(PrecisionError, match="whose parity was measured"):
-        FlagModel(str(bundle_copy))
-    asked = FlagModel(str(bundle_copy), precision="fp32")
-    assert_same(asked.encode(TEXTS), model.encode(TEXTS), tolerance=0)
-
-
 def test_a_graph_that_onnxruntime_cannot_read_is_a_bundle_error(bundle_copy):
     replace_file(bundle_copy, GRAPH, b"no protobuf at all")
     with pytest.raises(BundleError, match=r"ONNX Runtime [\d.]+ cannot open .*model_cpu_fp32"):

@@ -3,7 +3,7 @@
 An engine is small on purpose: it opens one graph on one device, runs token arrays
 and gives named outputs. To add one, write a module with a class that satisfies
 `Engine` and tells with ``why_not`` what it cannot run here, and give it a row in
-``_ENGINES``. Its package is imported when it is used, never before.
+`ENGINES`. Its package is imported when it is used, never before.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import Engine, EngineInfo
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ov import OpenVinoEngine
-from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
+from bge_runtime.errors import DeviceError, EngineError
 from bge_runtime.manifest import Variant
 
-__all__ = ["Engine", "EngineInfo", "device_kind", "open_engine", "select_variant", "why_not"]
+__all__ = ["ENGINES", "Engine", "EngineInfo", "device_kind", "open_engine", "why_not"]
 
-_ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
+ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
     "onnxruntime": OrtEngine,
     "openvino": OpenVinoEngine,
 }
+"""Every engine of this version, by name."""
 
 
 def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
@@ -52,78 +53,12 @@ def why_not(variant: Variant) -> str | None:
 
 def _engine(variant: Variant) -> type[OrtEngine | OpenVinoEngine]:
     try:
-        return _ENGINES[variant.engine]
+        return ENGINES[variant.engine]
     except KeyError:
         raise EngineError(
             f"variant {variant.name!r} needs the engine {variant.engine!r}; this bge-runtime "
-            f"has {', '.join(_ENGINES)}. Run `pip install -U bge-runtime`"
+            f"has {', '.join(ENGINES)}. Run `pip install -U bge-runtime`"
         ) from None
-
-
-def select_variant(
-    bundle: Bundle, *, device: str, engine: str = "auto", precision: str = "auto"
-) -> Variant:
-    """Choose the variant to run on a device.
-
-    Variants are listed in the bundle in order of preference; the first one that this
-    machine can run is chosen. One whose parity was never measured is not chosen unless
-    its precision is asked for by name.
-
-    Args:
-        bundle: The bundle.
-        device: A device, such as ``"cpu"`` or ``"cuda:1"``.
-        engine: Name of an engine, or ``"auto"``.
-        precision: Name of a precision, or ``"auto"``.
-
-    Raises:
-        BundleError: If the bundle has no variants at all.
-        DeviceError: If the bundle has nothing for that kind of device.
-        EngineError: If it has nothing for that engine.
-        PrecisionError: If it has nothing of that precision.
-    """
-    kind = device_kind(device)
-    if not bundle.manifest.variants:
-        raise BundleError(
-            f"the bundle {bundle.path.name} has no variants. Export it again with "
-            "bge-export --force"
-        )
-    found = [variant for variant in bundle.manifest.variants if variant.device == kind]
-    if not found:
-        kinds = sorted({variant.device for variant in bundle.manifest.variants})
-        raise DeviceError(
-            f"requested device {device!r}, but the bundle {bundle.path.name} has variants for "
-            f"{', '.join(kinds)} only. Pass devices={kinds[0]!r}"
-        )
-    if engine != "auto":
-        if engine not in _ENGINES:
-            raise EngineError(
-                f"unknown engine {engine!r}; this bge-runtime has auto, {', '.join(_ENGINES)}"
-            )
-        others = sorted({variant.engine for variant in found})
-        found = [variant for variant in found if variant.engine == engine]
-        if not found:
-            raise EngineError(
-                f"requested engine {engine!r} on {device}, but the bundle {bundle.path.name} "
-                f"has variants for {', '.join(others)} there. Pass engine={others[0]!r}"
-            )
-    if precision == "auto":
-        found = [variant for variant in found if variant.parity is not None]
-    else:
-        others = sorted({variant.precision for variant in found})
-        found = [variant for variant in found if variant.precision == precision]
-        if not found:
-            raise PrecisionError(
-                f"requested precision {precision!r} on {device}, but the bundle "
-                f"{bundle.path.name} has {', '.join(others)} there. Pass "
-                f"precision={others[0]!r}, or leave it out"
-            )
-    if not found:
-        raise PrecisionError(
-            f"the bundle {bundle.path.name} has no variant for {device} whose parity was "
-            "measured. Export it again with bge-export --force"
-        )
-    # Opening one that cannot run says exactly what is missing.
-    return next((variant for variant in found if why_not(variant) is None), found[0])
 
 
 def device_kind(device: str) -> str:

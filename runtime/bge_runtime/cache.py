@@ -1,0 +1,45 @@
+"""The folder for what can be made anew at any time: hashes, parities, exported bundles."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder() -> Path:
+    """The folder: ``$XDG_CACHE_HOME/bge-runtime``, by default under ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "bge-runtime"
+
+
+def recall(kind: str, key: str) -> Any:
+    """Read a note back; None if there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(_path(kind, key).read_text(encoding="utf-8"))
+    return None
+
+
+def note(kind: str, key: str, document: object) -> None:
+    """Write a note. A cache that cannot be written costs time, no more.
+
+    Args:
+        kind: Folder of notes of this kind.
+        key: Anything that names it; its hash is the file's name.
+        document: What to note, as JSON has it.
+    """
+    path = _path(kind, key)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written whole under another name: two processes may do this at once.
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(document), encoding="utf-8")
+        draft.replace(path)
+
+
+def _path(kind: str, key: str) -> Path:
+    name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return cache_folder() / kind / f"{name}.json"

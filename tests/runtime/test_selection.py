@@ -1,0 +1,98 @@
+"""Parity that was not measured when the bundle was made is measured here, once."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from bge_runtime import FlagModel, proving
+from bge_runtime.errors import PrecisionError
+from tests.runtime.support import TEXTS, assert_same, edit_manifest, replace_file
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """The names of the variants that were measured, in order; the cache is empty at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = []
+    real = proving.measure
+
+    def recorded(bundle, variant, reference=None):
+        names.append(variant.name)
+        return real(bundle, variant, reference)
+
+    monkeypatch.setattr(proving, "measure", recorded)
+    return names
+
+
+@pytest.fixture
+def unmeasured(bundle_copy):
+    """A bundle made where no variant could be run."""
+
+    def forget(data):
+        for variant in data["variants"]:
+            variant["parity"] = None
+
+    edit_manifest(bundle_copy, forget)
+    return bundle_copy
+
+
+def scramble_reference(bundle):
+    """Give the bundle's texts the vectors of other texts."""
+    with np.load(bundle / "parity.npz") as data:
+        arrays = dict(data)
+    arrays["vectors"] = np.roll(arrays["vectors"], 1, axis=0)
+    np.savez(bundle / "parity.npz", **arrays)
+    replace_file(bundle, "parity.npz", (bundle / "parity.npz").read_bytes())
+
+
+def test_an_unmeasured_variant_is_measured_once(unmeasured, measured, model):
+    for _ in range(2):
+        taken = FlagModel(str(unmeasured))
+        assert taken.engine.info.variant == "cpu-fp32"
+        assert_same(taken.encode(TEXTS), model.encode(TEXTS), tolerance=0)
+    assert measured == ["cpu-fp32"]
+
+
+def test_a_measured_one_is_not_measured_again(tiny_bundle, measured):
+    FlagModel(str(tiny_bundle))
+    assert measured == []
+
+
+def test_a_note_that_cannot_be_read_is_measured_again(unmeasured, measured, tmp_path):
+    FlagModel(str(unmeasured))
+    (note,) = (tmp_path / "cache" / "bge-runtime" / "parity").iterdir()
+    for content in ("", "[]", "null", "{}", '{"texts": "many"}'):
+        note.write_text(content)
+        measured.clear()
+        FlagModel(str(unmeasured))
+        assert measured == ["cpu-fp32"]
+
+
+def test_another_graph_is_measured_anew(unmeasured, measured):
+    FlagModel(str(unmeasured))
+    graph = unmeasured / "onnx" / "model_cpu_fp32.onnx"
+    # A field that protobuf does not know changes the file and nothing else.
+    replace_file(unmeasured, "onnx/model_cpu_fp32.onnx", graph.read_bytes() + b"\xf8\x3f\x00")
+    FlagModel(str(unmeasured))
+    assert measured == ["cpu-fp32", "cpu-fp32"]
+
+
+def test_one_that_is_too_far_is_passed_over_with_a_warning(unmeasured, measured):
+    scramble_reference(unmeasured)
+    with (
+        pytest.warns(UserWarning, match="too far from PyTorch's vectors on this machine") as given,
+        pytest.raises(PrecisionError, match="doctor --verify"),
+    ):
+        FlagModel(str(unmeasured))
+    assert len(given) == len(measured) == len(set(measured))
+
+
+def test_parity_is_not_asked_of_a_precision_that_is_named(unmeasured, measured, model):
+    scramble_reference(unmeasured)
+    with warnings.catch_warnings(action="error"):
+        named = FlagModel(str(unmeasured), precision="fp32")
+    assert_same(named.encode(TEXTS), model.encode(TEXTS), tolerance=0)
+    assert measured == []
