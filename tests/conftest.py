@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from bge_runtime.registry import BertShape
+
+# Read when huggingface_hub is imported. A test that means the hub starts a process.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real configurations, tokenizers and texts, where a checkout has them beside it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.errors import ExportError
+from bge_runtime.hub import explained, is_hub_id
 from bge_runtime.registry import (
     ENCODER_ONLY_BASE,
     POOLING_METHODS,
@@ -17,6 +18,7 @@ from bge_runtime.registry import (
     ModelFacts,
     find_model,
 )
+from bge_runtime.resolving import CHECKPOINT_FILES, CHECKPOINT_PICKLES
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 """``model_type`` values whose encoders are exported without remote code."""
@@ -44,11 +46,8 @@ _POOLING_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# Only what an export reads: repositories also hold other people's ONNX and TF files, and
-# the same weights as a pickle.
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.py"]
 _HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
-_HUB_PICKLES = ["pytorch_model*.bin"]
+"""Other people's exports, which many repositories hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,31 +93,26 @@ def find_checkpoint(
         The folder, and the commit it was resolved to (None for a local folder).
 
     Raises:
-        ExportError: If there is no such folder, or the hub does not give it.
+        ExportError: If there is no such folder.
+        HubError: If the hub does not give it.
     """
     folder = Path(source).expanduser()
     if folder.exists():
         if revision is not None:
             raise ExportError(f"--revision is for hub ids, and {source} is a local path")
         return folder, None
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_hub_id(source):
         facts = find_model(source)
         hint = f"; did you mean {facts.hub_id}?" if facts and "/" not in source else ""
         raise ExportError(f"{source} is neither a folder nor a hub id such as OWNER/NAME{hint}")
     # Heavy, and not needed for a local folder.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    try:
+    with explained(source, revision, **({"offline": "--offline"} if offline else {})):
         snapshot = snapshot_download(
             source,
             revision=revision,
-            allow_patterns=_HUB_FILES,
+            allow_patterns=list(CHECKPOINT_FILES),
             ignore_patterns=_HUB_FILES_LEFT_OUT,
             local_files_only=offline,
         )
@@ -126,33 +120,9 @@ def find_checkpoint(
             snapshot_download(
                 source,
                 revision=Path(snapshot).name,
-                allow_patterns=_HUB_PICKLES,
+                allow_patterns=list(CHECKPOINT_PICKLES),
                 local_files_only=offline,
             )
-    except GatedRepoError as error:
-        raise ExportError(
-            f"{source} asks for an agreement on its hub page; accept it there and log in with "
-            "`hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ExportError(
-            f"the hub has no repository {source}, or it is private: check the name, or log in "
-            "with `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ExportError(f"{source} has no revision {revision!r} on the hub") from error
-    except LocalEntryNotFoundError as error:
-        if offline:
-            raise ExportError(
-                f"{source} is not in the hub's cache, and --offline forbids to fetch it. Leave "
-                "--offline out once, or pass a local folder"
-            ) from error
-        raise ExportError(
-            f"the hub cannot be reached, and {source} is not in its cache. Check the network, "
-            "or pass a local folder"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ExportError(f"cannot fetch {source} from the hub: {error}") from error
     return Path(snapshot), Path(snapshot).name
 
 

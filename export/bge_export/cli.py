@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
 from bge_export.output import check_output
+from bge_export.publishing import check_login, push
 
 try:
     from bge_export.targets import select_targets, target_table
@@ -64,6 +65,8 @@ _STEPS = 7
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="With --random-weights: folder to take the tokenizer from. Default: one is made.",
 )
+@click.option("--push-to-hub", "repo", metavar="OWNER/NAME", help="Upload the bundle as well.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: make a private repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def main(
     model: str,
@@ -79,6 +82,8 @@ def main(
     random_weights: bool,
     seed: int,
     tokenizer: Path | None,
+    repo: str | None,
+    private: bool,
     as_json: bool,
 ) -> None:
     """Export MODEL to a bundle that runs without PyTorch.
@@ -93,16 +98,22 @@ def main(
             "--revision, --offline and --trust-remote-code are for checkpoints, and "
             "--random-weights makes one"
         )
+    if private and repo is None:
+        raise click.UsageError("--private is for --push-to-hub")
     # Ended by a supervisor, it cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         chosen = select_targets(targets, precisions)
         output = output or _default_output(model, random_weights=random_weights)
         check_output(output, force=force)
+        if repo is not None:
+            check_login(repo)
         with ExitStack() as stack:
             bar = stack.enter_context(
                 tqdm(
-                    total=_STEPS + sum(len(target.variants) for target in chosen),
+                    total=_STEPS
+                    + sum(len(target.variants) for target in chosen)
+                    + (repo is not None),
                     desc="export",
                     unit="step",
                     disable=None,
@@ -145,6 +156,9 @@ def main(
                 random_seed=seed if random_weights else None,
                 step=step,
             )
+            if repo is not None:
+                step(f"uploading to {repo}")
+                address = push(output, repo, private=private)
     except BgeError as error:
         click.echo(f"bge-export: {error}", err=True)
         sys.exit(1)
@@ -155,6 +169,8 @@ def main(
     click.echo(_table(rows))
     kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""
     quoted = shlex.quote(str(output))
+    if repo is not None:
+        click.echo(f"\nuploaded: {address}")
     click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {quoted} <<< 'a first text'")
 
 

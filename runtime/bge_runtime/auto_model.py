@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import Any
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import ModelNotFoundError
 from bge_runtime.flag_model import Devices, FlagModel
+from bge_runtime.manifest import FILE_NAME
 from bge_runtime.registry import ENCODER_ONLY_BASE, MODEL_CLASSES, find_model
+from bge_runtime.resolving import ExportOptions, find_bundle
 
 _CLASSES: dict[str, type[FlagModel]] = {ENCODER_ONLY_BASE: FlagModel}
 
@@ -38,6 +40,9 @@ class FlagAutoModel:
         trust_remote_code: bool | None = None,
         query_instruction_format: str | None = None,
         truncate_dim: int | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | None = None,
         **kwargs: Any,
     ) -> FlagModel:
         """Open a model.
@@ -46,7 +51,7 @@ class FlagAutoModel:
         only the query format goes by a known name first, as in FlagEmbedding.
 
         Args:
-            model_name_or_path: Folder that ``bge-export`` wrote.
+            model_name_or_path: As in `FlagModel`.
             model_class: ``"encoder-only-base"``, or FlagEmbedding's enum member of it.
             normalize_embeddings: As in `FlagModel`.
             use_fp16: As in `FlagModel`.
@@ -54,10 +59,12 @@ class FlagAutoModel:
             query_instruction_for_retrieval: As in `FlagModel`.
             devices: As in `FlagModel`.
             pooling_method: As in `FlagModel`.
-            trust_remote_code: Taken for compatibility.
+            trust_remote_code: As in `FlagModel`.
             query_instruction_format: As in `FlagModel`. None takes the model's own, or
                 ``"{}{}"`` with ``model_class``, as FlagEmbedding does.
             truncate_dim: As in `FlagModel`.
+            revision: As in `FlagModel`.
+            cache_dir: As in `FlagModel`.
             **kwargs: Further arguments of the class.
 
         Raises:
@@ -68,21 +75,28 @@ class FlagAutoModel:
         if given is not None and given not in MODEL_CLASSES:
             raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
         facts = find_model(model_name_or_path)
-        # No use in telling how to export what this version cannot run.
+        # No use in fetching or exporting what this version cannot run.
         expected = given or (facts.model_class if facts else ENCODER_ONLY_BASE)
-        try:
-            # The class opens it, and hashes its files: once is enough.
-            model = Bundle.at(model_name_or_path).manifest.model
-        except ModelNotFoundError:
-            if expected in _CLASSES:
-                raise
-            raise _not_in_this_version(model_name_or_path, expected) from None
+        if expected not in _CLASSES and not Path(model_name_or_path, FILE_NAME).is_file():
+            raise _not_in_this_version(model_name_or_path, expected)
+        # The class would find it once more; the hub is asked once.
+        bundle = find_bundle(
+            model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            options=ExportOptions(
+                model_class=given,
+                pooling=pooling_method,
+                trust_remote_code=bool(trust_remote_code),
+            ),
+        )
+        model = Bundle.at(bundle).manifest.model
         chosen = given or model.model_class
         if chosen not in _CLASSES:
             raise _not_in_this_version(model_name_or_path, chosen)
         query_format = (facts or model).query_instruction_format if given is None else "{}{}"
-        return _CLASSES[chosen](
-            model_name_or_path,
+        opened = _CLASSES[chosen](
+            str(bundle),
             normalize_embeddings=normalize_embeddings,
             use_fp16=use_fp16,
             use_bf16=use_bf16,
@@ -92,10 +106,11 @@ class FlagAutoModel:
             ),
             devices=devices,
             pooling_method=pooling_method,
-            trust_remote_code=bool(trust_remote_code),
             truncate_dim=truncate_dim,
             **kwargs,
         )
+        opened.model_name_or_path = model_name_or_path
+        return opened
 
 
 def _not_in_this_version(model: str, model_class: str) -> ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from bge_runtime import integrity, manifest
 from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
 from bge_runtime.manifest import Graph, Manifest
-from bge_runtime.registry import find_model
 
 TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.npz"
@@ -63,7 +61,9 @@ class Bundle:
         try:
             text = manifest_path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
-            raise ModelNotFoundError(_not_found(str(path), folder)) from None
+            raise ModelNotFoundError(
+                f"no bundle at {str(path)!r}: {folder} holds no {manifest.FILE_NAME}"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"cannot read {manifest_path}: {error}") from error
         return cls(folder, Manifest.from_json(text, where=str(manifest_path)))
@@ -95,8 +95,11 @@ class Bundle:
         """
         return Reference.load(self.path / PARITY_FILE)
 
-    def check_files(self) -> None:
+    def check_files(self, *, hash_weights: bool = False) -> None:
         """Check that every file is there and is the one that the manifest describes.
+
+        Args:
+            hash_weights: Hash weights even if this machine has done so before.
 
         Raises:
             BundleIntegrityError: If one is missing, short or changed.
@@ -118,8 +121,8 @@ class Bundle:
                         f"{path} has {size:,} bytes and should have "
                         f"{expected.size_bytes:,}; {_EXPORT_AGAIN}"
                     )
-                read = integrity.remembered_sha256 if name in weights else integrity.file_sha256
-                sha256 = read(path)
+                once = name in weights and not hash_weights
+                sha256 = (integrity.remembered_sha256 if once else integrity.file_sha256)(path)
             except FileNotFoundError:
                 raise BundleIntegrityError(f"{path} is missing; {_EXPORT_AGAIN}") from None
             except OSError as error:
@@ -177,21 +180,3 @@ class Reference:
                 )
         except (OSError, ValueError, KeyError) as error:
             raise BundleError(f"cannot read {path}: {error}; {_EXPORT_AGAIN}") from error
-
-
-def _not_found(asked: str, folder: Path) -> str:
-    facts = find_model(asked)
-    if (folder / "config.json").is_file():
-        found, source, output = "that folder holds a checkpoint", asked, f"{folder.name}-bundle"
-    elif folder.is_dir():
-        found, source, output = "that folder holds no model", "MODEL", "FOLDER"
-    else:
-        found, output = "there is no such folder", folder.name
-        is_hub_id = asked.count("/") == 1 and not asked.startswith((".", "/", "~"))
-        source = facts.hub_id if facts else asked if is_hub_id else "MODEL"
-    return (
-        f"no bundle at {asked!r}: {found}. Export the model once, where PyTorch is "
-        f"installed (pip install 'bge-runtime[export]'), with\n"
-        f"    bge-export {shlex.quote(source)} --output {shlex.quote(output)}\n"
-        f"and pass that folder."
-    )

@@ -45,7 +45,7 @@ class InputError(BgeError):
 
 
 @click.command(context_settings={"max_content_width": 100})
-@click.argument("bundle")
+@click.argument("model")
 @click.argument("source", metavar="[INPUT]", default="-")
 @click.option(
     "--output", "-o", default="-", help="A .npy or .jsonl file. Default: JSONL on standard output."
@@ -60,6 +60,7 @@ class InputError(BgeError):
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Texts.")
 @click.option("--truncate-dim", type=click.IntRange(1), help="Components to keep.")
 @click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--device", "devices", multiple=True, help="Repeatable. Default: cpu.")
 @click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
 @click.option("--precision", help="Name of a precision. Default: the fastest one that is proven.")
@@ -67,7 +68,7 @@ class InputError(BgeError):
 @click.option("--verbose", "-v", is_flag=True, help="Say which engine is in force.")
 @click.version_option(__version__)
 def main(
-    bundle: str,
+    model: str,
     source: str,
     output: str,
     jsonl: bool,
@@ -78,13 +79,17 @@ def main(
     batch_size: int,
     truncate_dim: int | None,
     no_normalize: bool,
+    revision: str | None,
     devices: tuple[str, ...],
     engine: str,
     precision: str | None,
     threads: int | None,
     verbose: bool,
 ) -> None:
-    """Embed INPUT, one text a line, with the model in BUNDLE.
+    """Embed INPUT, one text a line, with MODEL.
+
+    MODEL is a folder that bge-export wrote, or the hub id of one; or a checkpoint, in a folder or
+    on the hub, which is exported into the cache the first time, where PyTorch is installed.
 
     INPUT is a file of text lines or of JSONL, or - for standard input. An empty line is
     an empty text. JSONL comes out with the fields it came in with, less the text.
@@ -93,8 +98,8 @@ def main(
         if instruction is not None and not query:
             raise InputError("--instruction is put before queries; pass --query as well")
         write_to = _open_output(output)
-        model = FlagAutoModel.from_finetuned(
-            bundle,
+        opened = FlagAutoModel.from_finetuned(
+            model,
             normalize_embeddings=not no_normalize,
             truncate_dim=truncate_dim,
             devices=list(devices) or None,
@@ -102,10 +107,11 @@ def main(
             engine=engine,
             precision=precision,
             threads=threads,
+            revision=revision,
         )
         if verbose:
-            click.echo(f"{bundle}: {model.engine.info}", err=True)
-        card = model.bundle.manifest.model
+            click.echo(f"{model}: {opened.engine.info}", err=True)
+        card = opened.bundle.manifest.model
         if instruction is None:
             instruction = card.query_instruction
         if query and instruction is None:
@@ -113,8 +119,8 @@ def main(
                 f"nothing says what instruction {card.name} wants before a query; pass "
                 "--instruction TEXT, or --instruction '' for none"
             )
-        model.query_instruction_for_retrieval = instruction
-        encode = model.encode_queries if query else model.encode_corpus
+        opened.query_instruction_for_retrieval = instruction
+        encode = opened.encode_queries if query else opened.encode_corpus
         with (
             _open_input(source) as lines,
             write_to() as write,

@@ -26,6 +26,7 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.engines import Engine, device_kind, open_engine
 from bge_runtime.errors import DeviceError
 from bge_runtime.manifest import Variant
+from bge_runtime.resolving import ExportOptions, find_bundle
 from bge_runtime.selection import select_variant
 from bge_runtime.tokenization import TextTokenizer
 
@@ -53,17 +54,25 @@ class Embedder:
         engine: str,
         precision: str,
         threads: int | None,
+        revision: str | None,
+        cache_dir: str | None,
+        options: ExportOptions,
     ) -> None:
-        """Open a bundle.
+        """Find a model's bundle and open it.
 
         Args:
-            model_name_or_path: Folder of the bundle.
+            model_name_or_path: As in `bge_runtime.resolving.find_bundle`.
             devices: Device, or devices to share the work, such as ``"cpu"``.
             engine: Name of an engine, or ``"auto"``.
             precision: Name of a precision, or ``"auto"``.
             threads: Threads that each engine computes with; None for all.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Folder of the hub's cache.
+            options: How to export, if it has to be.
         """
-        self.bundle = Bundle.open(model_name_or_path)
+        self.bundle = Bundle.open(
+            find_bundle(model_name_or_path, revision=revision, cache_dir=cache_dir, options=options)
+        )
         self.target_devices = resolve_devices(devices)
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._threads = threads

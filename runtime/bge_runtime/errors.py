@@ -4,6 +4,7 @@
 
     BgeError
     ├── ModelNotFoundError       (FileNotFoundError)  no bundle where one was asked for
+    │   └── HubError             the hub does not give the model
     ├── BundleError              a folder that is not a usable bundle
     │   ├── BundleVersionError   written by a newer bge-runtime
     │   └── BundleIntegrityError a file is missing, short or changed
@@ -31,6 +32,10 @@ class ModelNotFoundError(BgeError, FileNotFoundError):
     def __str__(self) -> str:
         # OSError would print "[Errno None] None" style text for one argument.
         return str(self.args[0]) if self.args else ""
+
+
+class HubError(ModelNotFoundError):
+    """The hub does not give the model, or cannot be reached."""
 
 
 class BundleError(BgeError):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bge_runtime.embedder import Embedder, as_texts
 from bge_runtime.errors import PoolingError
 from bge_runtime.postprocess import normalize, truncate
+from bge_runtime.resolving import ExportOptions
 
 _DEFAULT_LENGTH = 512
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
@@ -41,8 +42,8 @@ class FlagModel(Embedder):
         query_instruction_format: str = "{}{}",
         devices: Devices = None,
         pooling_method: str | None = None,
-        trust_remote_code: bool = False,  # noqa: ARG002
-        cache_dir: str | None = None,  # noqa: ARG002
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
         batch_size: int = 256,
         query_max_length: int = _DEFAULT_LENGTH,
         passage_max_length: int = _DEFAULT_LENGTH,
@@ -52,12 +53,15 @@ class FlagModel(Embedder):
         engine: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        revision: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a model.
 
         Args:
-            model_name_or_path: Folder that ``bge-export`` wrote.
+            model_name_or_path: Folder that ``bge-export`` wrote, hub id of such a one
+                (nothing of PyTorch is needed for these two), or hub id or folder of a
+                checkpoint, which is exported into the cache the first time.
             normalize_embeddings: Scale vectors to unit length.
             use_fp16: Allow 16 bit where the device computes in it and parity was
                 measured; elsewhere fp32 is used. False demands fp32.
@@ -67,9 +71,9 @@ class FlagModel(Embedder):
             devices: Device or devices. None means the CPU.
             pooling_method: ``"cls"`` or ``"mean"``. None takes the bundle's; another
                 one than the bundle's is an error.
-            trust_remote_code: Taken for compatibility. Code from a checkpoint never
-                runs here.
-            cache_dir: Taken for compatibility.
+            trust_remote_code: Let an export run code from the checkpoint, in its own
+                process. Such code never runs here.
+            cache_dir: Folder of the hub's cache.
             batch_size: Most texts in a batch. Batches are filled by tokens, so that
                 fewer are usual; vectors change by rounding only.
             query_max_length: Tokens a query is cut to, special tokens included.
@@ -79,12 +83,15 @@ class FlagModel(Embedder):
             engine: ``"auto"``, or the name of an engine.
             precision: Name of a precision; wins over ``use_fp16`` and ``use_bf16``.
             threads: Threads to compute with. None means all that the process may use.
+            revision: Branch, tag or commit on the hub.
             **kwargs: ``passage_instruction_for_retrieval`` and
                 ``passage_instruction_format``. As in FlagEmbedding any other becomes
                 an attribute; here it also gives a warning.
 
         Raises:
-            ModelNotFoundError: If there is no bundle; the message says how to make it.
+            ModelNotFoundError: If there is no bundle and none can be made here; the
+                message says how to make it.
+            ExportError: If the export fails.
             BundleError: If the bundle is damaged, or newer than this package.
             PoolingError: If the bundle pools differently.
             EngineError: If engine, device or precision cannot be had.
@@ -95,6 +102,9 @@ class FlagModel(Embedder):
             engine=engine,
             precision=precision or _precision(use_fp16=use_fp16, use_bf16=use_bf16),
             threads=threads,
+            revision=revision,
+            cache_dir=cache_dir,
+            options=ExportOptions(pooling=pooling_method, trust_remote_code=trust_remote_code),
         )
         pooling = self.bundle.manifest.model.pooling
         if pooling_method not in (None, pooling):

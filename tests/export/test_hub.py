@@ -1,81 +1,42 @@
-"""``bge-export OWNER/NAME`` against a local stand-in of the hub's HTTP interface."""
+"""``bge-export`` from the hub and to it, against a local stand-in."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from bge_export.publishing import model_card
+from bge_runtime import Bundle, FlagModel
+from tests.hub import TOKEN, LocalHub, local_hub
+from tests.runtime.support import edit_manifest
+
+COMMAND = [sys.executable, "-m", "bge_export.cli"]
 
 
 @pytest.fixture
-def hub(tiny_checkpoint: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve the tiny checkpoint as BAAI/bge-small-en; give the address and a request log."""
-    requests: list[str] = []
-
-    class Hub(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args) -> None:
-            pass
-
-        def respond(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            requests.append(f"{self.command} {self.path}")
-            path = self.path.partition("?")[0]
-            if path in (f"/api/models/BAAI/bge-small-en/revision/{ref}" for ref in ("main", "v1")):
-                siblings = [{"rfilename": file.name} for file in tiny_checkpoint.iterdir()]
-                # Kept beside the safetensors by many repositories; 404 if it is asked for.
-                siblings += [{"rfilename": name} for name in ("tf_model.h5", "pytorch_model.bin")]
-                document = {"id": "BAAI/bge-small-en", "sha": COMMIT, "siblings": siblings}
-                self.respond(200, json.dumps(document).encode(), Content_Type="application/json")
-            elif path.startswith(f"/BAAI/bge-small-en/resolve/{COMMIT}/"):
-                body = (tiny_checkpoint / path.rpartition("/")[2]).read_bytes()
-                etag = hashlib.sha256(body).hexdigest()
-                self.respond(200, body, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
-            elif "bge-small-en" in path:
-                self.respond(404, b"", X_Error_Code="RevisionNotFound")
-            else:
-                self.respond(404, b"", X_Error_Code="RepoNotFound")
-
-        do_HEAD = do_GET  # noqa: N815
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", requests
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(tiny_checkpoint: Path) -> Iterator[LocalHub]:
+    """Serve the tiny checkpoint as BAAI/bge-small-en."""
+    with local_hub() as serving:
+        files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+        # Kept beside the safetensors by many repositories.
+        files |= {"tf_model.h5": b"", "pytorch_model.bin": b""}
+        serving.add("BAAI/bge-small-en", files, "v1")
+        yield serving
 
 
-def export(address: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def export(
+    environment: dict[str, str], tmp_path: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
     # The hub's address is read when huggingface_hub is imported: a process of its own.
-    environment = {
-        "HF_ENDPOINT": address,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "PATH": "/usr/bin:/bin",
-    }
     return subprocess.run(
-        [sys.executable, "-m", "bge_export.cli", *arguments],
+        [*COMMAND, *arguments],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -85,22 +46,22 @@ def export(address: str, tmp_path: Path, *arguments: str) -> subprocess.Complete
     )
 
 
-def test_hub_id_is_fetched_once_and_pinned(hub: tuple[str, list[str]], tmp_path: Path):
-    address, requests = hub
-    first = export(address, tmp_path, "BAAI/bge-small-en", "--revision", "v1")
+def test_hub_id_is_fetched_once_and_pinned(hub: LocalHub, tmp_path: Path):
+    environment = hub.environment(tmp_path)
+    first = export(environment, tmp_path, "BAAI/bge-small-en", "--revision", "v1")
     assert first.returncode == 0, first.stderr
     manifest = json.loads((tmp_path / "bge-small-en" / "bge.json").read_text())
-    assert manifest["provenance"]["revision"] == COMMIT
+    assert manifest["provenance"]["revision"] == hub.refs["BAAI/bge-small-en"]["v1"]
     assert manifest["model"]["name"] == "bge-small-en"
     assert manifest["model"]["query_instruction"].startswith("Represent this sentence")
-    assert not [line for line in requests if "tf_model" in line or "pytorch_model" in line]
+    assert not [line for line in hub.requests if "tf_model" in line or "pytorch_model" in line]
 
-    requests.clear()
+    hub.requests.clear()
     offline = export(
-        address, tmp_path, "BAAI/bge-small-en", "--revision", "v1", "--offline", "--force"
+        environment, tmp_path, "BAAI/bge-small-en", "--revision", "v1", "--offline", "--force"
     )
     assert offline.returncode == 0, offline.stderr
-    assert requests == []
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(
@@ -108,19 +69,95 @@ def test_hub_id_is_fetched_once_and_pinned(hub: tuple[str, list[str]], tmp_path:
     [
         (["BAAI/nothing"], "the hub has no repository BAAI/nothing"),
         (["BAAI/bge-small-en", "--revision", "v9"], "has no revision 'v9'"),
+        (["BAAI/nothing", "--offline"], "and --offline forbids to fetch it"),
     ],
 )
-def test_hub_refusals(
-    hub: tuple[str, list[str]], tmp_path: Path, arguments: list[str], message: str
-):
-    result = export(hub[0], tmp_path, *arguments)
+def test_hub_refusals(hub: LocalHub, tmp_path: Path, arguments: list[str], message: str):
+    result = export(hub.environment(tmp_path), tmp_path, *arguments)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_unreachable_hub(tmp_path: Path):
-    result = export("http://127.0.0.1:9", tmp_path, "BAAI/bge-small-en")
+    away = LocalHub()
+    away.address = "http://127.0.0.1:9"
+    result = export(away.environment(tmp_path), tmp_path, "BAAI/bge-small-en")
     assert result.returncode == 1
     assert "the hub cannot be reached" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# -- To the hub ---------------------------------------------------------------------------
+
+EMBED = """
+import sys, numpy as np
+from bge_runtime import FlagModel
+np.save(sys.argv[2], FlagModel(sys.argv[1], use_fp16=False).encode(["hello world"]))
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_pushed_bundle_is_used_from_the_hub(hub: LocalHub, tmp_path: Path, tiny_bundle: Path):
+    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
+    pushed = export(
+        environment, tmp_path, "BAAI/bge-small-en", "--target", "cpu", "--push-to-hub", "me/tiny"
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    assert "uploaded: " in pushed.stdout
+    files = hub.repos["me/tiny"][hub.refs["me/tiny"]["main"]]
+    folder = tmp_path / "bge-small-en"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert files[str(path.relative_to(folder))] == path.read_bytes()
+    assert "base_model: BAAI/bge-small-en" in files["README.md"].decode()
+
+    shutil.rmtree(tmp_path / "hf")
+    subprocess.run(
+        [sys.executable, "-c", EMBED, "me/tiny", "v.npy"],
+        cwd=tmp_path, env=environment, check=True, timeout=120,
+    )  # fmt: skip
+    expected = FlagModel(str(tiny_bundle), use_fp16=False).encode(["hello world"])
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
+
+
+def test_a_new_bundle_takes_the_old_ones_place(hub: LocalHub, tmp_path: Path):
+    hub.add("me/tiny", {"README.md": b"mine", "onnx/old.onnx": b"old", "LICENSE": b"mine"})
+    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
+    pushed = export(
+        environment, tmp_path, "BAAI/bge-small-en", "--target", "cpu", "--push-to-hub", "me/tiny"
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    files = hub.repos["me/tiny"][hub.refs["me/tiny"]["main"]]
+    assert files["README.md"] == files["LICENSE"] == b"mine"
+    assert "onnx/old.onnx" not in files
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        ("", "me/tiny", "log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_wrong", "me/tiny", "cannot push to me/tiny: "),
+        (TOKEN, "tiny", "--push-to-hub takes OWNER/NAME"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused_before_anything_is_exported(
+    hub: LocalHub, tmp_path: Path, token: str, repo: str, message: str
+):
+    environment = {**hub.environment(tmp_path), "HF_TOKEN": token}
+    result = export(environment, tmp_path, "BAAI/bge-small-en", "--push-to-hub", repo)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "bge-small-en").exists()
+    assert not [line for line in hub.requests if "bge-small-en" in line]
+
+
+def test_the_card_says_what_is_inside(bundle_copy: Path):
+    edit_manifest(bundle_copy, lambda data: data["provenance"].update(random_seed=3))
+    card = model_card(Bundle.at(bundle_copy).manifest, "me/tiny")
+    assert card.startswith("---\nlibrary_name: bge-runtime\n")
+    assert "base_model" not in card  # it was made of a folder
+    assert "Its weights are random" in card
+    assert 'FlagModel("me/tiny")' in card
+    assert "| cpu-fp32 | onnxruntime | fp32 | " in card

@@ -157,7 +157,7 @@ def test_a_published_decoder_is_refused_before_its_files_are_sought(name):
 
 @pytest.mark.parametrize("name", ["BAAI/bge-small-en-v1.5", "somebody/unheard-of"])
 def test_a_model_without_a_bundle_is_not_found(name):
-    with pytest.raises(ModelNotFoundError, match=f"bge-export {name} --output"):
+    with pytest.raises(ModelNotFoundError, match=f"no folder '{name}'; {name} is not in the hub"):
         FlagAutoModel.from_finetuned(name)
 
 

@@ -192,19 +192,10 @@ def test_an_empty_folder_is_not_found(tmp_path):
         FlagModel(str(tmp_path))
 
 
-def test_a_checkpoint_is_not_found_and_the_message_names_the_command(tiny_checkpoint):
-    with pytest.raises(ModelNotFoundError) as caught:
-        FlagModel(str(tiny_checkpoint))
-    assert "that folder holds a checkpoint" in str(caught.value)
-    assert f"bge-export {tiny_checkpoint} --output tiny-bundle" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("asked", "command"),
     [
-        ("BAAI/bge-small-en-v1.5", "bge-export BAAI/bge-small-en-v1.5 --output bge-small-en-v1.5"),
         ("bge-small-en-v1.5", "bge-export BAAI/bge-small-en-v1.5 --output bge-small-en-v1.5"),
-        ("somebody/model", "bge-export somebody/model --output model"),
         ("/nowhere/at/all", "bge-export MODEL --output all"),
     ],
 )

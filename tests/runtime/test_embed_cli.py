@@ -129,7 +129,7 @@ def test_failure_keeps_the_old_output(tiny_bundle: Path, tmp_path: Path):
 
 
 def test_missing_bundle_names_the_command():
-    result = run("BAAI/bge-large-en", stdin="x")
+    result = run("bge-large-en", stdin="x")
     assert result.exit_code == 1
     assert "bge-export BAAI/bge-large-en --output bge-large-en" in result.stderr
 

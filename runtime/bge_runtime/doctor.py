@@ -1,0 +1,293 @@
+"""``bge-runtime doctor``: what is installed, what would run and why, what is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import click
+from tqdm import tqdm
+
+from bge_runtime import __version__
+from bge_runtime.bundle import Bundle, Reference
+from bge_runtime.cache import cache_folder
+from bge_runtime.cpus import cpu_model, usable_cpus
+from bge_runtime.engines import ENGINES, why_not
+from bge_runtime.errors import BgeError, BundleError
+from bge_runtime.manifest import Variant
+from bge_runtime.parity import TOLERANCES, Parity
+from bge_runtime.proving import measure
+from bge_runtime.resolving import find_bundle
+from bge_runtime.table import format_table
+from bge_runtime.tokenization import TextTokenizer
+from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
+
+_INSTALL = "Run `pip install 'bge-runtime[cpu]'`"
+
+STANDARD_VARIANTS = tuple(
+    Variant(
+        name=f"{engine}-{precision}",
+        graph="",
+        engine=engine,
+        device="cpu",
+        precision=precision,
+        parity=None,
+    )
+    for engine, precision in (("openvino", "bf16"), ("onnxruntime", "fp32"), ("openvino", "fp32"))
+)
+"""What a bundle can be run by, the preferred one first."""
+
+_ASKED = (
+    ("use_fp16=True, the default", ("bf16", "fp32")),
+    ("use_fp16=False", ("fp32",)),
+    ("use_bf16=True", ("bf16",)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something worth knowing.
+
+    Attributes:
+        text: What was found, and what to do.
+        wrong: Whether it has to be mended.
+    """
+
+    text: str
+    wrong: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What came of measuring one variant on this machine.
+
+    Attributes:
+        variant: The variant.
+        in_force: What executed it; or why nothing could.
+        parity: Its distance from PyTorch's vectors; None if it was not run.
+        failures: Limits that are missed; the error, if it failed.
+    """
+
+    variant: Variant
+    in_force: str
+    parity: Parity | None
+    failures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"``, ``"FAIL"``, or ``"not here"`` for what this machine cannot run."""
+        if self.failures:
+            return "FAIL"
+        return "not here" if self.parity is None else "pass"
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(__version__)
+def main() -> None:
+    """Look after an installation of bge-runtime."""
+
+
+@main.command()
+@click.option(
+    "--verify",
+    "model",
+    metavar="BUNDLE",
+    help="Hash every file of a bundle and measure all its variants on this machine.",
+)
+def doctor(model: str | None) -> None:
+    """Say what is installed, what would run where and why, and what is wrong.
+
+    The exit status is 1 if something has to be mended.
+    """
+    click.echo(_machine())
+    click.echo("\n" + _engine_table())
+    if model is None:
+        click.echo("\n" + _choice_table(STANDARD_VARIANTS))
+    findings = list(examine())
+    if findings:
+        click.echo()
+    for finding in findings:
+        click.echo(f"{'WRONG' if finding.wrong else 'note'}: {finding.text}")
+    sound = not any(finding.wrong for finding in findings)
+    if model is not None:
+        sound = _verify(model) and sound
+    sys.exit(0 if sound else 1)
+
+
+def examine() -> Iterator[Finding]:
+    """Look for what is wrong with this installation, and what is merely worth knowing."""
+    installed = installed_versions(ENGINE_PACKAGES)
+    if {"onnxruntime", "onnxruntime-gpu"} <= set(installed):
+        yield Finding(
+            text="onnxruntime and onnxruntime-gpu are both installed and overwrite each other's "
+            "files. Run `pip uninstall onnxruntime onnxruntime-gpu`, then install the one you want",
+            wrong=True,
+        )
+    absent = [name for name in ENGINES if _version_of(name) is None]
+    for name in absent:
+        alone = len(absent) == len(ENGINES)
+        yield Finding(text=f"the engine {name} is not installed. {_INSTALL}", wrong=alone)
+    for name in ENGINES:
+        if (reason := _import_failure(name)) is not None:
+            yield Finding(text=f"{name} is installed and cannot be imported: {reason}", wrong=True)
+    if "openvino" not in absent:
+        bf16 = STANDARD_VARIANTS[0]
+        if (reason := why_not(bf16)) is not None:
+            yield Finding(text=f"no 16-bit arithmetic: {reason}; fp32 is used", wrong=False)
+    if not os.access(_existing(cache_folder()), os.W_OK):
+        yield Finding(
+            text=f"the cache {cache_folder()} cannot be written: weights are hashed at every "
+            "start, and nothing can be exported on the spot. Set XDG_CACHE_HOME",
+            wrong=False,
+        )
+
+
+def verify(bundle: Bundle, reference: Reference) -> Iterator[Check]:
+    """Measure every variant of a bundle on this machine, one after the other.
+
+    Args:
+        bundle: The bundle.
+        reference: PyTorch's vectors, as the bundle holds them.
+    """
+    for variant in bundle.manifest.variants:
+        reason = why_not(variant)
+        if reason is not None:
+            yield Check(variant=variant, in_force=reason, parity=None, failures=())
+            continue
+        try:
+            info, parity = measure(bundle, variant, reference)
+        except BgeError as error:
+            yield Check(variant=variant, in_force="failed", parity=None, failures=(str(error),))
+            continue
+        failures = tuple(parity.failures(TOLERANCES[variant.precision]))
+        yield Check(
+            variant=variant,
+            in_force=f"{info.provider} {info.version}",
+            parity=parity,
+            failures=failures,
+        )
+
+
+def _verify(model: str) -> bool:
+    try:
+        bundle = Bundle.at(find_bundle(model, export=False))
+        click.echo(f"\n{bundle.path}")
+        size = sum(file.size_bytes for file in bundle.manifest.files.values())
+        click.echo(f"hashing {len(bundle.manifest.files)} files, {size / 1e6:,.0f} MB …", err=True)
+        bundle.check_files(hash_weights=True)
+        click.echo("every file is the one that was exported")
+        reference = bundle.reference()
+        _check_tokens(bundle, reference)
+        click.echo("every text is tokenised as it was then\n")
+        count = len(bundle.manifest.variants)
+        measuring = verify(bundle, reference)
+        checks = list(tqdm(measuring, total=count, desc="measuring", unit="variant", disable=None))
+    except BgeError as error:
+        click.echo(f"FAIL: {error}")
+        return False
+    rows: list[tuple[str, ...]] = [
+        ("variant", "in force", "cosine at export", "here", "error/distance", "verdict")
+    ]
+    rows += [_row(check) for check in checks]
+    click.echo(format_table(rows))
+    for check in checks:
+        for failure in check.failures:
+            click.echo(f"FAIL: {check.variant.name}: {failure}")
+    able = [check.variant for check in checks if check.verdict == "pass"]
+    click.echo("\n" + _choice_table(able))
+    if not able:
+        click.echo(f"FAIL: this machine can run no variant of it. {_INSTALL}")
+    return bool(able) and not any(check.failures for check in checks)
+
+
+def _check_tokens(bundle: Bundle, reference: Reference) -> None:
+    longest = max(len(ids) for ids in reference.token_ids)
+    tokens = TextTokenizer(bundle.tokenizer_file).encode(reference.texts, max_length=longest)
+    for text, ours, theirs in zip(reference.texts, tokens, reference.token_ids, strict=True):
+        if ours.tolist() != theirs.tolist():
+            version = installed_versions(["tokenizers"])["tokenizers"]
+            raise BundleError(
+                f"tokenizers {version} gives other tokens for {text[:40]!r} than transformers did "
+                "when the bundle was made. Install another version of tokenizers"
+            )
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    exported = check.variant.parity
+    return (
+        check.variant.name,
+        check.in_force,
+        "not measured" if exported is None else f"{exported.min_cosine:.7f}",
+        "" if check.parity is None else f"{check.parity.min_cosine:.7f}",
+        "" if check.parity is None else f"{check.parity.error_share:.2e}",
+        check.verdict,
+    )
+
+
+def _machine() -> str:
+    # Of huggingface_hub only its settings: the runtime itself needs none of it.
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    usable, there = usable_cpus(), os.cpu_count()
+    rows = [
+        ("bge-runtime", f"{__version__}, Python {platform.python_version()}"),
+        ("system", platform.platform()),
+        ("processor", f"{cpu_model()}; {usable} of {there} processors may be used"),
+        ("cache", str(cache_folder())),
+        ("hub cache", f"{HF_HUB_CACHE}{', offline' if HF_HUB_OFFLINE else ''}"),
+    ]
+    return format_table(rows)
+
+
+def _engine_table() -> str:
+    rows = [("engine", "version", "computes here in")]
+    for name in ENGINES:
+        version = _version_of(name)
+        variants = [variant for variant in STANDARD_VARIANTS if variant.engine == name]
+        able = [variant.precision for variant in variants if why_not(variant) is None]
+        rows.append((name, version or "not installed", ", ".join(able) or "nothing"))
+    return format_table(rows)
+
+
+def _choice_table(variants: Sequence[Variant]) -> str:
+    rows = [("asked for", "runs here")]
+    for asked, precisions in _ASKED:
+        able = [
+            f"{variant.engine} in {variant.precision}"
+            for variant in variants
+            if variant.precision in precisions and why_not(variant) is None
+        ]
+        rows.append((asked, able[0] if able else "nothing: an error"))
+    return format_table(rows)
+
+
+def _version_of(engine: str) -> str | None:
+    found = installed_versions(name for name in ENGINE_PACKAGES if name.startswith(engine))
+    return ", ".join(f"{version} ({name})" for name, version in found.items()) or None
+
+
+def _import_failure(engine: str) -> str | None:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # see bge_runtime.engines.ort
+    try:
+        importlib.import_module(engine)
+    except ModuleNotFoundError as error:
+        return None if error.name == engine else str(error)
+    except Exception as error:  # noqa: BLE001  # a shared library that is missing, say
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _existing(path: os.PathLike[str]) -> str:
+    """Give the nearest folder above that is there."""
+    folder = os.fspath(path)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

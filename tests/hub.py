@@ -1,0 +1,204 @@
+"""A local stand-in for the hub's HTTP interface: what huggingface_hub asks of it, no more."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+LFS_BYTES = 100_000
+"""Files of this size and more are uploaded by the protocol for large files."""
+
+TOKEN = "hf_of_the_tests"
+
+
+class LocalHub:
+    """Repositories in memory, and a log of every request.
+
+    Attributes:
+        address: What ``HF_ENDPOINT`` is to be.
+        requests: Method and path of each request, in order.
+        stall: The end of a file's name, of which only half is sent: then nothing more.
+        stalled: Set once that has happened.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.refs: dict[str, dict[str, str]] = {}
+        self.gated: set[str] = set()
+        self.requests: list[str] = []
+        self.stall: str | None = None
+        self.stalled = threading.Event()
+        self.uploads: dict[str, bytes] = {}
+        self.address = ""
+
+    def add(self, repo: str, files: dict[str, bytes], *refs: str) -> str:
+        """Commit files to a repository; ``main`` and the named refs point at it."""
+        content = repr(
+            sorted((name, hashlib.sha256(body).digest()) for name, body in files.items())
+        )
+        commit = hashlib.sha1(content.encode()).hexdigest()
+        self.repos.setdefault(repo, {})[commit] = files
+        self.refs.setdefault(repo, {}).update(dict.fromkeys(("main", commit, *refs), commit))
+        return commit
+
+    def add_folder(self, repo: str, folder: Path, *refs: str) -> str:
+        """Commit all files of a folder."""
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return self.add(
+            repo, {str(path.relative_to(folder)): path.read_bytes() for path in paths}, *refs
+        )
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Give the settings of a process that uses this hub, with caches of its own."""
+        return {
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(home / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "PATH": "/usr/bin:/bin",
+        }
+
+
+@contextmanager
+def local_hub() -> Iterator[LocalHub]:
+    """Serve an empty hub."""
+    hub = LocalHub()
+
+    class Handler(_Handler):
+        pass
+
+    Handler.hub = hub
+    server = _Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        """Say nothing of clients that were killed: some tests do that."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: LocalHub
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def respond(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        stall = self.hub.stall
+        if stall is not None and self.path.endswith(stall):
+            self.wfile.write(body[: len(body) // 2])
+            self.hub.stalled.set()
+            time.sleep(60)
+            return
+        self.wfile.write(body)
+
+    def json(self, document: object, status: int = 200) -> None:
+        self.respond(status, json.dumps(document).encode(), Content_Type="application/json")
+
+    def route(self) -> tuple[str, list[str]]:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        path = self.path.partition("?")[0].strip("/")
+        return path, path.split("/")
+
+    def do_GET(self) -> None:  # noqa: PLR0911
+        path, parts = self.route()
+        if path == "api/whoami-v2":
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.json({"error": "Invalid credentials"}, 401)
+            return self.json({"name": "tester", "type": "user", "orgs": []})
+        is_api = parts[:2] == ["api", "models"]
+        repo = "/".join(parts[2:4] if is_api else parts[:2])
+        if repo not in self.hub.repos:
+            return self.respond(404, X_Error_Code="RepoNotFound")
+        if repo in self.hub.gated:
+            return self.respond(403, X_Error_Code="GatedRepo")
+        refs = self.hub.refs[repo]
+        ref = parts[5] if is_api and len(parts) > 5 else parts[3] if not is_api else "main"
+        if ref not in refs:
+            return self.respond(404, X_Error_Code="RevisionNotFound")
+        commit = refs[ref]
+        files = self.hub.repos[repo][commit]
+        if is_api:
+            siblings = [{"rfilename": name} for name in files]
+            return self.json({"id": repo, "sha": commit, "siblings": siblings})
+        name = "/".join(parts[4:])
+        if name not in files:
+            return self.respond(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        etag = hashlib.sha256(files[name]).hexdigest()
+        return self.respond(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=commit)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def do_POST(self) -> None:
+        path, parts = self.route()
+        body = self.body()
+        if path == "api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+            if repo in self.hub.repos:
+                return self.json({"error": "exists", "url": f"{self.hub.address}/{repo}"}, 409)
+            self.hub.add(repo, {})
+            return self.json({"url": f"{self.hub.address}/{repo}"})
+        if "preupload" in parts:
+            files = [
+                {"path": file["path"], "uploadMode": "lfs" if file["size"] >= LFS_BYTES
+                 else "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]  # fmt: skip
+            return self.json({"files": files})
+        if path.endswith("info/lfs/objects/batch"):
+            objects = [
+                {"oid": one["oid"], "size": one["size"],
+                 "actions": {"upload": {"href": f"{self.hub.address}/put/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]  # fmt: skip
+            return self.json({"transfer": "basic", "objects": objects})
+        repo = "/".join(parts[2:4])
+        files = dict(self.hub.repos[repo][self.hub.refs[repo]["main"]])
+        for line in body.decode().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = self.hub.add(repo, files)
+        url = f"{self.hub.address}/{repo}/commit/{commit}"
+        return self.json({"success": True, "commitUrl": url, "commitOid": commit})
+
+    def do_PUT(self) -> None:
+        _, parts = self.route()
+        content = self.body()
+        assert hashlib.sha256(content).hexdigest() == parts[-1]
+        self.hub.uploads[parts[-1]] = content
+        self.respond(200)

@@ -1,0 +1,332 @@
+"""Where models come from: folder, hub, cache, export on the spot."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_runtime import FlagAutoModel, FlagModel, resolving
+from bge_runtime.errors import ExportError, ModelNotFoundError
+from bge_runtime.resolving import ExportOptions, find_bundle
+from tests.conftest import export, write_tiny_bert
+from tests.hub import LocalHub, local_hub
+from tests.runtime.support import TEXTS, assert_same
+
+EMBED = """
+import sys, numpy as np
+from bge_runtime import FlagModel
+options = eval(sys.argv[3]) if len(sys.argv) > 3 else {}
+model = FlagModel(sys.argv[1], use_fp16=False, **options)
+np.save(sys.argv[2], model.encode(["hello world", "a longer text"]))
+print(*[name for name in ("torch", "transformers", "onnx") if name in sys.modules])
+"""
+
+
+@pytest.fixture
+def hub():
+    with local_hub() as serving:
+        yield serving
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache that nobody has written to yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bge-runtime" / "bundles"
+
+
+@pytest.fixture
+def exports(monkeypatch, own_cache):
+    """Export in this process, which has loaded torch already; the commands, in order."""
+    commands = []
+
+    def run(command, environment):
+        _, _, _, source, *options = command
+        commands.append([source, *options])
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        export(Path(source), Path(given["--output"]), pooling=given.get("--pooling", "cls"))
+        return 0, []
+
+    monkeypatch.setattr(resolving, "_run", run)
+    return commands
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    """A checkpoint of one's own, to retrain."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "mine" / "tiny")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    return folder
+
+
+def start(name, vectors: Path, environment: dict[str, str], *options: str) -> subprocess.Popen:
+    """Embed in a process of its own: the hub's settings are read when it is imported."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", EMBED, str(name), str(vectors), *options],
+        env=environment,
+        cwd=vectors.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def embed(name, tmp_path: Path, environment: dict[str, str], *options: str) -> np.ndarray:
+    with start(name, tmp_path / "v.npy", environment, *options) as process:
+        said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert said.split() == [], f"the process that embeds loaded {said}"
+    return np.load(tmp_path / "v.npy")
+
+
+@pytest.fixture
+def expected(model):
+    return model.encode(["hello world", "a longer text"])
+
+
+# -- A bundle on the hub ------------------------------------------------------------------
+
+
+def test_a_bundle_on_the_hub_is_used_without_pytorch(
+    hub: LocalHub, tiny_bundle: Path, tmp_path: Path, expected
+):
+    hub.add_folder("someone/tiny", tiny_bundle)
+    hub.repos["someone/tiny"][hub.refs["someone/tiny"]["main"]]["other.bin"] = b"not ours"
+    environment = hub.environment(tmp_path)
+    assert_same(embed("someone/tiny", tmp_path, environment), expected)
+    assert not [line for line in hub.requests if "other.bin" in line]
+
+    hub.requests.clear()
+    assert_same(embed("someone/tiny", tmp_path, environment), expected)
+    assert len(hub.requests) == 1, "one question for news, nothing downloaded again"
+
+    hub.requests.clear()
+    assert_same(embed("someone/tiny", tmp_path, {**environment, "HF_HUB_OFFLINE": "1"}), expected)
+    assert hub.requests == []
+
+
+def test_a_hub_that_is_away_is_no_hindrance_to_a_filled_cache(
+    tiny_bundle: Path, tmp_path: Path, expected
+):
+    with local_hub() as hub:
+        hub.add_folder("someone/tiny", tiny_bundle)
+        environment = hub.environment(tmp_path)
+        embed("someone/tiny", tmp_path, environment)
+    assert_same(embed("someone/tiny", tmp_path, environment), expected)
+
+
+def test_a_new_commit_is_fetched_and_an_old_one_can_be_asked_for(
+    hub: LocalHub, tiny_bundle: Path, tiny_mean_bundle: Path, tmp_path: Path, expected
+):
+    environment = hub.environment(tmp_path)
+    old = hub.add_folder("someone/tiny", tiny_bundle, "v1")
+    embed("someone/tiny", tmp_path, environment)
+    hub.add_folder("someone/tiny", tiny_mean_bundle)
+    assert np.abs(embed("someone/tiny", tmp_path, environment) - expected).max() > 0.01
+    for revision in ("v1", old):
+        pinned = embed("someone/tiny", tmp_path, environment, str({"revision": revision}))
+        assert_same(pinned, expected)
+
+
+def test_a_killed_download_leaves_nothing_that_is_used(
+    hub: LocalHub, tiny_bundle: Path, tmp_path: Path, expected
+):
+    hub.add_folder("someone/tiny", tiny_bundle)
+    environment = hub.environment(tmp_path)
+    hub.stall = "model.onnx_data"
+    with start("someone/tiny", tmp_path / "v.npy", environment) as process:
+        assert hub.stalled.wait(60)
+        os.killpg(process.pid, signal.SIGKILL)
+    hub.stall = None
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    with start("someone/tiny", tmp_path / "v.npy", offline) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the hub's cache holds only a part of someone/tiny" in errors
+    assert_same(embed("someone/tiny", tmp_path, environment), expected)
+
+
+OFFLINE = """
+import time
+from bge_runtime import FlagModel
+start = time.perf_counter()
+try:
+    FlagModel("BAAI/bge-small-en-v1.5")
+except FileNotFoundError as error:
+    print(f"{time.perf_counter() - start:.3f}", type(error).__name__, error)
+"""
+
+
+def test_offline_with_an_empty_cache_fails_at_once_and_says_why(hub: LocalHub, tmp_path: Path):
+    environment = {**hub.environment(tmp_path), "HF_HUB_OFFLINE": "1"}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True,
+            check=True,
+        ).stdout.split(maxsplit=2)
+        for _ in range(2)
+    ]  # fmt: skip
+    for _, kind, message in runs:
+        assert kind == "HubError"
+        assert "BAAI/bge-small-en-v1.5 is not in the hub's cache, and HF_HUB_OFFLINE" in message
+    assert hub.requests == []
+    # The better of two: the first one may have to read packages from a cold disk.
+    assert min(float(seconds) for seconds, *_ in runs) < 1
+
+
+def test_a_private_repository_opens_with_the_token(hub: LocalHub, tmp_path: Path):
+    hub.repos["someone/gated"], hub.refs["someone/gated"] = {}, {}
+    hub.gated.add("someone/gated")
+    with start("someone/gated", tmp_path / "v.npy", hub.environment(tmp_path)) as process:
+        _, errors = process.communicate(timeout=60)
+    assert "asks for an agreement on its hub page" in errors
+
+
+# -- A checkpoint on the hub --------------------------------------------------------------
+
+
+def test_a_checkpoint_on_the_hub_is_exported_once(
+    hub: LocalHub, tiny_checkpoint: Path, tmp_path: Path, expected
+):
+    hub.add_folder("BAAI/bge-small-en", tiny_checkpoint)
+    environment = hub.environment(tmp_path)
+    assert_same(embed("BAAI/bge-small-en", tmp_path, environment), expected)
+
+    hub.requests.clear()
+    assert_same(embed("BAAI/bge-small-en", tmp_path, environment), expected)
+    assert not [line for line in hub.requests if "safetensors" in line]
+
+    hub.requests.clear()
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    assert_same(embed("BAAI/bge-small-en", tmp_path, offline), expected)
+    assert hub.requests == []
+    assert len(list((tmp_path / "cache/bge-runtime/bundles").glob("bge-small-en-*"))) == 1
+
+
+# -- A checkpoint in a folder -------------------------------------------------------------
+
+
+def test_a_checkpoint_in_a_folder_is_exported_once(checkpoint, exports, own_cache, model):
+    first = FlagModel(str(checkpoint), use_fp16=False)
+    assert first.bundle.path.parent == own_cache
+    again = FlagAutoModel.from_finetuned(str(checkpoint), use_fp16=False)
+    assert again.model_name_or_path == str(checkpoint)
+    for opened in (first, again):
+        assert_same(opened.encode(TEXTS), model.encode(TEXTS))
+    assert len(exports) == 1
+
+
+def test_a_retrained_checkpoint_never_serves_old_vectors(checkpoint, exports, tmp_path):
+    weights = checkpoint / "model.safetensors"
+    old = FlagModel(str(checkpoint), use_fp16=False).encode("one")
+    stat = weights.stat()
+    retrained = write_tiny_bert(tmp_path / "retrained", seed=7) / "model.safetensors"
+    weights.write_bytes(retrained.read_bytes())  # of the same size, in the same inode
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.stat().st_size == stat.st_size
+    new = FlagModel(str(checkpoint), use_fp16=False).encode("one")
+    assert np.abs(new - old).max() > 0.01
+    assert len(exports) == 2
+
+
+def test_the_same_checkpoint_elsewhere_is_not_exported_again(checkpoint, exports, tmp_path):
+    first = find_bundle(checkpoint)
+    moved = shutil.copytree(checkpoint, tmp_path / "elsewhere" / "tiny")
+    assert find_bundle(moved) == first
+    assert len(exports) == 1
+
+
+def test_pooling_is_part_of_what_is_exported(checkpoint, exports):
+    own = find_bundle(checkpoint)
+    assert find_bundle(checkpoint, options=ExportOptions(pooling="cls")) == own
+    mean = find_bundle(checkpoint, options=ExportOptions(pooling="mean"))
+    assert mean != own
+    assert FlagModel(str(checkpoint), pooling_method="mean").bundle.path == mean
+    assert FlagModel(str(checkpoint)).bundle.path == own
+    assert len(exports) == 2
+
+
+def test_what_a_killed_exporter_left_is_not_used_and_goes(checkpoint, exports, own_cache):
+    entry = find_bundle(checkpoint)
+    (entry / "bge.json").unlink()
+    partial = own_cache / f".{entry.name}.partial-killed"
+    partial.mkdir()
+    assert find_bundle(checkpoint) == entry
+    assert (entry / "bge.json").is_file()
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "onnxscript"])
+def test_without_the_export_extra_the_error_names_the_command(
+    checkpoint, exports, monkeypatch, package
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else real(name)
+    )
+    with pytest.raises(ModelNotFoundError, match=f"{package} is not installed") as caught:
+        FlagModel(str(checkpoint), pooling_method="mean")
+    assert f"bge-export {checkpoint} --output tiny-bundle --pooling mean" in str(caught.value)
+    assert exports == []
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(
+    checkpoint, monkeypatch, tmp_path
+):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ExportError, match=r"cannot write to the cache(.|\n)*XDG_CACHE_HOME"):
+        FlagModel(str(checkpoint))
+
+
+def test_a_revision_of_a_folder_is_refused(tiny_bundle):
+    with pytest.raises(ValueError, match="revision='v1' is for hub ids"):
+        FlagModel(str(tiny_bundle), revision="v1")
+
+
+def test_an_export_that_fails_says_why_and_how_to_try_it(checkpoint, own_cache):
+    (checkpoint / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ExportError, match="is of type 't5'") as caught:
+        FlagModel(str(checkpoint))
+    assert f"bge-export {checkpoint} --output {own_cache}" in str(caught.value)
+    assert not list(own_cache.glob("tiny-*"))
+
+
+def test_two_processes_at_once_end_with_one_good_bundle(checkpoint, tmp_path, expected):
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+    running = [start(checkpoint, tmp_path / f"{n}.npy", environment) for n in (1, 2)]
+    told = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    for number in (1, 2):
+        assert_same(np.load(tmp_path / f"{number}.npy"), expected)
+    assert sum(text.count("exporting it once") for text in told) == 1, told
+    entries = [path for path in (tmp_path / "cache/bge-runtime/bundles").iterdir() if path.is_dir()]
+    assert len(entries) == 1
+
+
+def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tmp_path, expected):
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+    bundles = tmp_path / "cache" / "bge-runtime" / "bundles"
+    with start(checkpoint, tmp_path / "v.npy", environment) as process:
+        deadline = time.monotonic() + 120
+        while not list(bundles.glob(".tiny-*.partial-*/onnx/*")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert list(bundles.glob(".tiny-*.partial-*"))
+    assert not list(bundles.glob("tiny-*"))
+    assert_same(embed(checkpoint, tmp_path, environment), expected)
+    assert not list(bundles.glob(".tiny-*.partial-*"))
+    assert len(list(bundles.glob("tiny-*"))) == 1
