@@ -11,13 +11,17 @@ import pytest
 
 from bge_runtime.registry import BertShape
 
-# Read when huggingface_hub is imported. A test that means the hub starts a process.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real configurations, tokenizers and texts, where a checkout has them beside it."""
 
 TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_size=9000)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests off the hub, but for those that are run by ``pytest -m network``."""
+    if config.option.markexpr != "network":
+        # Read when huggingface_hub is imported; those that use the stand-in start processes.
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:

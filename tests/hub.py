@@ -143,6 +143,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.respond(404, X_Error_Code="RevisionNotFound")
         commit = refs[ref]
         files = self.hub.repos[repo][commit]
+        if is_api and parts[4] == "tree":
+            listed = [
+                {"type": "file", "path": name, "size": len(body), "oid": "0"}
+                for name, body in files.items()
+            ]
+            return self.json(listed)
         if is_api:
             siblings = [{"rfilename": name} for name in files]
             return self.json({"id": repo, "sha": commit, "siblings": siblings})
@@ -167,6 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.json({"error": "exists", "url": f"{self.hub.address}/{repo}"}, 409)
             self.hub.add(repo, {})
             return self.json({"url": f"{self.hub.address}/{repo}"})
+        if path == "api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
         if "preupload" in parts:
             files = [
                 {"path": file["path"], "uploadMode": "lfs" if file["size"] >= LFS_BYTES
