@@ -59,6 +59,10 @@ _RECORDED_PACKAGES = (
 
 _MODULES = "sentence_transformers.models"
 
+_TRUNCATION = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
+"""What a tokenizer.json says of truncation, and transformers writes beside it. fastembed
+reads that: with all-MiniLM-L6-v2's 128 it cut every longer text."""
+
 Step = Callable[[str], None]
 """Told what comes next, in a few words."""
 
@@ -314,16 +318,29 @@ def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer
 
 
 def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokenizer: Any) -> None:
-    """Write what makes the folder readable for sentence-transformers, optimum and TEI."""
+    """Write what makes the folder readable for other tools, with the same vectors.
+
+    These are sentence-transformers, optimum, TEI, transformers.js and fastembed.
+    """
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    for argument in _TRUNCATION:
+        tokenizer.init_kwargs.pop(argument, None)
+    # Where every tool cuts a text: where FlagModel does by default.
+    sequence = min(model.max_length, 512)
+    tokenizer.model_max_length = sequence
     tokenizer.save_pretrained(draft)
     for extra in ("vocab.txt", "added_tokens.json", "sentencepiece.bpe.model"):
         (draft / extra).unlink(missing_ok=True)  # all in tokenizer.json
-    sequence = min(model.max_length, 512)
     # The key names of sentence-transformers before 5.4, which TEI knows and newer ones read.
     documents: dict[str, Any] = {
-        "config.json": dict(checkpoint.config),
+        "config.json": {
+            **checkpoint.config,
+            # Else transformers.js does not fetch the weights beside the graph.
+            "transformers.js_config": {
+                "use_external_data_format": {Path(PORTABLE.file).name: True},
+            },
+        },
         "modules.json": [
             {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{kind}"}
             for index, (kind, path) in enumerate(
