@@ -78,6 +78,13 @@ def tiny_mean_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return export(tiny_checkpoint, output, pooling="mean")
 
 
+@pytest.fixture(scope="session")
+def full_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT with [CLS] pooling and every graph, named as a model with an instruction."""
+    checkpoint = write_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "bge-small-en-v1.5")
+    return export(checkpoint, tmp_path_factory.mktemp("bundles") / "full-tiny", targets=())
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle of one's own, to damage."""
@@ -106,6 +113,13 @@ def minilm_bundle(
         return made[pooling]
 
     return bundle
+
+
+@pytest.fixture(scope="session")
+def full_minilm_bundle(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2 with mean pooling and every graph there is."""
+    output = tmp_path_factory.mktemp("bundles") / "full-minilm"
+    return export(minilm_checkpoint, output, pooling="mean", targets=())
 
 
 @pytest.fixture(scope="session")

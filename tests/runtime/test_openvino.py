@@ -28,16 +28,13 @@ computes_bf16 = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT with every graph there is."""
-    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny", targets=())
+def bundle(full_tiny_bundle: Path) -> Path:
+    return full_tiny_bundle
 
 
 @pytest.fixture(scope="module")
-def trained(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2 with every graph there is."""
-    output = tmp_path_factory.mktemp("bundles") / "minilm"
-    return export(minilm_checkpoint, output, pooling="mean", targets=())
+def trained(full_minilm_bundle: Path) -> Path:
+    return full_minilm_bundle
 
 
 @computes_bf16
