@@ -31,6 +31,7 @@ from bge_export.tracing import PooledEncoder, trace
 from bge_runtime import integrity
 from bge_runtime.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
 from bge_runtime.engines import why_not
+from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import (
     FILE_NAME,
@@ -223,13 +224,11 @@ def write_openvino(model: ir.Model, folder: Path) -> Graph:
 
     Half the size on disk of the ONNX file, and no conversion when it is opened.
     """
-    import openvino as ov
-
+    ov = OpenVinoEngine.load()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / "model.onnx"
         ir.save(model, path, external_data="model.onnx_data")
         (folder / OPENVINO.file).parent.mkdir()
-        # Not convert_model, which reports to its makers what it converts.
         ov.save_model(ov.Core().read_model(path), folder / OPENVINO.file, compress_to_fp16=True)
     return replace(_describe(model, OPENVINO), weights=str(Path(OPENVINO.file).with_suffix(".bin")))
 

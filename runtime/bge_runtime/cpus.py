@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cpus() -> int:
@@ -20,11 +20,22 @@ def usable_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         count = os.cpu_count() or 1
+    quota = _container_quota()
+    return max(count if quota is None else min(count, quota), 1)
+
+
+def _container_quota() -> int | None:
+    """Give the processors that a container's quota comes to, rounded up; None without one."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = _CGROUP_LIMIT.read_text().split()
-        if quota != "max":
-            count = min(count, -(-int(quota) // int(period)))
-    return max(count, 1)
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return None if quota == "max" else -(-int(quota) // int(period))
+    with contextlib.suppress(
+        OSError, ValueError, ZeroDivisionError
+    ):  # version 1 of cgroups; -1 is no limit
+        us = int((_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text())
+        period_us = int((_CGROUP / "cpu" / "cpu.cfs_period_us").read_text())
+        return -(-us // period_us) if us > 0 else None
+    return None
 
 
 def cpu_model() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import sys
@@ -271,9 +270,8 @@ def _version_of(engine: str) -> str | None:
 
 
 def _import_failure(engine: str) -> str | None:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # see bge_runtime.engines.ort
     try:
-        importlib.import_module(engine)
+        ENGINES[engine].load()
     except ModuleNotFoundError as error:
         return None if error.name == engine else str(error)
     except Exception as error:  # noqa: BLE001  # a shared library that is missing, say

@@ -68,3 +68,17 @@ def test_a_model_encodes_where_nothing_heavy_is_installed(tiny_bundle):
 def test_the_check_is_able_to_fail():
     report = "import sys, huggingface_hub; print('huggingface_hub' in sys.modules)"
     assert python(report) == ["True"]
+
+
+TELEMETRY = """
+model = bge_runtime.FlagModel(sys.argv[1], engine="openvino", precision="fp32")
+import openvino
+assert openvino.convert_model  # for whoever else wants it in this process
+assert "openvino_telemetry" not in sys.modules
+assert "openvino.tools.ovc.telemetry_stub" in sys.modules
+import openvino_telemetry
+"""
+
+
+def test_openvino_sends_no_telemetry(tiny_bundle):
+    python(f"import sys, bge_runtime\n{TELEMETRY}", str(tiny_bundle))

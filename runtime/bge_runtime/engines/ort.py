@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -36,6 +37,16 @@ class OrtEngine:
     """One ONNX Runtime session. See `bge_runtime.engines.Engine`."""
 
     @staticmethod
+    def load() -> Any:
+        """Import ONNX Runtime without its telemetry.
+
+        That has a thread from the import on, and a child of fork waits for this thread for
+        ever when it ends (seen with 1.32). "0" in the environment keeps it on.
+        """
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        return importlib.import_module("onnxruntime")
+
+    @staticmethod
     def why_not(variant: Variant) -> str | None:  # noqa: ARG004
         """Tell why this machine cannot run a variant; None if it can."""
         if importlib.util.find_spec("onnxruntime") is None:
@@ -51,11 +62,8 @@ class OrtEngine:
             BundleError: If ONNX Runtime cannot read the graph.
             ProviderError: If the session runs on another provider.
         """
-        # Its telemetry has a thread from the import on, and a child of fork waits for that
-        # thread for ever when it ends (seen with 1.32). "0" in the environment keeps it on.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
-            import onnxruntime as ort
+            ort = self.load()
         except ImportError as error:
             raise EngineNotInstalledError(
                 "variant "

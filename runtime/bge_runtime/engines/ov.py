@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import importlib.util
 import queue
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,11 +40,25 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's name for each precision. It is a setting, not a property of the file."""
 
 
+def _load() -> Any:
+    """Import OpenVINO without its telemetry.
+
+    At its import it reports that event, and at each conversion more, to Google Analytics,
+    from a process that it forks. Its own switch is a file in the user's home; where the
+    package for it is missing it does without.
+    """
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            del sys.modules["openvino_telemetry"]
+    return importlib.import_module("openvino")
+
+
 @functools.cache
 def _cpu_capabilities() -> tuple[str, ...]:
-    import openvino as ov
-
-    return tuple(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _drop_hidden_states(model: Any) -> None:
@@ -54,6 +70,8 @@ def _drop_hidden_states(model: Any) -> None:
 
 class OpenVinoEngine:
     """One compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
+
+    load = staticmethod(_load)
 
     @staticmethod
     def why_not(variant: Variant) -> str | None:
@@ -75,7 +93,7 @@ class OpenVinoEngine:
             ProviderError: If the model runs on another device, or in another precision.
         """
         try:
-            import openvino as ov
+            ov = self.load()
         except ImportError as error:
             raise EngineNotInstalledError(
                 f"variant {variant.name!r} runs on OpenVINO, and openvino cannot be imported "

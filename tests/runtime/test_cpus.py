@@ -1,0 +1,43 @@
+"""How many processors may be used: the affinity mask and a container's quota both count."""
+
+from __future__ import annotations
+
+import pytest
+
+from bge_runtime import cpus
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine of eight processors whose cgroup files are the returned folder's."""
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cpus, "_CGROUP", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "3200000 100000\n"}, 8),
+        ({"cpu.max": "nonsense"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "0\n"}, 8),
+    ],
+)
+def test_a_containers_quota_counts(machine, files, count):
+    (machine / "cpu").mkdir()
+    for name, content in files.items():
+        (machine / name).write_text(content)
+    assert cpus.usable_cpus() == count
+
+
+def test_the_affinity_mask_counts(machine, monkeypatch):
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: {3}, raising=False)
+    (machine / "cpu.max").write_text("400000 100000\n")
+    assert cpus.usable_cpus() == 1
