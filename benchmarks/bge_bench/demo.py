@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from bge_bench.errors import BenchError
 from bge_bench.progress import progress
 from bge_bench.report import busy_notes
 from bge_bench.source import open_checkpoint
-from bge_bench.speed import Comparison, Workload, measure_speed, side_specs, step_count
+from bge_bench.speed import Comparison, Workload, line_up, measure_speed, step_count
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError
@@ -75,13 +74,14 @@ def main(folder: Path) -> None:
     except BgeError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(1)
-    if result.failures:
-        click.echo(f"FAIL: the vectors are not PyTorch's: {'; '.join(result.failures)}", err=True)
+    ours = result.ours
+    if ours.failures:
+        click.echo(f"FAIL: the vectors are not PyTorch's: {'; '.join(ours.failures)}", err=True)
         sys.exit(1)
     click.echo(comparison_table(result))
     click.echo(
-        f"\nSame vectors: smallest cosine {result.parity.min_cosine:.7f} over "
-        f"{result.parity.texts} paragraphs; fp32, {usable_cpus()} threads on either side."
+        f"\nSmallest cosine {ours.parity.min_cosine:.7f} over {ours.parity.texts} paragraphs; "
+        f"ours in {ours.precision}, PyTorch in fp32, {usable_cpus()} threads on either side."
     )
     for note in busy_notes(busy):
         click.echo(note)
@@ -134,32 +134,31 @@ def compare_with_pytorch(bundle: Bundle, checkpoint: Path) -> Comparison:
         BgeError: If a side fails, or the bundle is another model's.
     """
     workload = Workload(texts=paragraphs(_PARAGRAPHS), rounds=_ROUNDS, query_calls=_QUERY_CALLS)
-    with open_checkpoint(bundle, checkpoint) as folder, progress(step_count(_ROUNDS)) as step:
-        ours, pytorch = side_specs(
+    with open_checkpoint(bundle, checkpoint) as folder:
+        lineup = line_up(
             bundle,
             folder,
-            baseline="transformers",
+            baselines=["transformers"],
             baseline_batch_size=_BATCH_SIZE,
             threads=usable_cpus(),
         )
-        return measure_speed(ours, pytorch, workload, step=step)
+        with progress(step_count(lineup, _ROUNDS)) as step:
+            return measure_speed(lineup, workload, step=step)
 
 
 def comparison_table(result: Comparison) -> str:
-    """Lay out both sides in two columns."""
+    """Lay out both sides in two columns; PyTorch is the one baseline."""
     measures = (
         ("one query, median", "query_p50_ms", "{:.1f} ms"),
         (f"{_PARAGRAPHS} paragraphs of 4 to 500 words", "corpus_s", "{:.2f} s"),
         ("cold start, import to first vector", "first_vector_s", "{:.2f} s"),
     )
-    rows = [["", result.baseline.name, result.ours.name, "times better"]]
+    (pytorch,) = result.baselines
+    rows = [["", pytorch.name, result.ours.name, "times better"]]
     for label, measure, unit in measures:
-        medians = (
-            unit.format(statistics.median(side.series(measure)))
-            for side in (result.baseline, result.ours)
-        )
-        rows.append([label, *medians, f"{result.ratio(measure):.1f}x"])
-    theirs, ours = result.baseline.peak_memory_bytes, result.ours.peak_memory_bytes
+        medians = (unit.format(side.median(measure)) for side in (pytorch, result.ours))
+        rows.append([label, *medians, f"{result.ratio(pytorch, measure):.1f}x"])
+    theirs, ours = pytorch.peak_memory_bytes, result.ours.peak_memory_bytes
     rows.append(
         [
             "peak memory",

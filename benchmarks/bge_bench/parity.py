@@ -21,8 +21,11 @@ from bge_runtime.tokenization import TextTokenizer
 _ROWS = 4
 """Texts in a padded batch."""
 
-_BATCH_SIZES = {"transformers": 1, "flagembedding": 16}
+_BATCH_SIZES = {"flagembedding": 16, "transformers": 1}
 """transformers sees one text at a time, unpadded; FlagEmbedding batches and pads."""
+
+REFERENCES = tuple(_BATCH_SIZES)
+"""What a bundle's vectors can be held against."""
 
 FLAG_MODEL = "FlagModel"
 PADDED = "padded"
@@ -69,7 +72,7 @@ def measure_parity(
     Args:
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
-        references: Names out of `bge_bench.sides.BASELINES`.
+        references: Names out of `REFERENCES`.
         texts: At least two different texts.
         step: Told what comes next.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from bge_bench.parity import Row
@@ -55,7 +54,7 @@ def parity_table(rows: Sequence[Row]) -> str:
 
 
 def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
-    """Lay out both sides and their ratio; ours is struck out if it computed other vectors.
+    """Lay out all sides, then ours against each; struck out is who computed other vectors.
 
     Args:
         result: What was measured.
@@ -71,43 +70,39 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
         "import to vector",
         "process",
         "memory",
+        "precision",
         "min cosine",
         "error/distance",
     )
-    parity = result.parity
-    ours = [
-        *_times(result.ours, texts),
-        f"{parity.min_cosine:.7f}",
-        f"{parity.error_share:.1e}",
-    ]
-    rows = [[result.baseline.name, *_times(result.baseline, texts), "reference", "reference"]]
-    if result.failures:
-        # Marked in characters, since a terminal's strike-through is lost in a file.
-        rows.append([f"~~{result.ours.name}~~", *(f"~~{cell}~~" for cell in ours)])
-    else:
-        rows.append([result.ours.name, *ours])
-        faster = {measure: f"{result.ratio(measure):.2f}x" for measure in MEASURES}
-        memory = result.baseline.peak_memory_bytes / result.ours.peak_memory_bytes
+    sides = (*result.baselines, result.ours)
+    rows = [_struck_out_if_it_failed(side, texts) for side in sides]
+    for baseline in result.comparable:
+        faster = {measure: f"{result.ratio(baseline, measure):.2f}x" for measure in MEASURES}
+        memory = baseline.peak_memory_bytes / result.ours.peak_memory_bytes
         rows.append(
             [
-                "times better",
+                f"times better than {baseline.name}",
                 faster["corpus_s"],
                 faster["corpus_s"],
                 *(faster[measure] for measure in MEASURES[1:]),
                 f"{memory:.2f}x",
-                "",
-                "",
+                *[""] * 3,
             ]
         )
-    notes = [f"{side.name}: {side.in_force}" for side in (result.baseline, result.ours)]
+    notes = [f"{side.name}: {side.in_force}" for side in sides]
     rounds = len(result.ours.corpus_s)
     notes.append(f"Medians of {rounds} round(s); ratios are taken within a round.")
+    notes.append(
+        "Cosine, and error by distance between texts, are to the vectors of "
+        f"{result.reference} ({result.reference_in_force})."
+    )
     notes += busy_notes(busy_percent)
-    if result.failures:
-        notes.append(
-            f"FAIL: struck out, since its vectors are not the baseline's: "
-            f"{'; '.join(result.failures)}"
-        )
+    notes += [
+        f"FAIL: {side.name} is struck out, since its vectors are not the reference's within the "
+        f"tolerance of {side.precision}: {'; '.join(side.failures)}"
+        for side in sides
+        if side.failures
+    ]
     return "\n".join([format_table([header, *rows]), "", *notes])
 
 
@@ -132,12 +127,17 @@ def _figures(parity: Parity) -> tuple[str, str, str, str, str]:
     )
 
 
-def _times(side: SideResult, texts: int) -> list[str]:
-    medians = {measure: statistics.median(side.series(measure)) for measure in MEASURES}
-    cells = {measure: _FORMATS[measure].format(value) for measure, value in medians.items()}
-    return [
+def _struck_out_if_it_failed(side: SideResult, texts: int) -> list[str]:
+    cells = {measure: _FORMATS[measure].format(side.median(measure)) for measure in MEASURES}
+    row = [
+        side.name,
         cells["corpus_s"],
-        f"{texts / medians['corpus_s']:.1f}",
+        f"{texts / side.median('corpus_s'):.1f}",
         *(cells[measure] for measure in MEASURES[1:]),
         f"{side.peak_memory_bytes / 1e6:,.0f} MB",
+        side.precision,
+        f"{side.parity.min_cosine:.7f}",
+        f"{side.parity.error_share:.1e}",
     ]
+    # Marked in characters, since a terminal's strike-through is lost in a file.
+    return [f"~~{cell}~~" for cell in row] if side.failures else row

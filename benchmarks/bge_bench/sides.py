@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OURS = "bge-runtime"
-BASELINES = ("flagembedding", "transformers")
+PYTORCH = ("flagembedding", "transformers")
+"""Baselines that PyTorch computes in fp32, from the checkpoint: references for vectors."""
+BASELINES = PYTORCH
 """What a bundle can be compared with."""
 
 
@@ -52,10 +54,12 @@ class Side(Protocol):
 
     Attributes:
         name: Package and version.
+        precision: Arithmetic in force; a key of `bge_runtime.parity.TOLERANCES`.
         in_force: What executes it, in words.
     """
 
     name: str
+    precision: str
     in_force: str
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -87,6 +91,7 @@ class _Ours:
                 threads=spec.threads,
             )
         self.name = f"bge-runtime {__version__}"
+        self.precision = self._model.engine.info.precision
         self.in_force = str(self._model.engine.info)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -94,6 +99,8 @@ class _Ours:
 
 
 class _FlagEmbedding:
+    precision = "fp32"
+
     def __init__(self, spec: SideSpec) -> None:
         with quiet():
             from FlagEmbedding import FlagModel
@@ -121,6 +128,8 @@ class _Transformers:
 
     With a batch size of 1 nothing is padded: that is the reference for parity.
     """
+
+    precision = "fp32"
 
     def __init__(self, spec: SideSpec) -> None:
         with quiet():

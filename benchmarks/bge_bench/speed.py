@@ -1,8 +1,8 @@
-"""Time a bundle against a baseline: one run, two processes, turn by turn.
+"""Time a bundle against baselines: one run, a process each, turn by turn.
 
-Each round asks one side and then the other for the same thing, so that a machine that
-slows down slows both; a ratio is taken within a round, and the median of those is
-reported. Never do both compute at once.
+Each round asks one side after another for the same thing, so that a machine that slows
+down slows all; a ratio is taken within a round, and the median of those is reported.
+Never do two compute at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.driver import Worker
-from bge_bench.sides import OURS, SideSpec
+from bge_bench.errors import BenchError
+from bge_bench.sides import OURS, PYTORCH, SideSpec
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import TOLERANCES, Parity, compare
 
@@ -34,12 +35,12 @@ _OUR_BATCH_SIZE = 256
 """FlagModel's default; it fills batches by tokens, and this is only the most texts."""
 
 _SETTLE_S = 0.3
-"""Pause before a side's turn: the other's idle threads spin for some milliseconds."""
+"""Pause before a side's turn: another's idle threads spin for some milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What both sides are asked to do.
+    """What all sides are asked to do.
 
     Attributes:
         texts: The corpus; at least two different texts.
@@ -56,12 +57,30 @@ class Workload:
     timeout_s: float = 1800.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lineup:
+    """Who is compared.
+
+    Attributes:
+        ours: How to open the bundle.
+        baselines: How to open each baseline; at least one.
+        reference: Whose vectors all others' are held against: PyTorch's in fp32, from
+            the checkpoint, so that a bundle cannot be its own witness. One of the
+            baselines, or another side that is not timed.
+    """
+
+    ours: SideSpec
+    baselines: tuple[SideSpec, ...]
+    reference: SideSpec
+
+
 @dataclass(kw_only=True)
 class SideResult:
     """The raw numbers of one side, one entry a round.
 
     Attributes:
         name: Package and version.
+        precision: Arithmetic in force, whose tolerance applies.
         in_force: What executed it.
         corpus_s: Seconds of one ``encode`` of the corpus.
         query_ms: Milliseconds of each call of the query.
@@ -69,15 +88,23 @@ class SideResult:
             process.
         process_s: Seconds from that process's start to its end.
         peak_memory_bytes: Most memory held, over all rounds.
+        parity: Its vectors of the corpus against the reference's; known in the end.
     """
 
     name: str
+    precision: str
     in_force: str
     corpus_s: list[float] = field(default_factory=list)
     query_ms: list[list[float]] = field(default_factory=list)
     first_vector_s: list[float] = field(default_factory=list)
     process_s: list[float] = field(default_factory=list)
     peak_memory_bytes: int = 0
+    parity: Parity = field(init=False)
+
+    @property
+    def failures(self) -> list[str]:
+        """Limits of its tolerance that are missed. If there are any, its times mean nothing."""
+        return self.parity.failures(TOLERANCES[self.precision])
 
     def series(self, measure: str) -> list[float]:
         """Give one of `MEASURES`, one value a round."""
@@ -87,106 +114,126 @@ class SideResult:
         values: list[float] = getattr(self, measure)
         return values
 
+    def median(self, measure: str) -> float:
+        """Give the median of one of `MEASURES` over the rounds."""
+        return statistics.median(self.series(measure))
+
+    def to_json(self) -> dict[str, Any]:
+        """Make a document of it, with medians, tolerance and all raw numbers."""
+        return {
+            **asdict(self),
+            "median": {measure: self.median(measure) for measure in MEASURES},
+            "tolerance": asdict(TOLERANCES[self.precision]),
+            "failures": self.failures,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Both sides, and whether they computed the same.
+    """All sides, and whether they computed the same.
 
     Attributes:
         ours: The bundle's numbers.
-        baseline: The other side's numbers.
-        parity: Our vectors of the corpus against the baseline's.
-        precision: Arithmetic of ours, whose tolerance applies.
-        failures: Limits of that tolerance that are missed. If there are any, the
-            times mean nothing.
+        baselines: Each baseline's numbers.
+        reference: Name of the side whose vectors are the reference.
+        reference_in_force: What executed that.
     """
 
     ours: SideResult
-    baseline: SideResult
-    parity: Parity
-    precision: str
-    failures: tuple[str, ...]
+    baselines: tuple[SideResult, ...]
+    reference: str
+    reference_in_force: str
 
-    def ratio(self, measure: str) -> float:
+    @property
+    def comparable(self) -> list[SideResult]:
+        """Baselines that there are ratios against: all whose parity holds, if ours does."""
+        if self.ours.failures:
+            return []
+        return [baseline for baseline in self.baselines if not baseline.failures]
+
+    def ratio(self, baseline: SideResult, measure: str) -> float:
         """How many times faster ours is: the median of the rounds' own ratios."""
-        pairs = zip(self.baseline.series(measure), self.ours.series(measure), strict=True)
+        pairs = zip(baseline.series(measure), self.ours.series(measure), strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def to_json(self) -> dict[str, Any]:
         """Make a document of it, with medians, ratios and all raw numbers."""
-        sides = {
-            name: {
-                **asdict(result),
-                "median": {m: statistics.median(result.series(m)) for m in MEASURES},
-            }
-            for name, result in (("ours", self.ours), ("baseline", self.baseline))
-        }
+        comparable = self.comparable
         return {
-            **sides,
-            "parity": asdict(self.parity),
-            "tolerance": asdict(TOLERANCES[self.precision]),
-            "failures": list(self.failures),
-            "passed": not self.failures,
-            # As in the table: a run whose parity failed has no speed.
-            "times_faster": None if self.failures else {m: self.ratio(m) for m in MEASURES},
+            "ours": self.ours.to_json(),
+            "baselines": [
+                {
+                    **baseline.to_json(),
+                    # As in the table: a side whose parity failed has no speed.
+                    "times_faster": {m: self.ratio(baseline, m) for m in MEASURES}
+                    if baseline in comparable
+                    else None,
+                }
+                for baseline in self.baselines
+            ],
+            "reference": {"name": self.reference, "in_force": self.reference_in_force},
+            "passed": not self.ours.failures,
         }
 
 
-def side_specs(
+def line_up(
     bundle: Bundle,
     checkpoint: Path,
     *,
-    baseline: str,
+    baselines: Sequence[str],
     baseline_batch_size: int,
     threads: int,
     precision: str = "fp32",
-) -> tuple[SideSpec, SideSpec]:
-    """Describe a bundle and a baseline that do the same work with the same means.
+) -> Lineup:
+    """Describe a bundle and baselines that do the same work with the same means.
 
     Args:
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
-        baseline: One of `bge_bench.sides.BASELINES`.
-        baseline_batch_size: Most texts in a batch of the baseline's.
+        baselines: Names out of `bge_bench.sides.BASELINES`; the first that PyTorch
+            computes is the reference. If none is, transformers is asked beside them.
+        baseline_batch_size: Most texts in a batch of a baseline's.
         threads: Threads of each side.
-        precision: Arithmetic of the bundle's side.
+        precision: Arithmetic of the sides that have a choice; ``"auto"`` is their own.
     """
     model = bundle.manifest.model
-    max_length = min(model.max_length, 512)
     ours = SideSpec(
         side=OURS,
-        model=str(bundle.path),
+        model=str(bundle.path.absolute()),
         pooling=model.pooling,
-        max_length=max_length,
+        max_length=min(model.max_length, 512),
         batch_size=_OUR_BATCH_SIZE,
         threads=threads,
         precision=precision,
     )
-    other = replace(
-        ours, side=baseline, model=str(checkpoint.absolute()), batch_size=baseline_batch_size
+
+    def other(side: str) -> SideSpec:
+        folder = str(checkpoint.absolute()) if side in PYTORCH else ours.model
+        return replace(ours, side=side, model=folder, batch_size=baseline_batch_size)
+
+    reference = next((side for side in baselines if side in PYTORCH), "transformers")
+    return Lineup(
+        ours=ours,
+        baselines=tuple(other(side) for side in baselines),
+        reference=other(reference),
     )
-    return ours, other
 
 
 def measure_speed(
-    ours: SideSpec,
-    baseline: SideSpec,
-    workload: Workload,
-    *,
-    step: Callable[[str], object],
+    lineup: Lineup, workload: Workload, *, step: Callable[[str], object]
 ) -> Comparison:
-    """Time two sides in turn.
+    """Time all sides in turn.
 
     Args:
-        ours: How to open the bundle.
-        baseline: How to open the baseline.
-        workload: What to ask of both.
+        lineup: Who is compared.
+        workload: What to ask of each.
         step: Told of each of `step_count` steps when it begins.
 
     Raises:
-        BenchError: If a side dies or does not answer in time.
+        BenchError: If a side dies, does not answer in time, or computes in a precision
+            that has no tolerance.
     """
-    specs = (ours, baseline)
+    specs = (lineup.ours, *lineup.baselines)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
         corpus = _save(workload.texts, folder / "corpus.json")
@@ -198,18 +245,17 @@ def measure_speed(
             worker.ask("corpus", texts=warm_up, vectors=str(folder / "unused"))
             worker.ask("query", query=QUERY, calls=5)
             workers.append(worker)
-            results.append(SideResult(name=worker.ready["name"], in_force=worker.ready["in_force"]))
+            results.append(_new_result(worker))
         vectors: list[NDArray[np.float32]] = []
         for number in range(workload.rounds):
             of = f"round {number + 1} of {workload.rounds}"
             vectors = []
             for spec, worker, result in zip(specs, workers, results, strict=True):
                 step(f"{spec.side}: corpus, {of}")
-                file = folder / spec.side
                 time.sleep(_SETTLE_S)
-                answer = worker.ask("corpus", texts=corpus, vectors=str(file))
-                result.corpus_s.append(answer["seconds"])
-                vectors.append(np.fromfile(file, answer["dtype"]).reshape(answer["shape"]))
+                seconds, rows = _embed(worker, corpus, folder)
+                result.corpus_s.append(seconds)
+                vectors.append(rows)
             for spec, worker, result in zip(specs, workers, results, strict=True):
                 step(f"{spec.side}: query, {of}")
                 time.sleep(_SETTLE_S)
@@ -223,23 +269,48 @@ def measure_speed(
                     result.first_vector_s.append(fresh.ready["first_vector_s"])
         for worker, result in zip(workers, results, strict=True):
             result.peak_memory_bytes = worker.ask("memory")["peak_bytes"]
-    parity = compare(*vectors)
+        if lineup.reference in lineup.baselines:
+            position = 1 + lineup.baselines.index(lineup.reference)
+            reference, expected = results[position], vectors[position]
+        else:
+            step(f"{lineup.reference.side}: the reference's vectors")
+            with _start(lineup.reference, workload) as worker:
+                reference, expected = _new_result(worker), _embed(worker, corpus, folder)[1]
+    for result, rows in zip(results, vectors, strict=True):
+        result.parity = compare(rows, expected)
     return Comparison(
         ours=results[0],
-        baseline=results[1],
-        parity=parity,
-        precision=ours.precision,
-        failures=tuple(parity.failures(TOLERANCES[ours.precision])),
+        baselines=tuple(results[1:]),
+        reference=reference.name,
+        reference_in_force=reference.in_force,
     )
 
 
-def step_count(rounds: int) -> int:
+def step_count(lineup: Lineup, rounds: int) -> int:
     """Count the steps that `measure_speed` reports."""
-    return 2 + 6 * rounds
+    untimed = lineup.reference not in lineup.baselines
+    return (1 + len(lineup.baselines)) * (1 + 3 * rounds) + untimed
 
 
 def _start(spec: SideSpec, workload: Workload) -> Worker:
     return Worker(spec, query=QUERY, timeout_s=workload.timeout_s)
+
+
+def _new_result(worker: Worker) -> SideResult:
+    ready = worker.ready
+    if ready["precision"] not in TOLERANCES:
+        raise BenchError(
+            f"{ready['name']} computes in {ready['precision']} on this machine, and there are "
+            f"tolerances for {', '.join(TOLERANCES)} only. Pass --precision fp32"
+        )
+    return SideResult(name=ready["name"], precision=ready["precision"], in_force=ready["in_force"])
+
+
+def _embed(worker: Worker, corpus: str, folder: Path) -> tuple[float, NDArray[np.float32]]:
+    """Let a side embed a file of texts; give the seconds it took, and the vectors."""
+    file = folder / "vectors"
+    answer = worker.ask("corpus", texts=corpus, vectors=str(file))
+    return answer["seconds"], np.fromfile(file, answer["dtype"]).reshape(answer["shape"])
 
 
 def _save(texts: Sequence[str], path: Path) -> str:

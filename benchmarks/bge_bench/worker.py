@@ -34,7 +34,12 @@ def main() -> None:
     side.encode([query])
     first_vector_s = time.perf_counter() - start
 
-    ready = {"first_vector_s": first_vector_s, "name": side.name, "in_force": side.in_force}
+    ready = {
+        "first_vector_s": first_vector_s,
+        "name": side.name,
+        "precision": side.precision,
+        "in_force": side.in_force,
+    }
     answers.write(json.dumps(ready) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(_answer(side, json.loads(line))) + "\n")

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -13,12 +14,15 @@ from bge_bench.sides import OURS, SideSpec
 from bge_bench.speed import (
     MEASURES,
     Comparison,
+    Lineup,
     SideResult,
     Workload,
+    line_up,
     measure_speed,
     step_count,
 )
-from bge_runtime.parity import TOLERANCES, Parity
+from bge_runtime.bundle import Bundle
+from bge_runtime.parity import Parity
 
 
 @pytest.fixture
@@ -28,78 +32,160 @@ def spec(tiny_bundle):
     )
 
 
-def comparison(**parity):
-    def side(name, factor):
-        return SideResult(
-            name=name,
-            in_force="somewhere",
-            corpus_s=[1.0 * factor, 4.0 * factor, 2.0],
-            query_ms=[[1.0 * factor, 2.0 * factor, 3.0 * factor]] * 3,
-            first_vector_s=[1.0 * factor] * 3,
-            process_s=[2.0 * factor] * 3,
-            peak_memory_bytes=100_000_000 * factor,
-        )
+EXACT = {"texts": 4, "min_cosine": 1.0, "mean_cosine": 1.0, "max_error": 0, "error_share": 0}
 
-    exact = {"texts": 4, "min_cosine": 1.0, "mean_cosine": 1.0, "max_error": 0, "error_share": 0}
-    measured = Parity(**(exact | parity))
+
+def result(name, factor, precision="fp32", **parity):
+    side = SideResult(
+        name=name,
+        precision=precision,
+        in_force="somewhere",
+        corpus_s=[1.0 * factor, 4.0 * factor, 2.0],
+        query_ms=[[1.0 * factor, 2.0 * factor, 3.0 * factor]] * 3,
+        first_vector_s=[1.0 * factor] * 3,
+        process_s=[2.0 * factor] * 3,
+        peak_memory_bytes=100_000_000 * factor,
+    )
+    side.parity = Parity(**(EXACT | parity))
+    return side
+
+
+def comparison(ours=None, other=None):
     return Comparison(
-        ours=side("ours 1", 1),
-        baseline=side("theirs 2", 3),
-        parity=measured,
-        precision="fp32",
-        failures=tuple(measured.failures(TOLERANCES["fp32"])),
+        ours=result("ours 1", 1, **(ours or {})),
+        baselines=(result("theirs 2", 3), result("others 3", 5, **(other or {}))),
+        reference="theirs 2",
+        reference_in_force="somewhere",
     )
 
 
 def test_speed_end_to_end(tiny_bundle, tmp_path):
     file = tmp_path / "speed.json"
     arguments = ["speed", str(tiny_bundle), "--sample", "5", "--rounds", "1", "--json", str(file)]
+    arguments += ["--baseline", "flagembedding", "--baseline", "transformers"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert "times better" in result.stdout
+    assert "times better than FlagEmbedding 1.4.2" in result.stdout
+    assert "times better than transformers" in result.stdout
     document = json.loads(file.read_text())
     assert document["passed"] is True
-    assert document["parity"]["texts"] == document["texts"]["count"] == 5
-    assert document["baseline"]["name"] == "FlagEmbedding 1.4.2"
-    assert "batches of 8" in document["baseline"]["in_force"]
+    assert document["reference"]["name"] == "FlagEmbedding 1.4.2"
+    flagembedding, plain = document["baselines"]
+    assert flagembedding["name"] == "FlagEmbedding 1.4.2"
+    assert "batches of 8" in flagembedding["in_force"]
+    assert plain["name"].startswith("transformers ")
     assert "CPUExecutionProvider" in document["ours"]["in_force"]
-    for side in ("ours", "baseline"):
-        assert len(document[side]["corpus_s"]) == 1
-        assert len(document[side]["query_ms"][0]) == document["query_calls"]
-        assert 0 < document[side]["first_vector_s"][0] < document[side]["process_s"][0]
-        assert document[side]["peak_memory_bytes"] > 1e6
-    assert set(document["times_faster"]) == set(MEASURES)
+    for side in (document["ours"], plain, flagembedding):
+        assert side["parity"]["texts"] == document["texts"]["count"] == 5
+        assert side["parity"]["max_error"] < 1e-5
+        assert len(side["corpus_s"]) == 1
+        assert len(side["query_ms"][0]) == document["query_calls"]
+        assert 0 < side["first_vector_s"][0] < side["process_s"][0]
+        assert side["peak_memory_bytes"] > 1e6
+    for baseline in (plain, flagembedding):
+        assert set(baseline["times_faster"]) == set(MEASURES)
 
 
 def test_sides_take_turns(spec):
     steps = []
+    other = replace(spec, batch_size=2)
+    lineup = Lineup(ours=spec, baselines=(other, spec), reference=other)
     workload = Workload(texts=["one", "two words", "three more words"], rounds=2, query_calls=2)
-    result = measure_speed(spec, spec, workload, step=steps.append)
-    assert len(steps) == step_count(2)
-    assert [step.partition(": ")[2] for step in steps[2:8]] == [
-        "corpus, round 1 of 2",
-        "corpus, round 1 of 2",
-        "query, round 1 of 2",
-        "query, round 1 of 2",
-        "cold start, round 1 of 2",
-        "cold start, round 1 of 2",
+    result = measure_speed(lineup, workload, step=steps.append)
+    assert len(steps) == step_count(lineup, 2)
+    assert [step.partition(": ")[2] for step in steps[3:12]] == [
+        *["corpus, round 1 of 2"] * 3,
+        *["query, round 1 of 2"] * 3,
+        *["cold start, round 1 of 2"] * 3,
     ]
-    assert result.parity.min_cosine == pytest.approx(1)
-    assert len(result.baseline.process_s) == 2
+    assert result.ours.parity.min_cosine == pytest.approx(1)
+    assert [len(side.process_s) for side in result.baselines] == [2, 2]
+
+
+class TestTheReference:
+    @pytest.fixture
+    def names(self, tiny_bundle, tiny_checkpoint):
+        def names(*baselines):
+            lineup = line_up(
+                Bundle.open(tiny_bundle),
+                tiny_checkpoint,
+                baselines=baselines,
+                baseline_batch_size=4,
+                threads=1,
+            )
+            assert lineup.reference.model == str(tiny_checkpoint)
+            return lineup.reference.side, lineup.reference in lineup.baselines
+
+        return names
+
+    def test_is_the_first_baseline_that_pytorch_computes(self, names):
+        asked = ("onnxruntime", "sentence-transformers", "flagembedding")
+        assert names(*asked) == ("sentence-transformers", True)
+
+    def test_is_asked_beside_baselines_that_read_the_bundle(self, names):
+        assert names("onnxruntime", "fastembed") == ("transformers", False)
+
+    def test_is_not_timed_then(self, spec, tiny_checkpoint):
+        steps = []
+        reference = replace(spec, side="transformers", model=str(tiny_checkpoint))
+        lineup = Lineup(ours=spec, baselines=(spec,), reference=reference)
+        workload = Workload(texts=["one", "two words"], rounds=1, query_calls=1)
+        result = measure_speed(lineup, workload, step=steps.append)
+        assert len(steps) == step_count(lineup, 1)
+        assert steps[-1] == "transformers: the reference's vectors"
+        assert result.reference.startswith("transformers ")
+        assert "torch" in result.reference_in_force
+        assert result.ours.parity.max_error < 1e-5
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own():
     # 3, 3 and 1; the ratio of the medians would be 1.5.
-    assert comparison().ratio("corpus_s") == 3
+    run = comparison()
+    assert [run.ratio(baseline, "corpus_s") for baseline in run.baselines] == [3, 5]
 
 
 def test_a_run_whose_parity_failed_is_struck_out_and_has_no_ratio():
-    failed = comparison(min_cosine=0.9)
+    failed = comparison(ours={"min_cosine": 0.9})
     table = speed_table(failed, texts=4, busy_percent=0)
     assert "~~ours 1~~" in table
+    assert "~~theirs 2~~" not in table
     assert "times better" not in table
     assert "minimum cosine" in table
-    assert failed.to_json()["times_faster"] is None
+    document = failed.to_json()
+    assert document["passed"] is False
+    assert [side["times_faster"] for side in document["baselines"]] == [None, None]
+
+
+def test_a_baseline_whose_parity_failed_is_struck_out_and_the_others_stay():
+    failed = comparison(other={"min_cosine": 0.9})
+    table = speed_table(failed, texts=4, busy_percent=0)
+    assert "~~others 3~~" in table
+    assert "FAIL: others 3 is struck out" in table
+    assert "times better than theirs 2" in table
+    assert "times better than others 3" not in table
+    document = failed.to_json()
+    assert document["passed"] is True
+    assert document["baselines"][0]["times_faster"]["corpus_s"] == 3
+    assert document["baselines"][1]["times_faster"] is None
+
+
+def test_each_side_has_the_tolerance_of_its_own_precision():
+    off = {"min_cosine": 0.9998, "max_error": 1e-3, "error_share": 0.02}
+    assert not result("other", 1, precision="bf16", **off).failures
+    assert len(result("other", 1, precision="fp32", **off).failures) == 3
+
+
+def test_a_baseline_that_disagrees_is_marked_in_a_real_run(tiny_bundle, tiny_mean_bundle):
+    spec = SideSpec(
+        side=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=8, threads=1
+    )
+    astray = replace(spec, model=str(tiny_mean_bundle), pooling="mean")
+    lineup = Lineup(ours=spec, baselines=(spec, astray), reference=spec)
+    workload = Workload(texts=["one", "two words", "three more words"], rounds=1, query_calls=1)
+    run = measure_speed(lineup, workload, step=lambda _: None)
+    assert not run.ours.failures
+    assert run.comparable == [run.baselines[0]]
+    assert run.baselines[1].failures
 
 
 def test_a_busy_machine_is_mentioned():
