@@ -22,6 +22,11 @@ _PACKAGES = (
     "torch",
     "transformers",
     "FlagEmbedding",
+    "sentence-transformers",
+    "optimum",
+    "optimum-intel",
+    "optimum-onnx",
+    "fastembed",
 )
 
 

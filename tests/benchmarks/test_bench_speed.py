@@ -62,27 +62,27 @@ def comparison(ours=None, other=None):
 def test_speed_end_to_end(tiny_bundle, tmp_path):
     file = tmp_path / "speed.json"
     arguments = ["speed", str(tiny_bundle), "--sample", "5", "--rounds", "1", "--json", str(file)]
-    arguments += ["--baseline", "flagembedding", "--baseline", "transformers"]
+    arguments += ["--baseline", "onnxruntime", "--baseline", "flagembedding"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "times better than FlagEmbedding 1.4.2" in result.stdout
-    assert "times better than transformers" in result.stdout
+    assert "times better than onnxruntime" in result.stdout
     document = json.loads(file.read_text())
     assert document["passed"] is True
     assert document["reference"]["name"] == "FlagEmbedding 1.4.2"
-    flagembedding, plain = document["baselines"]
+    bare, flagembedding = document["baselines"]
     assert flagembedding["name"] == "FlagEmbedding 1.4.2"
     assert "batches of 8" in flagembedding["in_force"]
-    assert plain["name"].startswith("transformers ")
+    assert bare["name"].startswith("onnxruntime ")
     assert "CPUExecutionProvider" in document["ours"]["in_force"]
-    for side in (document["ours"], plain, flagembedding):
+    for side in (document["ours"], bare, flagembedding):
         assert side["parity"]["texts"] == document["texts"]["count"] == 5
         assert side["parity"]["max_error"] < 1e-5
         assert len(side["corpus_s"]) == 1
         assert len(side["query_ms"][0]) == document["query_calls"]
         assert 0 < side["first_vector_s"][0] < side["process_s"][0]
         assert side["peak_memory_bytes"] > 1e6
-    for baseline in (plain, flagembedding):
+    for baseline in (bare, flagembedding):
         assert set(baseline["times_faster"]) == set(MEASURES)
 
 
