@@ -126,10 +126,11 @@ def parity(
 )
 @click.option(
     "--precision",
-    default="fp32",
+    default="auto",
     show_default=True,
-    type=click.Choice(tuple(TOLERANCES)),
-    help="Of the bundle; the baselines compute in fp32.",
+    type=click.Choice(("auto", *TOLERANCES)),
+    help="Of the bundle and of OpenVINO's baseline; auto is what either takes by itself. The "
+    "other baselines compute in fp32.",
 )
 @click.option(
     "--timeout",

@@ -183,7 +183,7 @@ def line_up(
     baselines: Sequence[str],
     baseline_batch_size: int,
     threads: int,
-    precision: str = "fp32",
+    precision: str = "auto",
 ) -> Lineup:
     """Describe a bundle and baselines that do the same work with the same means.
 
