@@ -1,0 +1,108 @@
+"""BGE-M3's lexical weights and ColBERT vectors in the form that vector stores take.
+
+Each function takes what ``encode`` returned: for one text, or for a list of them, and gives
+one value or a list. Dense vectors need no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.lexical import LexicalRows, LexicalWeights
+
+if TYPE_CHECKING:
+    from chromadb import SparseVector as ChromaSparseVector
+    from qdrant_client.models import SparseVector as QdrantSparseVector
+
+
+@overload
+def to_qdrant_sparse(weights: Mapping[Any, Any]) -> QdrantSparseVector: ...
+@overload
+def to_qdrant_sparse(weights: LexicalRows) -> list[QdrantSparseVector]: ...
+def to_qdrant_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
+    """Make Qdrant's ``SparseVector``, for points and for queries.
+
+    Raises:
+        ImportError: If qdrant-client is not installed.
+        ValueError: If a key is not a token id.
+    """
+    try:
+        from qdrant_client.models import SparseVector
+    except ImportError as error:
+        raise ImportError(
+            f"Qdrant's SparseVector is in its client ({error}). Run `pip install qdrant-client`"
+        ) from error
+    rows = [SparseVector(indices=ids, values=values) for ids, values in _sorted_rows(weights)]
+    return rows[0] if isinstance(weights, Mapping) else rows
+
+
+@overload
+def to_qdrant_multivector(vectors: NDArray[np.floating]) -> list[list[float]]: ...
+@overload
+def to_qdrant_multivector(vectors: Sequence[NDArray[np.floating]]) -> list[list[list[float]]]: ...
+def to_qdrant_multivector(vectors: Any) -> Any:
+    """Make a multivector of Qdrant: one list for each token.
+
+    Its collection needs a ``MultiVectorConfig`` that compares by ``MAX_SIM``. Qdrant sums
+    over the query's tokens, where ``colbert_score`` takes the mean; the order is the same.
+    """
+    return vectors.tolist() if isinstance(vectors, np.ndarray) else [v.tolist() for v in vectors]
+
+
+@overload
+def to_milvus_sparse(weights: Mapping[Any, Any]) -> dict[int, float]: ...
+@overload
+def to_milvus_sparse(weights: LexicalRows) -> list[dict[int, float]]: ...
+def to_milvus_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
+    """Make rows for a ``SPARSE_FLOAT_VECTOR`` field of Milvus, or for a search in one.
+
+    A text none of whose tokens has weight becomes an empty row, which Milvus refuses.
+
+    Raises:
+        ValueError: If a key is not a token id.
+    """
+    rows = [dict(zip(ids, values, strict=True)) for ids, values in _sorted_rows(weights)]
+    return rows[0] if isinstance(weights, Mapping) else rows
+
+
+@overload
+def to_chroma_sparse(weights: Mapping[Any, Any]) -> ChromaSparseVector: ...
+@overload
+def to_chroma_sparse(weights: LexicalRows) -> list[ChromaSparseVector]: ...
+def to_chroma_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
+    """Make Chroma's ``SparseVector``, for metadata and for ``Knn`` queries.
+
+    Chroma indexes them in its cloud only, as of 1.5.9.
+
+    Raises:
+        ImportError: If chromadb is not installed.
+        ValueError: If a key is not a token id.
+    """
+    try:
+        from chromadb import SparseVector
+    except ImportError as error:
+        raise ImportError(
+            f"Chroma's SparseVector is in its client ({error}). Run `pip install chromadb`"
+        ) from error
+    rows = [SparseVector(indices=ids, values=values) for ids, values in _sorted_rows(weights)]
+    return rows[0] if isinstance(weights, Mapping) else rows
+
+
+def _sorted_rows(
+    weights: Mapping[Any, Any] | LexicalRows,
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Give the ids of each text, in ascending order, and their weights."""
+    if isinstance(weights, Mapping):
+        weights = [weights]
+    if not isinstance(weights, LexicalWeights):
+        weights = LexicalWeights.from_dicts(weights)
+    ends = weights.indptr
+    order = np.lexsort((weights.token_ids, np.repeat(np.arange(len(weights)), np.diff(ends))))
+    ids, values = weights.token_ids[order].tolist(), weights.weights[order].tolist()
+    for start, end in pairwise(ends.tolist()):
+        yield ids[start:end], values[start:end]
