@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -88,8 +89,9 @@ class Side(Protocol):
 
 def open_side(spec: SideSpec) -> Side:
     """Open a side in this process."""
-    # As ours does. A benchmark sends nobody usage data, whichever side it opens first.
+    # As ours does: a benchmark sends nobody usage data, whichever side it opens first.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return _SIDES[spec.side](spec)
 
 
