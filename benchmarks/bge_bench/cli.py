@@ -119,7 +119,7 @@ def parity(
     show_default=True,
     type=click.IntRange(min=1),
     help="Of every baseline. Their own defaults (FlagEmbedding and fastembed 256, "
-    "sentence-transformers 32) pad more, and are slower on a CPU.",
+    "sentence-transformers 32) compute more padding.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=1), help="For all sides. Default: all usable CPUs."
