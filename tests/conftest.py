@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,24 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+TINY_M3 = replace(TINY, architecture="xlm-roberta", max_length=1024)
+
+
+def write_tiny_m3(folder: Path, *, seed: int = 0, colbert_dim: int | None = None) -> Path:
+    """Write a tiny XLM-RoBERTa checkpoint with M3's heads."""
+    from bge_export.random_weights import make_tokenizer, random_encoder, write_random_heads
+
+    random_encoder(TINY_M3, seed=seed).save_pretrained(folder)
+    make_tokenizer(TINY_M3.vocab_size, "xlm-roberta").save_pretrained(folder)
+    write_random_heads(folder, TINY_M3.hidden_size, seed=seed, colbert_dim=colbert_dim)
+    return folder
+
+
 def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny BERT checkpoint with weights wide enough to matter."""
-    from bge_export.random_weights import make_tokenizer, random_bert
+    from bge_export.random_weights import make_tokenizer, random_encoder
 
-    random_bert(TINY, seed=seed).save_pretrained(folder)
+    random_encoder(TINY, seed=seed).save_pretrained(folder)
     make_tokenizer(TINY.vocab_size).save_pretrained(folder)
     return folder
 
@@ -39,6 +53,7 @@ def export(
     *,
     pooling: str | None = "cls",
     targets: Sequence[str] = ("cpu", "portable"),
+    model_class: str | None = None,
     **options,
 ) -> Path:
     """Export a checkpoint in this process; by default the graphs in fp32."""
@@ -46,7 +61,9 @@ def export(
     from bge_export.exporting import export_bundle
     from bge_export.targets import select_targets
 
-    inspected = inspect_checkpoint(checkpoint, source=str(checkpoint), pooling=pooling)
+    inspected = inspect_checkpoint(
+        checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
+    )
     export_bundle(inspected, output, select_targets(targets, []), **options)
     return output
 
@@ -83,6 +100,19 @@ def full_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny BERT with [CLS] pooling and every graph, named as a model with an instruction."""
     checkpoint = write_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "bge-small-en-v1.5")
     return export(checkpoint, tmp_path_factory.mktemp("bundles") / "full-tiny", targets=())
+
+
+@pytest.fixture(scope="session")
+def tiny_m3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny XLM-RoBERTa that reads 1024 tokens, with M3's heads."""
+    return write_tiny_m3(tmp_path_factory.mktemp("checkpoints") / "tiny-m3")
+
+
+@pytest.fixture(scope="session")
+def tiny_m3_bundle(tiny_m3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny M3 with every graph there is. Shared: copy it before changing it."""
+    output = tmp_path_factory.mktemp("bundles") / "tiny-m3"
+    return export(tiny_m3_checkpoint, output, targets=(), model_class="encoder-only-m3")
 
 
 @pytest.fixture

@@ -15,29 +15,33 @@ PAGE = Path(__file__).parents[2] / "shared" / "notes" / "flagembedding-embedder-
 RESULTS = ("embeddings_1", "embeddings_2", "similarity", "q_embeddings", "p_embeddings", "scores")
 
 
+M3_RESULTS = ("dense_similarity", "sparse_similarity", "dense_scores", "sparse_scores")
+
+
 def code_blocks() -> list[str]:
-    """Cut the Python of sections 1 (twice) and 2 out of the page."""
+    """Cut the Python of sections 1 (twice), 2 and 3 out of the page."""
     if not PAGE.is_file():
         return []
     sections = PAGE.read_text(encoding="utf-8").split("\n#### ")
     return [
         code
         for section in sections
-        if section.startswith(("1. Auto Model", "2. Normal Model"))
+        if section.startswith(("1. Auto Model", "2. Normal Model", "3. M3 Model"))
         for code in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     ]
 
 
 def run(code: str, *, package: str, model: Path) -> dict[str, object]:
     code = code.replace("from FlagEmbedding import", f"from {package} import")
-    code = re.sub(r"'(BAAI/bge-large-zh-v1\.5|your_model_name_or_path)'", repr(str(model)), code)
+    names = r"'(BAAI/bge-large-zh-v1\.5|your_model_name_or_path|BAAI/bge-m3)'"
+    code = re.sub(names, repr(str(model)), code)
     code = code.replace("devices=['cuda:1']", "devices=['cpu']")
     scope: dict[str, object] = {}
     exec(compile(code, "page", "exec"), scope)
-    return {name: scope[name] for name in RESULTS}
+    return {name: scope[name] for name in (*RESULTS, *M3_RESULTS) if name in scope}
 
 
-BLOCKS = code_blocks()
+*BLOCKS, M3_BLOCK = code_blocks() or [""]
 NAMES = ("auto", "auto-model-class", "flag-model") if BLOCKS else ()
 
 
@@ -52,7 +56,24 @@ def test_page_code_gives_what_flag_embedding_gives(
     ours = run(code, package="bge_runtime", model=bundle)
     with quiet():
         theirs = run(code, package="FlagEmbedding", model=checkpoint)
+    assert set(ours) == set(RESULTS)
     for name in RESULTS:
         assert ours[name].dtype == theirs[name].dtype
         # Theirs rounds weights to fp16 on loading, even for a CPU: use_fp16=True.
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-3, err_msg=name)
+
+
+@pytest.mark.skipif(not M3_BLOCK, reason="the page is not beside this checkout")
+def test_page_code_of_m3_gives_what_flag_embedding_gives(
+    tiny_m3_checkpoint: Path, tiny_m3_bundle: Path, capsys
+):
+    ours = run(M3_BLOCK, package="bge_runtime", model=tiny_m3_bundle)
+    assert capsys.readouterr().out.count("sparse similarity:") == 2
+    with quiet():
+        theirs = run(M3_BLOCK, package="FlagEmbedding", model=tiny_m3_checkpoint)
+    embeddings = {"embeddings_1", "embeddings_2", "q_embeddings", "p_embeddings"}
+    assert set(ours) == set(theirs) == {*M3_RESULTS, *embeddings}
+    for name in M3_RESULTS:
+        assert ours[name].dtype == theirs[name].dtype
+        # As above; and ours may compute in bf16, which moves a weight by up to 0.01.
+        np.testing.assert_allclose(ours[name], theirs[name], atol=2e-2, err_msg=name)

@@ -13,6 +13,7 @@ from bge_runtime.errors import ExportError
 from bge_runtime.hub import explained, is_hub_id
 from bge_runtime.registry import (
     ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
     POOLING_METHODS,
     SUPPORTED_MODEL_CLASSES,
     ModelFacts,
@@ -33,6 +34,9 @@ _HEADS_OF_OTHER_TASKS = {
     "LMHeadModel": "a decoder",
     "ForConditionalGeneration": "a generator",
 }
+
+HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+"""The heads of a model of M3's class, beside its encoder."""
 
 _MODULES = ("Transformer", "Pooling", "Normalize")
 """sentence-transformers modules whose effect the bundle has."""
@@ -61,10 +65,10 @@ class Checkpoint:
         revision: Commit of the hub repository, if it came from the hub.
         config: Its ``config.json``.
         model_class: FlagEmbedding's class for it.
-        pooling: ``"cls"`` or ``"mean"``.
+        pooling: One of `bge_runtime.registry.POOLING_METHODS`.
         query_instruction: Instruction its authors recommend for queries.
         query_instruction_format: How instruction and query are joined.
-        weight_files: Its weight files, relative to the folder.
+        weight_files: Its weight files, relative to the folder; M3's heads among them.
     """
 
     folder: Path
@@ -145,7 +149,7 @@ def inspect_checkpoint(
         source: What the user called it.
         revision: Commit it was resolved to.
         model_class: FlagEmbedding's class, if the user gave one.
-        pooling: ``"cls"`` or ``"mean"``, if the user gave one.
+        pooling: One of `bge_runtime.registry.POOLING_METHODS`, if the user gave one.
         trust_remote_code: Whether code from the checkpoint may run.
 
     Raises:
@@ -161,6 +165,13 @@ def inspect_checkpoint(
             f"{', '.join(SUPPORTED_MODEL_CLASSES)} only"
         )
     _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
+    chosen_pooling = pooling or _pooling(root, source, facts)
+    if chosen_pooling == "last_token" and chosen_class != ENCODER_ONLY_M3:
+        raise ExportError(
+            f"FlagEmbedding pools the last token of {ENCODER_ONLY_M3} and of decoders, and "
+            f"{source} is of class {chosen_class}"
+        )
+    heads = _check_heads(folder, source) if chosen_class == ENCODER_ONLY_M3 else ()
     return Checkpoint(
         folder=folder,
         # A folder's path is made absolute, so that it means the same from anywhere.
@@ -169,10 +180,10 @@ def inspect_checkpoint(
         revision=revision,
         config=config,
         model_class=chosen_class,
-        pooling=pooling or _pooling(root, source, facts),
+        pooling=chosen_pooling,
         query_instruction=(facts and facts.query_instruction) or _query_prompt(root),
         query_instruction_format=facts.query_instruction_format if facts else "{}{}",
-        weight_files=_check_weights(folder, source),
+        weight_files=(*_check_weights(folder, source), *heads),
     )
 
 
@@ -286,6 +297,17 @@ def _query_prompt(root: Path) -> str | None:
         return prompts.get("query") or None
     except (OSError, ValueError, AttributeError) as error:
         raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
+
+
+def _check_heads(folder: Path, source: str) -> tuple[str, ...]:
+    missing = [name for name in HEAD_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ExportError(
+            f"{source} is of class {ENCODER_ONLY_M3} and lacks {' and '.join(missing)}, without "
+            "which its lexical weights and ColBERT vectors would be random. Add the files, or "
+            f"pass --model-class {ENCODER_ONLY_BASE} for its dense vectors alone"
+        )
+    return HEAD_FILES
 
 
 def _check_weights(folder: Path, source: str) -> tuple[str, ...]:

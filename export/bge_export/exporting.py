@@ -19,22 +19,33 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from bge_export.checkpoint import Checkpoint
 from bge_export.loading import (
     load_encoder,
+    load_heads,
     load_tokenizer,
     max_length,
     reference_vectors,
     takes_token_types,
 )
 from bge_export.output import check_output, draft_beside, put_in_place
-from bge_export.targets import OPENVINO, PORTABLE, Target
+from bge_export.targets import OPENVINO, PORTABLE, Target, for_length
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace
 from bge_runtime import integrity
-from bge_runtime.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
+from bge_runtime.bundle import (
+    COLBERT_TOKENS,
+    PARITY_FILE,
+    TOKENIZER_FILE,
+    Bundle,
+    Reference,
+)
 from bge_runtime.engines import why_not
 from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import (
+    COLBERT_VECS,
     FILE_NAME,
+    HEAD_OUTPUTS,
+    SENTENCE_EMBEDDING,
+    TOKEN_WEIGHTS,
     File,
     Graph,
     Manifest,
@@ -135,8 +146,13 @@ def export_bundle(
         step("loading the checkpoint")
         tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
         encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
+        dim = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        heads = load_heads(checkpoint, width=dim)
         wrapped = PooledEncoder(
-            encoder, pooling=checkpoint.pooling, token_types=takes_token_types(encoder)
+            encoder,
+            pooling=checkpoint.pooling,
+            token_types=takes_token_types(encoder),
+            heads=heads,
         )
         limit = max_length(encoder)
         model = Model(
@@ -144,7 +160,7 @@ def export_bundle(
             name=checkpoint.name + ("-random" if random_seed is not None else ""),
             model_class=checkpoint.model_class,
             architecture=str(checkpoint.config["model_type"]),
-            dim=int(encoder.config.hidden_size),  # type: ignore[union-attr,arg-type]
+            dim=dim,
             layers=int(encoder.config.num_hidden_layers),  # type: ignore[union-attr,arg-type]
             vocab_size=int(encoder.config.vocab_size),  # type: ignore[union-attr,arg-type]
             max_length=limit,
@@ -152,15 +168,18 @@ def export_bundle(
             query_instruction=checkpoint.query_instruction,
             query_instruction_format=checkpoint.query_instruction_format,
             pad_token_id=int(tokenizer.pad_token_id),
+            colbert_dim=heads["colbert"].out_features if heads else None,
+            weightless_token_ids=_weightless(tokenizer) if heads else (),
         )
         _write_companions(draft, checkpoint, model, tokenizer)
         step("tracing the graph")
         traced = trace(wrapped, max_length=limit)
         step("writing the graphs")
+        targets = [for_length(target, limit) for target in targets]
         graphs = write_graphs(traced, draft, targets)
         step("computing PyTorch's vectors")
         reference = _make_reference(draft, wrapped, model, tokenizer)
-        del wrapped, encoder, traced
+        del wrapped, encoder, heads, traced
         step("hashing the files")
         manifest = Manifest(
             model=model,
@@ -204,7 +223,7 @@ def write_graphs(traced: ir.Model, folder: Path, targets: Sequence[Target]) -> d
     graphs[PORTABLE.name] = _describe(portable, PORTABLE)
     written = ir.load(path).graph.initializers
     for target in targets:
-        if target is PORTABLE:
+        if target.name == PORTABLE.name:
             continue
         model = _lowered(traced, target)
         if target is OPENVINO:
@@ -276,7 +295,7 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
 def _lowered(traced: ir.Model, target: Target) -> ir.Model:
     model = traced.clone()
     for output in list(model.graph.outputs):
-        if output.name not in target.outputs:
+        if output.name not in (*target.outputs, *HEAD_OUTPUTS):
             model.graph.outputs.remove(output)
     for graph_pass in target.passes():
         graph_pass(model)
@@ -305,15 +324,31 @@ def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer
                 f"({ours.tolist()[:12]} … instead of {theirs[:12]} …). Nothing was written; "
                 "please report this model"
             )
+    outputs = reference_vectors(encoder, token_ids)
     reference = Reference(
         texts=PARITY_TEXTS,
         token_ids=tuple(token_ids),
-        vectors=reference_vectors(encoder, token_ids),
+        vectors=np.stack(outputs[SENTENCE_EMBEDDING]),
     )
-    if not np.isfinite(reference.vectors).all():
+    if encoder.heads:
+        kept = [rows for rows in outputs[COLBERT_VECS] if len(rows) < COLBERT_TOKENS]
+        reference = replace(
+            reference,
+            token_weights=np.concatenate(outputs[TOKEN_WEIGHTS]),
+            colbert_vecs=np.concatenate(kept),
+        )
+    if not all(np.isfinite(rows).all() for output in outputs.values() for rows in output):
         raise ExportError(f"PyTorch itself gives NaN or infinity for {model.name}")
     reference.save(draft / PARITY_FILE)
     return reference
+
+
+def _weightless(tokenizer: Any) -> tuple[int, ...]:
+    """List what FlagEmbedding gives no lexical weight; the mask token is not among it."""
+    tokens = ("cls_token", "eos_token", "pad_token", "unk_token")
+    known = [tokenizer.special_tokens_map[name] for name in tokens
+             if name in tokenizer.special_tokens_map]  # fmt: skip
+    return tuple(sorted(tokenizer.convert_tokens_to_ids(known)))
 
 
 def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokenizer: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from bge_export.checkpoint import Checkpoint
+from bge_export.checkpoint import HEAD_FILES, Checkpoint
 from bge_export.tracing import PooledEncoder
 from bge_runtime.errors import ExportError
 
@@ -52,6 +52,45 @@ def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
             f"{missing[0]}; it is damaged, or of another type than its config.json says"
         )
     return _ready(model)
+
+
+def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Linear]:
+    """Load the heads of a model of M3's class, in fp32.
+
+    Args:
+        checkpoint: The checkpoint.
+        width: Components of the encoder's hidden states.
+
+    Returns:
+        ``"sparse"`` and ``"colbert"``; empty for a model without heads.
+
+    Raises:
+        ExportError: If a file cannot be read, or does not fit the encoder.
+    """
+    heads = {}
+    for name in HEAD_FILES:
+        if name not in checkpoint.weight_files:
+            continue
+        path = checkpoint.folder / name
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            weight, bias = state["weight"].float(), state["bias"].float()
+        except (
+            OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+            EOFError, pickle.UnpicklingError,
+        ) as error:  # fmt: skip
+            raise ExportError(f"cannot read {path}: {_first_lines(error)}") from error
+        kind = name.removesuffix("_linear.pt")
+        rows = 1 if kind == "sparse" else len(weight)
+        if weight.shape != (rows, width) or bias.shape != (rows,):
+            raise ExportError(
+                f"{path} is a matrix of {tuple(weight.shape)} with a bias of {tuple(bias.shape)}; "
+                f"the encoder's {width} components need ({rows}, {width}) and ({rows},)"
+            )
+        heads[kind] = torch.nn.Linear(width, rows)
+        heads[kind].load_state_dict({"weight": weight, "bias": bias})
+        heads[kind].requires_grad_(requires_grad=False)
+    return heads
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
@@ -98,18 +137,22 @@ def takes_token_types(encoder: torch.nn.Module) -> bool:
 @torch.no_grad()
 def reference_vectors(
     encoder: PooledEncoder, token_ids: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float32]:
-    """Compute PyTorch's vectors, one text at a time, so that nothing is padded.
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Compute PyTorch's outputs, one text at a time, so that nothing is padded.
 
     Returns:
-        Pooled vectors, not normalised. Shape: ``(len(token_ids), dim)``.
+        By name of the output, one array a text: pooled vectors ``(dim,)``, not
+        normalised; of a model with M3's heads also ``(tokens,)`` weights and
+        ``(tokens - 1, colbert_dim)`` vectors.
     """
-    rows = []
+    names = encoder.output_names[1:]
+    rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     for ids in token_ids:
         batch = torch.from_numpy(ids)[None]
-        _, vector = encoder(batch, torch.ones_like(batch), torch.zeros_like(batch))
-        rows.append(vector[0].numpy())
-    return np.stack(rows)
+        _, *outputs = encoder(batch, torch.ones_like(batch), torch.zeros_like(batch))
+        for name, output in zip(names, outputs, strict=True):
+            rows[name].append(output[0].numpy())
+    return rows
 
 
 def _ready(model: Any) -> torch.nn.Module:

@@ -13,13 +13,29 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from bge_runtime.errors import ExportError
-from bge_runtime.registry import MODELS, BertShape, ModelFacts, find_model
+from bge_runtime.registry import (
+    ENCODER_ONLY_M3,
+    MODELS,
+    BertShape,
+    ModelFacts,
+    find_model,
+)
 
-_SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
-"""Ids that BERT's English and Chinese vocabularies share."""
+_SPECIAL = {
+    "bert": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103},
+    "xlm-roberta": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4},
+}
+"""Ids of the published vocabularies; BERT's English and Chinese ones share theirs. XLM-R's
+mask is its last id."""
 
 
 def random_model_facts(source: str) -> ModelFacts:
@@ -52,31 +68,52 @@ def write_random_checkpoint(
         ExportError: If the tokenizer has more ids than the model has embeddings.
     """
     assert facts.shape is not None
-    fast = _load(tokenizer) if tokenizer else make_tokenizer(facts.shape.vocab_size)
+    made = facts.shape.vocab_size, facts.shape.architecture
+    fast = _load(tokenizer) if tokenizer else make_tokenizer(*made)
     if len(fast) > facts.shape.vocab_size:
         raise ExportError(
             f"the tokenizer in {tokenizer} has {len(fast):,} ids, and {facts.name} has "
             f"embeddings for {facts.shape.vocab_size:,}; pass one of its own family"
         )
-    random_bert(facts.shape, seed=seed).save_pretrained(folder)
+    random_encoder(facts.shape, seed=seed).save_pretrained(folder)
+    if facts.model_class == ENCODER_ONLY_M3:
+        write_random_heads(folder, facts.shape.hidden_size, seed=seed)
     fast.save_pretrained(folder)
 
 
-def random_bert(shape: BertShape, *, seed: int) -> BertModel:
-    """Make a BERT encoder with seeded weights wide enough to matter."""
-    config = BertConfig(
+def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
+    """Make an encoder with seeded weights wide enough to matter."""
+    roberta = shape.architecture == "xlm-roberta"
+    # RoBERTa counts positions from the padding id on, which is 1.
+    options = {"pad_token_id": 1, "type_vocab_size": 1} if roberta else {}
+    config = (XLMRobertaConfig if roberta else BertConfig)(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.max_length + 2 * roberta,
+        **options,
     )
     # Made on the meta device: the default initialisation would take as long again.
     with torch.device("meta"):
-        model = BertModel(config, add_pooling_layer=False)
+        model = (XLMRobertaModel if roberta else BertModel)(config, add_pooling_layer=False)
     model.to_empty(device="cpu")
     widen(model, seed=seed)
     return model.eval()
+
+
+def write_random_heads(
+    folder: Path, width: int, *, seed: int, colbert_dim: int | None = None
+) -> None:
+    """Write M3's heads, seeded: about half of the tokens get a weight, up to about 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, rows, spread in (("sparse", 1, 0.15), ("colbert", colbert_dim or width, 1.0)):
+        state = {
+            "weight": torch.randn(rows, width, generator=generator) * spread / math.sqrt(width),
+            "bias": torch.randn(rows, generator=generator) * 0.01,
+        }
+        torch.save(state, folder / f"{name}_linear.pt")
 
 
 @torch.no_grad()
@@ -105,34 +142,43 @@ def widen(model: torch.nn.Module, *, seed: int) -> None:
             buffer.zero_()
 
 
-def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(vocab_size: int, architecture: str = "bert") -> PreTrainedTokenizerFast:
     """Make a WordPiece tokenizer with exactly this many ids.
 
     Its pieces are single characters (ASCII and the common Chinese ones) and the
     shortest strings of Latin letters, so that real text becomes several known pieces a
     word.
+
+    Args:
+        vocab_size: Number of ids.
+        architecture: Whose special tokens it has, ``"bert"`` or ``"xlm-roberta"``.
     """
+    special = _SPECIAL[architecture]
+    pad, unk, cls, sep, mask = (
+        ("<pad>", "<unk>", "<s>", "</s>", "<mask>") if "<s>" in special else special
+    )
     pieces = iter(dict.fromkeys(_pieces()))
-    vocabulary = dict(_SPECIAL)
+    vocabulary = dict(special)
     for number in range(vocab_size):
-        if number not in _SPECIAL.values():
-            # The first hundred ids are unused in the published vocabularies, too.
-            piece = next(pieces, None) if number > _SPECIAL["[UNK]"] else None
+        if number not in special.values():
+            # The first hundred ids are unused in BERT's published vocabularies, too.
+            piece = next(pieces, None) if number > special[unk] else None
             vocabulary[piece or f"[unused{number}]"] = number
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", _SPECIAL["[SEP]"]), ("[CLS]", _SPECIAL["[CLS]"])
-    )
+    tokenizer.post_processor = processors.BertProcessing((sep, special[sep]), (cls, special[cls]))
+    # RoBERTa's names for the two are others, and FlagEmbedding asks for eos_token.
+    more = {"bos_token": cls, "eos_token": sep} if "<s>" in special else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=512,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=cls,
+        sep_token=sep,
+        mask_token=mask,
+        **more,
     )
 
 

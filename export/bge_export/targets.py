@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from bge_export.passes import (
+    AttentionInBlocks,
     AttentionToMatMul,
     BroadcastMask,
     FirstTokenOnly,
@@ -89,6 +90,29 @@ OPENVINO = Target(
     device="cpu",
     description="OpenVINO with 16-bit weights, for a CPU with AVX512-BF16 or AMX",
 )
+
+_LONG = 512
+"""Up to so many tokens the scores of attention are small beside the weights."""
+
+_LONG_CPU = replace(
+    CPU,
+    passes=lambda: (BroadcastMask(), FirstTokenOnly(), AttentionInBlocks(),
+                    *_standard_operators()),
+    variants=CPU.variants[:1],
+)  # fmt: skip
+_LONG_PORTABLE = replace(PORTABLE, variants=(CPU.variants[1], *PORTABLE.variants))
+
+
+def for_length(target: Target, max_length: int) -> Target:
+    """Give a target's form for a model that reads so many tokens.
+
+    For long ones the graph of ``cpu`` has operators that only ONNX Runtime knows, and
+    OpenVINO takes the portable one in fp32.
+    """
+    if max_length <= _LONG:
+        return target
+    return {CPU.name: _LONG_CPU, PORTABLE.name: _LONG_PORTABLE}.get(target.name, target)
+
 
 TARGETS = (OPENVINO, CPU, PORTABLE)
 """In the order in which the runtime prefers them. Target and precision are unique."""

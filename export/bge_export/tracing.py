@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -15,33 +15,50 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 
 from bge_export.targets import TRACE_OPSET
 from bge_runtime.errors import ExportError
+from bge_runtime.manifest import HEAD_OUTPUTS, SENTENCE_EMBEDDING
 
 
 class PooledEncoder(torch.nn.Module):
-    """An encoder with its pooling, as it goes into the graph.
+    """An encoder with its pooling and heads, as it goes into the graph.
 
-    The pooled vectors are not normalised: ``truncate_dim`` comes before that.
+    The pooled vectors and those of tokens are not normalised: ``truncate_dim`` comes
+    before that.
+
+    Attributes:
+        output_names: Names of what ``forward`` gives, in order.
     """
 
-    def __init__(self, encoder: torch.nn.Module, *, pooling: str, token_types: bool) -> None:
+    def __init__(
+        self,
+        encoder: torch.nn.Module,
+        *,
+        pooling: str,
+        token_types: bool,
+        heads: Mapping[str, torch.nn.Linear] | None = None,
+    ) -> None:
         """Wrap an encoder.
 
         Args:
             encoder: Takes ``input_ids`` and ``attention_mask``, gives ``last_hidden_state``.
-            pooling: ``"cls"`` or ``"mean"``.
+            pooling: ``"cls"``, ``"mean"`` or ``"last_token"``.
             token_types: Whether it takes ``token_type_ids`` as well.
+            heads: ``"sparse"`` and ``"colbert"`` of a model of M3's class.
         """
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
         self.token_types = token_types
+        self.heads = torch.nn.ModuleDict(dict(heads or {}))
+        self.output_names = ("last_hidden_state", SENTENCE_EMBEDDING) + (
+            HEAD_OUTPUTS if self.heads else ()
+        )
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """Encode and pool.
 
         Args:
@@ -50,17 +67,30 @@ class PooledEncoder(torch.nn.Module):
             token_type_ids: int64, or None. Shape: ``(batch, sequence)``.
 
         Returns:
-            Hidden states, shape ``(batch, sequence, dim)``, and vectors, shape
-            ``(batch, dim)``.
+            Hidden states, shape ``(batch, sequence, dim)``; vectors, shape
+            ``(batch, dim)``. With heads also weights of tokens, shape
+            ``(batch, sequence)``, and vectors of all tokens but the first, shape
+            ``(batch, sequence - 1, colbert_dim)``; both hold anything at padding.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.token_types:
             inputs["token_type_ids"] = token_type_ids
         hidden = self.encoder(**inputs, return_dict=True).last_hidden_state
+        outputs = (hidden, self._pool(hidden, attention_mask))
+        if not self.heads:
+            return outputs
+        weights = torch.relu(self.heads["sparse"](hidden)).squeeze(-1)
+        return (*outputs, weights, self.heads["colbert"](hidden[:, 1:]))
+
+    def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         if self.pooling == "cls":
-            return hidden, hidden[:, 0]
+            return hidden[:, 0]
+        if self.pooling == "last_token":
+            last = attention_mask.sum(dim=1) - 1
+            index = last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+            return hidden.gather(1, index).squeeze(1)
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return hidden, (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 @torch.no_grad()
@@ -69,8 +99,7 @@ def trace(encoder: PooledEncoder, *, max_length: int) -> ir.Model:
 
     Returns:
         A model of opset 23 with inputs ``input_ids``, ``attention_mask`` and, if the
-        encoder takes them, ``token_type_ids``; outputs ``last_hidden_state`` and
-        ``sentence_embedding``.
+        encoder takes them, ``token_type_ids``; outputs are those of the encoder.
 
     Raises:
         ExportError: If PyTorch cannot trace the encoder.
@@ -94,7 +123,7 @@ def trace(encoder: PooledEncoder, *, max_length: int) -> ir.Model:
                 dynamo=True,
                 opset_version=TRACE_OPSET,
                 input_names=names,
-                output_names=["last_hidden_state", "sentence_embedding"],
+                output_names=list(encoder.output_names),
                 dynamic_shapes=tuple({0: batch, 1: sequence} for _ in names),
                 optimize=True,
                 verbose=False,

@@ -3,7 +3,8 @@
 from bge_runtime.auto_model import FlagAutoModel
 from bge_runtime.bundle import Bundle
 from bge_runtime.flag_model import FlagModel
+from bge_runtime.m3_model import BGEM3FlagModel
 
-__all__ = ["Bundle", "FlagAutoModel", "FlagModel", "__version__"]
+__all__ = ["BGEM3FlagModel", "Bundle", "FlagAutoModel", "FlagModel", "__version__"]
 
 __version__ = "0.1.0"

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.flag_model import Devices, FlagModel
+from bge_runtime.flag_base import Devices
+from bge_runtime.flag_model import FlagModel
+from bge_runtime.m3_model import BGEM3FlagModel
 from bge_runtime.manifest import FILE_NAME
-from bge_runtime.registry import ENCODER_ONLY_BASE, MODEL_CLASSES, find_model
+from bge_runtime.registry import ENCODER_ONLY_BASE, ENCODER_ONLY_M3, MODEL_CLASSES, find_model
 from bge_runtime.resolving import ExportOptions, find_bundle
 
-_CLASSES: dict[str, type[FlagModel]] = {ENCODER_ONLY_BASE: FlagModel}
+_CLASSES: dict[str, type[FlagModel | BGEM3FlagModel]] = {
+    ENCODER_ONLY_BASE: FlagModel,
+    ENCODER_ONLY_M3: BGEM3FlagModel,
+}
 
 
 class FlagAutoModel:
@@ -44,7 +49,7 @@ class FlagAutoModel:
         revision: str | None = None,
         cache_dir: str | None = None,
         **kwargs: Any,
-    ) -> FlagModel:
+    ) -> FlagModel | BGEM3FlagModel:
         """Open a model.
 
         What is not given is what the bundle says of itself, whatever its folder is called;
@@ -52,7 +57,8 @@ class FlagAutoModel:
 
         Args:
             model_name_or_path: As in `FlagModel`.
-            model_class: ``"encoder-only-base"``, or FlagEmbedding's enum member of it.
+            model_class: ``"encoder-only-base"`` or ``"encoder-only-m3"``, or FlagEmbedding's
+                enum member of it.
             normalize_embeddings: As in `FlagModel`.
             use_fp16: As in `FlagModel`.
             use_bf16: As in `FlagModel`.

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+PADDED_AT_MOST = 1024
+"""Tokens of a text above which it shares a batch only with texts of its very length. Where
+nothing is padded, attention goes without a mask, and without memory for one score for each
+pair of tokens: 64 MB for each such text with 16 heads, and 64 times that at 8192."""
+
 
 def plan_batches(
     lengths: Sequence[int] | NDArray[np.integer],
@@ -20,7 +25,8 @@ def plan_batches(
     Each text is in exactly one batch. Walking down the sorted lengths, a batch is
     closed when another row would take it over ``max_tokens`` or ``max_rows``, or
     when its padding would cost more than starting a new batch does. A text longer
-    than ``max_tokens`` gets a batch of its own.
+    than ``max_tokens`` gets a batch of its own; one longer than `PADDED_AT_MOST` is
+    not padded.
 
     Args:
         lengths: Tokens of each text, at least 1. Shape: ``(n,)``.
@@ -47,7 +53,8 @@ def plan_batches(
         rows = position - start
         longest = int(sizes[order[start]])
         full = (rows + 1) * longest > max_tokens or rows == max_rows
-        if rows and (full or padding + longest - size > max_padding):
+        allowed = max_padding if longest <= PADDED_AT_MOST else 0
+        if rows and (full or padding + longest - size > allowed):
             batches.append(order[start:position])
             start, padding = position, 0
         else:

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from bge_runtime import integrity, manifest
 from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
-from bge_runtime.manifest import Graph, Manifest
+from bge_runtime.manifest import HEAD_OUTPUTS, Graph, Manifest
 
 TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.npz"
+
+COLBERT_TOKENS = 64
+"""Most tokens of a text whose ColBERT vectors are kept as a reference."""
 
 _EXPORT_AGAIN = "copy the bundle again, or export it again with bge-export --force"
 
@@ -142,11 +145,18 @@ class Reference:
         texts: The texts themselves.
         token_ids: Their tokens, special tokens included. One int64 array a text.
         vectors: PyTorch's pooled vectors, not normalised. Shape: ``(texts, dim)``.
+        token_weights: Of a model of M3's class, the weight of every token of every
+            text, one after the other. Shape: ``(tokens,)``.
+        colbert_vecs: Likewise the vectors of all tokens but the first of each text of
+            at most `COLBERT_TOKENS` tokens; more would weigh tens of megabytes.
+            Shape: ``(tokens, colbert_dim)``.
     """
 
     texts: tuple[str, ...]
     token_ids: tuple[NDArray[np.int64], ...]
     vectors: NDArray[np.float32]
+    token_weights: NDArray[np.float32] | None = None
+    colbert_vecs: NDArray[np.float32] | None = None
 
     def save(self, path: Path) -> None:
         """Write ``parity.npz``.
@@ -160,6 +170,7 @@ class Reference:
             tokens=np.concatenate(self.token_ids).astype(np.int32),
             lengths=np.array([len(ids) for ids in self.token_ids], dtype=np.int32),
             vectors=self.vectors.astype(np.float32),
+            **{name: array for name in HEAD_OUTPUTS if (array := getattr(self, name)) is not None},
         )
 
     @classmethod
@@ -177,6 +188,7 @@ class Reference:
                     texts=tuple(data["texts"].tobytes().decode().split("\0")),
                     token_ids=tuple(np.split(tokens, ends)),
                     vectors=data["vectors"],
+                    **{name: data[name] for name in HEAD_OUTPUTS if name in data},
                 )
         except (OSError, ValueError, KeyError) as error:
             raise BundleError(f"cannot read {path}: {error}; {_EXPORT_AGAIN}") from error

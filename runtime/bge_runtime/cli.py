@@ -22,6 +22,7 @@ from tqdm import tqdm
 from bge_runtime import __version__
 from bge_runtime.auto_model import FlagAutoModel
 from bge_runtime.errors import BgeError
+from bge_runtime.m3_model import BGEM3FlagModel, M3Output
 
 _CHUNK = 8192
 """Texts read, embedded and written at a time, so that memory stays flat."""
@@ -60,6 +61,8 @@ class InputError(BgeError):
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Texts.")
 @click.option("--truncate-dim", type=click.IntRange(1), help="Components to keep.")
 @click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
+@click.option("--sparse", is_flag=True, help="Of BGE-M3: lexical weights as well, in JSONL.")
+@click.option("--colbert", is_flag=True, help="Of BGE-M3: ColBERT vectors as well, in JSONL.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--device", "devices", multiple=True, help="Repeatable. Default: cpu.")
 @click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
@@ -79,6 +82,8 @@ def main(
     batch_size: int,
     truncate_dim: int | None,
     no_normalize: bool,
+    sparse: bool,
+    colbert: bool,
     revision: str | None,
     devices: tuple[str, ...],
     engine: str,
@@ -97,6 +102,8 @@ def main(
     try:
         if instruction is not None and not query:
             raise InputError("--instruction is put before queries; pass --query as well")
+        if (sparse or colbert) and not (output == "-" or _is_jsonl(output)):
+            raise InputError("--sparse and --colbert go into JSONL; name a .jsonl --output")
         write_to = _open_output(output)
         opened = FlagAutoModel.from_finetuned(
             model,
@@ -112,8 +119,12 @@ def main(
         if verbose:
             click.echo(f"{model}: {opened.engine.info}", err=True)
         card = opened.bundle.manifest.model
+        if (sparse or colbert) and not isinstance(opened, BGEM3FlagModel):
+            raise InputError(f"--sparse and --colbert are for BGE-M3, and this is {card.name}")
         if instruction is None:
-            instruction = card.query_instruction
+            # M3 is trained without one.
+            wants_none = isinstance(opened, BGEM3FlagModel)
+            instruction = "" if wants_none else card.query_instruction
         if query and instruction is None:
             raise InputError(
                 f"nothing says what instruction {card.name} wants before a query; pass "
@@ -121,21 +132,25 @@ def main(
             )
         opened.query_instruction_for_retrieval = instruction
         encode = opened.encode_queries if query else opened.encode_corpus
+        kinds = {"return_sparse": True} if sparse else {}
+        kinds |= {"return_colbert_vecs": True} if colbert else {}
         with (
             _open_input(source) as lines,
             write_to() as write,
             tqdm(desc="embedding", unit="text", disable=None) as bar,
         ):
-            write([], encode([]))  # no input is no error, and a file of no rows
+            write(*_fields([], encode([])))  # no input is no error, and a file of no rows
             read = _read_jsonl(lines, field) if jsonl or _is_jsonl(source) else _read_lines(lines)
             for chunk in _chunks(read):
                 texts = [row.text for row in chunk]
                 try:
-                    vectors = encode(texts, max_length=max_length, show_progress_bar=False)
+                    embedded = encode(
+                        texts, max_length=max_length, show_progress_bar=False, **kinds
+                    )
                 except ValueError as error:
                     first, last = chunk[0].line, chunk[-1].line
                     raise InputError(f"{source}, lines {first} to {last}: {error}") from error
-                write([row.fields for row in chunk], vectors)
+                write(*_fields([row.fields for row in chunk], embedded))
                 bar.update(len(chunk))
             sys.stdout.flush()  # while a full disk can still be reported
     except (BgeError, ValueError) as error:
@@ -148,6 +163,21 @@ def main(
         # What could not be written must not be tried again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _fields(
+    records: list[Record], embedded: NDArray[np.float32] | M3Output
+) -> tuple[list[Record], NDArray[np.float32]]:
+    """Put what M3 gives besides into the records, and hand the dense vectors on."""
+    if not isinstance(embedded, dict):
+        return records, embedded
+    dense = embedded["dense_vecs"]
+    assert dense is not None
+    for record, weights in zip(records, embedded["lexical_weights"] or (), strict=False):
+        record["lexical_weights"] = {key: float(weight) for key, weight in weights.items()}
+    for record, vectors in zip(records, embedded["colbert_vecs"] or (), strict=False):
+        record["colbert_vecs"] = vectors.tolist()
+    return records, dense
 
 
 def _is_jsonl(name: str) -> bool:

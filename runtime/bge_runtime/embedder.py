@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,22 @@ _WINDOW = 2048
 """Texts that are tokenised and sorted together. While one window is computed the next
 one is tokenised; batches of 2,048 sorted texts hold next to no padding."""
 
-PostProcess = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+class Batch(NamedTuple):
+    """Texts that are run together.
+
+    Attributes:
+        rows: Their positions in the call. Shape: ``(batch,)``.
+        input_ids: Their tokens. Shape: ``(batch, sequence)``.
+        attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
+    """
+
+    rows: NDArray[np.intp]
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+
+
+Take = Callable[[Batch, list[NDArray[np.float32]]], object]
 
 _alive: weakref.WeakSet[Embedder] = weakref.WeakSet()
 
@@ -57,6 +72,7 @@ class Embedder:
         revision: str | None,
         cache_dir: str | None,
         options: ExportOptions,
+        outputs: Sequence[str],
     ) -> None:
         """Find a model's bundle and open it.
 
@@ -69,6 +85,8 @@ class Embedder:
             revision: Branch, tag or commit on the hub.
             cache_dir: Folder of the hub's cache.
             options: How to export, if it has to be.
+            outputs: Outputs of the graph that will be asked for; see
+                `bge_runtime.engines.open_engine`.
         """
         self.bundle = Bundle.open(
             find_bundle(model_name_or_path, revision=revision, cache_dir=cache_dir, options=options)
@@ -76,6 +94,7 @@ class Embedder:
         self.target_devices = resolve_devices(devices)
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._threads = threads
+        self._outputs = tuple(outputs)
         self._variants: dict[str, Variant] = {
             device: select_variant(self.bundle, device=device, engine=engine, precision=precision)
             for device in dict.fromkeys(self.target_devices)
@@ -88,7 +107,7 @@ class Embedder:
             warnings.warn(
                 f"{self.bundle.path.name} has random weights (seed {seed}); its vectors mean "
                 "nothing, and serve benchmarks only",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     @property
@@ -123,7 +142,7 @@ class Embedder:
 
     def _opened_engines(self) -> dict[str, Engine]:
         return {
-            device: open_engine(self.bundle, variant, threads=self._threads)
+            device: open_engine(self.bundle, variant, threads=self._threads, outputs=self._outputs)
             for device, variant in self._variants.items()
         }
 
@@ -139,36 +158,31 @@ class Embedder:
         self._engines = {}
         self._lock = threading.Lock()
 
-    def _embed(
+    def _run(
         self,
         texts: list[str],
-        post_process: PostProcess,
+        take: Take,
         *,
-        output: str,
-        dim: int,
+        outputs: Sequence[str],
         batch_size: int,
         max_length: int,
         devices: Sequence[str],
         show_progress_bar: bool | None,
-    ) -> NDArray[np.float32]:
-        """Compute one output for each text, in input order.
+    ) -> None:
+        """Compute outputs for each text, batch by batch.
 
         Args:
             texts: The texts.
-            post_process: Turns the raw rows of a batch into rows of the result.
-            output: Name of the graph's output.
-            dim: Components of a row of the result.
+            take: Told of each batch and its outputs, in any order and from several
+                threads.
+            outputs: Names of the graph's outputs.
             batch_size: Most texts in a batch.
             max_length: Most tokens of a text.
             devices: Devices to share the work.
             show_progress_bar: None shows it for a long call on a terminal.
-
-        Returns:
-            Shape: ``(len(texts), dim)``.
         """
         opened = self._open_engines()
         engines = [opened[device] for device in dict.fromkeys(devices)]
-        result = np.empty((len(texts), dim), dtype=np.float32)
         batches = self._batches(
             texts,
             batch_size=batch_size,
@@ -186,19 +200,16 @@ class Embedder:
         # has been seen to lock the whole process in one that was just starting.
         with closing(batches), nullcontext() if shown is None else shown:
 
-            def run(engine: Engine, batch: _Batch) -> None:
-                rows, ids, mask = batch
-                (raw,) = engine.run(ids, mask, [output])
-                result[rows] = post_process(raw)
+            def run(engine: Engine, batch: Batch) -> None:
+                take(batch, engine.run(batch.input_ids, batch.attention_mask, outputs))
                 if shown is not None:
-                    shown.update(len(rows))
+                    shown.update(len(batch.rows))
 
             _share(engines, batches, run)
-        return result
 
     def _batches(
         self, texts: Sequence[str], *, batch_size: int, max_length: int, engine: Engine
-    ) -> Generator[_Batch, None, None]:
+    ) -> Generator[Batch, None, None]:
         pad_token_id = self.bundle.manifest.model.pad_token_id
         with closing(self._tokenized_windows(texts, max_length=max_length)) as windows:
             for start, tokens in windows:
@@ -210,7 +221,7 @@ class Embedder:
                 )
                 for rows in plan:
                     ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=pad_token_id)
-                    yield rows + start, ids, mask
+                    yield Batch(rows + start, ids, mask)
 
     def _tokenized_windows(
         self, texts: Sequence[str], *, max_length: int
@@ -231,13 +242,10 @@ class Embedder:
                 yield start, tokens
 
 
-_Batch = tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]
-
-
 def _share(
     engines: Sequence[Engine],
-    batches: Iterator[_Batch],
-    run: Callable[[Engine, _Batch], None],
+    batches: Iterator[Batch],
+    run: Callable[[Engine, Batch], None],
 ) -> None:
     """Let each engine take the next batch until none is left, or one has failed."""
     if len(engines) == 1:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,18 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.embedder import Embedder, as_texts
-from bge_runtime.errors import PoolingError
+from bge_runtime.embedder import Batch, as_texts
+from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, FlagBase, check_positive
+from bge_runtime.manifest import SENTENCE_EMBEDDING
 from bge_runtime.postprocess import normalize, truncate
-from bge_runtime.resolving import ExportOptions
-
-_DEFAULT_LENGTH = 512
-_PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
-
-Devices = str | int | list[str] | list[int] | None
 
 
-class FlagModel(Embedder):
+class FlagModel(FlagBase):
     """A BERT or XLM-R embedder, with the interface of FlagEmbedding 1.4.2's.
 
     Positional order, defaults and results follow ``FlagEmbedding.FlagModel``; what is
@@ -45,8 +38,8 @@ class FlagModel(Embedder):
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
         batch_size: int = 256,
-        query_max_length: int = _DEFAULT_LENGTH,
-        passage_max_length: int = _DEFAULT_LENGTH,
+        query_max_length: int = DEFAULT_LENGTH,
+        passage_max_length: int = DEFAULT_LENGTH,
         convert_to_numpy: bool = True,
         truncate_dim: int | None = None,
         *,
@@ -98,52 +91,26 @@ class FlagModel(Embedder):
         """
         super().__init__(
             model_name_or_path,
+            normalize_embeddings=normalize_embeddings,
+            use_fp16=use_fp16,
+            use_bf16=use_bf16,
+            query_instruction_for_retrieval=query_instruction_for_retrieval,
+            query_instruction_format=query_instruction_format,
             devices=devices,
+            pooling_method=pooling_method,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            batch_size=batch_size,
+            query_max_length=query_max_length,
+            passage_max_length=passage_max_length,
+            truncate_dim=truncate_dim,
             engine=engine,
-            precision=precision or _precision(use_fp16=use_fp16, use_bf16=use_bf16),
+            precision=precision,
             threads=threads,
             revision=revision,
-            cache_dir=cache_dir,
-            options=ExportOptions(pooling=pooling_method, trust_remote_code=trust_remote_code),
         )
-        pooling = self.bundle.manifest.model.pooling
-        if pooling_method not in (None, pooling):
-            raise PoolingError(
-                f"requested pooling_method={pooling_method!r}, but the bundle "
-                f"{self.bundle.path.name} was exported with {pooling!r}. Leave it out, or run "
-                f"bge-export {shlex.quote(self.bundle.manifest.provenance.source)} "
-                f"--pooling {pooling_method}"
-            )
-        self.model_name_or_path = model_name_or_path
-        self.normalize_embeddings = normalize_embeddings
-        self.use_fp16 = use_fp16
-        self.use_bf16 = use_bf16
-        self.query_instruction_for_retrieval = query_instruction_for_retrieval
-        self.query_instruction_format = query_instruction_format
-        self.pooling_method = pooling
-        self.batch_size = batch_size
-        self.query_max_length = query_max_length
-        self.passage_max_length = passage_max_length
         self.convert_to_numpy = convert_to_numpy
-        self.truncate_dim = truncate_dim
-        self._check_truncate_dim(stacklevel=3)
-        self.kwargs = kwargs
-        self.pool = None
-        for name, value in kwargs.items():
-            if hasattr(self, name):
-                raise TypeError(f"{type(self).__name__}() has no option {name!r}")
-            if name not in _PASSAGE_OPTIONS:
-                warnings.warn(
-                    f"{type(self).__name__}() has no option {name!r}; it is kept as an "
-                    "attribute, as FlagEmbedding does, and has no effect",
-                    stacklevel=2,
-                )
-            setattr(self, name, value)
-
-    @staticmethod
-    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
-        r"""Join instruction and sentence; a literal ``\n`` in the format is a newline."""
-        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
+        self._keep_options(kwargs)
 
     def encode_queries(
         self,
@@ -162,9 +129,7 @@ class FlagModel(Embedder):
             batch_size=batch_size,
             max_length=self.query_max_length if max_length is None else max_length,
             convert_to_numpy=convert_to_numpy,
-            instruction=self.query_instruction_for_retrieval,
-            instruction_format=self.query_instruction_format,
-            **kwargs,
+            **{**self._query_instruction(), **kwargs},
         )
 
     def encode_corpus(
@@ -184,9 +149,7 @@ class FlagModel(Embedder):
             batch_size=batch_size,
             max_length=max_length,
             convert_to_numpy=convert_to_numpy,
-            instruction=self.kwargs.get("passage_instruction_for_retrieval"),
-            instruction_format=self.kwargs.get("passage_instruction_format", "{}{}"),
-            **kwargs,
+            **{**self._passage_instruction(), **kwargs},
         )
 
     def encode(
@@ -231,12 +194,7 @@ class FlagModel(Embedder):
         as_numpy = self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy
         _check_torch(as_numpy=as_numpy)
         texts, single = as_texts(sentences, name="sentences")
-        if instruction is not None:
-            _check_format(instruction_format)
-            texts = [
-                self.get_detailed_instruct(str(instruction_format), instruction, text)
-                for text in texts
-            ]
+        texts = self._instructed(texts, instruction, instruction_format)
         # One text is not worth sharing out, as upstream.
         devices = self.target_devices[:1] if single else self.target_devices
         vectors = self._encode(
@@ -278,31 +236,14 @@ class FlagModel(Embedder):
         """
         _check_torch(as_numpy=convert_to_numpy)
         texts, single = as_texts(sentences, name="sentences")
-        device = device or self.target_devices[0]
-        if device not in self.target_devices:
-            raise ValueError(
-                f"this model was opened on {', '.join(self.target_devices)}, not on {device!r}; "
-                f"pass devices={device!r} when you make it"
-            )
         vectors = self._encode(
             texts,
-            [device],
+            [self._one_device(device)],
             batch_size=batch_size,
             max_length=max_length,
             show_progress_bar=show_progress_bar,
         )
         return self._hand_out(vectors, single=single, as_numpy=convert_to_numpy)
-
-    def start_multi_process_pool(
-        self,
-        process_target_func: object = None,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Stand in for FlagEmbedding's pool: devices are threads here, always running.
-
-        Returns:
-            What `encode_multi_process` and `stop_multi_process_pool` take.
-        """
-        return {"input": None, "output": None, "processes": []}
 
     def encode_multi_process(
         self,
@@ -313,13 +254,6 @@ class FlagModel(Embedder):
         """Embed a list on all devices; ``pool`` is what `start_multi_process_pool` gave."""
         return self.encode(sentences, **kwargs)
 
-    @staticmethod
-    def stop_multi_process_pool(pool: dict[str, Any]) -> None:
-        """Do nothing: there are no processes to stop."""
-
-    def stop_self_pool(self) -> None:
-        """Do nothing: there are no processes to stop."""
-
     def _encode(
         self,
         texts: list[str],
@@ -329,46 +263,27 @@ class FlagModel(Embedder):
         max_length: int,
         show_progress_bar: bool | None,
     ) -> NDArray[np.float32]:
-        _check_positive("batch_size", batch_size)
+        check_positive("batch_size", batch_size)
         self._check_truncate_dim(stacklevel=4)
-        dim = self.bundle.manifest.model.dim
         cut = partial(truncate, dim=self.truncate_dim)
         scale = self.normalize_embeddings
-        return self._embed(
+        dim = self.bundle.manifest.model.dim
+        vectors = np.empty((len(texts), min(self.truncate_dim or dim, dim)), dtype=np.float32)
+
+        def take(batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
+            rows = cut(outputs[0])
+            vectors[batch.rows] = normalize(rows) if scale else rows
+
+        self._run(
             texts,
-            (lambda raw: normalize(cut(raw))) if scale else cut,
-            output="sentence_embedding",
-            dim=min(self.truncate_dim or dim, dim),
+            take,
+            outputs=[SENTENCE_EMBEDDING],
             batch_size=batch_size,
-            max_length=self._readable_length(max_length),
+            max_length=self._readable_length(max_length, stacklevel=4),
             devices=devices,
             show_progress_bar=show_progress_bar,
         )
-
-    def _readable_length(self, length: int) -> int:
-        """Bring a length within what the model can read."""
-        _check_positive("max_length", length)
-        limit = self.bundle.manifest.model.max_length
-        # The default is FlagEmbedding's 512 whatever the model, and nobody's choice.
-        if length > limit and length != _DEFAULT_LENGTH:
-            warnings.warn(
-                f"max_length={length} is more than the {limit} tokens that "
-                f"{self.bundle.manifest.model.name} can read; longer texts are cut at {limit}",
-                stacklevel=4,
-            )
-        return min(length, limit)
-
-    def _check_truncate_dim(self, *, stacklevel: int) -> None:
-        if self.truncate_dim is None:
-            return
-        _check_positive("truncate_dim", self.truncate_dim)
-        dim = self.bundle.manifest.model.dim
-        if self.truncate_dim > dim:
-            warnings.warn(
-                f"truncate_dim={self.truncate_dim} is more than the {dim} components of "
-                f"{self.bundle.manifest.model.name}; vectors keep all {dim}",
-                stacklevel=stacklevel,
-            )
+        return vectors
 
     @staticmethod
     def _hand_out(
@@ -388,32 +303,4 @@ def _check_torch(*, as_numpy: bool) -> None:
         raise ImportError(
             "convert_to_numpy=False asks for torch tensors, and torch is not installed. "
             "Leave it out, or run `pip install torch`"
-        )
-
-
-def _precision(*, use_fp16: bool, use_bf16: bool) -> str:
-    if use_bf16:
-        return "bf16"
-    return "auto" if use_fp16 else "fp32"
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
-
-
-def _check_format(instruction_format: str | None) -> None:
-    if instruction_format is None:
-        raise TypeError("instruction needs an instruction_format, such as '{}{}'")
-    try:
-        joined = instruction_format.format("\0instruction", "\0sentence")
-    except (IndexError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"instruction format {instruction_format!r} cannot be filled in "
-            f"({type(error).__name__}: {error}); it needs two places, such as '{{}}{{}}'"
-        ) from error
-    if "\0sentence" not in joined:
-        raise ValueError(
-            f"instruction format {instruction_format!r} has one place, so that every text would "
-            "be lost; it needs two, for instruction and text, such as '{}{}'"
         )

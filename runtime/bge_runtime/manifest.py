@@ -18,6 +18,13 @@ FILE_NAME = "bge.json"
 FORMAT = "bge-runtime bundle"
 FORMAT_VERSION = 1
 
+SENTENCE_EMBEDDING = "sentence_embedding"
+"""The output that every graph has: pooled vectors, not normalised."""
+
+TOKEN_WEIGHTS, COLBERT_VECS = HEAD_OUTPUTS = ("token_weights", "colbert_vecs")
+"""What the graphs of a model of M3's class give besides: a weight for each token, and a
+vector for each but the first, not normalised."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -35,6 +42,8 @@ class Model:
         query_instruction: Instruction its authors recommend for queries, if any.
         query_instruction_format: How instruction and query are joined.
         pad_token_id: Id that fills shorter rows of a batch.
+        colbert_dim: Components of a token's vector, of a model with M3's heads.
+        weightless_token_ids: Ids that never get a lexical weight, likewise.
     """
 
     name: str
@@ -48,6 +57,8 @@ class Model:
     query_instruction: str | None
     query_instruction_format: str
     pad_token_id: int
+    colbert_dim: int | None = None
+    weightless_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +189,7 @@ class Manifest:
             )
         try:
             return cls(
-                model=Model(**_known(Model, data["model"])),
+                model=_model(data["model"]),
                 graphs={key: _graph(value) for key, value in data["graphs"].items()},
                 variants=tuple(_variant(value) for value in data["variants"]),
                 files={path: File(**_known(File, value)) for path, value in data["files"].items()},
@@ -194,6 +205,12 @@ class Manifest:
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     names = cls.__dataclass_fields__  # type: ignore[attr-defined]
     return {key: value for key, value in data.items() if key in names}
+
+
+def _model(data: Mapping[str, Any]) -> Model:
+    fields = _known(Model, data)
+    ids = tuple(int(number) for number in fields.get("weightless_token_ids", ()))
+    return Model(**{**fields, "weightless_token_ids": ids})
 
 
 def _graph(data: Mapping[str, Any]) -> Graph:

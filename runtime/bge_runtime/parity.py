@@ -90,6 +90,16 @@ class Parity:
             if not (value >= limit if sign == ">=" else value <= limit)
         ]
 
+    def worst(self, other: Parity) -> Parity:
+        """Take the worse of two in each figure."""
+        return Parity(
+            texts=self.texts,
+            min_cosine=min(self.min_cosine, other.min_cosine),
+            mean_cosine=min(self.mean_cosine, other.mean_cosine),
+            max_error=max(self.max_error, other.max_error),
+            error_share=max(self.error_share, other.error_share),
+        )
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parity:
         """Read back what ``dataclasses.asdict`` wrote."""

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 
 from bge_runtime import cache
 from bge_runtime.batching import pad_batch
-from bge_runtime.bundle import Bundle, Reference
+from bge_runtime.bundle import COLBERT_TOKENS, Bundle, Reference
 from bge_runtime.cpus import cpu_model
 from bge_runtime.engines import Engine, EngineInfo, open_engine
-from bge_runtime.manifest import Variant
+from bge_runtime.manifest import (
+    COLBERT_VECS,
+    HEAD_OUTPUTS,
+    SENTENCE_EMBEDDING,
+    TOKEN_WEIGHTS,
+    Variant,
+)
 from bge_runtime.parity import Parity, compare
 from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
 
@@ -34,7 +40,8 @@ def measure(
         reference: PyTorch's vectors; None for those of the bundle.
 
     Returns:
-        What was in force, and the distance.
+        What was in force, and the distance: of a model of M3's class the worst of its
+        outputs, where a token's weight counts as it is.
 
     Raises:
         BundleError: If the bundle's reference cannot be read.
@@ -42,10 +49,21 @@ def measure(
     """
     reference = reference or bundle.reference()
     engine = open_engine(bundle, variant)
-    vectors = padded_vectors(
-        engine, reference.token_ids, pad_token_id=bundle.manifest.model.pad_token_id
-    )
-    return engine.info, compare(vectors, reference.vectors)
+    pad_token_id = bundle.manifest.model.pad_token_id
+    vectors = padded_vectors(engine, reference.token_ids, pad_token_id=pad_token_id)
+    parity = compare(vectors, reference.vectors)
+    if reference.token_weights is not None and reference.colbert_vecs is not None:
+        outputs = padded_outputs(
+            engine, reference.token_ids, HEAD_OUTPUTS, pad_token_id=pad_token_id
+        )
+        weights = np.concatenate(outputs[TOKEN_WEIGHTS])
+        tokens = np.concatenate(
+            [rows for rows in outputs[COLBERT_VECS] if len(rows) < COLBERT_TOKENS]
+        )
+        parity = parity.worst(compare(tokens, reference.colbert_vecs)).worst(
+            replace(parity, max_error=float(np.abs(weights - reference.token_weights).max()))
+        )
+    return engine.info, parity
 
 
 def measure_once(bundle: Bundle, variant: Variant) -> Parity:
@@ -86,12 +104,40 @@ def padded_vectors(
     Raises:
         InferenceError: If the engine fails.
     """
+    outputs = padded_outputs(engine, token_ids, [SENTENCE_EMBEDDING], pad_token_id=pad_token_id)
+    return np.stack(outputs[SENTENCE_EMBEDDING])
+
+
+def padded_outputs(
+    engine: Engine,
+    token_ids: Sequence[NDArray[np.int64]],
+    names: Sequence[str],
+    *,
+    pad_token_id: int,
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Compute outputs as `padded_vectors` does.
+
+    Args:
+        engine: The engine.
+        token_ids: Tokens of each text, special tokens included. At least one text.
+        names: Outputs to compute.
+        pad_token_id: Id that fills shorter rows.
+
+    Returns:
+        By name, one array a text in input order, without padding.
+
+    Raises:
+        InferenceError: If the engine fails.
+    """
     order = np.argsort([len(ids) for ids in token_ids], kind="stable")
     count = -(-len(order) // _ROWS)
-    rows = [order[number::count] for number in range(count)]
-    parts = []
-    for batch in rows:
+    found: dict[str, dict[int, NDArray[np.float32]]] = {name: {} for name in names}
+    for number in range(count):
+        batch = order[number::count].tolist()
         ids, mask = pad_batch([token_ids[row] for row in batch], pad_token_id=pad_token_id)
-        parts += engine.run(ids, mask, ["sentence_embedding"])
-    vectors: NDArray[np.float32] = np.concatenate(parts)[np.argsort(np.concatenate(rows))]
-    return vectors
+        for name, output in zip(names, engine.run(ids, mask, names), strict=True):
+            for row, value in zip(batch, output, strict=True):
+                tokens = len(token_ids[row])
+                length = {TOKEN_WEIGHTS: tokens, COLBERT_VECS: tokens - 1}.get(name)
+                found[name][row] = value if length is None else value[:length]
+    return {name: [rows[row] for row in range(len(token_ids))] for name, rows in found.items()}

@@ -29,16 +29,16 @@ MODEL_CLASSES = (
 )
 """The ``model_class`` values that FlagEmbedding knows."""
 
-SUPPORTED_MODEL_CLASSES = (ENCODER_ONLY_BASE,)
+SUPPORTED_MODEL_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3)
 """The ``model_class`` values that this version exports and runs."""
 
-POOLING_METHODS = ("cls", "mean")
-"""Pooling methods that encoder graphs can contain."""
+POOLING_METHODS = ("cls", "mean", "last_token")
+"""Pooling methods that encoder graphs can contain; FlagEmbedding has the last one for M3."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BertShape:
-    """The size of a BERT encoder.
+    """The size of a BERT or XLM-RoBERTa encoder.
 
     Attributes:
         layers: Number of transformer layers.
@@ -46,6 +46,8 @@ class BertShape:
         heads: Attention heads per layer.
         intermediate_size: Width of the feed-forward layer.
         vocab_size: Rows of the word-embedding table.
+        architecture: ``model_type`` of its configuration.
+        max_length: Most tokens that it can read.
     """
 
     layers: int
@@ -53,6 +55,8 @@ class BertShape:
     heads: int
     intermediate_size: int
     vocab_size: int
+    architecture: str = "bert"
+    max_length: int = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,19 @@ _TAGGED = "<instruct>{}\n<query>{}"
 
 _ALL: list[ModelFacts] = [
     *_bert_family(),
-    ModelFacts(hub_id="BAAI/bge-m3", model_class=ENCODER_ONLY_M3),
+    ModelFacts(
+        hub_id="BAAI/bge-m3",
+        model_class=ENCODER_ONLY_M3,
+        shape=BertShape(
+            layers=24,
+            hidden_size=1024,
+            heads=16,
+            intermediate_size=4096,
+            vocab_size=250002,
+            architecture="xlm-roberta",
+            max_length=8192,
+        ),
+    ),
     ModelFacts(
         hub_id="BAAI/bge-en-icl",
         model_class=DECODER_ONLY_ICL,

@@ -28,8 +28,8 @@ from bge_runtime.registry import find_model
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.py")
-"""Names of what an export reads from a checkpoint."""
+CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.py", "*_linear.pt")
+"""Names of what an export reads from a checkpoint; the last one are the heads of M3."""
 
 CHECKPOINT_PICKLES = ("pytorch_model*.bin",)
 """Names of weights that it reads if there are no others."""

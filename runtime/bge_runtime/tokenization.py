@@ -41,6 +41,10 @@ class TextTokenizer:
         self._prefix = full[: starts[0]]
         self._suffix = full[starts[0] + len(bare) :]
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Give the text of tokens, special ones included."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def encode(
         self, texts: Sequence[str], *, max_length: int, first: int = 0
     ) -> list[NDArray[np.int64]]:

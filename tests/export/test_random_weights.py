@@ -8,7 +8,7 @@ import pytest
 
 from bge_export.random_weights import (
     make_tokenizer,
-    random_bert,
+    random_encoder,
     random_model_facts,
     write_random_checkpoint,
 )
@@ -56,7 +56,7 @@ def test_shapes_are_the_published_ones(shared_data: Path, name: str):
 def test_same_seed_gives_the_same_weights():
     import torch
 
-    one, same, other = (random_bert(TINY, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (random_encoder(TINY, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 

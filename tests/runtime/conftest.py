@@ -23,10 +23,10 @@ def upstream():
     with warnings.catch_warnings():
         # Deprecations in what it imports are not ours to mend.
         warnings.simplefilter("ignore")
-        from FlagEmbedding import FlagAutoModel, FlagModel
+        from FlagEmbedding import BGEM3FlagModel, FlagAutoModel, FlagModel
         from FlagEmbedding.abc.inference import AbsEmbedder
         from FlagEmbedding.inference.embedder import model_mapping
-        from FlagEmbedding.inference.embedder.encoder_only import base
+        from FlagEmbedding.inference.embedder.encoder_only import base, m3
     import torch
     from tqdm import tqdm, trange
 
@@ -38,8 +38,10 @@ def upstream():
     def quiet(bar):
         return lambda *args, **options: bar(*args, **{**options, "disable": True})
 
-    base.tqdm, base.trange = quiet(tqdm), quiet(trange)
+    for module in (base, m3):
+        module.tqdm, module.trange = quiet(tqdm), quiet(trange)
     return SimpleNamespace(
+        BGEM3FlagModel=BGEM3FlagModel,
         FlagAutoModel=FlagAutoModel,
         FlagModel=FlagModel,
         AbsEmbedder=AbsEmbedder,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from bge_export.checkpoint import inspect_checkpoint
 from bge_export.exporting import export_bundle
-from bge_export.random_weights import make_tokenizer, random_bert
+from bge_export.random_weights import make_tokenizer, random_encoder
 from bge_export.targets import select_targets
 from bge_runtime.registry import BertShape
 
 shape = BertShape(layers=2, hidden_size=32, heads=2, intermediate_size=64, vocab_size=9000)
 with tempfile.TemporaryDirectory() as folder:
-    random_bert(shape, seed=0).save_pretrained(folder)
+    random_encoder(shape, seed=0).save_pretrained(folder)
     make_tokenizer(shape.vocab_size).save_pretrained(folder)
     checkpoint = inspect_checkpoint(Path(folder), source=folder, pooling="cls")
     export_bundle(checkpoint, Path(sys.argv[1]), select_targets([], []))

@@ -5,10 +5,18 @@ in place, and is tested by running the graph before and after. To add one, write
 file and put it into the list of the targets that want it, in `bge_export.targets`.
 """
 
+from bge_export.passes.attention_in_blocks import AttentionInBlocks
 from bge_export.passes.attention_to_matmul import AttentionToMatMul
 from bge_export.passes.broadcast_mask import BroadcastMask
 from bge_export.passes.first_token_only import FirstTokenOnly
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.lower_opset import LowerOpset
 
-__all__ = ["AttentionToMatMul", "BroadcastMask", "FirstTokenOnly", "GeluToErf", "LowerOpset"]
+__all__ = [
+    "AttentionInBlocks",
+    "AttentionToMatMul",
+    "BroadcastMask",
+    "FirstTokenOnly",
+    "GeluToErf",
+    "LowerOpset",
+]

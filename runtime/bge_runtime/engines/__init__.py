@@ -8,12 +8,14 @@ and gives named outputs. To add one, write a module with a class that satisfies
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import Engine, EngineInfo
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.errors import DeviceError, EngineError
-from bge_runtime.manifest import Variant
+from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant
 
 __all__ = ["ENGINES", "Engine", "EngineInfo", "device_kind", "open_engine", "why_not"]
 
@@ -24,13 +26,21 @@ ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
 """Every engine of this version, by name."""
 
 
-def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    variant: Variant,
+    *,
+    threads: int | None = None,
+    outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+) -> Engine:
     """Open one variant of a bundle.
 
     Args:
         bundle: The bundle.
         variant: One of its variants.
         threads: Threads to compute with; None for all that the process may use.
+        outputs: Outputs that will be asked for. Others may be as well, which takes an
+            engine that compiles its graphs the time of another start.
 
     Raises:
         EngineError: If this version has no such engine, or it runs elsewhere than
@@ -39,7 +49,7 @@ def open_engine(bundle: Bundle, variant: Variant, *, threads: int | None = None)
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}")
-    return _engine(variant)(bundle, variant, threads=threads)
+    return _engine(variant)(bundle, variant, threads=threads, outputs=outputs)
 
 
 def why_not(variant: Variant) -> str | None:

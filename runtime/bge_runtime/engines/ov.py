@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import queue
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from bge_runtime.errors import (
     PrecisionError,
     ProviderError,
 )
-from bge_runtime.manifest import Variant
+from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant
 
 _DEVICES = {"cpu": "CPU"}
 """OpenVINO's name for each kind of device."""
@@ -61,11 +62,33 @@ def _cpu_capabilities() -> tuple[str, ...]:
     return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-def _drop_hidden_states(model: Any) -> None:
-    """Keep from computing what only other tools ask the graph for."""
-    for result in model.get_results():
-        if "last_hidden_state" in result.output(0).get_names() and len(model.outputs) > 1:
-            model.remove_result(result)
+class _Model:
+    """A compiled model, for some outputs of its graph.
+
+    Attributes:
+        compiled: OpenVINO's model.
+        outputs: What it computes.
+        inputs: Names of what it takes.
+    """
+
+    def __init__(self, *, compiled: Any, outputs: frozenset[str], inputs: frozenset[str]) -> None:
+        self.compiled = compiled
+        self.outputs = outputs
+        self.inputs = inputs
+        # A request holds the buffers of one run, so threads cannot share one.
+        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[Any]:
+        """Lend a request to one thread."""
+        try:
+            request = self._requests.get_nowait()
+        except queue.Empty:
+            request = self.compiled.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._requests.put(request)
 
 
 class OpenVinoEngine:
@@ -82,7 +105,14 @@ class OpenVinoEngine:
             return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
         return None
 
-    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        *,
+        threads: int | None = None,
+        outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+    ) -> None:
         """Compile a model and check that it runs where and how it was asked to.
 
         Raises:
@@ -111,33 +141,16 @@ class OpenVinoEngine:
                 f"requested {variant.precision}, but {reason}. "
                 "Pass precision='fp32', or leave it out"
             )
-        settings = {
+        self._settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
         }
-        graph = bundle.graph(variant.graph)
-        path = bundle.path / graph.file
-        try:
-            core = ov.Core()
-            model = core.read_model(path)
-            _drop_hidden_states(model)
-            compiled = core.compile_model(model, device, settings)
-        except Exception as error:  # OpenVINO raises RuntimeError and its kin for everything
-            raise BundleError(f"OpenVINO {ov.__version__} cannot open {path}: {error}") from error
-        in_force = compiled.get_property("EXECUTION_DEVICES")
-        computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if in_force != [device] or computing != precision:
-            raise ProviderError(
-                f"requested {precision} on {device}, but the model {path.name!r} runs in "
-                f"{computing} on {', '.join(in_force)}. Update openvino, or pass "
-                "engine='onnxruntime'"
-            )
-        self._compiled: Any = compiled
-        self._input_names = {value.any_name for value in compiled.inputs}
-        # A request holds the buffers of one run, so threads cannot share one.
-        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        self._path = bundle.path / bundle.graph(variant.graph).file
+        self._device = device
+        self._widening = threading.Lock()
+        self._model = self._compile(frozenset(outputs))
         self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
         self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
         self.info = EngineInfo(
@@ -145,10 +158,50 @@ class OpenVinoEngine:
             version=ov.__version__.partition("-")[0],
             device=variant.device,
             precision=variant.precision,
-            provider=f"OpenVINO {in_force[0]}",
+            provider=f"OpenVINO {device}",
             variant=variant.name,
-            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            threads=int(self._model.compiled.get_property("INFERENCE_NUM_THREADS")),
         )
+
+    def _compile(self, outputs: frozenset[str]) -> _Model:
+        """Compile the graph for some of its outputs; the others are not computed."""
+        ov = self.load()
+        try:
+            core = ov.Core()
+            model = core.read_model(self._path)
+            for result in model.get_results():
+                if not outputs & result.output(0).get_names():
+                    model.remove_result(result)
+            compiled = core.compile_model(model, self._device, self._settings)
+        except Exception as error:  # OpenVINO raises RuntimeError and its kin for everything
+            raise BundleError(
+                f"OpenVINO {ov.__version__} cannot open {self._path}: {error}"
+            ) from error
+        precision = self._settings["INFERENCE_PRECISION_HINT"]
+        in_force = compiled.get_property("EXECUTION_DEVICES")
+        computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if in_force != [self._device] or computing != precision:
+            raise ProviderError(
+                f"requested {precision} on {self._device}, but the model {self._path.name!r} runs "
+                f"in {computing} on {', '.join(in_force)}. Update openvino, or pass "
+                "engine='onnxruntime'"
+            )
+        names = frozenset(value.any_name for value in compiled.inputs)
+        return _Model(compiled=compiled, outputs=outputs, inputs=names)
+
+    def _model_for(self, outputs: Sequence[str]) -> _Model:
+        """Give a model that computes these outputs.
+
+        Two models of one file would hold its weights twice, so that one for more outputs
+        takes the place of the one before.
+        """
+        model = self._model
+        if model.outputs.issuperset(outputs):
+            return model
+        with self._widening:
+            if not self._model.outputs.issuperset(outputs):
+                self._model = self._compile(self._model.outputs | set(outputs))
+            return self._model
 
     def run(
         self,
@@ -157,27 +210,15 @@ class OpenVinoEngine:
         outputs: Sequence[str],
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        feeds = graph_inputs(self._input_names, input_ids, attention_mask)
-        with self._request() as request:
+        model = self._model_for(outputs)
+        feeds = graph_inputs(model.inputs, input_ids, attention_mask)
+        with model.request() as request:
             try:
                 request.infer(feeds)
                 return [np.array(request.get_tensor(name).data) for name in outputs]
             except Exception as error:  # OpenVINO raises RuntimeError and its kin
                 raise inference_error("OpenVINO", input_ids, error) from error
 
-    @contextlib.contextmanager
-    def _request(self) -> Iterator[Any]:
-        try:
-            request = self._requests.get_nowait()
-        except queue.Empty:
-            request = self._compiled.create_infer_request()
-        try:
-            yield request
-        finally:
-            self._requests.put(request)
-
     def abandon(self) -> None:
         """Leak the model; see `bge_runtime.engines.Engine.abandon`."""
-        for held in (self._compiled, self._requests):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
-        self._compiled = None
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._model))

@@ -1,0 +1,123 @@
+"""Let ONNX Runtime attend block by block where no text is padded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.passes.attention_to_matmul import spell_out
+
+_CONTRIB = "com.microsoft"
+
+
+class AttentionInBlocks(ir.passes.InPlacePass):
+    """Replace Attention by ``If(nothing is masked, MultiHeadAttention, MatMul … MatMul)``.
+
+    Spelled out, attention holds one score for each pair of tokens: 4.3 GB for one text of
+    8192 tokens with 16 heads. ONNX Runtime's MultiHeadAttention holds a block of them, but
+    on a CPU only without any mask (``MlasFlashAttention`` in its 1.32). A batch without
+    padding needs none.
+
+    Requires: ``Attention(Q, K, V, mask)`` of a form that `spell_out` takes, whose queries,
+    keys and values are each ``Transpose(Reshape(x))`` of ``(batch, sequence, width)``; an
+    input ``attention_mask``.
+    Changes: those Attention nodes. Others, such as one with a single query, stay.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        graph = model.graph
+        nodes = [node for node in graph if is_op(node, "Attention") and _sources(node)]
+        if not nodes:
+            return ir.passes.PassResult(model, modified=False)
+        model.opset_imports[_CONTRIB] = 1
+        unmasked = _nothing_masked(graph)
+        for node in nodes:
+            _choose(graph, node, unmasked)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _nothing_masked(graph: ir.Graph) -> ir.Value:
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    edit = Edit()
+    least = edit.op("ReduceMin", [mask], {"keepdims": 0})
+    one = edit.constant(np.int64(1), unique_name(graph, "attention.one"))
+    result = edit.op("Equal", [least, one])
+    edit.insert_before(graph[0])
+    return result
+
+
+def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
+    sources = _sources(node)
+    assert sources is not None
+    heads_and_width = _split(node.inputs[0])
+    assert heads_and_width is not None
+    heads, width = heads_and_width
+    constants = Edit()
+    split = constants.constant(
+        np.array([0, 0, heads, width], np.int64), unique_name(graph, "attention.split")
+    )
+    blocks = Edit()
+    attributes: dict[str, int | float] = {"num_heads": heads}
+    if "scale" in node.attributes:
+        attributes["scale"] = node.attributes.get_float("scale", 1.0)
+    attended = blocks.op("MultiHeadAttention", sources, attributes, domain=_CONTRIB)
+    in_heads = blocks.op("Reshape", [attended, split])
+    blocks.op("Transpose", [in_heads], {"perm": [0, 2, 1, 3]})
+    spelled = Edit()
+    spell_out(spelled, graph, node)
+    branches = {}
+    for name, edit in (("then_branch", blocks), ("else_branch", spelled)):
+        for value in edit.initializers:
+            graph.register_initializer(value)
+        nodes = list(edit.nodes)
+        for number, inner in enumerate(nodes):
+            # Unique in the whole model: left to itself, each graph counts from zero.
+            inner.name = f"{node.outputs[0].name}.{name}.{number}"
+            inner.outputs[0].name = inner.name
+        branches[name] = ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
+    old = node.outputs[0]
+    chosen = constants.op("If", [unmasked], branches)
+    chosen.shape, chosen.type = old.shape, old.type
+    constants.insert_before(node)
+    ir.convenience.replace_all_uses_with(old, chosen)
+    graph.remove(node, safe=True)
+
+
+def _sources(node: ir.Node) -> list[ir.Value] | None:
+    """Give queries, keys and values before they were split into heads, if that can be seen."""
+    found = []
+    for value in node.inputs[:3]:
+        if _split(value) is None:
+            return None
+        assert value is not None
+        transpose = value.producer()
+        assert transpose is not None
+        reshape = transpose.inputs[0].producer() if transpose.inputs[0] is not None else None
+        source = reshape.inputs[0] if reshape is not None else None
+        if source is None:
+            return None
+        found.append(source)
+    return found
+
+
+def _split(value: ir.Value | None) -> tuple[int, int] | None:
+    """Give number and width of the heads of ``Transpose(Reshape(x), (0, 2, 1, 3))``."""
+    transpose = value.producer() if value is not None else None
+    if not is_op(transpose, "Transpose"):
+        return None
+    assert transpose is not None
+    split = transpose.inputs[0]
+    shape = split.shape if split is not None else None
+    if (
+        split is None
+        or not is_op(split.producer(), "Reshape")
+        or list(transpose.attributes["perm"].as_ints()) != [0, 2, 1, 3]
+        or shape is None
+        or len(shape) != 4
+        or shape[1] == 1
+    ):
+        return None
+    heads, width = shape[2], shape[3]
+    return (heads, width) if isinstance(heads, int) and isinstance(width, int) else None

@@ -1,0 +1,216 @@
+"""What FlagEmbedding's encoder classes share, but for what they give."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bge_runtime.embedder import Embedder
+from bge_runtime.errors import PoolingError
+from bge_runtime.manifest import SENTENCE_EMBEDDING
+from bge_runtime.resolving import ExportOptions
+
+DEFAULT_LENGTH = 512
+"""Tokens that a text is cut to, as in FlagEmbedding, whatever the model can read."""
+
+_PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
+
+Devices = str | int | list[str] | list[int] | None
+
+
+class FlagBase(Embedder):
+    """Attributes, instructions and lengths of FlagEmbedding's encoder classes."""
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        normalize_embeddings: bool,
+        use_fp16: bool,
+        use_bf16: bool,
+        query_instruction_for_retrieval: str | None,
+        query_instruction_format: str,
+        devices: Devices,
+        pooling_method: str | None,
+        trust_remote_code: bool,
+        cache_dir: str | None,
+        batch_size: int,
+        query_max_length: int,
+        passage_max_length: int,
+        truncate_dim: int | None,
+        engine: str,
+        precision: str | None,
+        threads: int | None,
+        revision: str | None,
+        outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+    ) -> None:
+        """Open a model; the arguments are those of `bge_runtime.FlagModel`."""
+        super().__init__(
+            model_name_or_path,
+            devices=devices,
+            engine=engine,
+            precision=precision or _precision(use_fp16=use_fp16, use_bf16=use_bf16),
+            threads=threads,
+            revision=revision,
+            cache_dir=cache_dir,
+            options=ExportOptions(pooling=pooling_method, trust_remote_code=trust_remote_code),
+            outputs=outputs,
+        )
+        pooling = self.bundle.manifest.model.pooling
+        if pooling_method not in (None, pooling):
+            raise PoolingError(
+                f"requested pooling_method={pooling_method!r}, but the bundle "
+                f"{self.bundle.path.name} was exported with {pooling!r}. Leave it out, or run "
+                f"bge-export {shlex.quote(self.bundle.manifest.provenance.source)} "
+                f"--pooling {pooling_method}"
+            )
+        self.model_name_or_path = model_name_or_path
+        self.normalize_embeddings = normalize_embeddings
+        self.use_fp16 = use_fp16
+        self.use_bf16 = use_bf16
+        self.query_instruction_for_retrieval = query_instruction_for_retrieval
+        self.query_instruction_format = query_instruction_format
+        self.pooling_method = pooling
+        self.batch_size = batch_size
+        self.query_max_length = query_max_length
+        self.passage_max_length = passage_max_length
+        self.truncate_dim = truncate_dim
+        self._check_truncate_dim(stacklevel=4)
+        self.kwargs: Mapping[str, Any] = {}
+        self.pool = None
+
+    def _keep_options(self, options: Mapping[str, Any]) -> None:
+        """Make attributes of options that only FlagEmbedding knows, as it does."""
+        self.kwargs = options
+        for name, value in options.items():
+            if hasattr(self, name):
+                raise TypeError(f"{type(self).__name__}() has no option {name!r}")
+            if name not in _PASSAGE_OPTIONS:
+                warnings.warn(
+                    f"{type(self).__name__}() has no option {name!r}; it is kept as an "
+                    "attribute, as FlagEmbedding does, and has no effect",
+                    stacklevel=3,
+                )
+            setattr(self, name, value)
+
+    @staticmethod
+    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
+        r"""Join instruction and sentence; a literal ``\n`` in the format is a newline."""
+        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
+
+    def _query_instruction(self) -> dict[str, Any]:
+        return {
+            "instruction": self.query_instruction_for_retrieval,
+            "instruction_format": self.query_instruction_format,
+        }
+
+    def _passage_instruction(self) -> dict[str, Any]:
+        return {
+            "instruction": self.kwargs.get("passage_instruction_for_retrieval"),
+            "instruction_format": self.kwargs.get("passage_instruction_format", "{}{}"),
+        }
+
+    def _instructed(
+        self, texts: list[str], instruction: str | None, instruction_format: str | None
+    ) -> list[str]:
+        """Put an instruction before each text, if there is one."""
+        if instruction is None:
+            return texts
+        _check_format(instruction_format)
+        return [
+            self.get_detailed_instruct(str(instruction_format), instruction, text) for text in texts
+        ]
+
+    def start_multi_process_pool(
+        self,
+        process_target_func: object = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Stand in for FlagEmbedding's pool: devices are threads here, always running.
+
+        Returns:
+            What ``encode_multi_process`` and `stop_multi_process_pool` take.
+        """
+        return {"input": None, "output": None, "processes": []}
+
+    @staticmethod
+    def stop_multi_process_pool(pool: dict[str, Any]) -> None:
+        """Do nothing: there are no processes to stop."""
+
+    def stop_self_pool(self) -> None:
+        """Do nothing: there are no processes to stop."""
+
+    def _one_device(self, device: str | None) -> str:
+        """Check that the model was opened on a device.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        device = device or self.target_devices[0]
+        if device not in self.target_devices:
+            raise ValueError(
+                f"this model was opened on {', '.join(self.target_devices)}, not on {device!r}; "
+                f"pass devices={device!r} when you make it"
+            )
+        return device
+
+    def _readable_length(self, length: int, *, stacklevel: int) -> int:
+        """Bring a length within what the model can read."""
+        check_positive("max_length", length)
+        limit = self.bundle.manifest.model.max_length
+        # The default is FlagEmbedding's 512 whatever the model, and nobody's choice.
+        if length > limit and length != DEFAULT_LENGTH:
+            warnings.warn(
+                f"max_length={length} is more than the {limit} tokens that "
+                f"{self.bundle.manifest.model.name} can read; longer texts are cut at {limit}",
+                stacklevel=stacklevel + 1,
+            )
+        return min(length, limit)
+
+    def _check_truncate_dim(self, *, stacklevel: int) -> None:
+        if self.truncate_dim is None:
+            return
+        check_positive("truncate_dim", self.truncate_dim)
+        dim = self.bundle.manifest.model.dim
+        if self.truncate_dim > dim:
+            warnings.warn(
+                f"truncate_dim={self.truncate_dim} is more than the {dim} components of "
+                f"{self.bundle.manifest.model.name}; vectors keep all {dim}",
+                stacklevel=stacklevel,
+            )
+
+
+def _precision(*, use_fp16: bool, use_bf16: bool) -> str:
+    if use_bf16:
+        return "bf16"
+    return "auto" if use_fp16 else "fp32"
+
+
+def check_positive(name: str, value: object) -> None:
+    """Check a count.
+
+    Raises:
+        ValueError: If it is not a whole number of at least 1.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
+
+
+def _check_format(instruction_format: str | None) -> None:
+    if instruction_format is None:
+        raise TypeError("instruction needs an instruction_format, such as '{}{}'")
+    try:
+        joined = instruction_format.format("\0instruction", "\0sentence")
+    except (IndexError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"instruction format {instruction_format!r} cannot be filled in "
+            f"({type(error).__name__}: {error}); it needs two places, such as '{{}}{{}}'"
+        ) from error
+    if "\0sentence" not in joined:
+        raise ValueError(
+            f"instruction format {instruction_format!r} has one place, so that every text would "
+            "be lost; it needs two, for instruction and text, such as '{}{}'"
+        )
