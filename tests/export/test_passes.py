@@ -30,8 +30,8 @@ def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
     return model
 
 
-def run(model, output: str = "sentence_embedding") -> np.ndarray:
-    """Run a graph on a padded batch."""
+def run(model, output: str = "sentence_embedding", *, padded: bool = True) -> np.ndarray:
+    """Run a graph on a batch."""
     import onnx_ir as ir
     import onnxruntime as ort
 
@@ -40,7 +40,8 @@ def run(model, output: str = "sentence_embedding") -> np.ndarray:
     )
     rng = np.random.default_rng(0)
     ids = rng.integers(5, 9000, (4, 33))
-    mask = (np.arange(33) < np.array([[33], [20], [7], [2]])).astype(np.int64)
+    lengths = [[33], [20], [7], [2]] if padded else [[33]] * 4
+    mask = (np.arange(33) < np.array(lengths)).astype(np.int64)
     feeds = {
         "input_ids": np.where(mask, ids, 0),
         "attention_mask": mask,
@@ -85,6 +86,49 @@ def test_attention_to_matmul(traced, pooling: str, masked_first: bool):
     assert operators(model)["Attention"] == 0
     assert close(run(model), expected)
     assert not AttentionToMatMul()(model).modified
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_attention_in_blocks(traced, pooling: str):
+    from bge_export.passes import AttentionInBlocks, AttentionToMatMul
+
+    expected = {padded: run(traced(pooling), padded=padded) for padded in (False, True)}
+    model = traced(pooling)
+    assert AttentionInBlocks()(model).modified
+    assert operators(model)["Attention"] == 0
+    assert operators(model)["If"] == 3
+    for padded, vectors in expected.items():
+        assert close(run(model, padded=padded), vectors)
+    assert not AttentionInBlocks()(model).modified
+    assert not AttentionToMatMul()(model).modified
+
+    # The mask must not be ignored where there is one, and blocks be used where there is none.
+    for node in model.graph:
+        if node.op_type == "If":
+            branches = node.attributes
+            branches["else_branch"], branches["then_branch"] = (
+                ir_branch(branches["then_branch"], "else_branch"),
+                ir_branch(branches["else_branch"], "then_branch"),
+            )
+    assert not close(run(model, padded=True), expected[True])
+    assert close(run(model, padded=False), expected[False])
+
+
+def ir_branch(attribute, name: str):
+    import onnx_ir as ir
+
+    return ir.AttrGraph(name, attribute.as_graph())
+
+
+def test_one_query_is_left_to_the_other_pass(traced):
+    from bge_export.passes import AttentionInBlocks, BroadcastMask, FirstTokenOnly
+
+    model = traced("cls")
+    BroadcastMask()(model)
+    FirstTokenOnly()(model)
+    AttentionInBlocks()(model)
+    assert operators(model)["Attention"] == 1
+    assert operators(model)["If"] == 2
 
 
 def test_attention_with_a_boolean_mask(traced):
