@@ -42,6 +42,14 @@ embedded = subprocess.run(
 )
 assert len(embedded.stdout.splitlines()) == 2, embedded
 
+doctor = subprocess.run(
+    [scripts / "bge-runtime", "doctor", "--verify", bundle],
+    capture_output=True,
+    text=True,
+    check=False,
+)
+assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+
 for command, extra in (("bge-export", "export"), ("bge-bench", "bench")):
     refused = subprocess.run(
         [scripts / command, "--help"], capture_output=True, text=True, check=False
