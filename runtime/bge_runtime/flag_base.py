@@ -46,9 +46,14 @@ class FlagBase(Embedder):
         precision: str | None,
         threads: int | None,
         revision: str | None,
+        model_class: str | None = None,
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
     ) -> None:
-        """Open a model; the arguments are those of `bge_runtime.FlagModel`."""
+        """Open a model; the arguments are those of `bge_runtime.FlagModel`, and two more.
+
+        ``model_class`` is what a checkpoint is exported as, None for what it is known to
+        be; ``outputs`` are those of `bge_runtime.engines.open_engine`.
+        """
         super().__init__(
             model_name_or_path,
             devices=devices,
@@ -57,7 +62,11 @@ class FlagBase(Embedder):
             threads=threads,
             revision=revision,
             cache_dir=cache_dir,
-            options=ExportOptions(pooling=pooling_method, trust_remote_code=trust_remote_code),
+            options=ExportOptions(
+                model_class=model_class,
+                pooling=pooling_method,
+                trust_remote_code=trust_remote_code,
+            ),
             outputs=outputs,
         )
         pooling = self.bundle.manifest.model.pooling

@@ -22,6 +22,7 @@ from bge_runtime.multivector import (
     padded_in_batches,
 )
 from bge_runtime.postprocess import normalize, truncate
+from bge_runtime.registry import ENCODER_ONLY_M3, find_model
 from bge_runtime.scoring import checked_weights, combine_scores, dense_pair_scores
 
 if TYPE_CHECKING:
@@ -124,8 +125,11 @@ class BGEM3FlagModel(FlagBase):
             ValueError: If ``colbert_dim`` is not the model's.
             BgeError: As `bge_runtime.FlagModel`.
         """
+        facts = find_model(model_name_or_path)
+        is_known = facts is not None and facts.model_class == ENCODER_ONLY_M3
         super().__init__(
             model_name_or_path,
+            model_class=None if is_known else ENCODER_ONLY_M3,
             normalize_embeddings=normalize_embeddings,
             use_fp16=use_fp16,
             use_bf16=use_bf16,

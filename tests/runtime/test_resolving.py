@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_runtime import FlagAutoModel, FlagModel, resolving
+from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel, resolving
 from bge_runtime.errors import ExportError, ModelNotFoundError
 from bge_runtime.resolving import ExportOptions, find_bundle
 from tests.conftest import export, write_tiny_bert
@@ -53,7 +53,12 @@ def exports(monkeypatch, own_cache):
         _, _, _, source, *options = command
         commands.append([source, *options])
         given = dict(zip(options[::2], options[1::2], strict=True))
-        export(Path(source), Path(given["--output"]), pooling=given.get("--pooling", "cls"))
+        export(
+            Path(source),
+            Path(given["--output"]),
+            pooling=given.get("--pooling", "cls"),
+            model_class=given.get("--model-class"),
+        )
         return 0, []
 
     monkeypatch.setattr(resolving, "_run", run)
@@ -255,6 +260,16 @@ def test_pooling_is_part_of_what_is_exported(checkpoint, exports):
     assert FlagModel(str(checkpoint), pooling_method="mean").bundle.path == mean
     assert FlagModel(str(checkpoint)).bundle.path == own
     assert len(exports) == 2
+
+
+def test_a_fine_tuned_m3_is_exported_with_its_heads(tiny_m3_checkpoint, exports, tmp_path):
+    checkpoint = shutil.copytree(tiny_m3_checkpoint, tmp_path / "fine-tuned")
+    model = BGEM3FlagModel(str(checkpoint), use_fp16=False)
+    assert model.encode("one", return_colbert_vecs=True)["colbert_vecs"].shape[1] == 48
+    assert exports[0][-1] == "encoder-only-m3"
+    again = FlagAutoModel.from_finetuned(str(checkpoint), model_class="encoder-only-m3")
+    assert again.bundle.path == model.bundle.path
+    assert len(exports) == 1
 
 
 def test_what_a_killed_exporter_left_is_not_used_and_goes(checkpoint, exports, own_cache):
