@@ -151,7 +151,7 @@ def test_a_decoder_class_is_refused_by_name(tiny_bundle, model_class):
 
 @pytest.mark.parametrize("name", ["bge-en-icl", "bge-multilingual-gemma2", "Qwen3-Embedding-8B"])
 def test_a_published_decoder_is_refused_before_its_files_are_sought(name):
-    with pytest.raises(ValueError, match="this version runs encoder-only-base only"):
+    with pytest.raises(ValueError, match="this version runs encoder-only-base, encoder-only-m3"):
         FlagAutoModel.from_finetuned(f"somewhere/{name}")
 
 

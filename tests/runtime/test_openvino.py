@@ -162,8 +162,13 @@ def test_failed_run_leaves_the_model_usable(bundle: Path):
 
 def test_hidden_states_are_not_computed(bundle: Path):
     engine = FlagModel(str(bundle), engine="openvino").engine
+    (output,) = engine._model.compiled.outputs
+    assert output.any_name == "sentence_embedding"
+    batch = np.ones((1, 3), np.int64)
+    (hidden,) = engine.run(batch, batch, ["last_hidden_state"])  # but for whoever asks
+    assert hidden.shape == (1, 3, 48)
     with pytest.raises(InferenceError):
-        engine.run(np.ones((1, 3), np.int64), np.ones((1, 3), np.int64), ["last_hidden_state"])
+        engine.run(batch, batch, ["no such output"])
 
 
 def test_forked_child_opens_its_own(bundle: Path, tmp_path: Path):
