@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
-from bge_runtime.errors import ExportError
+from bge_runtime.errors import ExportError, HubError
 
 
 @pytest.fixture
@@ -192,5 +192,5 @@ def test_offline_with_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match="--offline forbids"):
+    with pytest.raises(HubError, match="--offline forbids"):
         find_checkpoint("BAAI/bge-small-en", offline=True)
