@@ -48,14 +48,13 @@ def measure(
         EngineError: If this machine cannot run the variant, or the engine fails.
     """
     reference = reference or bundle.reference()
-    engine = open_engine(bundle, variant)
+    heads = HEAD_OUTPUTS if reference.token_weights is not None else ()
+    names = (SENTENCE_EMBEDDING, *heads)
+    engine = open_engine(bundle, variant, outputs=names)
     pad_token_id = bundle.manifest.model.pad_token_id
-    vectors = padded_vectors(engine, reference.token_ids, pad_token_id=pad_token_id)
-    parity = compare(vectors, reference.vectors)
+    outputs = padded_outputs(engine, reference.token_ids, names, pad_token_id=pad_token_id)
+    parity = compare(np.stack(outputs[SENTENCE_EMBEDDING]), reference.vectors)
     if reference.token_weights is not None and reference.colbert_vecs is not None:
-        outputs = padded_outputs(
-            engine, reference.token_ids, HEAD_OUTPUTS, pad_token_id=pad_token_id
-        )
         weights = np.concatenate(outputs[TOKEN_WEIGHTS])
         tokens = np.concatenate(
             [rows for rows in outputs[COLBERT_VECS] if len(rows) < COLBERT_TOKENS]
