@@ -91,8 +91,8 @@ class OrtEngine:
         # Reuses buffers of the last shape; here nearly every batch has a new one.
         options.enable_mem_pattern = False
         # Idle threads look for work without sleep, a millisecond and more, on the very
-        # processors that another session or program wants: one query took 22 ms alone and
-        # 55 ms in turns with two other models (bge-base, 2 cores); with 50 us it takes 22.
+        # processors that another session or program wants: one query took 21 ms alone and
+        # 49 ms in turns with two other models (bge-base, 2 cores); with 50 us, 20 ms both ways.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         # Errors are raised; on stderr as well they would be said twice.
         options.log_severity_level = 4
