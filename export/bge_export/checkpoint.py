@@ -112,7 +112,7 @@ def find_checkpoint(
     # Heavy, and not needed for a local folder.
     from huggingface_hub import snapshot_download
 
-    with explained(source, revision, **({"offline": "--offline"} if offline else {})):
+    with explained(source, revision, offline="--offline" if offline else None):
         snapshot = snapshot_download(
             source,
             revision=revision,

@@ -84,16 +84,13 @@ def _missing(folder: Path, names: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def explained(
-    repo: str, revision: str | None, *, offline: str = "HF_HUB_OFFLINE"
-) -> Iterator[None]:
+def explained(repo: str, revision: str | None, *, offline: str | None = None) -> Iterator[None]:
     """Turn what huggingface_hub raises into a `HubError` that says what to do.
 
     Args:
         repo: ``OWNER/NAME``.
         revision: What was asked for.
-        offline: What forbids to ask the hub. If it is not the environment variable, it
-            does so for certain.
+        offline: What else than HF_HUB_OFFLINE forbids to ask the hub, if anything.
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
@@ -120,9 +117,10 @@ def explained(
         raise HubError(f"{repo} has no revision {revision!r} on the hub") from error
     except LocalEntryNotFoundError as error:
         wanted = repo if revision is None else f"{repo} at {revision}"
-        if HF_HUB_OFFLINE or offline != "HF_HUB_OFFLINE":
+        forbids = offline or ("HF_HUB_OFFLINE" if HF_HUB_OFFLINE else None)
+        if forbids is not None:
             raise HubError(
-                f"{wanted} is not in the hub's cache, and {offline} forbids to fetch it. Do "
+                f"{wanted} is not in the hub's cache, and {forbids} forbids to fetch it. Do "
                 "without it once, or pass a local folder"
             ) from error
         raise HubError(
