@@ -14,14 +14,16 @@ import click
 try:
     from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
     from bge_bench.environment import busy_percent, describe_environment
+    from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.parity import REFERENCES, measure_parity
     from bge_bench.progress import progress
-    from bge_bench.report import parity_table, speed_table
+    from bge_bench.report import pair_table, parity_table, speed_table
     from bge_bench.sides import BASELINES
     from bge_bench.source import open_checkpoint
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
 except ImportError as missing:
     sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
+from bge_runtime import BGEM3FlagModel, FlagModel
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError
@@ -133,6 +135,13 @@ def parity(
     "other baselines compute in fp32.",
 )
 @click.option(
+    "--outputs",
+    default="dense",
+    show_default=True,
+    type=click.Choice(("dense", "all")),
+    help="Of BGE-M3: dense vectors, or lexical weights and ColBERT vectors as well.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     default=1800.0,
@@ -151,6 +160,7 @@ def speed(
     baseline_batch_size: int,
     threads: int | None,
     precision: str,
+    outputs: str,
     timeout_s: float,
     json_file: Path | None,
 ) -> None:
@@ -175,6 +185,7 @@ def speed(
                 baseline_batch_size=baseline_batch_size,
                 threads=threads or usable_cpus(),
                 precision=precision,
+                all_outputs=outputs == "all",
             )
             with progress(step_count(lineup, rounds)) as step:
                 result = measure_speed(lineup, workload, step=step)
@@ -184,6 +195,7 @@ def speed(
                 "count": len(texts),
                 "words": sum(len(text.split()) for text in texts),
             },
+            "outputs": outputs,
             "rounds": rounds,
             "query_calls": workload.query_calls,
             "busy_percent_before": busy,
@@ -193,6 +205,61 @@ def speed(
             json_file, opened, document, speed_table(result, texts=len(texts), busy_percent=busy)
         )
     sys.exit(1 if result.ours.failures else 0)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--headless",
+    type=click.Path(path_type=Path),
+    help="Bundle of the same checkpoint, made with --model-class encoder-only-base. Without it "
+    "the heads are not timed.",
+)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--passages",
+    "count",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of 512 tokens, to post-process and to match with as many.",
+)
+@click.option(
+    "--precision", default="auto", show_default=True, type=click.Choice(("auto", *TOLERANCES))
+)
+@_json_option
+def m3(
+    bundle: Path,
+    headless: Path | None,
+    rounds: int,
+    count: int,
+    precision: str,
+    json_file: Path | None,
+) -> None:
+    """Time what BGE-M3 does beside its encoder: heads, post-processing, matching."""
+    with _one_line_errors():
+        opened = Bundle.open(bundle)
+        busy = busy_percent()
+        steps = rounds + 2 + (3 + rounds) * (headless is not None)
+        with progress(steps) as step:
+            batches = passages(count)
+            pairs = measure_postprocessing(batches, rounds=rounds, step=step)
+            pairs.append(measure_matching(passages(count + 1)[: len(batches)], batches, step=step))
+            if headless is not None:
+                pairs += measure_heads(
+                    BGEM3FlagModel(
+                        str(bundle), return_sparse=True, return_colbert_vecs=True,
+                        precision=precision, devices="cpu",
+                    ),
+                    FlagModel(str(headless), precision=precision, devices="cpu"),
+                    rounds=rounds,
+                    step=step,
+                )  # fmt: skip
+        document = {
+            "busy_percent_before": busy,
+            "pairs": [pair.to_json() for pair in pairs],
+        }
+        _report(json_file, opened, document, pair_table(pairs, busy_percent=busy))
 
 
 @contextmanager

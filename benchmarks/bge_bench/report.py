@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
+from bge_bench.m3 import Pair
 from bge_bench.parity import Row
 from bge_bench.speed import MEASURES, Comparison, SideResult
 from bge_runtime.parity import Parity
@@ -104,6 +106,24 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
         if side.failures
     ]
     return "\n".join([format_table([header, *rows]), "", *notes])
+
+
+def pair_table(pairs: Sequence[Pair], *, busy_percent: float) -> str:
+    """Lay out the two sides of each ratio, and how far their results are apart."""
+    header = ("", "", "", "against", "", "times faster", "difference")
+    rows = [
+        (
+            pair.what,
+            pair.names[0],
+            f"{statistics.median(pair.mine):.3f} s",
+            pair.names[1],
+            f"{statistics.median(pair.other):.3f} s",
+            f"{pair.ratio:.2f}x",
+            f"{pair.largest_difference:.1e}",
+        )
+        for pair in pairs
+    ]
+    return "\n".join([format_table([header, *rows]), *busy_notes(busy_percent)])
 
 
 def busy_notes(busy_percent: float) -> list[str]:

@@ -54,6 +54,8 @@ class SideSpec:
         threads: Threads to compute with; None leaves the default.
         precision: Arithmetic, of a side that has a choice: ours and OpenVINO's. ``"auto"``
             is what its users get who do not choose. The others compute in fp32.
+        m3: Open it as `BGEM3FlagModel`: ours and FlagEmbedding's only.
+        all_outputs: Of that, ask for lexical weights and ColBERT vectors too.
     """
 
     side: str
@@ -63,6 +65,19 @@ class SideSpec:
     batch_size: int
     threads: int | None = None
     precision: str = "fp32"
+    m3: bool = False
+    all_outputs: bool = False
+
+    def dense(self, model: Any, texts: list[str], **options: Any) -> NDArray[np.float32]:
+        """Call ``encode`` of either class, and give the dense vectors."""
+        vectors: NDArray[np.float32]
+        if self.m3:
+            more = self.all_outputs
+            outputs = model.encode(texts, return_sparse=more, return_colbert_vecs=more, **options)
+            vectors = outputs["dense_vecs"]
+        else:
+            vectors = model.encode(texts, **options)
+        return vectors
 
 
 class Side(Protocol):
@@ -97,10 +112,11 @@ def open_side(spec: SideSpec) -> Side:
 
 class _Ours:
     def __init__(self, spec: SideSpec) -> None:
-        from bge_runtime import FlagModel, __version__
+        from bge_runtime import BGEM3FlagModel, FlagModel, __version__
 
+        self._spec = spec
         with quiet():
-            self._model = FlagModel(
+            self._model = (BGEM3FlagModel if spec.m3 else FlagModel)(
                 spec.model,
                 precision=spec.precision,
                 devices="cpu",
@@ -114,7 +130,7 @@ class _Ours:
         self.in_force = str(self._model.engine.info)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._model.encode(texts, show_progress_bar=False)
+        return self._spec.dense(self._model, list(texts), show_progress_bar=False)
 
 
 class _FlagEmbedding:
@@ -122,10 +138,10 @@ class _FlagEmbedding:
 
     def __init__(self, spec: SideSpec) -> None:
         with quiet():
-            from FlagEmbedding import FlagModel
+            from FlagEmbedding import BGEM3FlagModel, FlagModel
 
             in_force = _torch_in_force(spec.threads)
-            self._model: Any = FlagModel(
+            self._model: Any = (BGEM3FlagModel if spec.m3 else FlagModel)(
                 spec.model,
                 use_fp16=False,
                 devices="cpu",
@@ -133,13 +149,13 @@ class _FlagEmbedding:
                 batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,
             )
+        self._spec = spec
         self.name = f"FlagEmbedding {importlib.metadata.version('FlagEmbedding')}"
         self.in_force = f"{in_force}, batches of {spec.batch_size}"
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         with quiet():
-            vectors: NDArray[np.float32] = self._model.encode(list(texts))
-        return vectors
+            return self._spec.dense(self._model, list(texts))
 
 
 class _Transformers:

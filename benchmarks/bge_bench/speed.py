@@ -25,6 +25,7 @@ from bge_bench.errors import BenchError
 from bge_bench.sides import OURS, PYTORCH, SideSpec
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import TOLERANCES, Parity, compare
+from bge_runtime.registry import ENCODER_ONLY_M3
 
 QUERY = "how long does glacier ice keep air"
 
@@ -184,6 +185,7 @@ def line_up(
     baseline_batch_size: int,
     threads: int,
     precision: str = "auto",
+    all_outputs: bool = False,
 ) -> Lineup:
     """Describe a bundle and baselines that do the same work with the same means.
 
@@ -195,8 +197,18 @@ def line_up(
         baseline_batch_size: Most texts in a batch of a baseline's.
         threads: Threads of each side.
         precision: Arithmetic of the sides that have a choice; ``"auto"`` is their own.
+        all_outputs: Of BGE-M3, time lexical weights and ColBERT vectors too.
+
+    Raises:
+        BenchError: If a side does not have all outputs.
     """
     model = bundle.manifest.model
+    m3 = model.model_class == ENCODER_ONLY_M3
+    if all_outputs and (not m3 or set(baselines) != {"flagembedding"}):
+        raise BenchError(
+            f"--outputs all compares BGE-M3 with FlagEmbedding only, not {model.name} with "
+            f"{', '.join(baselines)}"
+        )
     ours = SideSpec(
         side=OURS,
         model=str(bundle.path.absolute()),
@@ -205,6 +217,8 @@ def line_up(
         batch_size=_OUR_BATCH_SIZE,
         threads=threads,
         precision=precision,
+        m3=m3,
+        all_outputs=all_outputs,
     )
 
     def other(side: str) -> SideSpec:

@@ -9,6 +9,8 @@ from bge_export.passes._edit import Edit, is_op, unique_name
 from bge_export.passes.attention_to_matmul import spell_out
 
 _CONTRIB = "com.microsoft"
+_TURN = {"perm": [0, 2, 1, 3]}
+"""Between heads beside each other in each token and tokens in each head."""
 
 
 class AttentionInBlocks(ir.passes.InPlacePass):
@@ -20,15 +22,18 @@ class AttentionInBlocks(ir.passes.InPlacePass):
     padding needs none.
 
     Requires: ``Attention(Q, K, V, mask)`` of a form that `spell_out` takes, whose queries,
-    keys and values are each ``Transpose(Reshape(x))`` of ``(batch, sequence, width)``; an
-    input ``attention_mask``.
+    keys and values are each ``Transpose(Reshape(x))`` of ``(batch, sequence, width)`` and
+    whose output is only used in ``Reshape(Transpose(output))`` of that form; an input
+    ``attention_mask``.
     Changes: those Attention nodes. Others, such as one with a single query, stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         graph = model.graph
-        nodes = [node for node in graph if is_op(node, "Attention") and _sources(node)]
+        nodes = [
+            node for node in graph if is_op(node, "Attention") and _sources(node) and _joined(node)
+        ]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
         model.opset_imports[_CONTRIB] = 1
@@ -49,24 +54,39 @@ def _nothing_masked(graph: ir.Graph) -> ir.Value:
 
 
 def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
-    sources = _sources(node)
+    """Put ``If`` in the place of the node, of its splits into heads and of their joining.
+
+    Only the branch that spells attention out holds the split tensors: three of 32 MiB for
+    8192 tokens of 1024 dimensions.
+    """
+    sources, joined = _sources(node), _joined(node)
     assert sources is not None
-    heads_and_width = _split(node.inputs[0])
-    assert heads_and_width is not None
-    heads, width = heads_and_width
-    constants = Edit()
-    split = constants.constant(
-        np.array([0, 0, heads, width], np.int64), unique_name(graph, "attention.split")
-    )
+    assert joined is not None
+    heads, width = _split(node.inputs[0]) or (0, 0)
+
     blocks = Edit()
     attributes: dict[str, int | float] = {"num_heads": heads}
     if "scale" in node.attributes:
         attributes["scale"] = node.attributes.get_float("scale", 1.0)
-    attended = blocks.op("MultiHeadAttention", sources, attributes, domain=_CONTRIB)
-    in_heads = blocks.op("Reshape", [attended, split])
-    blocks.op("Transpose", [in_heads], {"perm": [0, 2, 1, 3]})
+    blocks.op("MultiHeadAttention", sources, attributes, domain=_CONTRIB)
+
     spelled = Edit()
-    spell_out(spelled, graph, node)
+    split = spelled.constant(
+        np.array([0, 0, heads, width], np.int64), unique_name(graph, "attention.split")
+    )
+    join = spelled.constant(np.array([0, 0, -1], np.int64), unique_name(graph, "attention.join"))
+    in_heads: list[ir.Value | None] = []
+    for source, before in zip(sources, node.inputs, strict=False):
+        turned = spelled.op("Transpose", [spelled.op("Reshape", [source, split])], _TURN)
+        if before is not None:
+            turned.shape, turned.type = before.shape, before.type
+        in_heads.append(turned)
+    inputs = [*in_heads, *node.inputs[3:]]
+    attended = spell_out(
+        spelled, graph, ir.Node("", "Attention", inputs, node.attributes.values(), name=node.name)
+    )
+    spelled.op("Reshape", [spelled.op("Transpose", [attended], _TURN), join])
+
     branches = {}
     for name, edit in (("then_branch", blocks), ("else_branch", spelled)):
         for value in edit.initializers:
@@ -77,12 +97,16 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
             inner.name = f"{node.outputs[0].name}.{name}.{number}"
             inner.outputs[0].name = inner.name
         branches[name] = ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
-    old = node.outputs[0]
-    chosen = constants.op("If", [unmasked], branches)
-    chosen.shape, chosen.type = old.shape, old.type
-    constants.insert_before(node)
-    ir.convenience.replace_all_uses_with(old, chosen)
-    graph.remove(node, safe=True)
+    choice = Edit()
+    chosen = choice.op("If", [unmasked], branches)
+    chosen.shape, chosen.type = joined.shape, joined.type
+    choice.insert_before(node)
+    ir.convenience.replace_all_uses_with(joined, chosen)
+    after = joined.producer()
+    assert after is not None
+    turn = after.inputs[0].producer() if after.inputs[0] is not None else None
+    assert turn is not None
+    graph.remove([after, turn, node], safe=True)
 
 
 def _sources(node: ir.Node) -> list[ir.Value] | None:
@@ -100,6 +124,17 @@ def _sources(node: ir.Node) -> list[ir.Value] | None:
             return None
         found.append(source)
     return found
+
+
+def _joined(node: ir.Node) -> ir.Value | None:
+    """Give ``Reshape(Transpose(output))``, with the heads side by side, if nothing else is used."""
+    value = node.outputs[0]
+    for op_type in ("Transpose", "Reshape"):
+        users = value.consumers()
+        if len(users) != 1 or not is_op(users[0], op_type) or value.is_graph_output():
+            return None
+        value = users[0].outputs[0]
+    return value
 
 
 def _split(value: ir.Value | None) -> tuple[int, int] | None:

@@ -14,7 +14,8 @@ class GeluToErf(ir.passes.InPlacePass):
     """Replace ``Gelu(x)`` by ``0.5 * x * (1 + erf(x / sqrt(2)))``.
 
     Requires: exact Gelu (``approximate="none"``); the tanh form is left alone.
-    Changes: Gelu nodes into Mul, Erf and Add, which every runtime fuses back.
+    Changes: Gelu nodes into Div, Erf, Add and Mul. ONNX Runtime fuses that form back into one
+    node, and leaves the form that multiplies by ``1 / sqrt(2)`` as it is.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -30,12 +31,12 @@ class GeluToErf(ir.passes.InPlacePass):
         graph = model.graph
         half = edit.constant(np.float32(0.5), unique_name(graph, "gelu.half"))
         one = edit.constant(np.float32(1), unique_name(graph, "gelu.one"))
-        root = edit.constant(np.float32(1 / math.sqrt(2)), unique_name(graph, "gelu.root"))
+        root = edit.constant(np.float32(math.sqrt(2)), unique_name(graph, "gelu.root"))
         edit.insert_before(nodes[0])
         for node in nodes:
             x = node.inputs[0]
             spelled = Edit()
-            erf = spelled.op("Erf", [spelled.op("Mul", [x, root])])
+            erf = spelled.op("Erf", [spelled.op("Div", [x, root])])
             result = spelled.op(
                 "Mul", [spelled.op("Mul", [x, spelled.op("Add", [erf, one])]), half]
             )

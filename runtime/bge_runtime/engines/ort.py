@@ -32,6 +32,9 @@ from bge_runtime.manifest import Variant
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 """Execution provider for each kind of device."""
 
+_LARGE_RUN_TOKENS = 4096
+"""Runs of more give the memory of their intermediate results back to the system."""
+
 
 class OrtEngine:
     """One ONNX Runtime session. See `bge_runtime.engines.Engine`."""
@@ -90,6 +93,10 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         # Reuses buffers of the last shape; here nearly every batch has a new one.
         options.enable_mem_pattern = False
+        # A plan to give a freed buffer to a later tensor keeps it from all tensors in between:
+        # without it 26 batches of mixed length take 73 MB above the model, not 126 (bge-base),
+        # and one of 8192 tokens 0.5 GB, not 0.7 (BGE-M3), in the same time.
+        options.enable_mem_reuse = False
         # Idle threads look for work without sleep, a millisecond and more, on the very
         # processors that another session or program wants: one query took 21 ms alone and
         # 49 ms in turns with two other models (bge-base, 2 cores); with 50 us, 20 ms both ways.
@@ -114,6 +121,11 @@ class OrtEngine:
         # Else every output is computed, whichever are asked for.
         self._run_options: Any = ort.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
+        self._large_run_options: Any = ort.RunOptions()
+        self._large_run_options.only_execute_path_to_fetches = True
+        self._large_run_options.add_run_config_entry(
+            "memory.enable_memory_arena_shrinkage", "cpu:0"
+        )
         self._input_names = {value.name for value in session.get_inputs()}
         self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
         self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
@@ -135,10 +147,10 @@ class OrtEngine:
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
         feeds = graph_inputs(self._input_names, input_ids, attention_mask)
+        large = input_ids.size > _LARGE_RUN_TOKENS
+        options = self._large_run_options if large else self._run_options
         try:
-            results: list[NDArray[np.float32]] = self._session.run(
-                list(outputs), feeds, self._run_options
-            )
+            results: list[NDArray[np.float32]] = self._session.run(list(outputs), feeds, options)
         except Exception as error:  # one unrelated class for each status code
             raise inference_error("ONNX Runtime", input_ids, error) from error
         return results

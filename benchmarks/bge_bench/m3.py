@@ -1,0 +1,267 @@
+"""What BGE-M3 costs beside its encoder: heads, post-processing and matching of weights.
+
+All in one process, the two sides of a ratio turn by turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_bench.errors import BenchError
+from bge_bench.sides import quiet
+from bge_runtime import BGEM3FlagModel, FlagModel
+from bge_runtime.lexical import LexicalWeights
+from bge_runtime.manifest import COLBERT_VECS, SENTENCE_EMBEDDING, TOKEN_WEIGHTS
+
+TOKENS = 512
+"""Tokens of each text, here and in the figures of issue trackers."""
+
+_EXCLUDED = (0, 1, 2, 3)
+"""Ids of XLM-RoBERTa's [CLS], padding, end and unknown tokens."""
+
+_VOCABULARY = 250_002
+_BATCH = 32
+
+Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Token ids and their weights. Shape of both: ``(texts, tokens)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Seconds of two ways to do one thing, one entry a round.
+
+    Attributes:
+        what: What is done.
+        mine: Seconds of the way that is judged.
+        other: Seconds of the way it is held against.
+        names: What the two are, the judged one first.
+        largest_difference: Between the results of the two.
+    """
+
+    what: str
+    names: tuple[str, str]
+    mine: list[float]
+    other: list[float]
+    largest_difference: float
+
+    @property
+    def ratio(self) -> float:
+        """The other's seconds by mine: the median of the rounds' own ratios."""
+        pairs = zip(self.other, self.mine, strict=True)
+        return statistics.median(other / mine for mine, other in pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Make a document of it."""
+        return {**asdict(self), "times_faster": self.ratio}
+
+
+def measure_heads(
+    model: BGEM3FlagModel,
+    headless: FlagModel,
+    *,
+    rounds: int,
+    texts: int = 2,
+    step: Callable[[str], object],
+) -> list[Pair]:
+    """Time the engine's dense output without heads in the graph, with them, and all outputs.
+
+    Args:
+        model: The model.
+        headless: The same checkpoint, exported as ``encoder-only-base``.
+        rounds: How often each is timed.
+        texts: Texts of `TOKENS` tokens in the batch.
+        step: Told of each of ``3 + rounds`` steps when it begins.
+
+    Raises:
+        BenchError: If the two do not run on the same engine in the same precision.
+    """
+    ways = {
+        "without heads": (headless, (SENTENCE_EMBEDDING,)),
+        "dense alone": (model, (SENTENCE_EMBEDDING,)),
+        "all outputs": (model, (SENTENCE_EMBEDDING, TOKEN_WEIGHTS, COLBERT_VECS)),
+    }
+    mine, other = model.engine.info, headless.engine.info
+    if (mine.variant, mine.threads) != (other.variant, other.threads):
+        raise BenchError(f"the encoder without heads runs as {other}, and the model as {mine}")
+    vocabulary = model.bundle.manifest.model.vocab_size
+    ids = np.random.default_rng(0).integers(len(_EXCLUDED), vocabulary, (texts, TOKENS))
+    mask = np.ones_like(ids)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    dense: dict[str, NDArray[np.float32]] = {}
+
+    def run(name: str) -> float:
+        side, outputs = ways[name]
+        start = time.perf_counter()
+        results = side.engine.run(ids, mask, outputs)
+        took = time.perf_counter() - start
+        dense[name] = results[0]
+        return took
+
+    for name in ways:
+        step(f"heads: {name}, warm up")
+        run(name)
+    for number in range(rounds):
+        step(f"heads: round {number + 1} of {rounds}")
+        for name in ways:
+            seconds[name].append(run(name))
+    names = list(ways)
+    return [
+        Pair(
+            what=f"one batch of {texts} texts of {TOKENS} tokens, {mine}",
+            names=(name, before),
+            mine=seconds[name],
+            other=seconds[before],
+            largest_difference=float(np.abs(dense[name] - dense[before]).max()),
+        )
+        for before, name in itertools.pairwise(names)
+    ]
+
+
+def passages(count: int) -> list[Batch]:
+    """Make up token ids and weights: repeats as in text, and half of the weights positive."""
+    chance = np.random.default_rng(count)
+    ids = np.minimum(chance.zipf(1.3, (count, TOKENS)) + 3, _VOCABULARY - 1)
+    ids[:, 0], ids[:, -1] = 0, 2
+    weights = np.maximum(chance.normal(0, 0.1, ids.shape), 0).astype(np.float32)
+    return [
+        (ids[start : start + _BATCH], weights[start : start + _BATCH])
+        for start in range(0, count, _BATCH)
+    ]
+
+
+def measure_postprocessing(
+    batches: Sequence[Batch], *, rounds: int, step: Callable[[str], object]
+) -> list[Pair]:
+    """Time making dictionaries, and a CSR matrix, against FlagEmbedding's own dictionaries.
+
+    Args:
+        batches: What the graph gives, batch by batch.
+        rounds: How often each is timed.
+        step: Told of each of ``rounds`` steps when it begins.
+    """
+    theirs = _flagembedding(batches)
+    count = sum(len(ids) for ids, _ in batches)
+
+    def lexical() -> LexicalWeights:
+        parts = [
+            LexicalWeights.from_tokens(weights, ids, np.ones_like(ids), excluded=_EXCLUDED)
+            for ids, weights in batches
+        ]
+        return LexicalWeights.concatenate(parts, np.arange(count))
+
+    seconds: dict[str, list[float]] = {"dicts": [], "csr": [], "theirs": []}
+    for number in range(rounds):
+        step(f"post-processing: round {number + 1} of {rounds}")
+        _, before = _timed(lambda: theirs(process=False))
+        expected, took = _timed(theirs)
+        seconds["theirs"].append(took - before)
+        dicts, took = _timed(lambda: lexical().to_dicts())
+        seconds["dicts"].append(took)
+        csr, took = _timed(lambda: lexical().to_csr(_VOCABULARY))
+        seconds["csr"].append(took)
+    wrong = [row for row, (a, b) in enumerate(zip(dicts, expected, strict=True)) if a != b]
+    if wrong or [list(row) for row in dicts] != [list(row) for row in expected]:
+        raise BenchError(f"post-processing of {len(wrong)} passages differs from FlagEmbedding's")
+    difference = np.abs(csr - LexicalWeights.from_dicts(expected).to_csr(_VOCABULARY)).max()
+    what = f"weights of {count} passages of {TOKENS} tokens"
+    return [
+        Pair(
+            what=what,
+            names=(f"bge-runtime, into {kind}", "FlagEmbedding, into dictionaries"),
+            mine=seconds[kind],
+            other=seconds["theirs"],
+            largest_difference=float(difference),
+        )
+        for kind in ("dicts", "csr")
+    ]
+
+
+def measure_matching(
+    queries: Sequence[Batch], passages: Sequence[Batch], *, step: Callable[[str], object]
+) -> Pair:
+    """Time the lexical scores of all queries with all passages, once, from dictionaries."""
+    step("matching: FlagEmbedding")
+    left, right = _flagembedding(queries)(), _flagembedding(passages)()
+    with quiet():
+        from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+    score = M3Embedder.compute_lexical_matching_score  # makes no use of the model
+    expected, theirs = _timed(lambda: score(None, left, right))
+    step("matching: bge-runtime")
+    found, mine = _timed(lambda: BGEM3FlagModel.compute_lexical_matching_score(left, right))
+    return Pair(
+        what=f"lexical scores of {len(left)} x {len(right)} texts of {TOKENS} tokens",
+        names=("bge-runtime", "FlagEmbedding"),
+        mine=[mine],
+        other=[theirs],
+        largest_difference=float(np.abs(found - expected).max()),
+    )
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def _flagembedding(batches: Sequence[Batch]) -> Callable[..., list[dict[str, Any]]]:
+    """Give a call of FlagEmbedding's own post-processing; with ``False``, of all but that.
+
+    It is the end of ``M3Embedder.encode_single_device``. The tokenizer and the model before it
+    hand out what was made up.
+    """
+    with quiet():
+        import torch
+        from FlagEmbedding.inference.embedder.encoder_only.m3 import M3Embedder
+        from transformers import BatchEncoding
+
+    texts = [ids for batch, _ in batches for ids in batch.tolist()]
+    every = torch.from_numpy(np.concatenate([weights for _, weights in batches]))[:, :, None]
+    special = {"cls_token": 0, "pad_token": 1, "eos_token": 2, "unk_token": 3}
+
+    class Tokenizer:
+        special_tokens_map = {name: name for name in special}  # noqa: RUF012
+
+        def __call__(self, sentences: Sequence[int], **_: Any) -> dict[str, Any]:
+            return {"input_ids": [texts[row] for row in sentences], "row": list(sentences)}
+
+        def convert_tokens_to_ids(self, token: str) -> int:
+            return special[token]
+
+        def pad(self, encoded: dict[str, Any], **_: Any) -> Any:
+            return BatchEncoding(encoded, tensor_type="pt")  # all of one length
+
+    class Model(torch.nn.Module):
+        def forward(self, inputs: Any, **_: Any) -> dict[str, Any]:
+            return {"sparse_vecs": every[inputs["row"]]}
+
+    class Embedder(M3Embedder):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            self.tokenizer, self.model = Tokenizer(), Model()
+            self.target_devices, self.truncate_dim, self.pool = ["cpu"], None, None
+            self.use_bf16 = False
+
+        def __del__(self) -> None:
+            """Leave out a collection of all garbage, which would be timed."""
+
+    embedder = Embedder()
+
+    def call(*, process: bool = True) -> list[dict[str, Any]]:
+        with quiet():
+            results = embedder.encode_single_device(
+                list(range(len(texts))),
+                batch_size=_BATCH,
+                return_dense=False,
+                return_sparse=process,
+            )
+        weights: list[dict[str, Any]] = results["lexical_weights"]
+        return weights
+
+    return call
