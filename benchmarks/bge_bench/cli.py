@@ -23,7 +23,6 @@ try:
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
 except ImportError as missing:
     sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
-from bge_runtime import BGEM3FlagModel, FlagModel
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError
@@ -247,14 +246,12 @@ def m3(
             pairs.append(measure_matching(passages(count + 1)[: len(batches)], batches, step=step))
             if headless is not None:
                 pairs += measure_heads(
-                    BGEM3FlagModel(
-                        str(bundle), return_sparse=True, return_colbert_vecs=True,
-                        precision=precision, devices="cpu",
-                    ),
-                    FlagModel(str(headless), precision=precision, devices="cpu"),
+                    bundle,
+                    headless,
+                    precision=precision,
                     rounds=rounds,
                     step=step,
-                )  # fmt: skip
+                )
         document = {
             "busy_percent_before": busy,
             "pairs": [pair.to_json() for pair in pairs],
