@@ -242,7 +242,7 @@ def m3(
         steps = rounds + 2 + (3 + rounds) * (headless is not None)
         with progress(steps) as step:
             batches = passages(count)
-            pairs = measure_postprocessing(batches, rounds=rounds, step=step)
+            pairs = measure_postprocessing(bundle, batches, rounds=rounds, step=step)
             pairs.append(measure_matching(passages(count + 1)[: len(batches)], batches, step=step))
             if headless is not None:
                 pairs += measure_heads(
