@@ -195,12 +195,11 @@ np.save(sys.argv[3], result["dense_vecs"])
 print((max(seen) - before) * 1024, (own() - before) * 1024)
 """
 
-LONG_LIMIT = 540 * 2**20
-"""Bytes. The aim is 512 MiB, and 523 were measured: two tensors of a feed-forward layer take
-128 MiB each, and ONNX Runtime's arena doubles its regions, 1 + 2 + ... + 256 MiB."""
+LONG_LIMIT = 2**29
+"""Bytes."""
 
 
-def test_8192_tokens_take_half_a_gibibyte(bundle: Path, checkpoint: Path, tmp_path: Path):
+def test_8192_tokens_take_half_a_gibibyte_at_most(bundle: Path, checkpoint: Path, tmp_path: Path):
     novel = SHARED / "text" / "long" / "pride_and_prejudice.txt"
     text = novel.read_text("utf-8")[:60_000] if novel.is_file() else "so it was that " * 5000
     (tmp_path / "text").write_text(text, encoding="utf-8")
@@ -209,7 +208,6 @@ def test_8192_tokens_take_half_a_gibibyte(bundle: Path, checkpoint: Path, tmp_pa
         check=True, capture_output=True, text=True, timeout=500,
     ).stdout  # fmt: skip
     peak, kept = map(int, said.split())
-    assert peak <= LONG_LIMIT, f"{peak / 2**20:.0f} MiB"
     assert kept <= 2**27, f"{kept / 2**20:.0f} MiB"
     with quiet():
         import torch
@@ -221,3 +219,8 @@ def test_8192_tokens_take_half_a_gibibyte(bundle: Path, checkpoint: Path, tmp_pa
         with torch.inference_mode():
             dense = torch.nn.functional.normalize(encoder(**tokens).last_hidden_state[:, 0])
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), dense.numpy(), rtol=0, atol=1e-5)
+    # 523 MiB were measured: ONNX Runtime's arena doubles its regions, 1 + 2 + ... + 256 MiB,
+    # and two tensors of a feed-forward layer take 128 each. More than that is something else.
+    assert peak <= LONG_LIMIT * 1.05, f"{peak / 2**20:.0f} MiB"
+    if peak > LONG_LIMIT:
+        pytest.xfail(f"{peak / 2**20:.0f} MiB, and the limit is {LONG_LIMIT / 2**20:.0f}")
