@@ -26,6 +26,22 @@ TOKEN_WEIGHTS, COLBERT_VECS = HEAD_OUTPUTS = ("token_weights", "colbert_vecs")
 vector for each but the first, not normalised."""
 
 
+def past_names(layer: int) -> tuple[str, str]:
+    """Name a decoder's inputs of one layer: keys and values of the tokens before.
+
+    Both float32 of shape ``(1, kv_heads, past, head_dim)``, shared by all rows of a batch.
+    """
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Name a decoder's outputs of one layer: keys and values of the new tokens.
+
+    Both float32 of shape ``(batch, kv_heads, sequence, head_dim)``.
+    """
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """The facts of the exported model.

@@ -1,0 +1,382 @@
+"""A decoder's ONNX graph, built from its configuration.
+
+The encoders' graphs are traced; these are written down, one function a part, since the
+trace of a decoder depends on the installed transformers: 4.57 gives Gemma 2 an attention
+without softcapping and takes no notice of Qwen2's ``is_causal``, 5 does neither; and a
+trace needs the model in memory. The parity gate compares the result with transformers.
+
+The graph reads the new tokens of a batch, and the keys and values of a past that all rows
+share: a prefix that was run before, or an empty one.
+
+    input_ids, attention_mask      (batch, sequence)   right-padded
+    past_key_values.N.key, .value  (1, kv_heads, past, head_dim)
+    sentence_embedding             (batch, hidden_size): the last token's, not normalised
+    present.N.key, .value          (batch, kv_heads, sequence, head_dim): the new tokens'
+
+A shared past is never copied for the rows: scores of queries against the past and against
+the new tokens are two products, joined for the softmax (as in arXiv:2402.05099). In the
+last layer only the last token has a query, and the norm at the end sees one row a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from bge_export.decoder_config import DecoderConfig
+from bge_export.passes._edit import Edit
+from bge_runtime.manifest import SENTENCE_EMBEDDING, past_names, present_names
+
+OPSET = 23
+"""Has RMSNormalization; ONNX Runtime reads it from 1.23 on, OpenVINO 2026.1 as well."""
+
+_FLOAT = ir.DataType.FLOAT
+_HIDDEN_STATES = "hidden_states"
+
+_MASKED = -1e30
+"""Added to scores of tokens that are not seen. Finite, so that nothing becomes NaN, and
+within bf16's range."""
+
+
+class Matrix(NamedTuple):
+    """A weight as it lies in the file.
+
+    Attributes:
+        values: The tensor; shape ``(inputs, outputs)``.
+        scales: Of a quantised one the scale of each block, shape
+            ``(inputs / block, outputs)``.
+        block: Rows that share a scale.
+    """
+
+    values: ir.ExternalTensor
+    scales: ir.ExternalTensor | None = None
+    block: int = 0
+
+
+class _Common(NamedTuple):
+    """What all layers use, computed once."""
+
+    sequence: ir.Value
+    past: ir.Value | None
+    mask_of: Mapping[int | None, ir.Value]
+    cos_sin: tuple[ir.Value, ir.Value]
+    last_mask_of: Mapping[int | None, ir.Value]
+    last_cos_sin: tuple[ir.Value, ir.Value]
+    last: ir.Value
+
+
+class DecoderGraph:
+    """Builds the graph of a decoder, or of some of its layers.
+
+    A part of the layers begins with hidden states, and one that does not hold the last
+    layer ends with them: that is how a model too large for the memory is checked.
+    """
+
+    def __init__(self, config: DecoderConfig, weights: Mapping[str, Matrix]) -> None:
+        """Take a configuration and the weights by their names in `weight_names`."""
+        self._config = config
+        self._weights = weights
+        self._tape = Edit()
+        self._inputs: list[ir.Value] = []
+        self._presents: list[ir.Value] = []
+        self._constants: dict[str, ir.Value] = {}
+
+    def build(self, layers: Sequence[int] | None = None, *, embed: bool = True) -> ir.Model:
+        """Build a model.
+
+        Args:
+            layers: Layers it has, in order; None for all.
+            embed: Whether it begins with tokens. Otherwise it takes ``hidden_states`` of
+                shape ``(batch, sequence, hidden_size)``.
+
+        Returns:
+            A model of opset `OPSET`. With the last layer it gives vectors, else
+            ``hidden_states_out``.
+        """
+        config = self._config
+        layers = range(config.layers) if layers is None else layers
+        if embed:
+            ids = self._input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+            mask = self._input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
+            hidden = self._embed(ids)
+        else:
+            width = ["batch", "sequence", config.hidden_size]
+            hidden = self._input(_HIDDEN_STATES, _FLOAT, width)
+            mask = self._input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
+        pasts: dict[int, tuple[ir.Value, ir.Value]] = {}
+        if config.causal:
+            shape = [1, config.kv_heads, "past", config.head_dim]
+            for layer in layers:
+                key, value = (self._input(name, _FLOAT, shape) for name in past_names(layer))
+                pasts[layer] = key, value
+        if layers:
+            common = self._common(mask, pasts[layers[0]][0] if pasts else None)
+        for layer in layers:
+            hidden = self._layer(layer, hidden, common, pasts.get(layer))
+        if layers and layers[-1] == config.layers - 1:
+            hidden = self._norm(hidden, "norm")
+            output = self._op("Squeeze", hidden, self._ints([1]))
+            output.name, shape = SENTENCE_EMBEDDING, ["batch", config.hidden_size]
+        else:
+            output = self._op("Identity", hidden)
+            output.name, shape = f"{_HIDDEN_STATES}_out", ["batch", "sequence", config.hidden_size]
+        output.type, output.shape = ir.TensorType(_FLOAT), ir.Shape(shape)
+        graph = ir.Graph(
+            self._inputs,
+            [output, *self._presents],
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET},
+            name="decoder",
+        )
+        return ir.Model(graph, ir_version=11, producer_name="bge-export")
+
+    def _embed(self, ids: ir.Value) -> ir.Value:
+        table = self._stored(self._weights["embed_tokens"].values)
+        hidden = self._wide(self._op("Gather", table, ids, axis=0))
+        scale = self._config.embed_scale
+        return hidden if scale == 1 else self._op("Mul", hidden, self._float(scale))
+
+    def _common(self, mask: ir.Value, past_key: ir.Value | None) -> _Common:
+        """Compute masks and rotary factors."""
+        config = self._config
+        sequence = self._op("Shape", mask, start=1, end=2)
+        lengths = self._op("ReduceSum", mask, self._ints([1]), keepdims=0)
+        last = self._op("Sub", lengths, self._ints(1))
+        past = None
+        start, total = self._ints([0]), sequence
+        if past_key is not None:
+            past = self._op("Shape", past_key, start=2, end=3)
+            start, total = past, self._op("Add", past, sequence)
+        flat = self._ints([])
+        keys = self._op("Range", self._ints(0), self._op("Reshape", total, flat), self._ints(1))
+        queries = self._op("Range", *(self._op("Reshape", x, flat) for x in (start, total)),
+                           self._ints(1))  # fmt: skip
+        last_queries = self._op("Add", last, start)
+        every, every_last = {}, {}
+        for window in dict.fromkeys(config.windows):
+            if config.causal:
+                by_row = self._op("Unsqueeze", queries, self._ints([1]))
+                every[window] = self._seen(by_row, keys, window)
+                of_last = self._op("Unsqueeze", last_queries, self._ints([1, 2, 3, 4]))
+                every_last[window] = self._seen(of_last, keys, window)
+            else:
+                seen = self._op("Cast", mask, to=ir.DataType.BOOL)
+                seen = self._op("Unsqueeze", seen, self._ints([1, 2, 3]))
+                every[window] = every_last[window] = self._additive(seen)
+        tables = [self._constant(name, table) for name, table in self._rotary_tables().items()]
+        rows = [self._op("Slice", table, start, total, self._ints([0])) for table in tables]
+        per_token = tuple(self._op("Unsqueeze", row, self._ints([1])) for row in rows)
+        of_last = tuple(
+            self._op("Unsqueeze", self._op("Gather", table, last_queries, axis=0),
+                     self._ints([1, 2]))
+            for table in tables
+        )  # fmt: skip
+        return _Common(
+            sequence=sequence,
+            past=past,
+            mask_of=every,
+            cos_sin=(per_token[0], per_token[1]),
+            last_mask_of=every_last,
+            last_cos_sin=(of_last[0], of_last[1]),
+            last=last,
+        )
+
+    def _seen(self, queries: ir.Value, keys: ir.Value, window: int | None) -> ir.Value:
+        seen = self._op("LessOrEqual", keys, queries)
+        if window is not None:
+            oldest = self._op("Sub", queries, self._ints(window))
+            seen = self._op("And", seen, self._op("Greater", keys, oldest))
+        return self._additive(seen)
+
+    def _additive(self, seen: ir.Value) -> ir.Value:
+        return self._op("Where", seen, self._float(0.0), self._float(_MASKED))
+
+    def _rotary_tables(self) -> dict[str, Any]:
+        """Give cosine and sine of each position and frequency, as transformers does."""
+        config = self._config
+        exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        frequencies = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
+        positions = np.arange(config.max_length, dtype=np.float32)
+        angles = positions[:, None] * frequencies
+        return {"rotary_cos": np.cos(angles), "rotary_sin": np.sin(angles)}
+
+    def _layer(
+        self,
+        layer: int,
+        hidden: ir.Value,
+        common: _Common,
+        past: tuple[ir.Value, ir.Value] | None,
+    ) -> ir.Value:
+        config, name = self._config, f"layers.{layer}."
+        is_last = layer == config.layers - 1
+        normed = self._norm(hidden, name + "input_layernorm")
+        querying = normed
+        if is_last:
+            hidden, querying = (self._last_token(x, common.last) for x in (hidden, normed))
+        attended = self._attention(layer, normed, querying, common, past)
+        if config.post_norms:
+            attended = self._norm(attended, name + "post_attention_layernorm")
+        hidden = self._op("Add", hidden, attended)
+        before = "pre_feedforward" if config.post_norms else "post_attention"
+        fed = self._feed_forward(name + "mlp.", self._norm(hidden, f"{name}{before}_layernorm"))
+        if config.post_norms:
+            fed = self._norm(fed, name + "post_feedforward_layernorm")
+        return self._op("Add", hidden, fed)
+
+    def _last_token(self, hidden: ir.Value, last: ir.Value) -> ir.Value:
+        """Select each text's last row. Shape: ``(batch, 1, width)``."""
+        index = self._op("Unsqueeze", last, self._ints([1]))
+        index = self._op("Unsqueeze", index, self._ints([2]))
+        # Gathered by position within each row; GatherElements would want the width as well.
+        rows = self._op("GatherND", hidden, index, batch_dims=1)
+        return rows
+
+    def _attention(
+        self,
+        layer: int,
+        keyed: ir.Value,
+        querying: ir.Value,
+        common: _Common,
+        past: tuple[ir.Value, ir.Value] | None,
+    ) -> ir.Value:
+        config, name = self._config, f"layers.{layer}.self_attn."
+        is_last = layer == config.layers - 1
+        groups = config.heads // config.kv_heads
+        query = self._heads(querying, name + "q", config.heads)
+        key = self._heads(keyed, name + "k", config.kv_heads)
+        value = self._heads(keyed, name + "v", config.kv_heads)
+        query = self._rotate(query, common.last_cos_sin if is_last else common.cos_sin)
+        key = self._rotate(key, common.cos_sin)
+        query = self._op("Mul", query, self._float(config.query_scale))
+        # A key head's queries are rows of one matrix: no key is ever repeated.
+        split = [0, 0, config.kv_heads, groups, config.head_dim]
+        query = self._op("Transpose", self._reshape(query, split), perm=[0, 2, 3, 1, 4])
+        query = self._reshape(query, [0, 0, -1, config.head_dim])
+        key, value = (self._op("Transpose", x, perm=[0, 2, 1, 3]) for x in (key, value))
+        scores = self._op("MatMul", query, self._op("Transpose", key, perm=[0, 1, 3, 2]))
+        if past is not None:
+            turned = self._op("Transpose", past[0], perm=[0, 1, 3, 2])
+            scores = self._op("Concat", self._op("MatMul", query, turned), scores, axis=-1)
+        if config.softcap is not None:
+            bent = self._op("Tanh", self._op("Div", scores, self._float(config.softcap)))
+            scores = self._op("Mul", bent, self._float(config.softcap))
+        total = self._op("Shape", scores, start=3, end=4)
+        queries = self._ints([1]) if is_last else common.sequence
+        apart = self._op("Concat", self._ints([0, 0, groups]), queries, total, axis=0)
+        together = self._op("Concat", self._ints([0, 0, -1]), total, axis=0)
+        mask = (common.last_mask_of if is_last else common.mask_of)[config.windows[layer]]
+        scores = self._op("Add", self._op("Reshape", scores, apart), mask)
+        shares = self._op("Reshape", self._op("Softmax", scores, axis=-1), together)
+        if past is None or common.past is None:
+            mixed = self._op("MatMul", shares, value)
+        else:
+            axis = self._ints([3])
+            of_past = self._op("Slice", shares, self._ints([0]), common.past, axis)
+            of_new = self._op("Slice", shares, common.past, total, axis)
+            mixed = self._op(
+                "Add", self._op("MatMul", of_past, past[1]), self._op("MatMul", of_new, value)
+            )
+            self._present(layer, key, value)
+        joined = self._op("Concat", self._ints([0, 0, groups]), queries,
+                          self._ints([config.head_dim]), axis=0)  # fmt: skip
+        mixed = self._op("Transpose", self._op("Reshape", mixed, joined), perm=[0, 3, 1, 2, 4])
+        mixed = self._reshape(mixed, [0, 0, config.heads * config.head_dim])
+        return self._linear(mixed, name + "o_proj", bias=config.output_bias)
+
+    def _heads(self, hidden: ir.Value, name: str, heads: int) -> ir.Value:
+        """Project to heads. Shape: ``(batch, sequence, heads, head_dim)``."""
+        config = self._config
+        projected = self._linear(hidden, f"{name}_proj", bias=config.qkv_bias)
+        split = self._reshape(projected, [0, 0, heads, config.head_dim])
+        normed = config.query_key_norms and not name.endswith("v")
+        return self._norm(split, f"{name}_norm") if normed else split
+
+    def _rotate(self, heads: ir.Value, cos_sin: tuple[ir.Value, ir.Value]) -> ir.Value:
+        cos, sin = cos_sin
+        half = self._config.head_dim // 2
+        axis, ends = self._ints([3]), (self._ints([0]), self._ints([half]), self._ints([2 * half]))
+        first = self._op("Slice", heads, ends[0], ends[1], axis)
+        second = self._op("Slice", heads, ends[1], ends[2], axis)
+        turned_first = self._op(
+            "Sub", self._op("Mul", first, cos), self._op("Mul", second, sin)
+        )
+        turned_second = self._op(
+            "Add", self._op("Mul", second, cos), self._op("Mul", first, sin)
+        )
+        return self._op("Concat", turned_first, turned_second, axis=-1)
+
+    def _feed_forward(self, name: str, hidden: ir.Value) -> ir.Value:
+        gate = self._linear(hidden, name + "gate_proj")
+        if self._config.activation == "silu":
+            gate = self._op("Mul", gate, self._op("Sigmoid", gate))
+        else:
+            gate = self._op("Gelu", gate, approximate="tanh")
+        product = self._op("Mul", gate, self._linear(hidden, name + "up_proj"))
+        return self._linear(product, name + "down_proj")
+
+    def _present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
+        config = self._config
+        shape = ["batch", config.kv_heads, "sequence", config.head_dim]
+        for name, present in zip(present_names(layer), (key, value), strict=True):
+            output = self._op("Identity", present)
+            output.name, output.type = name, ir.TensorType(_FLOAT)
+            output.shape = ir.Shape(shape)
+            self._presents.append(output)
+
+    def _norm(self, hidden: ir.Value, name: str) -> ir.Value:
+        weight = self._stored(self._weights[name].values)
+        return self._op(
+            "RMSNormalization", hidden, weight, axis=-1, epsilon=self._config.rms_norm_eps
+        )
+
+    def _linear(self, hidden: ir.Value, name: str, *, bias: bool = False) -> ir.Value:
+        matrix = self._weights[name]
+        weight = self._stored(matrix.values)
+        if matrix.scales is None:
+            weight = self._wide(weight)
+        else:
+            scales = self._stored(matrix.scales)
+            weight = self._op(
+                "DequantizeLinear", weight, scales, axis=0, block_size=matrix.block
+            )
+        product = self._op("MatMul", hidden, weight)
+        if not bias:
+            return product
+        return self._op("Add", product, self._stored(self._weights[f"{name}.bias"].values))
+
+    def _wide(self, value: ir.Value) -> ir.Value:
+        return value if value.dtype == _FLOAT else self._op("Cast", value, to=_FLOAT)
+
+    def _stored(self, tensor: ir.ExternalTensor) -> ir.Value:
+        return self._remember(tensor.name, lambda: self._tape.initializer(tensor))
+
+    def _constant(self, name: str, array: Any) -> ir.Value:
+        return self._remember(name, lambda: self._tape.constant(array, name))
+
+    def _ints(self, values: int | Sequence[int]) -> ir.Value:
+        array = np.array(values, dtype=np.int64)
+        return self._constant(f"ints_{'_'.join(map(str, array.ravel()))}_{array.ndim}", array)
+
+    def _float(self, value: float) -> ir.Value:
+        return self._constant(f"float_{value!r}", np.array(value, dtype=np.float32))
+
+    def _remember(self, name: str | None, make: Callable[[], ir.Value]) -> ir.Value:
+        assert name is not None
+        if name not in self._constants:
+            self._constants[name] = make()
+        return self._constants[name]
+
+    def _reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        return self._op("Reshape", value, self._ints(shape))
+
+    def _input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        value = ir.val(name, dtype, shape)
+        self._inputs.append(value)
+        return value
+
+    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        return self._tape.op(op_type, inputs, attributes)

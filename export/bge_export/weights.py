@@ -1,0 +1,258 @@
+"""Weights from a checkpoint's safetensors to a graph's external data, tensor by tensor.
+
+Nothing is mapped into memory and no more than one matrix is held at a time, so that a
+checkpoint many times the size of the memory can be exported. The safetensors format:
+https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bge_runtime.errors import ExportError
+
+_DTYPES: dict[str, Any] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""safetensors' names of the floating-point types that weights come in."""
+
+_PIECE_BYTES = 32 << 20
+"""Tensors that go through row by row are read in pieces of this size."""
+
+_PAGE = 4096
+"""External data has to begin on a page for an engine to map it into memory."""
+
+Transform = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class SafetensorsReader:
+    """The tensors of a checkpoint's safetensors files."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        """Read the headers of the files.
+
+        Raises:
+            ExportError: If there is a file that is not safetensors, or is damaged.
+        """
+        self._places: dict[str, _Place] = {}
+        for name in files:
+            path = folder / name
+            if path.suffix != ".safetensors":
+                raise ExportError(
+                    f"{path} is not a safetensors file, and decoders are exported from those only, "
+                    "so that they never have to fit into memory. Save the model once with "
+                    "save_pretrained(FOLDER, safe_serialization=True)"
+                )
+            for key, value in read_header(path).items():
+                place = _Place(path, str(value["dtype"]), tuple(value["shape"]), value["start"])
+                self._places[key] = place
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a tensor of this name."""
+        return name in self._places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Give a tensor's shape."""
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Give a tensor's type.
+
+        Raises:
+            ExportError: If it is not a floating-point type of 16 or 32 bits.
+        """
+        place = self._places[name]
+        if place.dtype not in _DTYPES:
+            raise ExportError(
+                f"{name} in {place.file} is of type {place.dtype}; weights are exported from "
+                f"{', '.join(_DTYPES)}. A quantised checkpoint has to be turned back first"
+            )
+        return _DTYPES[place.dtype]
+
+    def read(self, name: str, *, first: int = 0, rows: int | None = None) -> NDArray[Any]:
+        """Read a tensor, or some of its rows.
+
+        Args:
+            name: The tensor.
+            first: The first row to read.
+            rows: How many rows; None for all from there on.
+
+        Raises:
+            ExportError: If the file cannot be read.
+        """
+        place, dtype = self._places[name], self.dtype(name)
+        count = place.shape[0] - first if rows is None else rows
+        row = math.prod(place.shape[1:])
+        array = np.empty((count, *place.shape[1:]), dtype)
+        try:
+            with place.file.open("rb") as file:
+                file.seek(place.start + first * row * dtype.itemsize)
+                got = file.readinto(array.view(np.uint8).reshape(-1).data)
+        except OSError as error:
+            raise ExportError(f"cannot read {place.file}: {error}") from error
+        if got != array.nbytes:
+            raise ExportError(f"{place.file} ends inside {name}; download it again")
+        return array
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what a safetensors file holds, and check that all of it is there.
+
+    Returns:
+        By tensor: ``dtype``, ``shape``, and ``start``, its place in the file.
+
+    Raises:
+        ExportError: If the file is damaged or short.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError(f"header of {length:,} bytes in a file of {size:,}")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {
+            name: {
+                "dtype": tensor["dtype"],
+                "shape": tensor["shape"],
+                "start": 8 + length + tensor["data_offsets"][0],
+                "end": 8 + length + tensor["data_offsets"][1],
+            }
+            for name, tensor in header.items()
+        }
+        end = max((tensor["end"] for tensor in tensors.values()), default=8 + length)
+        if end != size:
+            raise ValueError(f"{size:,} bytes where the header calls for {end:,}")
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, struct.error
+    ) as error:  # fmt: skip
+        raise ExportError(f"{path} is damaged ({error}); download it again") from error
+    return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One tensor on its way into a graph's external data.
+
+    Attributes:
+        name: Its name in the graph.
+        source: Its name in the checkpoint.
+        dtype: Its type in the graph.
+        shape: Its shape in the graph.
+        transform: Makes of it what is stored, in its type; None lets it through piece by
+            piece.
+    """
+
+    name: str
+    source: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    transform: Transform | None = None
+
+
+def external_tensors(
+    plans: Iterable[Plan], *, folder: Path, location: str
+) -> dict[str, ir.ExternalTensor]:
+    """Decide where each tensor lies in an external data file.
+
+    Args:
+        plans: The tensors, in the order in which they are written.
+        folder: Folder of the graph.
+        location: Name of the data file in it.
+    """
+    tensors, offset = {}, 0
+    for plan in plans:
+        length = _size_bytes(plan)
+        tensors[plan.name] = ir.ExternalTensor(
+            location, offset, length, plan.dtype, shape=ir.Shape(plan.shape), name=plan.name,
+            base_dir=folder,
+        )  # fmt: skip
+        offset += -(-length // _PAGE) * _PAGE
+    return tensors
+
+
+def write_external_data(
+    plans: Iterable[Plan],
+    reader: SafetensorsReader,
+    path: Path,
+    *,
+    advance: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Stream tensors from a checkpoint into an external data file.
+
+    Args:
+        plans: The tensors, in the order that `external_tensors` was given.
+        reader: The checkpoint.
+        path: The file to write.
+        advance: Told how many more bytes were written.
+
+    Raises:
+        ExportError: If a tensor has another shape than its plan, or holds NaN or infinity.
+        OSError: If the file cannot be written.
+    """
+    with path.open("wb") as file:
+        for plan in plans:
+            start = file.tell()
+            for piece in _pieces(plan, reader):
+                if piece.dtype.kind not in "iu" and not np.isfinite(piece).all():
+                    raise ExportError(f"{plan.source} of the checkpoint holds NaN or infinity")
+                file.write(np.ascontiguousarray(piece).view(np.uint8).reshape(-1).data)
+                advance(piece.nbytes)
+            if file.tell() - start != _size_bytes(plan):
+                raise ExportError(
+                    f"{plan.source} of the checkpoint has the shape {reader.shape(plan.source)}, "
+                    f"which does not become {plan.shape} of {plan.name}"
+                )
+            file.write(b"\0" * (-file.tell() % _PAGE))
+
+
+def _pieces(plan: Plan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
+    if plan.transform is not None:
+        yield plan.transform(reader.read(plan.source))
+        return
+    shape = reader.shape(plan.source)
+    width = math.prod(shape[1:]) * reader.dtype(plan.source).itemsize
+    dtype = plan.dtype.numpy()
+    rows = max(1, _PIECE_BYTES // max(1, width))
+    for first in range(0, shape[0], rows):
+        count = min(rows, shape[0] - first)
+        yield reader.read(plan.source, first=first, rows=count).astype(dtype, copy=False)
+
+
+def _size_bytes(plan: Plan) -> int:
+    return -(-math.prod(plan.shape) * plan.dtype.bitwidth // 8)
+
+
+def total_bytes(plans: Iterable[Plan]) -> int:
+    """Add up what the tensors take."""
+    return sum(_size_bytes(plan) for plan in plans)
+
+
+def weight_dtype(reader: SafetensorsReader, names: Mapping[str, str]) -> ir.DataType:
+    """Give the one type that holds all of these tensors exactly."""
+    kinds = {reader.dtype(name) for name in names.values()}
+    if len(kinds) == 1:
+        return ir.DataType.from_numpy(kinds.pop())
+    return ir.DataType.FLOAT
