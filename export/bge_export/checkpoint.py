@@ -12,6 +12,8 @@ from typing import Any
 from bge_runtime.errors import ExportError
 from bge_runtime.hub import explained, is_hub_id
 from bge_runtime.registry import (
+    DECODER_CLASSES,
+    DECODER_ONLY_BASE,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
     POOLING_METHODS,
@@ -23,6 +25,9 @@ from bge_runtime.resolving import CHECKPOINT_FILES, CHECKPOINT_PICKLES
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 """``model_type`` values whose encoders are exported without remote code."""
+
+DECODERS = ("mistral", "gemma2", "qwen2", "qwen3")
+"""``model_type`` values whose decoders are; their graphs never run remote code."""
 
 _HEADS_OF_OTHER_TASKS = {
     "ForSequenceClassification": "a classifier or reranker (cross-encoder)",
@@ -47,7 +52,7 @@ _POOLING_MODES = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_lasttoken": "last_token",
 }
 
 _HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
@@ -158,18 +163,25 @@ def inspect_checkpoint(
     facts = find_model(source)
     root, folder = folder, folder / _module_path(folder, source, "Transformer", default="")
     config = _read_config(folder, source)
-    chosen_class = model_class or (facts.model_class if facts else ENCODER_ONLY_BASE)
+    own_class = DECODER_ONLY_BASE if config.get("model_type") in DECODERS else ENCODER_ONLY_BASE
+    chosen_class = model_class or (facts.model_class if facts else own_class)
     if chosen_class not in SUPPORTED_MODEL_CLASSES:
         raise ExportError(
             f"{source} is a model of class {chosen_class}, and this version exports "
             f"{', '.join(SUPPORTED_MODEL_CLASSES)} only"
         )
-    _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
-    chosen_pooling = pooling or _pooling(root, source, facts)
-    if chosen_pooling == "last_token" and chosen_class != ENCODER_ONLY_M3:
+    decoder = chosen_class in DECODER_CLASSES
+    if decoder:
+        _check_decoder(config, source, chosen_class)
+        chosen_pooling = pooling or _pooling(root, source, facts, default="last_token")
+    else:
+        _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
+        chosen_pooling = pooling or _pooling(root, source, facts)
+    last = chosen_pooling == "last_token"
+    if (decoder and not last) or (last and not decoder and chosen_class != ENCODER_ONLY_M3):
         raise ExportError(
-            f"FlagEmbedding pools the last token of {ENCODER_ONLY_M3} and of decoders, and "
-            f"{source} is of class {chosen_class}"
+            f"FlagEmbedding pools the last token of decoders, and may of {ENCODER_ONLY_M3}; "
+            f"{source} is of class {chosen_class}, and its pooling would be {chosen_pooling}"
         )
     heads = _check_heads(folder, source) if chosen_class == ENCODER_ONLY_M3 else ()
     return Checkpoint(
@@ -207,6 +219,20 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
     return config
 
 
+def _check_decoder(config: Mapping[str, Any], source: str, model_class: str) -> None:
+    for architecture in config.get("architectures") or ():
+        for ending, kind in _HEADS_OF_OTHER_TASKS.items():
+            if str(architecture).endswith(ending) and not ending.endswith(
+                ("CausalLM", "HeadModel")
+            ):
+                raise ExportError(f"{source} is {kind} ({architecture}), not an embedder")
+    if config.get("model_type") not in DECODERS:
+        raise ExportError(
+            f"{source} is of type {config.get('model_type')!r}, and this version exports decoders "
+            f"of type {', '.join(DECODERS)} as {model_class}"
+        )
+
+
 def _check_architecture(
     config: Mapping[str, Any], source: str, facts: ModelFacts | None, *, trust_remote_code: bool
 ) -> None:
@@ -235,7 +261,9 @@ def _check_architecture(
         )
 
 
-def _pooling(folder: Path, source: str, facts: ModelFacts | None) -> str:
+def _pooling(
+    folder: Path, source: str, facts: ModelFacts | None, *, default: str | None = None
+) -> str:
     path = _pooling_file(folder, source)
     if path is not None:
         try:
@@ -248,14 +276,15 @@ def _pooling(folder: Path, source: str, facts: ModelFacts | None) -> str:
         if "pooling_mode" in config:  # sentence-transformers 5.4 and later
             mode = config["pooling_mode"]
             modes = list(mode) if isinstance(mode, list | tuple) else [mode]
+            modes = ["last_token" if mode == "lasttoken" else mode for mode in modes]
         if len(modes) == 1 and modes[0] in POOLING_METHODS:
             return str(modes[0])
         raise ExportError(
             f"{path} asks for {' and '.join(map(str, modes)) or 'no'} pooling; this version has "
             f"{', '.join(POOLING_METHODS)}. Pass --pooling to override it"
         )
-    if facts is not None:
-        return facts.pooling
+    if facts is not None or default is not None:
+        return default or facts.pooling  # type: ignore[union-attr]
     raise ExportError(
         f"nothing says how {source} pools: it has no 1_Pooling folder and its name is not a "
         "known model's. Pass --pooling cls (as BGE is trained) or --pooling mean"
@@ -334,13 +363,22 @@ def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
         if not path.is_file():
             raise ExportError(f"{path}, which the index names, is missing; download it again")
         if path.suffix == ".safetensors":
-            _check_safetensors(path)
+            read_safetensors_header(path)
     return tuple(names)
 
 
-def _check_safetensors(path: Path) -> None:
-    # The format: 8 bytes of header length, a JSON header, then the tensors' bytes
-    # (https://github.com/huggingface/safetensors#format).
+def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what a safetensors file holds, and check that all of it is there.
+
+    The format: 8 bytes of header length, a JSON header, then the tensors' bytes
+    (https://github.com/huggingface/safetensors#format).
+
+    Returns:
+        By tensor: ``dtype``, ``shape``, and ``start``, its place in the file.
+
+    Raises:
+        ExportError: If the file is damaged or short.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -348,14 +386,21 @@ def _check_safetensors(path: Path) -> None:
             if length > size - 8:
                 raise ValueError(f"header of {length:,} bytes in a file of {size:,}")
             header = json.loads(file.read(length))
-        ends = [
-            tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"
-        ]
-        if 8 + length + max(ends, default=0) != size:
-            raise ValueError(
-                f"{size:,} bytes where the header calls for {8 + length + max(ends, default=0):,}"
-            )
+        header.pop("__metadata__", None)
+        tensors = {
+            name: {
+                "dtype": tensor["dtype"],
+                "shape": tensor["shape"],
+                "start": 8 + length + tensor["data_offsets"][0],
+                "end": 8 + length + tensor["data_offsets"][1],
+            }
+            for name, tensor in header.items()
+        }
+        end = max((tensor["end"] for tensor in tensors.values()), default=8 + length)
+        if end != size:
+            raise ValueError(f"{size:,} bytes where the header calls for {end:,}")
     except (
         OSError, ValueError, LookupError, TypeError, AttributeError, struct.error
     ) as error:  # fmt: skip
         raise ExportError(f"{path} is damaged ({error}); download it again") from error
+    return tensors

@@ -7,11 +7,11 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from tqdm import tqdm
@@ -21,15 +21,16 @@ from bge_export.output import check_output
 from bge_export.publishing import check_login, push
 
 try:
-    from bge_export.targets import select_targets, target_table
+    from bge_export.targets import select_decoder_targets, select_targets, target_table
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
 from bge_runtime.errors import BgeError
 from bge_runtime.parity import Parity
-from bge_runtime.registry import MODEL_CLASSES, POOLING_METHODS
+from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
 from bge_runtime.table import format_table
 
 if TYPE_CHECKING:
+    from bge_export.checkpoint import Checkpoint
     from bge_export.exporting import Row
 
 _STEPS = 7
@@ -59,6 +60,9 @@ _STEPS = 7
     is_flag=True,
     help="The named architecture with seeded random weights: for benchmarks and tests.",
 )
+@click.option(
+    "--layers", type=click.IntRange(min=1), help="With --random-weights: fewer layers than it has."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
 @click.option(
     "--tokenizer",
@@ -80,6 +84,7 @@ def main(
     force: bool,
     trust_remote_code: bool,
     random_weights: bool,
+    layers: int | None,
     seed: int,
     tokenizer: Path | None,
     repo: str | None,
@@ -91,8 +96,10 @@ def main(
     MODEL is a hub id such as BAAI/bge-large-en-v1.5, a checkpoint folder, or with
     --random-weights the name of a model.
     """
-    if tokenizer is not None and not random_weights:
-        raise click.UsageError("--tokenizer is for --random-weights; a checkpoint has its own")
+    if (layers is not None or tokenizer is not None) and not random_weights:
+        raise click.UsageError(
+            "--layers and --tokenizer are for --random-weights; a checkpoint has its own"
+        )
     if random_weights and (revision is not None or offline or trust_remote_code):
         raise click.UsageError(
             "--revision, --offline and --trust-remote-code are for checkpoints, and "
@@ -103,7 +110,10 @@ def main(
     # Ended by a supervisor, it cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        chosen = select_targets(targets, precisions)
+        known = find_model(model)
+        # Early, where the name says enough.
+        if model_class is not None or known is not None:
+            _check_targets(model_class or known.model_class, targets, precisions)
         output = output or _default_output(model, random_weights=random_weights)
         check_output(output, force=force)
         if repo is not None:
@@ -111,9 +121,7 @@ def main(
         with ExitStack() as stack:
             bar = stack.enter_context(
                 tqdm(
-                    total=_STEPS
-                    + sum(len(target.variants) for target in chosen)
-                    + (repo is not None),
+                    total=_STEPS + (repo is not None),
                     desc="export",
                     unit="step",
                     disable=None,
@@ -133,7 +141,9 @@ def main(
                 facts = random_model_facts(model)
                 step("making random weights")
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                write_random_checkpoint(facts, folder, seed=seed, tokenizer=tokenizer)
+                write_random_checkpoint(
+                    facts, folder, seed=seed, tokenizer=tokenizer, layers=layers
+                )
             else:
                 step("finding the checkpoint")
                 folder, revision = find_checkpoint(model, revision=revision, offline=offline)
@@ -145,15 +155,14 @@ def main(
                 pooling=pooling,
                 trust_remote_code=trust_remote_code,
             )
-            from bge_export.exporting import export_bundle
-
-            rows = export_bundle(
+            rows = _export(
                 checkpoint,
                 output,
-                chosen,
+                (targets, precisions),
                 force=force,
                 trust_remote_code=trust_remote_code,
                 random_seed=seed if random_weights else None,
+                bar=bar,
                 step=step,
             )
             if repo is not None:
@@ -172,6 +181,45 @@ def main(
     if repo is not None:
         click.echo(f"\nuploaded: {address}")
     click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {quoted} <<< 'a first text'")
+
+
+def _check_targets(model_class: str, targets: Sequence[str], precisions: Sequence[str]) -> None:
+    decoder = model_class in DECODER_CLASSES
+    (select_decoder_targets if decoder else select_targets)(targets, precisions)
+
+
+def _export(
+    checkpoint: Checkpoint,
+    output: Path,
+    chosen: tuple[Sequence[str], Sequence[str]],
+    *,
+    force: bool,
+    trust_remote_code: bool,
+    random_seed: int | None,
+    bar: tqdm[NoReturn],
+    step: Callable[[str], None],
+) -> list[Row]:
+    if checkpoint.model_class in DECODER_CLASSES:
+        graphs = select_decoder_targets(*chosen)
+        from bge_export.decoder_exporting import export_decoder
+
+        bar.total = (bar.total or 0) + sum(len(graph.variants) for graph in graphs)
+        return export_decoder(
+            checkpoint, output, graphs, force=force, random_seed=random_seed, step=step
+        )
+    targets = select_targets(*chosen)
+    from bge_export.exporting import export_bundle
+
+    bar.total = (bar.total or 0) + sum(len(target.variants) for target in targets)
+    return export_bundle(
+        checkpoint,
+        output,
+        targets,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        random_seed=random_seed,
+        step=step,
+    )
 
 
 def _default_output(model: str, *, random_weights: bool) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bge_export.checkpoint import DECODERS
 from bge_runtime.errors import ExportError
 
 
@@ -18,7 +19,7 @@ class DecoderConfig:
     """A decoder-only transformer, as far as its vectors depend on it.
 
     Attributes:
-        family: ``model_type``: one of `DECODERS`.
+        family: ``model_type``: one of `bge_export.checkpoint.DECODERS`.
         layers: Number of transformer layers.
         hidden_size: Width of the hidden states.
         heads: Query heads of a layer.
@@ -166,9 +167,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 """What each configuration class fills in where a ``config.json`` is silent."""
-
-DECODERS = tuple(_FAMILIES)
-"""``model_type`` values of decoders whose graphs can be built."""
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 

@@ -34,7 +34,8 @@ OPSET = 23
 """Has RMSNormalization; ONNX Runtime reads it from 1.23 on, OpenVINO 2026.1 as well."""
 
 _FLOAT = ir.DataType.FLOAT
-_HIDDEN_STATES = "hidden_states"
+HIDDEN_STATES = "hidden_states"
+"""Input of a graph that begins in the middle of a decoder."""
 
 _MASKED = -1e30
 """Added to scores of tokens that are not seen. Finite, so that nothing becomes NaN, and
@@ -103,12 +104,12 @@ class DecoderGraph:
             mask = self._input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
             hidden = self._embed(ids)
         else:
-            width = ["batch", "sequence", config.hidden_size]
-            hidden = self._input(_HIDDEN_STATES, _FLOAT, width)
+            width: list[int | str] = ["batch", "sequence", config.hidden_size]
+            hidden = self._input(HIDDEN_STATES, _FLOAT, width)
             mask = self._input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
         pasts: dict[int, tuple[ir.Value, ir.Value]] = {}
         if config.causal:
-            shape = [1, config.kv_heads, "past", config.head_dim]
+            shape: list[int | str] = [1, config.kv_heads, "past", config.head_dim]
             for layer in layers:
                 key, value = (self._input(name, _FLOAT, shape) for name in past_names(layer))
                 pasts[layer] = key, value
@@ -118,12 +119,11 @@ class DecoderGraph:
             hidden = self._layer(layer, hidden, common, pasts.get(layer))
         if layers and layers[-1] == config.layers - 1:
             hidden = self._norm(hidden, "norm")
-            output = self._op("Squeeze", hidden, self._ints([1]))
-            output.name, shape = SENTENCE_EMBEDDING, ["batch", config.hidden_size]
+            rows = self._op("Squeeze", hidden, self._ints([1]))
+            output = self._output(rows, SENTENCE_EMBEDDING, ["batch", config.hidden_size])
         else:
-            output = self._op("Identity", hidden)
-            output.name, shape = f"{_HIDDEN_STATES}_out", ["batch", "sequence", config.hidden_size]
-        output.type, output.shape = ir.TensorType(_FLOAT), ir.Shape(shape)
+            width = ["batch", "sequence", config.hidden_size]
+            output = self._output(self._op("Identity", hidden), f"{HIDDEN_STATES}_out", width)
         graph = ir.Graph(
             self._inputs,
             [output, *self._presents],
@@ -161,8 +161,8 @@ class DecoderGraph:
             if config.causal:
                 by_row = self._op("Unsqueeze", queries, self._ints([1]))
                 every[window] = self._seen(by_row, keys, window)
-                of_last = self._op("Unsqueeze", last_queries, self._ints([1, 2, 3, 4]))
-                every_last[window] = self._seen(of_last, keys, window)
+                by_text = self._op("Unsqueeze", last_queries, self._ints([1, 2, 3, 4]))
+                every_last[window] = self._seen(by_text, keys, window)
             else:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
                 seen = self._op("Unsqueeze", seen, self._ints([1, 2, 3]))
@@ -232,8 +232,7 @@ class DecoderGraph:
         index = self._op("Unsqueeze", last, self._ints([1]))
         index = self._op("Unsqueeze", index, self._ints([2]))
         # Gathered by position within each row; GatherElements would want the width as well.
-        rows = self._op("GatherND", hidden, index, batch_dims=1)
-        return rows
+        return self._op("GatherND", hidden, index, batch_dims=1)
 
     def _attention(
         self,
@@ -301,12 +300,8 @@ class DecoderGraph:
         axis, ends = self._ints([3]), (self._ints([0]), self._ints([half]), self._ints([2 * half]))
         first = self._op("Slice", heads, ends[0], ends[1], axis)
         second = self._op("Slice", heads, ends[1], ends[2], axis)
-        turned_first = self._op(
-            "Sub", self._op("Mul", first, cos), self._op("Mul", second, sin)
-        )
-        turned_second = self._op(
-            "Add", self._op("Mul", second, cos), self._op("Mul", first, sin)
-        )
+        turned_first = self._op("Sub", self._op("Mul", first, cos), self._op("Mul", second, sin))
+        turned_second = self._op("Add", self._op("Mul", second, cos), self._op("Mul", first, sin))
         return self._op("Concat", turned_first, turned_second, axis=-1)
 
     def _feed_forward(self, name: str, hidden: ir.Value) -> ir.Value:
@@ -320,12 +315,9 @@ class DecoderGraph:
 
     def _present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
         config = self._config
-        shape = ["batch", config.kv_heads, "sequence", config.head_dim]
+        shape: list[int | str] = ["batch", config.kv_heads, "sequence", config.head_dim]
         for name, present in zip(present_names(layer), (key, value), strict=True):
-            output = self._op("Identity", present)
-            output.name, output.type = name, ir.TensorType(_FLOAT)
-            output.shape = ir.Shape(shape)
-            self._presents.append(output)
+            self._presents.append(self._output(self._op("Identity", present), name, shape))
 
     def _norm(self, hidden: ir.Value, name: str) -> ir.Value:
         weight = self._stored(self._weights[name].values)
@@ -340,9 +332,7 @@ class DecoderGraph:
             weight = self._wide(weight)
         else:
             scales = self._stored(matrix.scales)
-            weight = self._op(
-                "DequantizeLinear", weight, scales, axis=0, block_size=matrix.block
-            )
+            weight = self._op("DequantizeLinear", weight, scales, axis=0, block_size=matrix.block)
         product = self._op("MatMul", hidden, weight)
         if not bias:
             return product
@@ -376,6 +366,11 @@ class DecoderGraph:
     def _input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         value = ir.val(name, dtype, shape)
         self._inputs.append(value)
+        return value
+
+    @staticmethod
+    def _output(value: ir.Value, name: str, shape: Sequence[int | str]) -> ir.Value:
+        value.name, value.type, value.shape = name, ir.TensorType(_FLOAT), ir.Shape(shape)
         return value
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:

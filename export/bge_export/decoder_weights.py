@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,9 +154,7 @@ def plan_weights(
     return plans
 
 
-def stored_weights(
-    plans: list[Plan], *, folder: Path, location: str
-) -> dict[str, Matrix]:
+def stored_weights(plans: Sequence[Plan], *, folder: Path, location: str) -> dict[str, Matrix]:
     """Give the stored weights as a graph takes them.
 
     Args:

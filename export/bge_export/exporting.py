@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.checkpoint import Checkpoint
@@ -74,6 +75,12 @@ _MODULES = "sentence_transformers.models"
 _TRUNCATION = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 """What a tokenizer.json says of truncation, and transformers writes beside it. fastembed
 reads that: with all-MiniLM-L6-v2's 128 it cut every longer text."""
+
+_WITHIN_TOKENIZER_FILE = (
+    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model",
+    "tokenizer.model",
+)  # fmt: skip
+"""What transformers writes beside a tokenizer.json that holds all of it."""
 
 Step = Callable[[str], None]
 """Told what comes next, in a few words."""
@@ -142,7 +149,8 @@ def export_bundle(
             "`pip install 'bge-runtime[export]'`, or leave it out with --target cpu"
         )
     with draft_beside(output) as draft:
-        _check_space(draft, checkpoint)
+        files = (checkpoint.folder / name for name in checkpoint.weight_files)
+        check_space(draft, sum(path.stat().st_size for path in files))
         step("loading the checkpoint")
         tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
         encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
@@ -185,8 +193,8 @@ def export_bundle(
             model=model,
             graphs=graphs,
             variants=tuple(_variants(targets)),
-            files=_hash_files(draft),
-            provenance=_provenance(checkpoint, random_seed),
+            files=hash_files(draft),
+            provenance=provenance(checkpoint, random_seed),
         )
         rows = []
         for variant in manifest.variants:
@@ -313,10 +321,14 @@ def _describe(model: ir.Model, target: Target) -> Graph:
     )
 
 
-def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer: Any) -> Reference:
-    length = min(model.max_length, 512)
-    token_ids = TextTokenizer(draft / TOKENIZER_FILE).encode(PARITY_TEXTS, max_length=length)
-    expected = tokenizer(list(PARITY_TEXTS), truncation=True, max_length=length)["input_ids"]
+def checked_tokens(draft: Path, tokenizer: Any, *, max_length: int) -> list[NDArray[np.int64]]:
+    """Tokenise the parity texts as the runtime does.
+
+    Raises:
+        ExportError: If that differs from what transformers does.
+    """
+    token_ids = TextTokenizer(draft / TOKENIZER_FILE).encode(PARITY_TEXTS, max_length=max_length)
+    expected = tokenizer(list(PARITY_TEXTS), truncation=True, max_length=max_length)["input_ids"]
     for text, ours, theirs in zip(PARITY_TEXTS, token_ids, expected, strict=True):
         if ours.tolist() != theirs:
             raise ExportError(
@@ -324,6 +336,11 @@ def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer
                 f"({ours.tolist()[:12]} … instead of {theirs[:12]} …). Nothing was written; "
                 "please report this model"
             )
+    return token_ids
+
+
+def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer: Any) -> Reference:
+    token_ids = checked_tokens(draft, tokenizer, max_length=min(model.max_length, 512))
     outputs = reference_vectors(encoder, token_ids)
     reference = Reference(
         texts=PARITY_TEXTS,
@@ -351,21 +368,26 @@ def _weightless(tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(tokenizer.convert_tokens_to_ids(known)))
 
 
+def write_tokenizer(draft: Path, tokenizer: Any, *, max_length: int) -> None:
+    """Write a tokenizer that neither cuts nor pads, and says where a text is to be cut."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    for argument in _TRUNCATION:
+        tokenizer.init_kwargs.pop(argument, None)
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(draft)
+    for extra in _WITHIN_TOKENIZER_FILE:
+        (draft / extra).unlink(missing_ok=True)
+
+
 def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokenizer: Any) -> None:
     """Write what makes the folder readable for other tools, with the same vectors.
 
     These are sentence-transformers, optimum, TEI, transformers.js and fastembed.
     """
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    for argument in _TRUNCATION:
-        tokenizer.init_kwargs.pop(argument, None)
     # Where every tool cuts a text: where FlagModel does by default.
     sequence = min(model.max_length, 512)
-    tokenizer.model_max_length = sequence
-    tokenizer.save_pretrained(draft)
-    for extra in ("vocab.txt", "added_tokens.json", "sentencepiece.bpe.model"):
-        (draft / extra).unlink(missing_ok=True)  # all in tokenizer.json
+    write_tokenizer(draft, tokenizer, max_length=sequence)
     # The key names of sentence-transformers before 5.4, which TEI knows and newer ones read.
     documents: dict[str, Any] = {
         "config.json": {
@@ -401,7 +423,8 @@ def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokeniz
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _hash_files(draft: Path) -> dict[str, File]:
+def hash_files(draft: Path) -> dict[str, File]:
+    """List a folder's files with their sizes and hashes."""
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     return {
         path.relative_to(draft).as_posix(): File(
@@ -411,7 +434,8 @@ def _hash_files(draft: Path) -> dict[str, File]:
     }
 
 
-def _provenance(checkpoint: Checkpoint, random_seed: int | None) -> Provenance:
+def provenance(checkpoint: Checkpoint, random_seed: int | None) -> Provenance:
+    """Say where a bundle comes from."""
     return Provenance(
         source=checkpoint.source,
         revision=checkpoint.revision,
@@ -437,8 +461,12 @@ def _variants(targets: Sequence[Target]) -> Iterator[Variant]:
             )
 
 
-def _check_space(draft: Path, checkpoint: Checkpoint) -> None:
-    needed = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weight_files)
+def check_space(draft: Path, needed: int) -> None:
+    """Check that a bundle of so many bytes fits on the disk.
+
+    Raises:
+        ExportError: If it does not.
+    """
     free = shutil.disk_usage(draft).free
     if free < needed:
         raise ExportError(

@@ -93,8 +93,16 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
     return heads
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False, right_padding: bool = True
+) -> PreTrainedTokenizerFast:
     """Load a checkpoint's fast tokenizer, set up as transformers would use it.
+
+    Args:
+        folder: The checkpoint.
+        trust_remote_code: Run code from the checkpoint.
+        right_padding: Refuse one that pads on the left. For a decoder that makes no
+            difference: its last token is found on either side.
 
     Raises:
         ExportError: If there is none.
@@ -112,10 +120,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         )
     if tokenizer.pad_token_id is None:
         raise ExportError(f"the tokenizer of {folder} has no padding token")
-    if tokenizer.padding_side != "right" or tokenizer.truncation_side != "right":
+    wrong_side = right_padding and tokenizer.padding_side != "right"
+    if wrong_side or tokenizer.truncation_side != "right":
         raise ExportError(
             f"the tokenizer of {folder} pads on the {tokenizer.padding_side} and truncates on "
-            f"the {tokenizer.truncation_side}; encoders here do both on the right"
+            f"the {tokenizer.truncation_side}; here it is done on the right"
         )
     return tokenizer
 

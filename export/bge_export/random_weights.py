@@ -9,6 +9,7 @@ swapped, gives nearly the same vectors.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,11 +22,14 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from bge_export.checkpoint import DECODERS
+from bge_export.random_decoder import write_random_decoder
 from bge_runtime.errors import ExportError
 from bge_runtime.registry import (
     ENCODER_ONLY_M3,
     MODELS,
     BertShape,
+    DecoderShape,
     ModelFacts,
     find_model,
 )
@@ -33,9 +37,16 @@ from bge_runtime.registry import (
 _SPECIAL = {
     "bert": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103},
     "xlm-roberta": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4},
+    "mistral": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
+    "gemma2": {"<pad>": 0, "</s>": 1, "<s>": 2, "<unk>": 3},
+    "qwen2": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
+    "qwen3": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
 }
 """Ids of the published vocabularies; BERT's English and Chinese ones share theirs. XLM-R's
-mask is its last id."""
+mask is its last id. The decoders' are of the sentence-piece kind, whatever their own."""
+
+_TAGS = ("<instruct>", "<query>", "<response>")
+"""What bge-en-icl and bge-multilingual-gemma2 add to their vocabularies, at its end."""
 
 
 def random_model_facts(source: str) -> ModelFacts:
@@ -54,7 +65,12 @@ def random_model_facts(source: str) -> ModelFacts:
 
 
 def write_random_checkpoint(
-    facts: ModelFacts, folder: Path, *, seed: int, tokenizer: Path | None = None
+    facts: ModelFacts,
+    folder: Path,
+    *,
+    seed: int,
+    tokenizer: Path | None = None,
+    layers: int | None = None,
 ) -> None:
     """Write a whole checkpoint: configuration, weights and tokenizer.
 
@@ -63,21 +79,25 @@ def write_random_checkpoint(
         folder: An empty folder.
         seed: Seed of the weights. The same seed gives the same weights.
         tokenizer: Folder to take the tokenizer from; None makes one of the right size.
+        layers: How many layers; None for all that the model has.
 
     Raises:
         ExportError: If the tokenizer has more ids than the model has embeddings.
     """
     assert facts.shape is not None
-    made = facts.shape.vocab_size, facts.shape.architecture
-    fast = _load(tokenizer) if tokenizer else make_tokenizer(*made)
-    if len(fast) > facts.shape.vocab_size:
+    shape = facts.shape if layers is None else replace(facts.shape, layers=layers)
+    fast = _load(tokenizer) if tokenizer else make_tokenizer(shape.vocab_size, shape.architecture)
+    if len(fast) > shape.vocab_size:
         raise ExportError(
             f"the tokenizer in {tokenizer} has {len(fast):,} ids, and {facts.name} has "
-            f"embeddings for {facts.shape.vocab_size:,}; pass one of its own family"
+            f"embeddings for {shape.vocab_size:,}; pass one of its own family"
         )
-    random_encoder(facts.shape, seed=seed).save_pretrained(folder)
+    if isinstance(shape, DecoderShape):
+        write_random_decoder(shape, folder, seed=seed)
+    else:
+        random_encoder(shape, seed=seed).save_pretrained(folder)
     if facts.model_class == ENCODER_ONLY_M3:
-        write_random_heads(folder, facts.shape.hidden_size, seed=seed)
+        write_random_heads(folder, shape.hidden_size, seed=seed)
     fast.save_pretrained(folder)
 
 
@@ -151,9 +171,12 @@ def make_tokenizer(vocab_size: int, architecture: str = "bert") -> PreTrainedTok
 
     Args:
         vocab_size: Number of ids.
-        architecture: Whose special tokens it has, ``"bert"`` or ``"xlm-roberta"``.
+        architecture: Whose special tokens it has. A decoder's have those of bge-en-icl.
     """
-    special = _SPECIAL[architecture]
+    special = dict(_SPECIAL[architecture])
+    decoder = architecture in DECODERS
+    if decoder:
+        special |= {tag: vocab_size - len(_TAGS) + i for i, tag in enumerate(_TAGS)}
     pad, unk, cls, sep, mask = (
         ("<pad>", "<unk>", "<s>", "</s>", "<mask>") if "<s>" in special else special
     )
@@ -175,11 +198,10 @@ def make_tokenizer(vocab_size: int, architecture: str = "bert") -> PreTrainedTok
         model_max_length=512,
         pad_token=pad,
         unk_token=unk,
-        cls_token=cls,
-        sep_token=sep,
-        mask_token=mask,
         **more,
-    )
+        **({"additional_special_tokens": list(_TAGS)} if decoder else
+           {"cls_token": cls, "sep_token": sep, "mask_token": mask}),
+    )  # fmt: skip
 
 
 def _pieces() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -17,6 +18,8 @@ from bge_export.passes import (
 )
 from bge_runtime.errors import ExportError
 
+_AnyTarget = TypeVar("_AnyTarget", bound="AnyTarget")
+
 TRACE_OPSET = 23
 """Says attention, normalisation and Gelu as one node each. An internal step: many
 consumers refuse it."""
@@ -26,15 +29,13 @@ PORTABLE_OPSET = 18
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """A form that the traced graph can be brought into.
+class AnyTarget:
+    """A graph that an export can write.
 
     Attributes:
-        name: What ``--target`` calls it, and the graph's key in the manifest.
+        name: What ``--target`` calls it.
         precision: What ``--precision`` calls it.
         file: Path of the graph inside the bundle.
-        outputs: Outputs of the graph, the first one first.
-        passes: Makes the passes that lead to it, in order.
         variants: Ways to run it: name, engine and precision of each.
         device: Kind of device it is for.
         description: A line for the table.
@@ -43,11 +44,33 @@ class Target:
     name: str
     precision: str
     file: str
-    outputs: tuple[str, ...]
-    passes: Callable[[], Sequence[ir.passes.InPlacePass]]
     variants: tuple[tuple[str, str, str], ...]
     device: str
     description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(AnyTarget):
+    """A form that an encoder's traced graph can be brought into; its name is unique.
+
+    Attributes:
+        outputs: Outputs of the graph, the first one first.
+        passes: Makes the passes that lead to it, in order.
+    """
+
+    outputs: tuple[str, ...]
+    passes: Callable[[], Sequence[ir.passes.InPlacePass]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderTarget(AnyTarget):
+    """A form that a decoder's graph can be built in.
+
+    Attributes:
+        storage: Type of its matrices in the file; None for that of the checkpoint.
+    """
+
+    storage: ir.DataType | None
 
 
 def _standard_operators() -> Sequence[ir.passes.InPlacePass]:
@@ -118,8 +141,59 @@ TARGETS = (OPENVINO, CPU, PORTABLE)
 """In the order in which the runtime prefers them. Target and precision are unique."""
 
 
+DECODER_TARGETS = (
+    DecoderTarget(
+        name="cpu",
+        precision="fp32",
+        file="onnx/model.onnx",
+        variants=(
+            ("openvino-bf16", "openvino", "bf16"),
+            ("cpu-fp32", "onnxruntime", "fp32"),
+            ("openvino-fp32", "openvino", "fp32"),
+        ),
+        device="cpu",
+        storage=None,
+        description="decoders: the checkpoint's own weights, bit for bit; written by default",
+    ),
+    DecoderTarget(
+        name="cpu",
+        precision="bf16",
+        file="onnx/model_cpu_bf16.onnx",
+        variants=(("openvino-bf16", "openvino", "bf16"),),
+        device="cpu",
+        storage=ir.DataType.BFLOAT16,
+        description="decoders: weights rounded to bf16, half the size of an fp32 checkpoint",
+    ),
+    DecoderTarget(
+        name="cpu",
+        precision="int8",
+        file="onnx/model_cpu_int8.onnx",
+        variants=(
+            ("openvino-int8", "openvino", "int8"),
+            ("cpu-int8", "onnxruntime", "int8"),
+        ),
+        device="cpu",
+        storage=ir.DataType.INT8,
+        description="decoders: matrices in 8 bits, one scale for 32 weights",
+    ),
+    DecoderTarget(
+        name="cpu",
+        precision="int4",
+        file="onnx/model_cpu_int4.onnx",
+        variants=(
+            ("openvino-int4", "openvino", "int4"),
+            ("cpu-int4", "onnxruntime", "int4"),
+        ),
+        device="cpu",
+        storage=ir.DataType.INT4,
+        description="decoders: matrices in 4 bits, for a first look at a large model",
+    ),
+)
+"""Of decoders. Each has weights of its own, so that only the first is written unasked."""
+
+
 def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Target]:
-    """Choose the graphs to write.
+    """Choose the graphs to write of an encoder.
 
     The portable graph is always among them: it holds the weights that all share, and
     is what other tools open.
@@ -131,19 +205,39 @@ def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Targ
     Raises:
         ExportError: If a combination does not exist; the message holds the table.
     """
+    chosen = _chosen(TARGETS, names, precisions)
+    return [*(target for target in chosen if target is not PORTABLE), PORTABLE]
+
+
+def select_decoder_targets(names: Sequence[str], precisions: Sequence[str]) -> list[DecoderTarget]:
+    """Choose the graphs to write of a decoder; with nothing asked for, the first one.
+
+    Args:
+        names: Names of targets.
+        precisions: Names of precisions.
+
+    Raises:
+        ExportError: As `select_targets`.
+    """
+    return _chosen(DECODER_TARGETS, names, precisions or (() if names else ("fp32",)))
+
+
+def _chosen(
+    table: Sequence[_AnyTarget], names: Sequence[str], precisions: Sequence[str]
+) -> list[_AnyTarget]:
     for asked, known, option in (
-        (names, {target.name for target in TARGETS}, "target"),
-        (precisions, {target.precision for target in TARGETS}, "precision"),
+        (names, {target.name for target in table}, "target"),
+        (precisions, {target.precision for target in table}, "precision"),
     ):
         unknown = sorted(set(asked) - known)
         if unknown:
             raise ExportError(
-                f"requested --{option} {', '.join(unknown)}, which this version does not write. "
-                f"It writes:\n{target_table()}"
+                f"requested --{option} {', '.join(unknown)}, which this version does not write "
+                f"of such a model. It writes:\n{target_table(table)}"
             )
     chosen = [
         target
-        for target in TARGETS
+        for target in table
         if (not names or target.name in names)
         and (not precisions or target.precision in precisions)
     ]
@@ -151,14 +245,15 @@ def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Targ
     if missing:
         pairs = ", ".join(f"{name} in {precision}" for name, precision in sorted(missing))
         raise ExportError(
-            f"requested {pairs}, which this version does not write. It writes:\n{target_table()}"
+            f"requested {pairs}, which this version does not write of such a model. It "
+            f"writes:\n{target_table(table)}"
         )
-    return [*(target for target in chosen if target is not PORTABLE), PORTABLE]
+    return chosen
 
 
-def target_table() -> str:
+def target_table(table: Sequence[AnyTarget] = (*TARGETS, *DECODER_TARGETS)) -> str:
     """Print what exists, one line each."""
     return "\n".join(
         f"  --target {target.name:<9} --precision {target.precision:<5} {target.description}"
-        for target in TARGETS
+        for target in table
     )

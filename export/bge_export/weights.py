@@ -1,15 +1,12 @@
 """Weights from a checkpoint's safetensors to a graph's external data, tensor by tensor.
 
 Nothing is mapped into memory and no more than one matrix is held at a time, so that a
-checkpoint many times the size of the memory can be exported. The safetensors format:
-https://github.com/huggingface/safetensors#format.
+checkpoint many times the size of the memory can be exported.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bge_export.checkpoint import read_safetensors_header
 from bge_runtime.errors import ExportError
 
-_DTYPES: dict[str, Any] = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -64,7 +62,7 @@ class SafetensorsReader:
                     "so that they never have to fit into memory. Save the model once with "
                     "save_pretrained(FOLDER, safe_serialization=True)"
                 )
-            for key, value in read_header(path).items():
+            for key, value in read_safetensors_header(path).items():
                 place = _Place(path, str(value["dtype"]), tuple(value["shape"]), value["start"])
                 self._places[key] = place
 
@@ -114,42 +112,6 @@ class SafetensorsReader:
         if got != array.nbytes:
             raise ExportError(f"{place.file} ends inside {name}; download it again")
         return array
-
-
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what a safetensors file holds, and check that all of it is there.
-
-    Returns:
-        By tensor: ``dtype``, ``shape``, and ``start``, its place in the file.
-
-    Raises:
-        ExportError: If the file is damaged or short.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size - 8:
-                raise ValueError(f"header of {length:,} bytes in a file of {size:,}")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        tensors = {
-            name: {
-                "dtype": tensor["dtype"],
-                "shape": tensor["shape"],
-                "start": 8 + length + tensor["data_offsets"][0],
-                "end": 8 + length + tensor["data_offsets"][1],
-            }
-            for name, tensor in header.items()
-        }
-        end = max((tensor["end"] for tensor in tensors.values()), default=8 + length)
-        if end != size:
-            raise ValueError(f"{size:,} bytes where the header calls for {end:,}")
-    except (
-        OSError, ValueError, LookupError, TypeError, AttributeError, struct.error
-    ) as error:  # fmt: skip
-        raise ExportError(f"{path} is damaged ({error}); download it again") from error
-    return tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,19 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
             "says so); seeded ones are made to amplify errors, and 24 layers of them were "
             "measured at 0.99987 and 3.2 % of the distance between texts.",
         ),
+        "int8": Tolerance(
+            min_cosine=0.995,
+            max_error=0.05,
+            max_error_share=0.15,
+            reason="Weights of 8 bits with a scale for 32 of them, asked for by name.",
+        ),
+        "int4": Tolerance(
+            min_cosine=0.8,
+            max_error=0.3,
+            max_error_share=0.9,
+            reason="15 levels for 32 weights: for a first look at a model that does not fit "
+            "otherwise, asked for by name. Seeded weights have no structure to survive on.",
+        ),
     }
 )
 """Tolerances by precision."""

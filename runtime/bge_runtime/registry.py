@@ -11,7 +11,7 @@ embedder page; shapes follow the ``config.json`` that each checkpoint publishes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 ENCODER_ONLY_BASE = "encoder-only-base"
@@ -29,11 +29,14 @@ MODEL_CLASSES = (
 )
 """The ``model_class`` values that FlagEmbedding knows."""
 
-SUPPORTED_MODEL_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3)
+DECODER_CLASSES = (DECODER_ONLY_BASE, DECODER_ONLY_ICL)
+"""Those of them that are decoders and that this version runs."""
+
+SUPPORTED_MODEL_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3, *DECODER_CLASSES)
 """The ``model_class`` values that this version exports and runs."""
 
 POOLING_METHODS = ("cls", "mean", "last_token")
-"""Pooling methods that encoder graphs can contain; FlagEmbedding has the last one for M3."""
+"""Pooling methods that graphs can contain; the last one is for decoders and for M3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,39 @@ class BertShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """The size of a decoder; what it leaves open is as transformers' configuration has it.
+
+    Attributes:
+        architecture: ``model_type`` of its configuration.
+        layers: Number of transformer layers.
+        hidden_size: Width of the hidden states.
+        heads: Query heads per layer.
+        kv_heads: Key and value heads per layer.
+        head_dim: Width of a head.
+        intermediate_size: Width of the feed-forward layer.
+        vocab_size: Rows of the word-embedding table.
+        max_length: Most tokens that it can read.
+        rope_theta: Base of the rotary frequencies.
+        rms_norm_eps: Added to the mean square in each norm.
+        causal: Whether a token sees only those before it.
+    """
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_length: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    causal: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What is known about a published model before its files are seen.
 
@@ -79,7 +115,7 @@ class ModelFacts:
     query_instruction: str | None = None
     query_instruction_format: str = "{}{}"
     trust_remote_code: bool = False
-    shape: BertShape | None = None
+    shape: BertShape | DecoderShape | None = None
 
     @property
     def name(self) -> str:
@@ -110,6 +146,24 @@ _SHAPES = {
         layers=24, hidden_size=1024, heads=16, intermediate_size=4096, vocab_size=21128
     ),
 }
+
+
+_MISTRAL_7B = DecoderShape(
+    architecture="mistral", layers=32, hidden_size=4096, heads=32, kv_heads=8, head_dim=128,
+    intermediate_size=14336, vocab_size=32000, max_length=32768, rms_norm_eps=1e-5,
+)  # fmt: skip
+_GEMMA2_9B = DecoderShape(
+    architecture="gemma2", layers=42, hidden_size=3584, heads=16, kv_heads=8, head_dim=256,
+    intermediate_size=14336, vocab_size=256002, max_length=8192,
+)  # fmt: skip
+_QWEN2_7B = DecoderShape(
+    architecture="qwen2", layers=28, hidden_size=3584, heads=28, kv_heads=4, head_dim=128,
+    intermediate_size=18944, vocab_size=151646, max_length=131072, rope_theta=1e6, causal=False,
+)  # fmt: skip
+_QWEN3_06B = DecoderShape(
+    architecture="qwen3", layers=28, hidden_size=1024, heads=16, kv_heads=8, head_dim=128,
+    intermediate_size=3072, vocab_size=151669, max_length=32768, rope_theta=1e6,
+)  # fmt: skip
 
 
 def _bert_family() -> list[ModelFacts]:
@@ -156,8 +210,15 @@ _ALL: list[ModelFacts] = [
         model_class=DECODER_ONLY_ICL,
         pooling="last_token",
         query_instruction_format=_TAGGED,
+        shape=replace(_MISTRAL_7B, vocab_size=32003),
     ),
-    *_rows("BAAI/bge-multilingual-gemma2", **{**_DECODER, "query_instruction_format": _TAGGED}),
+    ModelFacts(
+        hub_id="BAAI/bge-multilingual-gemma2",
+        model_class=DECODER_ONLY_BASE,
+        pooling="last_token",
+        query_instruction_format=_TAGGED,
+        shape=_GEMMA2_9B,
+    ),
     *_rows(
         "BAAI/bge-code-v1",
         **{**_DECODER, "query_instruction_format": _TAGGED, "trust_remote_code": True},
@@ -201,7 +262,16 @@ _ALL: list[ModelFacts] = [
     ),
 ]
 
-MODELS: dict[str, ModelFacts] = {facts.name: facts for facts in _ALL}
+_DECODER_SHAPES = {
+    "e5-mistral-7b-instruct": _MISTRAL_7B,
+    "gte-Qwen2-7B-instruct": _QWEN2_7B,
+    "Qwen3-Embedding-0.6B": _QWEN3_06B,
+}
+
+MODELS: dict[str, ModelFacts] = {
+    facts.name: replace(facts, shape=facts.shape or _DECODER_SHAPES.get(facts.name))
+    for facts in _ALL
+}
 """Every model that ``FlagAutoModel`` maps, by name without owner."""
 
 

@@ -62,6 +62,17 @@ def _cpu_capabilities() -> tuple[str, ...]:
     return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
+def computing_precision(precision: str) -> str | None:
+    """Give OpenVINO's name for what a variant's activations are computed in.
+
+    Weights of 8 or 4 bits are widened block by block, to the best that the processor has.
+    None for a precision that this engine does not serve.
+    """
+    if precision in ("int8", "int4"):
+        return "bf16" if "BF16" in _cpu_capabilities() else "f32"
+    return _PRECISIONS.get(precision)
+
+
 class _Model:
     """A compiled model, for some outputs of its graph.
 
@@ -129,7 +140,7 @@ class OpenVinoEngine:
                 f"variant {variant.name!r} runs on OpenVINO, and openvino cannot be imported "
                 f"({error}). Run `pip install 'bge-runtime[cpu]'`"
             ) from error
-        device, precision = _DEVICES.get(variant.device), _PRECISIONS.get(variant.precision)
+        device, precision = _DEVICES.get(variant.device), computing_precision(variant.precision)
         if device is None or precision is None:
             raise DeviceError(
                 f"requested {variant.precision} on {variant.device!r}, but this version's openvino "

@@ -1,0 +1,282 @@
+"""The export of a decoder: weights stream from file to file, layers are proven one by one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from tqdm import tqdm
+
+from bge_export.checkpoint import Checkpoint
+from bge_export.decoder_config import DecoderConfig
+from bge_export.decoder_gate import run_in_parts
+from bge_export.decoder_graph import OPSET, DecoderGraph
+from bge_export.decoder_reference import decoder_reference
+from bge_export.decoder_weights import find_weights, plan_weights, stored_weights
+from bge_export.exporting import (
+    Row,
+    Step,
+    check_space,
+    checked_tokens,
+    hash_files,
+    prove,
+    provenance,
+    write_tokenizer,
+)
+from bge_export.loading import load_tokenizer
+from bge_export.output import check_output, draft_beside, put_in_place
+from bge_export.targets import DecoderTarget
+from bge_export.texts import PARITY_TEXTS
+from bge_export.weights import (
+    Plan,
+    SafetensorsReader,
+    total_bytes,
+    weight_dtype,
+    write_external_data,
+)
+from bge_runtime import integrity
+from bge_runtime.bundle import PARITY_FILE, Bundle, Reference
+from bge_runtime.engines import why_not
+from bge_runtime.errors import ExportError
+from bge_runtime.manifest import FILE_NAME, Graph, Manifest, Model, Variant
+from bge_runtime.parity import TOLERANCES, compare
+from bge_runtime.registry import DECODER_ONLY_ICL
+
+_REFERENCE_TOKENS = 128
+"""Most tokens of a parity text. All texts are in memory at once, so that each layer is
+read once."""
+
+_WHOLE_BYTES = 64 << 20
+"""Weights of at most so much are proven in one piece, by the engines that will run them;
+larger ones layer by layer, whose parts are built by the same code from the same file."""
+
+
+def export_decoder(
+    checkpoint: Checkpoint,
+    output: Path,
+    targets: Sequence[DecoderTarget],
+    *,
+    force: bool = False,
+    random_seed: int | None = None,
+    step: Step = lambda _: None,
+) -> list[Row]:
+    """Export a decoder's checkpoint, prove it against PyTorch and put it in place.
+
+    As `bge_export.exporting.export_bundle`, with no more than a layer in memory at a time.
+
+    Args:
+        checkpoint: What `inspect_checkpoint` gave, of a decoder's class.
+        output: Folder of the bundle.
+        targets: Graphs to write, as `select_decoder_targets` gave them.
+        force: Replace a bundle that is already there.
+        random_seed: Seed, if its weights are random.
+        step: Told about each step.
+
+    Returns:
+        One row for each variant.
+
+    Raises:
+        ExportError: If the checkpoint cannot be exported, the result misses its
+            tolerance, or the folder cannot be written.
+    """
+    output = output.expanduser().resolve()
+    check_output(output, force=force)
+    config = DecoderConfig.from_json(checkpoint.config, source=checkpoint.source)
+    reader = SafetensorsReader(checkpoint.folder, checkpoint.weight_files)
+    found = find_weights(config, reader, source=checkpoint.source)
+    own_type = weight_dtype(reader, found)
+    plans = {
+        target.precision: plan_weights(config, found, storage=target.storage or own_type)
+        for target in targets
+    }
+    with draft_beside(output) as draft:
+        needed = sum(total_bytes(plan) for plan in plans.values())
+        check_space(draft, needed)
+        step("loading the tokenizer")
+        tokenizer = load_tokenizer(checkpoint.folder, right_padding=False)
+        if checkpoint.model_class == DECODER_ONLY_ICL and tokenizer.clean_up_tokenization_spaces:
+            raise ExportError(
+                f"the tokenizer of {checkpoint.source} cleans up spaces when it decodes, and "
+                f"{DECODER_ONLY_ICL} decodes every query; set clean_up_tokenization_spaces to "
+                "false in its tokenizer_config.json if the model was trained so"
+            )
+        model = _model(checkpoint, config, tokenizer, random=random_seed is not None)
+        write_tokenizer(draft, tokenizer, max_length=config.max_length)
+        _write_config(draft, checkpoint)
+        token_ids = checked_tokens(
+            draft, tokenizer, max_length=min(_REFERENCE_TOKENS, config.max_length)
+        )
+        step("writing the weights")
+        (draft / "onnx").mkdir()
+        with _bytes_bar(needed) as bar:
+            for target in targets:
+                data = (draft / target.file).with_suffix(".onnx_data")
+                write_external_data(plans[target.precision], reader, data, advance=bar.update)
+        step("building the graphs")
+        graphs = {
+            _key(target): _write_graph(config, plans[target.precision], draft / target.file, draft)
+            for target in targets
+        }
+        step("computing PyTorch's vectors")
+        known = [row for row, ids in enumerate(token_ids) if len(ids)]
+        reference = Reference(
+            texts=tuple(PARITY_TEXTS[row] for row in known),
+            token_ids=tuple(token_ids[row] for row in known),
+            vectors=decoder_reference(
+                checkpoint, config, reader, found, [token_ids[row] for row in known]
+            ),
+        )
+        reference.save(draft / PARITY_FILE)
+        step("hashing the files")
+        manifest = Manifest(
+            model=model,
+            graphs=graphs,
+            variants=_variants(targets),
+            files=hash_files(draft),
+            provenance=provenance(checkpoint, random_seed),
+        )
+        bundle = Bundle(draft, manifest)
+        rows = []
+        for variant in manifest.variants:
+            step(f"checking parity of {variant.name}")
+            plan = plans[_precision_of(variant.graph)]
+            if total_bytes(plan) <= _WHOLE_BYTES:
+                rows.append(prove(bundle, variant, reference))
+            else:
+                rows.append(_prove_in_parts(config, plan, bundle, variant, reference))
+        variants = tuple(
+            replace(variant, parity=row.parity)
+            for variant, row in zip(manifest.variants, rows, strict=True)
+        )
+        proven = replace(manifest, variants=variants)
+        (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
+        step("putting the bundle in place")
+        put_in_place(draft, output, force=force)
+    for graph in graphs.values():
+        integrity.remember(output / graph.weights, manifest.files[graph.weights].sha256)
+    return rows
+
+
+def _prove_in_parts(
+    config: DecoderConfig,
+    plan: Sequence[Plan],
+    bundle: Bundle,
+    variant: Variant,
+    reference: Reference,
+) -> Row:
+    """Do what `bge_export.exporting.prove` does, with a layer in memory at a time."""
+    start = time.perf_counter()
+    graph = bundle.graph(variant.graph)
+    size_bytes = sum((bundle.path / name).stat().st_size for name in (graph.file, graph.weights))
+    row = Row(
+        graph=graph.file,
+        variant=variant.name,
+        precision=variant.precision,
+        provider=f"nothing: {why_not(variant)}",
+        size_bytes=size_bytes,
+        parity=None,
+        seconds=0.0,
+    )
+    if why_not(variant) is not None:
+        return row
+    data = bundle.path / graph.weights
+    vectors, provider = run_in_parts(
+        config,
+        stored_weights(plan, folder=data.parent, location=data.name),
+        data.parent,
+        variant,
+        reference.token_ids,
+    )
+    parity = compare(vectors, reference.vectors)
+    if failures := parity.failures(TOLERANCES[variant.precision]):
+        raise ExportError(
+            f"{graph.file} in {variant.precision} on {provider} is too far from PyTorch's "
+            f"vectors: {'; '.join(failures)}. Nothing was written; leave this graph out with "
+            "--precision, and please report the model"
+        )
+    seconds = time.perf_counter() - start
+    return replace(row, provider=provider, parity=parity, seconds=seconds)
+
+
+def _write_graph(config: DecoderConfig, plan: Sequence[Plan], path: Path, draft: Path) -> Graph:
+    data = path.with_suffix(".onnx_data")
+    model = DecoderGraph(
+        config, stored_weights(plan, folder=path.parent, location=data.name)
+    ).build()
+    ir.save(model, path)
+    # By its path: the weights of a large model are not read for it.
+    onnx.checker.check_model(str(path), full_check=True)
+    return Graph(
+        file=path.relative_to(draft).as_posix(),
+        weights=data.relative_to(draft).as_posix(),
+        opset=OPSET,
+        inputs=tuple(str(value.name) for value in model.graph.inputs),
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+    )
+
+
+def _key(target: DecoderTarget) -> str:
+    return f"{target.name}-{target.precision}"
+
+
+def _precision_of(key: str) -> str:
+    return key.rpartition("-")[2]
+
+
+def _variants(targets: Sequence[DecoderTarget]) -> tuple[Variant, ...]:
+    # Of two graphs that run alike the one with the smaller weights is taken.
+    smallest_first = sorted(
+        targets, key=lambda target: (target.storage or ir.DataType.FLOAT).bitwidth
+    )
+    chosen = {
+        name: (target, engine, precision)
+        for target in reversed(smallest_first)
+        for name, engine, precision in target.variants
+    }
+    order = [name for target in targets for name, _, _ in target.variants]
+    return tuple(
+        Variant(
+            name=name,
+            graph=_key(chosen[name][0]),
+            engine=chosen[name][1],
+            device=chosen[name][0].device,
+            precision=chosen[name][2],
+            parity=None,
+        )
+        for name in dict.fromkeys(order)
+    )
+
+
+def _model(checkpoint: Checkpoint, config: DecoderConfig, tokenizer: Any, *, random: bool) -> Model:
+    return Model(
+        name=checkpoint.name + ("-random" if random else ""),
+        model_class=checkpoint.model_class,
+        architecture=config.family,
+        dim=config.hidden_size,
+        layers=config.layers,
+        vocab_size=config.vocab_size,
+        max_length=config.max_length,
+        pooling=checkpoint.pooling,
+        query_instruction=checkpoint.query_instruction,
+        query_instruction_format=checkpoint.query_instruction_format,
+        pad_token_id=int(tokenizer.pad_token_id),
+    )
+
+
+def _write_config(draft: Path, checkpoint: Checkpoint) -> None:
+    text = json.dumps(dict(checkpoint.config), indent=2, ensure_ascii=False) + "\n"
+    (draft / "config.json").write_text(text, "utf-8")
+
+
+@contextmanager
+def _bytes_bar(total: int) -> Iterator[Any]:
+    bar = tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=None, leave=False)
+    with bar:
+        yield bar
