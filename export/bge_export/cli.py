@@ -110,10 +110,11 @@ def main(
     # Ended by a supervisor, it cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        known = find_model(model)
         # Early, where the name says enough.
-        if model_class is not None or known is not None:
-            _check_targets(model_class or known.model_class, targets, precisions)
+        if model_class is not None:
+            _check_targets(model_class, targets, precisions)
+        elif (known := find_model(model)) is not None:
+            _check_targets(known.model_class, targets, precisions)
         output = output or _default_output(model, random_weights=random_weights)
         check_output(output, force=force)
         if repo is not None:
