@@ -49,9 +49,9 @@ from bge_runtime.manifest import FILE_NAME, Graph, Manifest, Model, Variant
 from bge_runtime.parity import TOLERANCES, compare
 from bge_runtime.registry import DECODER_ONLY_ICL
 
-_REFERENCE_TOKENS = 128
+_REFERENCE_TOKENS = 48
 """Most tokens of a parity text. All texts are in memory at once, so that each layer is
-read once."""
+read once, and each is computed in full by a processor, whatever will run the model."""
 
 _WHOLE_BYTES = 64 << 20
 """Weights of at most so much are proven in one piece, by the engines that will run them;

@@ -149,7 +149,6 @@ DECODER_TARGETS = (
         variants=(
             ("openvino-bf16", "openvino", "bf16"),
             ("cpu-fp32", "onnxruntime", "fp32"),
-            ("openvino-fp32", "openvino", "fp32"),
         ),
         device="cpu",
         storage=None,

