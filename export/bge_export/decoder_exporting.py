@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ _REFERENCE_TOKENS = 48
 """Most tokens of a parity text. All texts are in memory at once, so that each layer is
 read once, and each is computed in full by a processor, whatever will run the model."""
 
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
+"""glibc's malloc.h: blocks of this size are mapped on their own."""
+
 _WHOLE_BYTES = 64 << 20
 """Weights of at most so much are proven in one piece, by the engines that will run them;
 larger ones layer by layer, whose parts are built by the same code from the same file."""
@@ -88,6 +92,7 @@ def export_decoder(
     """
     output = output.expanduser().resolve()
     check_output(output, force=force)
+    _return_memory()
     config = DecoderConfig.from_json(checkpoint.config, source=checkpoint.source)
     reader = SafetensorsReader(checkpoint.folder, checkpoint.weight_files)
     found = find_weights(config, reader, source=checkpoint.source)
@@ -162,6 +167,16 @@ def export_decoder(
     for graph in graphs.values():
         integrity.remember(output / graph.weights, manifest.files[graph.weights].sha256)
     return rows
+
+
+def _return_memory() -> None:
+    """Have large blocks of memory go back to the system as soon as they are freed.
+
+    glibc keeps them once it has seen some freed, and layers of unlike sizes leave holes:
+    480 MB against 340 for a model of 1 GB. Elsewhere there is nothing to set.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _prove_in_parts(
@@ -275,7 +290,7 @@ def _write_config(draft: Path, checkpoint: Checkpoint) -> None:
     (draft / "config.json").write_text(text, "utf-8")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _bytes_bar(total: int) -> Iterator[Any]:
     bar = tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=None, leave=False)
     with bar:
