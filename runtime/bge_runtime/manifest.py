@@ -7,7 +7,7 @@ is versioned: a reader refuses a newer version and ignores keys it does not know
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,13 +25,15 @@ TOKEN_WEIGHTS, COLBERT_VECS = HEAD_OUTPUTS = ("token_weights", "colbert_vecs")
 """What the graphs of a model of M3's class give besides: a weight for each token, and a
 vector for each but the first, not normalised."""
 
+_PAST, _PRESENT = "past_key_values.", "present."
+
 
 def past_names(layer: int) -> tuple[str, str]:
     """Name a decoder's inputs of one layer: keys and values of the tokens before.
 
     Both float32 of shape ``(1, kv_heads, past, head_dim)``, shared by all rows of a batch.
     """
-    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+    return f"{_PAST}{layer}.key", f"{_PAST}{layer}.value"
 
 
 def present_names(layer: int) -> tuple[str, str]:
@@ -39,7 +41,21 @@ def present_names(layer: int) -> tuple[str, str]:
 
     Both float32 of shape ``(batch, kv_heads, sequence, head_dim)``.
     """
-    return f"present.{layer}.key", f"present.{layer}.value"
+    return f"{_PRESENT}{layer}.key", f"{_PRESENT}{layer}.value"
+
+
+def past_names_of(inputs: Iterable[str]) -> tuple[str, ...]:
+    """Pick those of all layers out of a graph's inputs, in the graph's order.
+
+    Returns:
+        None for an encoder, or for a decoder whose tokens see those behind them.
+    """
+    return tuple(name for name in inputs if name.startswith(_PAST))
+
+
+def present_name(past_name: str) -> str:
+    """Name the output of a batch's own keys or values by the input for those before."""
+    return _PRESENT + past_name.removeprefix(_PAST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ class WrappedEngine:
         self.info = inner.info
         self.batch_tokens = inner.batch_tokens
         self.batch_overhead_tokens = inner.batch_overhead_tokens
+        self.past_names = inner.past_names
+        self.past_token_bytes = inner.past_token_bytes
 
     def run(self, input_ids, attention_mask, outputs):
         return self.inner.run(input_ids, attention_mask, outputs)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +49,34 @@ class EngineInfo:
         )
 
 
+class PastInputs:
+    """The inputs of a causal graph that take keys and values of a shared prefix.
+
+    Attributes:
+        names: Their names, in the graph's order. None for an encoder.
+        token_bytes: What one token takes in all of them.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Take the names, each with its heads and their width."""
+        self.names = tuple(shapes)
+        self.token_bytes = sum(heads * width * 4 for heads, width in shapes.values())
+        self._empty = [
+            np.empty((1, heads, 0, width), dtype=np.float32) for heads, width in shapes.values()
+        ]
+
+    def feeds(self, past: Sequence[NDArray[np.float32]] | None) -> dict[str, NDArray[np.float32]]:
+        """Name the arrays of a past; without one they have no tokens.
+
+        Raises:
+            ValueError: If there are more arrays than inputs, or fewer.
+        """
+        return dict(zip(self.names, self._empty if past is None else past, strict=True))
+
+
 def graph_inputs(
     names: Container[str], input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
-) -> dict[str, NDArray[np.int64]]:
+) -> dict[str, NDArray[Any]]:
     """Name a batch's arrays as a graph wants them.
 
     Args:
@@ -81,17 +106,24 @@ class Engine(Protocol):
         info: What is in force.
         batch_tokens: Tokens of a batch, padding included, at which it is fastest.
         batch_overhead_tokens: What starting a batch costs, in tokens of computing.
+        past_names: Inputs of a causal graph that take keys and values of a prefix, in
+            order. None for an encoder.
+        past_token_bytes: What one token of a prefix takes in all of them.
     """
 
     info: EngineInfo
     batch_tokens: int
     batch_overhead_tokens: int
+    past_names: tuple[str, ...]
+    past_token_bytes: int
 
     def run(
         self,
         input_ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64],
         outputs: Sequence[str],
+        *,
+        past: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run one batch. Any number of threads may call this at once.
 
@@ -99,6 +131,9 @@ class Engine(Protocol):
             input_ids: Token ids, padded on the right. Shape: ``(batch, sequence)``.
             attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
             outputs: Names of the outputs to compute.
+            past: Keys and values of what stands before each text, one array for each of
+                ``past_names``; C-contiguous, and not copied. None for nothing.
+                Shape: ``(1, kv_heads, past, head_dim)`` each.
 
         Returns:
             The outputs in the order asked for.

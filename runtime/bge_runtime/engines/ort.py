@@ -18,6 +18,7 @@ from bge_runtime.engines.base import (
     BATCH_OVERHEAD_TOKENS,
     TOKENS_PER_THREAD,
     EngineInfo,
+    PastInputs,
     graph_inputs,
     inference_error,
 )
@@ -27,7 +28,7 @@ from bge_runtime.errors import (
     EngineNotInstalledError,
     ProviderError,
 )
-from bge_runtime.manifest import Variant
+from bge_runtime.manifest import Variant, past_names_of
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 """Execution provider for each kind of device."""
@@ -126,9 +127,15 @@ class OrtEngine:
         self._large_run_options.add_run_config_entry(
             "memory.enable_memory_arena_shrinkage", "cpu:0"
         )
-        self._input_names = {value.name for value in session.get_inputs()}
+        shapes = {value.name: value.shape for value in session.get_inputs()}
+        self._input_names = frozenset(shapes)
+        self._past = PastInputs(
+            {name: (shapes[name][1], shapes[name][3]) for name in past_names_of(shapes)}
+        )
         self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
         self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
+        self.past_names = self._past.names
+        self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
             engine="onnxruntime",
             version=ort.__version__,
@@ -144,9 +151,11 @@ class OrtEngine:
         input_ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64],
         outputs: Sequence[str],
+        *,
+        past: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        feeds = graph_inputs(self._input_names, input_ids, attention_mask)
+        feeds = graph_inputs(self._input_names, input_ids, attention_mask) | self._past.feeds(past)
         large = input_ids.size > _LARGE_RUN_TOKENS
         options = self._large_run_options if large else self._run_options
         try:

@@ -22,6 +22,7 @@ from bge_runtime.engines.base import (
     BATCH_OVERHEAD_TOKENS,
     TOKENS_PER_THREAD,
     EngineInfo,
+    PastInputs,
     graph_inputs,
     inference_error,
 )
@@ -32,7 +33,7 @@ from bge_runtime.errors import (
     PrecisionError,
     ProviderError,
 )
-from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant
+from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant, past_names_of
 
 _DEVICES = {"cpu": "CPU"}
 """OpenVINO's name for each kind of device."""
@@ -80,12 +81,14 @@ class _Model:
         compiled: OpenVINO's model.
         outputs: What it computes.
         inputs: Names of what it takes.
+        past: Those of them that take a prefix, in order.
     """
 
-    def __init__(self, *, compiled: Any, outputs: frozenset[str], inputs: frozenset[str]) -> None:
+    def __init__(self, *, compiled: Any, outputs: frozenset[str], inputs: Sequence[str]) -> None:
         self.compiled = compiled
         self.outputs = outputs
-        self.inputs = inputs
+        self.inputs = frozenset(inputs)
+        self.past = past_names_of(inputs)
         # A request holds the buffers of one run, so threads cannot share one.
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
 
@@ -162,8 +165,11 @@ class OpenVinoEngine:
         self._device = device
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
+        self._past = PastInputs({name: self._heads(name) for name in self._model.past})
         self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
         self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
+        self.past_names = self._past.names
+        self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
             engine="openvino",
             version=ov.__version__.partition("-")[0],
@@ -197,8 +203,12 @@ class OpenVinoEngine:
                 f"in {computing} on {', '.join(in_force)}. Update openvino, or pass "
                 "engine='onnxruntime'"
             )
-        names = frozenset(value.any_name for value in compiled.inputs)
+        names = [value.any_name for value in compiled.inputs]
         return _Model(compiled=compiled, outputs=outputs, inputs=names)
+
+    def _heads(self, name: str) -> tuple[int, int]:
+        shape = self._model.compiled.input(name).get_partial_shape()
+        return shape[1].get_length(), shape[3].get_length()
 
     def _model_for(self, outputs: Sequence[str]) -> _Model:
         """Give a model that computes these outputs.
@@ -219,13 +229,17 @@ class OpenVinoEngine:
         input_ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64],
         outputs: Sequence[str],
+        *,
+        past: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
         model = self._model_for(outputs)
-        feeds = graph_inputs(model.inputs, input_ids, attention_mask)
+        feeds = graph_inputs(model.inputs, input_ids, attention_mask) | self._past.feeds(past)
         with model.request() as request:
             try:
-                request.infer(feeds)
+                # A prefix may weigh a gigabyte: the request reads it where it is. Having done
+                # so it cannot copy the next one, of another shape; hence always or never.
+                request.infer(feeds, share_inputs=bool(self.past_names))
                 return [np.array(request.get_tensor(name).data) for name in outputs]
             except Exception as error:  # OpenVINO raises RuntimeError and its kin
                 raise inference_error("OpenVINO", input_ids, error) from error
