@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +42,48 @@ class TextTokenizer:
         self._prefix = full[: starts[0]]
         self._suffix = full[starts[0] + len(bare) :]
 
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens it puts around a text."""
+        return len(self._prefix) + len(self._suffix)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Give the text of tokens, special ones included."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def decode_batch(self, token_ids: Sequence[NDArray[np.int64]]) -> list[str]:
+        """Give the text of each array of tokens, special ones included."""
+        rows = [ids.tolist() for ids in token_ids]
+        return list(self.tokenizer.decode_batch(rows, skip_special_tokens=False))
+
+    def encode_start(self, text: str) -> NDArray[np.int64]:
+        """Tokenise the beginning of a text that goes on: no special token behind it.
+
+        Where it goes on the tokens may differ, since a word may take the last ones in.
+        """
+        (ids,) = self.encode_bare([text])
+        return np.array([*self._prefix, *ids], dtype=np.int64)
+
+    def encode_bare(
+        self, texts: Sequence[str], *, max_length: int | None = None, first: int = 0
+    ) -> list[NDArray[np.int64]]:
+        """Tokenise texts without special tokens around them.
+
+        Args:
+            texts: Texts; may be empty strings.
+            max_length: Most tokens a text may take; None for any number.
+            first: As in `encode`.
+
+        Returns:
+            One array of ids for each text, which may be empty. Shape: ``(tokens,)``.
+
+        Raises:
+            ValueError: If a text is not valid Unicode.
+        """
+        return [
+            np.array(encoding.ids[:max_length], dtype=np.int64)
+            for encoding in self._encodings(texts, first)
+        ]
 
     def encode(
         self, texts: Sequence[str], *, max_length: int, first: int = 0
@@ -60,24 +100,36 @@ class TextTokenizer:
 
         Raises:
             ValueError: If ``max_length`` leaves no room for the special tokens, or a
-                text is not valid Unicode.
+                text is not valid Unicode, or has no tokens.
         """
-        room = max_length - len(self._prefix) - len(self._suffix)
+        room = max_length - self.special_tokens
         if room < 0:
             raise ValueError(
                 f"max_length={max_length} leaves no room for the "
-                f"{max_length - room} special tokens of this model"
+                f"{self.special_tokens} special tokens of this model"
             )
+        prefix, suffix = self._prefix, self._suffix
+        rows = [
+            np.array([*prefix, *encoding.ids[:room], *suffix], dtype=np.int64)
+            for encoding in self._encodings(texts, first)
+        ]
+        for index, row in enumerate(rows):
+            if not len(row):  # of a decoder without special tokens
+                raise ValueError(
+                    f"text {first + index} ({texts[index]!r}) has no tokens, and this model's "
+                    "tokenizer adds none of its own, so that it has no vector. Leave it out"
+                )
+        return rows
+
+    def _encodings(self, texts: Sequence[str], first: int) -> Sequence[Any]:
         try:
-            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings: Sequence[Any] = self.tokenizer.encode_batch_fast(
+                list(texts), add_special_tokens=False
+            )
         except TypeError:
             _raise_for_surrogates(texts, first)
             raise
-        prefix, suffix = self._prefix, self._suffix
-        return [
-            np.array([*prefix, *encoding.ids[:room], *suffix], dtype=np.int64)
-            for encoding in encodings
-        ]
+        return encodings
 
 
 def _raise_for_surrogates(texts: Sequence[str], first: int) -> None:
