@@ -9,14 +9,28 @@ from typing import Any
 from bge_runtime.bundle import Bundle
 from bge_runtime.flag_base import Devices
 from bge_runtime.flag_model import FlagModel
+from bge_runtime.icl_model import FlagICLModel
+from bge_runtime.llm_model import FlagLLMModel
 from bge_runtime.m3_model import BGEM3FlagModel
 from bge_runtime.manifest import FILE_NAME
-from bge_runtime.registry import ENCODER_ONLY_BASE, ENCODER_ONLY_M3, MODEL_CLASSES, find_model
+from bge_runtime.registry import (
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    DECODER_ONLY_PSEUDO_MOE,
+    ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
+    MODEL_CLASSES,
+    find_model,
+)
 from bge_runtime.resolving import ExportOptions, find_bundle
 
-_CLASSES: dict[str, type[FlagModel | BGEM3FlagModel]] = {
+AnyFlagModel = FlagModel | BGEM3FlagModel | FlagLLMModel | FlagICLModel
+
+_CLASSES: dict[str, type[AnyFlagModel]] = {
     ENCODER_ONLY_BASE: FlagModel,
     ENCODER_ONLY_M3: BGEM3FlagModel,
+    DECODER_ONLY_BASE: FlagLLMModel,
+    DECODER_ONLY_ICL: FlagICLModel,
 }
 
 
@@ -49,7 +63,7 @@ class FlagAutoModel:
         revision: str | None = None,
         cache_dir: str | None = None,
         **kwargs: Any,
-    ) -> FlagModel | BGEM3FlagModel:
+    ) -> AnyFlagModel:
         """Open a model.
 
         What is not given is what the bundle says of itself, whatever its folder is called;
@@ -57,8 +71,9 @@ class FlagAutoModel:
 
         Args:
             model_name_or_path: As in `FlagModel`.
-            model_class: ``"encoder-only-base"`` or ``"encoder-only-m3"``, or FlagEmbedding's
-                enum member of it.
+            model_class: ``"encoder-only-base"``, ``"encoder-only-m3"``,
+                ``"decoder-only-base"`` or ``"decoder-only-icl"``, or FlagEmbedding's enum
+                member of it.
             normalize_embeddings: As in `FlagModel`.
             use_fp16: As in `FlagModel`.
             use_bf16: As in `FlagModel`.
@@ -71,7 +86,8 @@ class FlagAutoModel:
             truncate_dim: As in `FlagModel`.
             revision: As in `FlagModel`.
             cache_dir: As in `FlagModel`.
-            **kwargs: Further arguments of the class.
+            **kwargs: Further arguments of the class, such as the examples of
+                `FlagICLModel`.
 
         Raises:
             ValueError: If ``model_class`` is unknown, or not in this version.
@@ -120,7 +136,8 @@ class FlagAutoModel:
 
 
 def _not_in_this_version(model: str, model_class: str) -> ValueError:
+    which = "the pseudo-MoE class" if model_class == DECODER_ONLY_PSEUDO_MOE else "that"
     return ValueError(
-        f"{model} is a model of class {model_class!r}, and this version runs "
-        f"{', '.join(_CLASSES)} only"
+        f"{model} is a model of class {model_class!r}, and {which} is not in this version, which "
+        f"runs {', '.join(_CLASSES)}"
     )

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bge_runtime import __version__
-from bge_runtime.auto_model import FlagAutoModel
+from bge_runtime.auto_model import AnyFlagModel, FlagAutoModel
 from bge_runtime.errors import BgeError
+from bge_runtime.icl_model import FlagICLModel
 from bge_runtime.m3_model import BGEM3FlagModel, M3Output
+from bge_runtime.registry import DECODER_ONLY_ICL
 
 _CHUNK = 8192
 """Texts read, embedded and written at a time, so that memory stays flat."""
@@ -57,6 +59,13 @@ class InputError(BgeError):
 @click.option("--field", default="text", show_default=True, help="Field of JSONL that is embedded.")
 @click.option("--query", is_flag=True, help="Texts are queries: put the instruction before each.")
 @click.option("--instruction", help="With --query. Default: the one the model's authors recommend.")
+@click.option(
+    "--examples",
+    "examples_file",
+    metavar="FILE",
+    help="With --query, of bge-en-icl and its like: a JSON list of objects with query, response "
+    "and instruct.",
+)
 @click.option("--max-length", type=click.IntRange(1), help="Tokens of a text. Default: 512.")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Texts.")
 @click.option("--truncate-dim", type=click.IntRange(1), help="Components to keep.")
@@ -78,6 +87,7 @@ def main(
     field: str,
     query: bool,
     instruction: str | None,
+    examples_file: str | None,
     max_length: int | None,
     batch_size: int,
     truncate_dim: int | None,
@@ -100,8 +110,10 @@ def main(
     an empty text. JSONL comes out with the fields it came in with, less the text.
     """
     try:
-        if instruction is not None and not query:
-            raise InputError("--instruction is put before queries; pass --query as well")
+        if not query and (instruction is not None or examples_file is not None):
+            raise InputError(
+                "--instruction and --examples are put before queries; pass --query as well"
+            )
         if (sparse or colbert) and not (output == "-" or _is_jsonl(output)):
             raise InputError("--sparse and --colbert go into JSONL; name a .jsonl --output")
         write_to = _open_output(output)
@@ -118,19 +130,11 @@ def main(
         )
         if verbose:
             click.echo(f"{model}: {opened.engine.info}", err=True)
-        card = opened.bundle.manifest.model
         if (sparse or colbert) and not isinstance(opened, BGEM3FlagModel):
-            raise InputError(f"--sparse and --colbert are for BGE-M3, and this is {card.name}")
-        if instruction is None:
-            # M3 is trained without one.
-            wants_none = isinstance(opened, BGEM3FlagModel)
-            instruction = "" if wants_none else card.query_instruction
-        if query and instruction is None:
-            raise InputError(
-                f"nothing says what instruction {card.name} wants before a query; pass "
-                "--instruction TEXT, or --instruction '' for none"
-            )
-        opened.query_instruction_for_retrieval = instruction
+            name = opened.bundle.manifest.model.name
+            raise InputError(f"--sparse and --colbert are for BGE-M3, and this is {name}")
+        if query:
+            _prepare_for_queries(opened, instruction, examples_file)
         encode = opened.encode_queries if query else opened.encode_corpus
         kinds = {"return_sparse": True} if sparse else {}
         kinds |= {"return_colbert_vecs": True} if colbert else {}
@@ -178,6 +182,47 @@ def _fields(
     for record, vectors in zip(records, embedded["colbert_vecs"] or (), strict=False):
         record["colbert_vecs"] = vectors.tolist()
     return records, dense
+
+
+def _prepare_for_queries(
+    model: AnyFlagModel, instruction: str | None, examples_file: str | None
+) -> None:
+    """Set what is put before each query."""
+    card = model.bundle.manifest.model
+    if instruction is None:
+        # M3 is trained without one.
+        instruction = "" if isinstance(model, BGEM3FlagModel) else card.query_instruction
+    if instruction is None:
+        raise InputError(
+            f"nothing says what instruction {card.name} wants before a query; pass "
+            "--instruction TEXT, or --instruction '' for none"
+        )
+    # Without one, none of the words around it either.
+    model.query_instruction_for_retrieval = instruction or None
+    if examples_file is None:
+        return
+    if not isinstance(model, FlagICLModel):
+        raise InputError(
+            f"--examples are for models of class {DECODER_ONLY_ICL}, and {card.name} is of class "
+            f"{card.model_class}"
+        )
+    examples = _read_examples(examples_file)
+    try:
+        model.set_examples(examples)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{examples_file}: {error}") from error
+
+
+def _read_examples(file: str) -> list[Any]:
+    try:
+        examples = json.loads(Path(file).read_text("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    if not isinstance(examples, list):
+        raise InputError(f"{file} holds no JSON list of examples, but {type(examples).__name__}")
+    return examples
 
 
 def _is_jsonl(name: str) -> bool:

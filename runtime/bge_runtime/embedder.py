@@ -14,8 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +22,11 @@ from tqdm import tqdm
 
 from bge_runtime.batching import pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
+from bge_runtime.causal import run_batch
 from bge_runtime.engines import Engine, device_kind, open_engine
 from bge_runtime.errors import DeviceError
-from bge_runtime.manifest import Variant
+from bge_runtime.manifest import Model, Variant, past_names_of, present_name
+from bge_runtime.prefix_cache import PrefixCache, Shared
 from bge_runtime.resolving import ExportOptions, find_bundle
 from bge_runtime.selection import select_variant
 from bge_runtime.tokenization import TextTokenizer
@@ -40,13 +41,36 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: Their positions in the call. Shape: ``(batch,)``.
-        input_ids: Their tokens. Shape: ``(batch, sequence)``.
+        input_ids: Their tokens, behind what they share. Shape: ``(batch, sequence)``.
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
+        shared: What stands before each of them; None for an encoder.
     """
 
     rows: NDArray[np.intp]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
+    shared: Shared | None = None
+
+
+class Tokenize(Protocol):
+    """From texts to token ids."""
+
+    def __call__(self, texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
+        """Tokenise texts, of which the first one is the call's text number ``first``."""
+        ...
+
+
+class Reading(NamedTuple):
+    """How a call's texts are read.
+
+    Attributes:
+        tokenize: Gives the tokens of a text, at least one.
+        expected: Tokens that texts of further calls will begin with, too, as far as theirs
+            are the same.
+    """
+
+    tokenize: Tokenize
+    expected: NDArray[np.int64] | None = None
 
 
 Take = Callable[[Batch, list[NDArray[np.float32]]], object]
@@ -73,6 +97,7 @@ class Embedder:
         cache_dir: str | None,
         options: ExportOptions,
         outputs: Sequence[str],
+        prefix_cache_mb: int,
     ) -> None:
         """Find a model's bundle and open it.
 
@@ -87,10 +112,20 @@ class Embedder:
             options: How to export, if it has to be.
             outputs: Outputs of the graph that will be asked for; see
                 `bge_runtime.engines.open_engine`.
+            prefix_cache_mb: Memory for prefixes of a causal model; 0 reuses none.
+
+        Raises:
+            ValueError: If ``prefix_cache_mb`` is no such number.
         """
+        if not isinstance(prefix_cache_mb, int) or prefix_cache_mb < 0:
+            raise ValueError(
+                "prefix_cache_mb must be a whole number of megabytes, 0 to reuse nothing, but is "
+                f"{prefix_cache_mb!r}"
+            )
         self.bundle = Bundle.open(
             find_bundle(model_name_or_path, revision=revision, cache_dir=cache_dir, options=options)
         )
+        self._check_model(self.bundle.manifest.model)
         self.target_devices = resolve_devices(devices)
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._threads = threads
@@ -100,6 +135,9 @@ class Embedder:
             for device in dict.fromkeys(self.target_devices)
         }
         self._engines = self._opened_engines()
+        # What texts begin with can be reused only where tokens do not see those behind them.
+        causal = any(engine.past_names for engine in self._engines.values())
+        self._prefixes = PrefixCache(prefix_cache_mb << 20 if causal else 0)
         self._lock = threading.Lock()
         _alive.add(self)
         seed = self.bundle.manifest.provenance.random_seed
@@ -114,6 +152,9 @@ class Embedder:
     def engine(self) -> Engine:
         """The engine of the first device; its ``info`` tells what is in force."""
         return self._open_engines()[self.target_devices[0]]
+
+    def _check_model(self, model: Model) -> None:
+        """Refuse a model that this class is not for, before it is opened."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -141,10 +182,14 @@ class Embedder:
             return self._engines
 
     def _opened_engines(self) -> dict[str, Engine]:
-        return {
-            device: open_engine(self.bundle, variant, threads=self._threads, outputs=self._outputs)
-            for device, variant in self._variants.items()
-        }
+        engines = {}
+        for device, variant in self._variants.items():
+            pasts = past_names_of(self.bundle.graph(variant.graph).inputs)
+            outputs = (*self._outputs, *map(present_name, pasts))
+            engines[device] = open_engine(
+                self.bundle, variant, threads=self._threads, outputs=outputs
+            )
+        return engines
 
     def drop_engines_of_parent(self) -> None:
         """Forget what did not survive a fork; called in the child.
@@ -156,6 +201,7 @@ class Embedder:
         for engine in self._engines.values():
             engine.abandon()
         self._engines = {}
+        self._prefixes.survive_fork()
         self._lock = threading.Lock()
 
     def _run(
@@ -163,9 +209,9 @@ class Embedder:
         texts: list[str],
         take: Take,
         *,
+        reading: Reading,
         outputs: Sequence[str],
         batch_size: int,
-        max_length: int,
         devices: Sequence[str],
         show_progress_bar: bool | None,
     ) -> None:
@@ -175,20 +221,15 @@ class Embedder:
             texts: The texts.
             take: Told of each batch and its outputs, in any order and from several
                 threads.
+            reading: How the texts are read.
             outputs: Names of the graph's outputs.
             batch_size: Most texts in a batch.
-            max_length: Most tokens of a text.
             devices: Devices to share the work.
             show_progress_bar: None shows it for a long call on a terminal.
         """
         opened = self._open_engines()
         engines = [opened[device] for device in dict.fromkeys(devices)]
-        batches = self._batches(
-            texts,
-            batch_size=batch_size,
-            max_length=max_length,
-            engine=engines[0],
-        )
+        batches = self._batches(texts, reading, batch_size=batch_size, engines=engines)
         if show_progress_bar is None:
             show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
         # A hidden tqdm would not do: each takes a lock of the whole process, which a fork
@@ -201,45 +242,52 @@ class Embedder:
         with closing(batches), nullcontext() if shown is None else shown:
 
             def run(engine: Engine, batch: Batch) -> None:
-                take(batch, engine.run(batch.input_ids, batch.attention_mask, outputs))
+                past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
+                take(
+                    batch,
+                    run_batch(engine, batch.input_ids, batch.attention_mask, outputs, past),
+                )
                 if shown is not None:
                     shown.update(len(batch.rows))
 
             _share(engines, batches, run)
 
     def _batches(
-        self, texts: Sequence[str], *, batch_size: int, max_length: int, engine: Engine
+        self, texts: Sequence[str], reading: Reading, *, batch_size: int, engines: Sequence[Engine]
     ) -> Generator[Batch, None, None]:
         pad_token_id = self.bundle.manifest.model.pad_token_id
-        with closing(self._tokenized_windows(texts, max_length=max_length)) as windows:
+        engine = engines[0]
+        with closing(_tokenized_windows(texts, reading.tokenize)) as windows:
             for start, tokens in windows:
+                shared = self._prefixes.share(engines, tokens, reading.expected)
+                rest = tokens if shared is None else [ids[shared.length :] for ids in tokens]
                 plan = plan_batches(
-                    [len(ids) for ids in tokens],
+                    [len(ids) for ids in rest],
                     max_tokens=engine.batch_tokens,
                     max_rows=batch_size,
                     max_padding=engine.batch_overhead_tokens,
                 )
                 for rows in plan:
-                    ids, mask = pad_batch([tokens[row] for row in rows], pad_token_id=pad_token_id)
-                    yield Batch(rows + start, ids, mask)
+                    ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
+                    yield Batch(rows + start, ids, mask, shared)
 
-    def _tokenized_windows(
-        self, texts: Sequence[str], *, max_length: int
-    ) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
-        starts = range(0, len(texts), _WINDOW)
-        windows = [texts[start : start + _WINDOW] for start in starts]
-        if len(windows) <= 1:
-            for window in windows:
-                yield 0, self.tokenizer.encode(window, max_length=max_length)
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
-            tokenize = partial(self.tokenizer.encode, max_length=max_length)
-            coming = background.submit(tokenize, windows[0])
-            for start, following in zip(starts, [*windows[1:], None], strict=True):
-                tokens = coming.result()
-                if following is not None:
-                    coming = background.submit(tokenize, following, first=start + _WINDOW)
-                yield start, tokens
+
+def _tokenized_windows(
+    texts: Sequence[str], tokenize: Tokenize
+) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
+    starts = range(0, len(texts), _WINDOW)
+    windows = [texts[start : start + _WINDOW] for start in starts]
+    if len(windows) <= 1:
+        for window in windows:
+            yield 0, tokenize(window)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
+        coming = background.submit(tokenize, windows[0])
+        for start, following in zip(starts, [*windows[1:], None], strict=True):
+            tokens = coming.result()
+            if following is not None:
+                coming = background.submit(tokenize, following, first=start + _WINDOW)
+            yield start, tokens
 
 
 def _share(

@@ -1,17 +1,24 @@
-"""What FlagEmbedding's encoder classes share, but for what they give."""
+"""What FlagEmbedding's embedder classes share, but for what they give."""
 
 from __future__ import annotations
 
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bge_runtime.embedder import Embedder
-from bge_runtime.errors import PoolingError
-from bge_runtime.manifest import SENTENCE_EMBEDDING
+from bge_runtime.errors import BundleError, PoolingError
+from bge_runtime.manifest import SENTENCE_EMBEDDING, Model
+from bge_runtime.registry import (
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    ENCODER_CLASSES,
+    ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
+)
 from bge_runtime.resolving import ExportOptions
 
 DEFAULT_LENGTH = 512
@@ -19,11 +26,24 @@ DEFAULT_LENGTH = 512
 
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
 
+_OPENED_BY = {
+    ENCODER_ONLY_BASE: "FlagModel",
+    ENCODER_ONLY_M3: "BGEM3FlagModel",
+    DECODER_ONLY_BASE: "FlagLLMModel",
+    DECODER_ONLY_ICL: "FlagICLModel",
+}
+
 Devices = str | int | list[str] | list[int] | None
 
 
 class FlagBase(Embedder):
-    """Attributes, instructions and lengths of FlagEmbedding's encoder classes."""
+    """Attributes, instructions and lengths of FlagEmbedding's embedder classes.
+
+    Attributes:
+        MODEL_CLASSES: Classes of the models that it opens.
+    """
+
+    MODEL_CLASSES: ClassVar[tuple[str, ...]] = ENCODER_CLASSES
 
     def __init__(
         self,
@@ -48,11 +68,13 @@ class FlagBase(Embedder):
         revision: str | None,
         model_class: str | None = None,
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+        prefix_cache_mb: int = 0,
     ) -> None:
-        """Open a model; the arguments are those of `bge_runtime.FlagModel`, and two more.
+        """Open a model; the arguments are those of `bge_runtime.FlagModel`, and three more.
 
         ``model_class`` is what a checkpoint is exported as, None for what it is known to
-        be; ``outputs`` are those of `bge_runtime.engines.open_engine`.
+        be; ``outputs`` are those of `bge_runtime.engines.open_engine`; ``prefix_cache_mb`` is
+        that of `bge_runtime.FlagLLMModel`.
         """
         super().__init__(
             model_name_or_path,
@@ -68,6 +90,7 @@ class FlagBase(Embedder):
                 trust_remote_code=trust_remote_code,
             ),
             outputs=outputs,
+            prefix_cache_mb=prefix_cache_mb,
         )
         pooling = self.bundle.manifest.model.pooling
         if pooling_method not in (None, pooling):
@@ -91,6 +114,19 @@ class FlagBase(Embedder):
         self._check_truncate_dim(stacklevel=4)
         self.kwargs: Mapping[str, Any] = {}
         self.pool = None
+
+    def _check_model(self, model: Model) -> None:
+        """Refuse a model that this class is not for.
+
+        Raises:
+            BundleError: If another class opens it.
+        """
+        if model.model_class not in self.MODEL_CLASSES:
+            opens = _OPENED_BY.get(model.model_class, "a newer bge-runtime")
+            raise BundleError(
+                f"{self.bundle.path.name} is a model of class {model.model_class}, which "
+                f"{type(self).__name__} does not open. Open it with {opens}, or with FlagAutoModel"
+            )
 
     def _keep_options(self, options: Mapping[str, Any]) -> None:
         """Make attributes of options that only FlagEmbedding knows, as it does."""
@@ -129,7 +165,7 @@ class FlagBase(Embedder):
         """Put an instruction before each text, if there is one."""
         if instruction is None:
             return texts
-        _check_format(instruction_format)
+        check_format(instruction_format, ("instruction", "sentence"))
         return [
             self.get_detailed_instruct(str(instruction_format), instruction, text) for text in texts
         ]
@@ -166,10 +202,10 @@ class FlagBase(Embedder):
             )
         return device
 
-    def _readable_length(self, length: int, *, stacklevel: int) -> int:
-        """Bring a length within what the model can read."""
+    def _readable_length(self, length: int, *, stacklevel: int, taken: int = 0) -> int:
+        """Bring a length within what the model can read besides ``taken`` tokens."""
         check_positive("max_length", length)
-        limit = self.bundle.manifest.model.max_length
+        limit = self.bundle.manifest.model.max_length - taken
         # The default is FlagEmbedding's 512 whatever the model, and nobody's choice.
         if length > limit and length != DEFAULT_LENGTH:
             warnings.warn(
@@ -208,18 +244,42 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
 
 
-def _check_format(instruction_format: str | None) -> None:
-    if instruction_format is None:
-        raise TypeError("instruction needs an instruction_format, such as '{}{}'")
+def check_format(template: str | None, places: Sequence[str]) -> None:
+    """Check that a format has as many places as there are texts to fill in.
+
+    Args:
+        template: The format.
+        places: Names of the texts. Any but the first must not be lost.
+
+    Raises:
+        TypeError: If there is no format.
+        ValueError: If it has other places.
+    """
+    example = "{}" * len(places)
+    if template is None:
+        raise TypeError(f"{places[0]} needs an instruction_format, such as {example!r}")
+    marks = [f"\0{place}" for place in places]
     try:
-        joined = instruction_format.format("\0instruction", "\0sentence")
+        joined = template.format(*marks)
     except (IndexError, KeyError, ValueError) as error:
         raise ValueError(
-            f"instruction format {instruction_format!r} cannot be filled in "
-            f"({type(error).__name__}: {error}); it needs two places, such as '{{}}{{}}'"
+            f"instruction format {template!r} cannot be filled in "
+            f"({type(error).__name__}: {error}); it needs {_NUMBERS[len(places)]} places, such as "
+            f"{example!r}"
         ) from error
-    if "\0sentence" not in joined:
+    lost = [place for place, mark in zip(places, marks, strict=True) if mark not in joined]
+    if set(lost) & set(places[1:]):
         raise ValueError(
-            f"instruction format {instruction_format!r} has one place, so that every text would "
-            "be lost; it needs two, for instruction and text, such as '{}{}'"
+            f"instruction format {template!r} has no place for {' and '.join(lost)}, so that every "
+            f"text would be lost; it needs {_NUMBERS[len(places)]}, for {', '.join(places[:-1])} "
+            f"and {places[-1]}, such as {example!r}"
         )
+
+
+_NUMBERS = {2: "two", 3: "three"}
+
+
+def text_before_sentence(instruction_format: str, instruction: str) -> str:
+    """Give the part of an instructed text that does not depend on the sentence."""
+    filled = FlagBase.get_detailed_instruct(instruction_format, instruction, "\0sentence")
+    return filled.partition("\0sentence")[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bge_runtime.embedder import Batch, as_texts
+from bge_runtime.embedder import Batch, Reading, as_texts
 from bge_runtime.errors import BundleError
 from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, FlagBase, check_positive
 from bge_runtime.lexical import LexicalWeights, lexical_pair_scores, matching_scores
@@ -538,9 +539,9 @@ class BGEM3FlagModel(FlagBase):
         self._run(
             texts,
             take,
+            reading=Reading(partial(self.tokenizer.encode, max_length=max_length)),
             outputs=outputs,
             batch_size=batch_size,
-            max_length=max_length,
             devices=devices,
             show_progress_bar=show_progress_bar,
         )

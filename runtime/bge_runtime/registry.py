@@ -29,10 +29,13 @@ MODEL_CLASSES = (
 )
 """The ``model_class`` values that FlagEmbedding knows."""
 
+ENCODER_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3)
+"""Those of them that are encoders."""
+
 DECODER_CLASSES = (DECODER_ONLY_BASE, DECODER_ONLY_ICL)
 """Those of them that are decoders and that this version runs."""
 
-SUPPORTED_MODEL_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3, *DECODER_CLASSES)
+SUPPORTED_MODEL_CLASSES = (*ENCODER_CLASSES, *DECODER_CLASSES)
 """The ``model_class`` values that this version exports and runs."""
 
 POOLING_METHODS = ("cls", "mean", "last_token")
