@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from bge_runtime import FlagModel
+from tests.conftest import SHARED
+from tests.decoders import MISTRAL, export_decoder, write_tiny_decoder
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +26,17 @@ def upstream():
     with warnings.catch_warnings():
         # Deprecations in what it imports are not ours to mend.
         warnings.simplefilter("ignore")
-        from FlagEmbedding import BGEM3FlagModel, FlagAutoModel, FlagModel
+        from FlagEmbedding import (
+            BGEM3FlagModel,
+            FlagAutoModel,
+            FlagICLModel,
+            FlagLLMModel,
+            FlagModel,
+        )
         from FlagEmbedding.abc.inference import AbsEmbedder
         from FlagEmbedding.inference.embedder import model_mapping
+        from FlagEmbedding.inference.embedder.decoder_only import base as llm
+        from FlagEmbedding.inference.embedder.decoder_only import icl
         from FlagEmbedding.inference.embedder.encoder_only import base, m3
     import torch
     from tqdm import tqdm, trange
@@ -38,12 +49,14 @@ def upstream():
     def quiet(bar):
         return lambda *args, **options: bar(*args, **{**options, "disable": True})
 
-    for module in (base, m3):
+    for module in (base, m3, llm, icl):
         module.tqdm, module.trange = quiet(tqdm), quiet(trange)
     return SimpleNamespace(
         BGEM3FlagModel=BGEM3FlagModel,
         FlagAutoModel=FlagAutoModel,
         FlagModel=FlagModel,
+        FlagLLMModel=FlagLLMModel,
+        FlagICLModel=FlagICLModel,
         AbsEmbedder=AbsEmbedder,
         model_mapping=model_mapping,
     )
@@ -62,3 +75,42 @@ def pair(upstream, tiny_checkpoint, tiny_bundle, tiny_mean_bundle):
         return ours, theirs
 
     return make
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory):
+    """A tiny causal decoder: folders of its checkpoint and its bundle."""
+    checkpoint = write_tiny_decoder(tmp_path_factory.mktemp("checkpoints") / "tiny-decoder")
+    bundle = export_decoder(checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-decoder")
+    return SimpleNamespace(checkpoint=str(checkpoint), bundle=str(bundle))
+
+
+@pytest.fixture(scope="session")
+def two_way_decoder(tmp_path_factory):
+    """The bundle of one whose tokens see those behind them, too."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "two-way"
+    checkpoint = write_tiny_decoder(folder, "qwen2-bidirectional")
+    return str(export_decoder(checkpoint, tmp_path_factory.mktemp("bundles") / "two-way"))
+
+
+@pytest.fixture(scope="session")
+def mistral_decoder(tmp_path_factory):
+    """A tiny decoder with Mistral's real tokenizer and bge-en-icl's tokens."""
+    model = SHARED / "tokenizers" / "mistral-7b-v0.1" / "tokenizer.model"
+    if not model.is_file():
+        pytest.skip("Mistral's tokenizer is not beside this checkout")
+    from transformers import LlamaTokenizerFast
+
+    from bge_export.random_decoder import write_random_decoder
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-mistral"
+    folder.mkdir()
+    tokenizer = LlamaTokenizerFast(
+        vocab_file=str(model), add_eos_token=True, clean_up_tokenization_spaces=False
+    )
+    tokenizer.add_tokens(["<instruct>", "<query>", "<response>"], special_tokens=True)
+    tokenizer.pad_token = tokenizer.eos_token
+    write_random_decoder(replace(MISTRAL, vocab_size=len(tokenizer)), folder, seed=3)
+    tokenizer.save_pretrained(folder)
+    bundle = export_decoder(folder, tmp_path_factory.mktemp("bundles") / "tiny-mistral")
+    return SimpleNamespace(checkpoint=str(folder), bundle=str(bundle))
