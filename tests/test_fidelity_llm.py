@@ -1,0 +1,223 @@
+"""Decoders against FlagEmbedding with eager attention, past the 4096 tokens of their windows.
+
+Three layers at true width ratios, seeded weights, the real Mistral tokenizer where it is, and
+English, Chinese and code of 1 to 4,500 tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bge_bench.sides import quiet
+from bge_runtime import FlagICLModel, FlagLLMModel
+from bge_runtime.parity import Tolerance, compare
+from bge_runtime.registry import DecoderShape
+from tests.conftest import SHARED
+from tests.decoders import export_decoder
+
+MISTRAL = DecoderShape(
+    architecture="mistral", layers=3, hidden_size=512, heads=4, kv_heads=1, head_dim=128,
+    intermediate_size=1792, vocab_size=32003, max_length=8192, rms_norm_eps=1e-5,
+)  # fmt: skip
+SHAPES = {
+    "bge-en-icl": MISTRAL,
+    "bge-multilingual-gemma2": replace(
+        MISTRAL, architecture="gemma2", hidden_size=448, heads=4, kv_heads=2, head_dim=64,
+    ),
+    "gte-Qwen2-7B-instruct": replace(
+        MISTRAL, architecture="qwen2", hidden_size=448, heads=7, head_dim=64,
+        intermediate_size=2368, rope_theta=1e6, causal=False,
+    ),
+    "Qwen2": replace(MISTRAL, architecture="qwen2", rope_theta=1e6),
+    "Qwen3-Embedding-0.6B": replace(
+        MISTRAL, architecture="qwen3", hidden_size=256, kv_heads=2, head_dim=64,
+        intermediate_size=768, rope_theta=1e6,
+    ),
+}  # fmt: skip
+"""A family each, at the ratios of width, heads and feed-forward layer of the model."""
+
+LIMITS = {
+    "fp32": Tolerance(
+        min_cosine=0.99999, max_error=1e-4, max_error_share=0.01, reason="issue: a drop-in's"
+    ),
+    "bf16": Tolerance(
+        min_cosine=0.998, max_error=0.02, max_error_share=0.05, reason="as in parity.py"
+    ),
+}
+
+INSTRUCTION = "Given a question, retrieve passages that answer the question."
+EXAMPLES = [
+    {
+        "instruct": "Given a web search query, retrieve relevant passages.",
+        "query": "what is a virtual interface",
+        "response": "A virtual interface mimics a physical network interface in software. " * 6,
+    },
+    {"query": "causes of back pain", "response": "Muscle strain, or how one sits. " * 9},
+]
+QUERIES = ["how much protein should a female eat", "summit define", "", " leading space",
+           "\nnewline first", "什么是热泵", "def f(x): return x", "s", ":", "summit defined"]  # fmt: skip
+"""Some whose tokens merge with what is put before them, and one of nothing."""
+
+
+def write_checkpoint(folder: Path, name: str) -> Path:
+    from transformers import LlamaTokenizerFast
+
+    from bge_export.random_decoder import write_random_decoder
+    from bge_export.random_weights import make_tokenizer
+
+    folder.mkdir(parents=True)
+    write_random_decoder(SHAPES[name], folder, seed=3)
+    real = SHARED / "tokenizers" / "mistral-7b-v0.1" / "tokenizer.model"
+    if real.is_file():
+        tokenizer = LlamaTokenizerFast(str(real), add_eos_token=True, legacy=True)
+        tokenizer.pad_token = "</s>"
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<instruct>", "<query>", "<response>"]}
+        )
+    else:
+        tokenizer = make_tokenizer(SHAPES[name].vocab_size, SHAPES[name].architecture)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def corpus() -> list[str]:
+    """Texts of 1 to about 5,000 tokens, in two languages and Python."""
+    code = Path(compare.__code__.co_filename).read_text()
+    words = " ".join(f"{a} {b}" for a in code.split()[:40] for b in ("river", "mill", "热泵"))
+    long = " ".join(code.split()) + words * 20
+    return ["a", "好", "A heat pump moves warmth from outside air into a building.",
+            "热泵把室外空气中的热量带进建筑物。" * 12, code[:1500], long[:6000],
+            long, "Summits are high. " * 30]  # fmt: skip
+
+
+@contextlib.contextmanager
+def both_directions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let transformers 4.57's Qwen2 attend in both directions, as its configuration asks."""
+    from transformers.models.qwen2 import modeling_qwen2
+
+    def mask(config: Any, input_embeds: torch.Tensor, attention_mask: torch.Tensor, **_: object):
+        seen = attention_mask[:, None, None, :].bool()
+        low = torch.finfo(input_embeds.dtype).min
+        length = attention_mask.shape[1]
+        return torch.zeros(seen.shape).masked_fill(~seen, low).expand(-1, 1, length, -1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_qwen2, "create_causal_mask", mask)
+        yield
+
+
+class Sides:
+    """Both models of one checkpoint."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.checkpoint = write_checkpoint(folder / "checkpoint", name)
+        self.bundle = export_decoder(
+            self.checkpoint,
+            folder / "bundle",
+            model_class="decoder-only-icl" if name == "bge-en-icl" else None,
+        )
+
+    def theirs(self, monkeypatch: pytest.MonkeyPatch, call: Callable[[Any], Any], **options) -> Any:
+        import FlagEmbedding
+
+        kind = FlagEmbedding.FlagICLModel if self.icl else FlagEmbedding.FlagLLMModel
+        with quiet():
+            model = kind(str(self.checkpoint), use_fp16=False, devices="cpu", **options)
+            model.model.set_attn_implementation("eager")
+            assert model.model.config._attn_implementation == "eager"
+            causal = json.loads((self.checkpoint / "config.json").read_text()).get("is_causal", True)
+            with contextlib.nullcontext() if causal else both_directions(monkeypatch):
+                return call(model)
+
+    def ours(self, precision: str, **options) -> Any:
+        kind = FlagICLModel if self.icl else FlagLLMModel
+        model = kind(str(self.bundle), precision=precision, devices="cpu", **options)
+        assert model.engine.info.precision == precision
+        return model
+
+    @property
+    def icl(self) -> bool:
+        return self.name == "bge-en-icl"
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def sides(request, tmp_path_factory) -> Sides:
+    return Sides(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def precisions(sides: Sides) -> list[str]:
+    from bge_runtime.bundle import Bundle
+    from bge_runtime.engines import why_not
+
+    variants = Bundle.open(sides.bundle).manifest.variants
+    return [variant.precision for variant in variants if why_not(variant) is None]
+
+
+def check(vectors: np.ndarray, expected: np.ndarray, precision: str) -> None:
+    assert vectors.dtype == expected.dtype
+    assert compare(vectors, expected).failures(LIMITS[precision]) == []
+
+
+def test_passages_of_1_to_4500_tokens(sides: Sides, monkeypatch):
+    texts = corpus()
+    expected = sides.theirs(
+        monkeypatch, lambda model: model.encode_corpus(texts, batch_size=2, max_length=4500)
+    )
+    for precision in precisions(sides):
+        model = sides.ours(precision)
+        lengths = [len(ids) for ids in model.tokenizer.encode(texts, max_length=4500)]
+        assert min(lengths) <= 4
+        assert max(lengths) == 4500
+        check(model.encode_corpus(texts, max_length=4500), expected, precision)
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["prefix reused", "every token run"])
+@pytest.mark.parametrize("examples", [EXAMPLES, None], ids=["examples", "no examples"])
+def test_queries_behind_an_instruction(sides: Sides, monkeypatch, examples, reuse):
+    options: dict[str, Any] = {"query_instruction_for_retrieval": INSTRUCTION}
+    if sides.icl:
+        options["examples_for_task"] = examples
+    elif examples is None:
+        pytest.skip("takes no examples")
+    expected = sides.theirs(monkeypatch, lambda model: model.encode_queries(QUERIES), **options)
+    for precision in precisions(sides):
+        model = sides.ours(precision, prefix_cache_mb=1024 if reuse else 0, **options)
+        check(model.encode_queries(QUERIES), expected, precision)
+        alone = np.stack([model.encode_queries(query) for query in QUERIES])
+        check(alone, expected, precision)
+        stats = model.prefix_cache.stats
+        causal = sides.name != "gte-Qwen2-7B-instruct"
+        assert (stats.tokens_saved > 0) == (reuse and causal)
+
+
+def test_reuse_changes_nothing_but_rounding(sides: Sides):
+    models = [sides.ours("fp32", query_instruction_for_retrieval=INSTRUCTION,
+                         prefix_cache_mb=mb) for mb in (1024, 0)]  # fmt: skip
+    with_reuse, without = (model.encode_queries(QUERIES) for model in models)
+    np.testing.assert_allclose(with_reuse, without, atol=1e-5)
+
+
+def test_a_wrong_past_is_noticed(sides: Sides, monkeypatch):
+    """Seen failing: a prefix cache that hands out the keys of other tokens."""
+    if sides.name != "bge-en-icl":
+        pytest.skip("shown once")
+    from bge_runtime import prefix_cache
+
+    options = {"query_instruction_for_retrieval": INSTRUCTION, "examples_for_task": EXAMPLES}
+    expected = sides.theirs(monkeypatch, lambda model: model.encode_queries(QUERIES), **options)
+    right = prefix_cache.prefill
+    monkeypatch.setattr(
+        prefix_cache, "prefill", lambda engine, ids, past=None: right(engine, ids[::-1], past)
+    )
+    vectors = sides.ours("fp32", **options).encode_queries(QUERIES)
+    assert compare(vectors, expected).failures(LIMITS["fp32"])
