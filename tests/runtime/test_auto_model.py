@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bge_runtime import FlagAutoModel, FlagModel
-from bge_runtime.errors import ModelNotFoundError, PoolingError
+from bge_runtime.errors import BundleError, ModelNotFoundError, PoolingError
 from bge_runtime.registry import MODEL_CLASSES, MODELS, find_model
 from tests.runtime.support import TEXTS, assert_fp32_on_cpu, assert_same
 
@@ -141,21 +141,20 @@ def test_an_unknown_class_is_an_error(upstream, tiny_bundle):
             cls.from_finetuned(str(tiny_bundle), model_class="encoder-only-huge")
 
 
-@pytest.mark.parametrize(
-    "model_class", [name for name in MODEL_CLASSES if name.startswith("decoder")]
-)
-def test_a_decoder_class_is_refused_by_name(tiny_bundle, model_class):
-    with pytest.raises(ValueError, match=f"class '{model_class}', and this version runs encoder"):
+@pytest.mark.parametrize("model_class", ["decoder-only-base", "decoder-only-icl"])
+def test_a_decoders_class_does_not_open_an_encoder(tiny_bundle, model_class):
+    with pytest.raises(BundleError, match=r"class encoder-only-base.*Open it with FlagModel"):
         FlagAutoModel.from_finetuned(str(tiny_bundle), model_class=model_class)
 
 
-@pytest.mark.parametrize("name", ["bge-en-icl", "bge-multilingual-gemma2", "Qwen3-Embedding-8B"])
-def test_a_published_decoder_is_refused_before_its_files_are_sought(name):
-    with pytest.raises(ValueError, match="this version runs encoder-only-base, encoder-only-m3"):
-        FlagAutoModel.from_finetuned(f"somewhere/{name}")
+def test_the_pseudo_moe_class_is_refused_before_its_files_are_sought():
+    with pytest.raises(ValueError, match=r"'decoder-only-pseudo_moe', and the pseudo-MoE class is"):
+        FlagAutoModel.from_finetuned("somewhere/moe", model_class="decoder-only-pseudo_moe")
 
 
-@pytest.mark.parametrize("name", ["BAAI/bge-small-en-v1.5", "somebody/unheard-of"])
+@pytest.mark.parametrize(
+    "name", ["BAAI/bge-small-en-v1.5", "BAAI/bge-en-icl", "somebody/unheard-of"]
+)
 def test_a_model_without_a_bundle_is_not_found(name):
     with pytest.raises(ModelNotFoundError, match=f"no folder '{name}'; {name} is not in the hub"):
         FlagAutoModel.from_finetuned(name)

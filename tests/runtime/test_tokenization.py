@@ -127,3 +127,41 @@ def test_a_damaged_file_is_a_bundle_error(tmp_path, content):
     path.write_text(content)
     with pytest.raises(BundleError, match="cannot load the tokenizer"):
         TextTokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A tokenizer that puts nothing around a text, as some decoders'."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return TextTokenizer(path)
+
+
+def test_a_tokenizer_may_put_nothing_around_a_text(bare):
+    assert bare.special_tokens == 0
+    assert [ids.tolist() for ids in bare.encode(["a b", "c"], max_length=1)] == [[0], [2]]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_text_without_tokens_is_an_error_that_names_it(bare, text):
+    with pytest.raises(ValueError, match=r"text 7 .* has no tokens"):
+        bare.encode(["a", text], max_length=8, first=6)
+
+
+@PROPERTY
+@given(st.lists(st.text(), min_size=1, max_size=5), st.integers(0, 8))
+def test_bare_ids_and_their_text_equal_transformers(both, texts, max_length):
+    ours, theirs = both
+    expected = theirs(texts, add_special_tokens=False)["input_ids"]
+    found = ours.encode_bare(texts, max_length=max_length)
+    assert [ids.tolist() for ids in found] == [ids[:max_length] for ids in expected]
+    decoded = [
+        theirs.decode(ids[:max_length], clean_up_tokenization_spaces=False) for ids in expected
+    ]
+    assert ours.decode_batch(found) == decoded
+    (start,) = ours.encode([texts[0]], max_length=10**6)
+    assert ours.encode_start(texts[0]).tolist() == start[:-1].tolist()
