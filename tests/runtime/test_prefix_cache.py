@@ -210,6 +210,14 @@ def test_one_token_of_each_text_is_left():
     check(shared, texts)
 
 
+def test_of_what_is_expected_only_the_tokens_that_are_there_count():
+    engine, cache = Recorder(), PrefixCache(1 << 20)
+    texts = [tokens(38, 1, 2, 3)]  # the tokens at the seam have merged with the query's
+    shared = cache.share([engine], texts, tokens(40))
+    assert shared.length == 38
+    check(shared, texts)
+
+
 def test_an_accidental_longer_match_is_not_computed():
     engine, cache = Recorder(), PrefixCache(1 << 20)
     expected = tokens(40)
