@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from bge_bench.sides import quiet
 from bge_runtime import FlagICLModel, FlagLLMModel
@@ -31,7 +30,7 @@ MISTRAL = DecoderShape(
 SHAPES = {
     "bge-en-icl": MISTRAL,
     "bge-multilingual-gemma2": replace(
-        MISTRAL, architecture="gemma2", hidden_size=448, heads=4, kv_heads=2, head_dim=64,
+        MISTRAL, architecture="gemma2", hidden_size=448, heads=4, kv_heads=2, head_dim=64
     ),
     "gte-Qwen2-7B-instruct": replace(
         MISTRAL, architecture="qwen2", hidden_size=448, heads=7, head_dim=64,
@@ -102,9 +101,10 @@ def corpus() -> list[str]:
 @contextlib.contextmanager
 def both_directions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let transformers 4.57's Qwen2 attend in both directions, as its configuration asks."""
+    import torch
     from transformers.models.qwen2 import modeling_qwen2
 
-    def mask(config: Any, input_embeds: torch.Tensor, attention_mask: torch.Tensor, **_: object):
+    def mask(config: Any, input_embeds: Any, attention_mask: Any, **_: object) -> Any:
         seen = attention_mask[:, None, None, :].bool()
         low = torch.finfo(input_embeds.dtype).min
         length = attention_mask.shape[1]
@@ -135,7 +135,9 @@ class Sides:
             model = kind(str(self.checkpoint), use_fp16=False, devices="cpu", **options)
             model.model.set_attn_implementation("eager")
             assert model.model.config._attn_implementation == "eager"
-            causal = json.loads((self.checkpoint / "config.json").read_text()).get("is_causal", True)
+            causal = json.loads((self.checkpoint / "config.json").read_text()).get(
+                "is_causal", True
+            )
             with contextlib.nullcontext() if causal else both_directions(monkeypatch):
                 return call(model)
 

@@ -11,6 +11,7 @@ import pytest
 
 from bge_bench.sides import quiet
 from tests.conftest import export, write_tiny_m3
+from tests.decoders import export_decoder, write_tiny_decoder
 
 PAGE = Path(__file__).parents[2] / "shared" / "notes" / "flagembedding-embedder-readme.md"
 RESULTS = ("embeddings_1", "embeddings_2", "similarity", "q_embeddings", "p_embeddings", "scores")
@@ -20,21 +21,26 @@ M3_RESULTS = ("dense_similarity", "sparse_similarity", "dense_scores", "sparse_s
 
 
 def code_blocks() -> list[str]:
-    """Cut the Python of sections 1 (twice), 2 and 3 out of the page."""
+    """Cut the Python of sections 1 (twice) to 5 out of the page."""
     if not PAGE.is_file():
         return []
     sections = PAGE.read_text(encoding="utf-8").split("\n#### ")
     return [
         code
         for section in sections
-        if section.startswith(("1. Auto Model", "2. Normal Model", "3. M3 Model"))
-        for code in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+        if section.startswith(
+            ("1. Auto Model", "2. Normal Model", "3. M3 Model", "4. LLM-based", "5. LLM-based ICL")
+        )
+        for code in re.findall(r"```python\n(.*?)```", section.split("\n### ")[0], flags=re.DOTALL)
     ]
 
 
 def run(code: str, *, package: str, model: Path) -> dict[str, object]:
     code = code.replace("from FlagEmbedding import", f"from {package} import")
-    names = r"'(BAAI/bge-large-zh-v1\.5|your_model_name_or_path|BAAI/bge-m3)'"
+    names = (
+        r"'(BAAI/bge-large-zh-v1\.5|your_model_name_or_path|BAAI/bge-m3|BAAI/bge-en-icl|"
+        r"BAAI/bge-multilingual-gemma2)'"
+    )
     code = re.sub(names, repr(str(model)), code)
     code = code.replace("devices=['cuda:1']", "devices=['cpu']")
     scope: dict[str, object] = {}
@@ -42,7 +48,7 @@ def run(code: str, *, package: str, model: Path) -> dict[str, object]:
     return {name: scope[name] for name in (*RESULTS, *M3_RESULTS) if name in scope}
 
 
-*BLOCKS, M3_BLOCK = code_blocks() or [""]
+*BLOCKS, M3_BLOCK, LLM_BLOCK, ICL_BLOCK = code_blocks() or ["", "", ""]
 NAMES = ("auto", "auto-model-class", "flag-model") if BLOCKS else ()
 
 
@@ -83,3 +89,35 @@ def test_page_code_of_m3_gives_what_flag_embedding_gives(tmp_path: Path, capsys)
         assert np.abs(theirs[name]).min() > 0.01
         # As above; and ours may compute in bf16, which moves a weight by up to 0.01.
         np.testing.assert_allclose(ours[name], theirs[name], atol=2e-2, err_msg=name)
+
+
+@pytest.mark.skipif(not LLM_BLOCK, reason="the page is not beside this checkout")
+@pytest.mark.parametrize(
+    ("code", "name", "family"),
+    [(LLM_BLOCK, "bge-multilingual-gemma2", "gemma2"), (ICL_BLOCK, "bge-en-icl", "mistral")],
+    ids=["llm", "icl"],
+)
+def test_page_code_of_decoders_gives_what_flag_embedding_gives(
+    code: str, name: str, family: str, tmp_path: Path, capsys
+):
+    from transformers import AutoModel
+
+    checkpoint = write_tiny_decoder(tmp_path / "checkpoints" / name, family)
+    bundle = export_decoder(checkpoint, tmp_path / "bundles" / name)
+    ours = run(code, package="bge_runtime", model=bundle)
+    assert capsys.readouterr().out.count("[[") == 1
+    with quiet(), pytest.MonkeyPatch.context() as patch:
+        load = AutoModel.from_pretrained
+        # Its default attention leaves Gemma 2's softcapping out.
+        patch.setattr(
+            AutoModel,
+            "from_pretrained",
+            lambda *args, **options: load(*args, **options, attn_implementation="eager"),
+        )
+        theirs = run(code, package="FlagEmbedding", model=checkpoint)
+    assert set(ours) == set(theirs) == {"q_embeddings", "p_embeddings", "scores"}
+    for result, expected in theirs.items():
+        assert ours[result].dtype == expected.dtype
+        assert ours[result].shape == expected.shape
+        # Both compute with weights in 16 bits, theirs in fp16 and ours perhaps in bf16.
+        np.testing.assert_allclose(ours[result], expected, atol=2e-2, err_msg=result)

@@ -7,11 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
-import torch
-from transformers import AutoConfig, AutoModel
 
 from bge_export.decoder_config import DecoderConfig
 from bge_export.decoder_graph import DecoderGraph
@@ -19,7 +15,7 @@ from bge_export.decoder_weights import find_weights, plan_weights, stored_weight
 from bge_export.weights import SafetensorsReader, write_external_data
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import SENTENCE_EMBEDDING, past_names, present_names
-from bge_runtime.parity import compare
+from bge_runtime.parity import TOLERANCES, compare
 from tests.decoders import SHAPES, write_tiny_decoder
 
 WIDE = {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 50.0}
@@ -40,10 +36,13 @@ class Decoder:
         self.found = find_weights(self.config, self.reader, source=name)
 
     def torch_vectors(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        import torch
+        from transformers import AutoModel
+
         model = AutoModel.from_pretrained(
             self.folder, attn_implementation="eager", dtype=torch.float32
         ).eval()
-        seen: torch.Tensor = torch.from_numpy(mask)
+        seen = torch.from_numpy(mask)
         if not self.config.causal:
             seen = seen[:, None, None, :].expand(-1, 1, ids.shape[1], -1).float()
             seen = (1 - seen) * torch.finfo(torch.float32).min
@@ -51,7 +50,10 @@ class Decoder:
             hidden = model(torch.from_numpy(ids), attention_mask=seen).last_hidden_state
         return hidden[torch.arange(len(ids)), torch.from_numpy(mask).sum(1) - 1].numpy()
 
-    def session(self, config: DecoderConfig | None = None) -> ort.InferenceSession:
+    def session(self, config: DecoderConfig | None = None):
+        import onnx_ir as ir
+        import onnxruntime as ort
+
         plans = plan_weights(self.config, self.found, storage=ir.DataType.FLOAT)
         data = self.folder / "weights.onnx_data"
         if not data.exists():
@@ -92,13 +94,7 @@ def test_vectors_are_those_of_eager_attention(decoder: Decoder):
     parity = compare(
         decoder.vectors(decoder.session(), ids, mask), decoder.torch_vectors(ids, mask)
     )
-    assert parity.failures(replace_tolerance()) == []
-
-
-def replace_tolerance():
-    from bge_runtime.parity import TOLERANCES
-
-    return TOLERANCES["fp32"]
+    assert parity.failures(TOLERANCES["fp32"]) == []
 
 
 def test_a_past_stands_for_its_tokens(decoder: Decoder):
@@ -113,7 +109,7 @@ def test_a_past_stands_for_its_tokens(decoder: Decoder):
     whole_mask = np.concatenate([np.ones((len(ids), 37), int), mask], axis=1)
     expected = decoder.torch_vectors(whole, whole_mask)
     parity = compare(decoder.vectors(session, ids, mask, past), expected)
-    assert parity.failures(replace_tolerance()) == []
+    assert parity.failures(TOLERANCES["fp32"]) == []
     # Seen failing: a past that is not attended to.
     assert compare(decoder.vectors(session, ids, mask), expected).error_share > 0.1
 
@@ -149,7 +145,7 @@ def test_each_feature_changes_the_vectors(tmp_path: Path, name: str, feature: st
     vectors = decoder.vectors(broken, ids, mask)
     decoder.config = DecoderConfig.from_json(decoder.json, source=name)
     parity = compare(vectors, decoder.torch_vectors(ids, mask))
-    assert parity.failures(replace_tolerance()) != []
+    assert parity.failures(TOLERANCES["fp32"]) != []
     assert parity.error_share > 0.01
 
 
@@ -165,6 +161,8 @@ def test_each_feature_changes_the_vectors(tmp_path: Path, name: str, feature: st
 def test_windows_are_those_of_transformers(tmp_path: Path, name: str, changes: dict):
     if name == "qwen2-bidirectional":
         pytest.skip("both directions and a window are refused")
+    from transformers import AutoConfig
+
     folder = write_tiny_decoder(tmp_path / "d", name, **changes)
     config = DecoderConfig.from_json(json.loads((folder / "config.json").read_text()), source="d")
     theirs = AutoConfig.from_pretrained(folder)
