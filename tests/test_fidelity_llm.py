@@ -6,9 +6,7 @@ English, Chinese and code of 1 to 4,500 tokens.
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bge_bench.sides import quiet
+from bge_bench.sides import flagembedding, quiet
 from bge_runtime import FlagICLModel, FlagLLMModel
 from bge_runtime.parity import Tolerance, compare
-from bge_runtime.registry import DecoderShape
+from bge_runtime.registry import DECODER_ONLY_BASE, DECODER_ONLY_ICL, DecoderShape
 from tests.conftest import SHARED
 from tests.decoders import export_decoder
 
@@ -62,8 +60,8 @@ EXAMPLES = [
     },
     {"query": "causes of back pain", "response": "Muscle strain, or how one sits. " * 9},
 ]
-QUERIES = ["how much protein should a female eat", "summit define", "", " leading space",
-           "\nnewline first", "什么是热泵", "def f(x): return x", "s", ":", "summit defined"]  # fmt: skip
+QUERIES = ["how much protein should a female eat", "summit define", "", " leading space", "s",
+           "\nnewline first", "什么是热泵", "def f(x): return x", ":", "summit"]  # fmt: skip
 """Some whose tokens merge with what is put before them, and one of nothing."""
 
 
@@ -98,23 +96,6 @@ def corpus() -> list[str]:
             long, "Summits are high. " * 30]  # fmt: skip
 
 
-@contextlib.contextmanager
-def both_directions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let transformers 4.57's Qwen2 attend in both directions, as its configuration asks."""
-    import torch
-    from transformers.models.qwen2 import modeling_qwen2
-
-    def mask(config: Any, input_embeds: Any, attention_mask: Any, **_: object) -> Any:
-        seen = attention_mask[:, None, None, :].bool()
-        low = torch.finfo(input_embeds.dtype).min
-        length = attention_mask.shape[1]
-        return torch.zeros(seen.shape).masked_fill(~seen, low).expand(-1, 1, length, -1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(modeling_qwen2, "create_causal_mask", mask)
-        yield
-
-
 class Sides:
     """Both models of one checkpoint."""
 
@@ -124,22 +105,15 @@ class Sides:
         self.bundle = export_decoder(
             self.checkpoint,
             folder / "bundle",
-            model_class="decoder-only-icl" if name == "bge-en-icl" else None,
+            model_class=self.model_class,
         )
 
-    def theirs(self, monkeypatch: pytest.MonkeyPatch, call: Callable[[Any], Any], **options) -> Any:
-        import FlagEmbedding
-
-        kind = FlagEmbedding.FlagICLModel if self.icl else FlagEmbedding.FlagLLMModel
+    def theirs(self, call: Callable[[Any], Any], **options) -> Any:
         with quiet():
-            model = kind(str(self.checkpoint), use_fp16=False, devices="cpu", **options)
+            model = flagembedding(str(self.checkpoint), self.model_class, **options)
             model.model.set_attn_implementation("eager")
             assert model.model.config._attn_implementation == "eager"
-            causal = json.loads((self.checkpoint / "config.json").read_text()).get(
-                "is_causal", True
-            )
-            with contextlib.nullcontext() if causal else both_directions(monkeypatch):
-                return call(model)
+            return call(model)
 
     def ours(self, precision: str, **options) -> Any:
         kind = FlagICLModel if self.icl else FlagLLMModel
@@ -150,6 +124,10 @@ class Sides:
     @property
     def icl(self) -> bool:
         return self.name == "bge-en-icl"
+
+    @property
+    def model_class(self) -> str:
+        return DECODER_ONLY_ICL if self.icl else DECODER_ONLY_BASE
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -170,11 +148,9 @@ def check(vectors: np.ndarray, expected: np.ndarray, precision: str) -> None:
     assert compare(vectors, expected).failures(LIMITS[precision]) == []
 
 
-def test_passages_of_1_to_4500_tokens(sides: Sides, monkeypatch):
+def test_passages_of_1_to_4500_tokens(sides: Sides):
     texts = corpus()
-    expected = sides.theirs(
-        monkeypatch, lambda model: model.encode_corpus(texts, batch_size=2, max_length=4500)
-    )
+    expected = sides.theirs(lambda model: model.encode_corpus(texts, batch_size=2, max_length=4500))
     for precision in precisions(sides):
         model = sides.ours(precision)
         lengths = [len(ids) for ids in model.tokenizer.encode(texts, max_length=4500)]
@@ -185,13 +161,13 @@ def test_passages_of_1_to_4500_tokens(sides: Sides, monkeypatch):
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["prefix reused", "every token run"])
 @pytest.mark.parametrize("examples", [EXAMPLES, None], ids=["examples", "no examples"])
-def test_queries_behind_an_instruction(sides: Sides, monkeypatch, examples, reuse):
+def test_queries_behind_an_instruction(sides: Sides, examples, reuse):
     options: dict[str, Any] = {"query_instruction_for_retrieval": INSTRUCTION}
     if sides.icl:
         options["examples_for_task"] = examples
     elif examples is None:
         pytest.skip("takes no examples")
-    expected = sides.theirs(monkeypatch, lambda model: model.encode_queries(QUERIES), **options)
+    expected = sides.theirs(lambda model: model.encode_queries(QUERIES), **options)
     for precision in precisions(sides):
         model = sides.ours(precision, prefix_cache_mb=1024 if reuse else 0, **options)
         check(model.encode_queries(QUERIES), expected, precision)
@@ -216,7 +192,7 @@ def test_a_wrong_past_is_noticed(sides: Sides, monkeypatch):
     from bge_runtime import prefix_cache
 
     options = {"query_instruction_for_retrieval": INSTRUCTION, "examples_for_task": EXAMPLES}
-    expected = sides.theirs(monkeypatch, lambda model: model.encode_queries(QUERIES), **options)
+    expected = sides.theirs(lambda model: model.encode_queries(QUERIES), **options)
     right = prefix_cache.prefill
     monkeypatch.setattr(
         prefix_cache, "prefill", lambda engine, ids, past=None: right(engine, ids[::-1], past)

@@ -16,6 +16,7 @@ try:
     from bge_bench.environment import busy_percent, describe_environment
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.parity import REFERENCES, measure_parity
+    from bge_bench.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.progress import progress
     from bge_bench.report import pair_table, parity_table, speed_table
     from bge_bench.sides import BASELINES
@@ -257,6 +258,55 @@ def m3(
             "pairs": [pair.to_json() for pair in pairs],
         }
         _report(json_file, opened, document, pair_table(pairs, busy_percent=busy))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_checkpoint_option
+@click.option("--queries", "count", default=256, show_default=True, type=click.IntRange(min=2))
+@click.option(
+    "--examples",
+    "examples_file",
+    type=click.Path(path_type=Path),
+    help="JSON list of examples for bge-en-icl. Default: two built in.",
+)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--precision", default="auto", show_default=True, type=click.Choice(("auto", *TOLERANCES))
+)
+@_json_option
+def prefix(
+    bundle: Path,
+    checkpoint: Path | None,
+    count: int,
+    examples_file: Path | None,
+    rounds: int,
+    precision: str,
+    json_file: Path | None,
+) -> None:
+    """Time queries behind instruction and examples, with that prefix computed once or not."""
+    with _one_line_errors():
+        opened = Bundle.open(bundle)
+        busy = busy_percent()
+        examples = EXAMPLES if examples_file is None else read_examples(examples_file)
+        with open_checkpoint(opened, checkpoint) as folder, progress(3 * rounds) as step:
+            pairs, facts = measure_prefix(
+                opened,
+                folder,
+                count=count,
+                examples=examples,
+                precision=precision,
+                rounds=rounds,
+                step=step,
+            )
+        document = {
+            "examples": str(examples_file or "built in"),
+            "busy_percent_before": busy,
+            **facts,
+            "pairs": [pair.to_json() for pair in pairs],
+        }
+        table = f"{pair_table(pairs, busy_percent=busy)}\n{facts['in_force']}"
+        _report(json_file, opened, document, table)
 
 
 @contextmanager

@@ -125,6 +125,12 @@ def paragraphs(count: int = PARAGRAPHS) -> list[str]:
     return [_paragraph(chance, words) for words in lengths]
 
 
+def short_texts(count: int, *, words: int) -> list[str]:
+    """Make texts of so many words each, no two alike as far as chance will have it."""
+    chance = random.Random(words)  # noqa: S311  # no secret
+    return [_paragraph(chance, words) for _ in range(count)]
+
+
 def lengths_words(count: int) -> list[int]:
     """Give the lengths of a corpus of so many paragraphs, in words, shortest first."""
     ratio = _LONGEST_WORDS / _SHORTEST_WORDS

@@ -20,6 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bge_runtime.registry import (
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
+)
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -54,8 +61,9 @@ class SideSpec:
         threads: Threads to compute with; None leaves the default.
         precision: Arithmetic, of a side that has a choice: ours and OpenVINO's. ``"auto"``
             is what its users get who do not choose. The others compute in fp32.
-        m3: Open it as `BGEM3FlagModel`: ours and FlagEmbedding's only.
-        all_outputs: Of that, ask for lexical weights and ColBERT vectors too.
+        model_class: FlagEmbedding's class for it; those but the first are ours and
+            FlagEmbedding's only.
+        all_outputs: Of BGE-M3, ask for lexical weights and ColBERT vectors too.
     """
 
     side: str
@@ -65,19 +73,59 @@ class SideSpec:
     batch_size: int
     threads: int | None = None
     precision: str = "fp32"
-    m3: bool = False
+    model_class: str = ENCODER_ONLY_BASE
     all_outputs: bool = False
 
     def dense(self, model: Any, texts: list[str], **options: Any) -> NDArray[np.float32]:
         """Call ``encode`` of either class, and give the dense vectors."""
         vectors: NDArray[np.float32]
-        if self.m3:
+        if self.model_class == ENCODER_ONLY_M3:
             more = self.all_outputs
             outputs = model.encode(texts, return_sparse=more, return_colbert_vecs=more, **options)
             vectors = outputs["dense_vecs"]
         else:
             vectors = model.encode(texts, **options)
         return vectors
+
+
+CLASSES = {
+    ENCODER_ONLY_BASE: "FlagModel",
+    ENCODER_ONLY_M3: "BGEM3FlagModel",
+    DECODER_ONLY_BASE: "FlagLLMModel",
+    DECODER_ONLY_ICL: "FlagICLModel",
+}
+"""Names of the classes, ours and FlagEmbedding's."""
+
+
+def flagembedding(folder: str, model_class: str, **options: Any) -> Any:
+    """Open FlagEmbedding's model in fp32 on the CPU, so that it computes what it should.
+
+    That is nothing to see to, but for two decoders under transformers 4.57: Gemma 2's
+    default attention leaves its softcapping out, so that it gets the eager one; and Qwen2
+    takes no notice of ``is_causal``, so that a mask for both directions is put in.
+    """
+    import FlagEmbedding
+
+    model = getattr(FlagEmbedding, CLASSES[model_class])(
+        folder, use_fp16=False, devices="cpu", **options
+    )
+    config = getattr(model.model, "config", None)
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        model.model.set_attn_implementation("eager")
+    if getattr(config, "is_causal", True) is False:
+        model.model.register_forward_pre_hook(_both_directions, with_kwargs=True)
+    return model
+
+
+def _both_directions(_: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    import torch
+
+    mask = options["attention_mask"]
+    seen = mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
+    low = torch.finfo(torch.float32).min
+    # One that is ready-made is taken as it is.
+    ready = torch.zeros(seen.shape).masked_fill(~seen, low)
+    return arguments, {**options, "attention_mask": {"full_attention": ready}}
 
 
 class Side(Protocol):
@@ -112,11 +160,11 @@ def open_side(spec: SideSpec) -> Side:
 
 class _Ours:
     def __init__(self, spec: SideSpec) -> None:
-        from bge_runtime import BGEM3FlagModel, FlagModel, __version__
+        import bge_runtime
 
         self._spec = spec
         with quiet():
-            self._model = (BGEM3FlagModel if spec.m3 else FlagModel)(
+            self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
                 spec.model,
                 precision=spec.precision,
                 devices="cpu",
@@ -125,7 +173,7 @@ class _Ours:
                 passage_max_length=spec.max_length,
                 threads=spec.threads,
             )
-        self.name = f"bge-runtime {__version__}"
+        self.name = f"bge-runtime {bge_runtime.__version__}"
         self.precision = self._model.engine.info.precision
         self.in_force = str(self._model.engine.info)
 
@@ -138,13 +186,10 @@ class _FlagEmbedding:
 
     def __init__(self, spec: SideSpec) -> None:
         with quiet():
-            from FlagEmbedding import BGEM3FlagModel, FlagModel
-
             in_force = _torch_in_force(spec.threads)
-            self._model: Any = (BGEM3FlagModel if spec.m3 else FlagModel)(
+            self._model: Any = flagembedding(
                 spec.model,
-                use_fp16=False,
-                devices="cpu",
+                spec.model_class,
                 pooling_method=spec.pooling,
                 batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,

@@ -64,7 +64,8 @@ def _make_random(bundle: Bundle, seed: int, folder: Path) -> None:
         from bge_export.random_weights import random_model_facts, write_random_checkpoint
 
         facts = random_model_facts(bundle.manifest.provenance.source)
-        write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path)
+        layers = bundle.manifest.model.layers  # it may have been made with fewer
+        write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path, layers=layers)
 
 
 def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:

@@ -25,7 +25,7 @@ from bge_bench.errors import BenchError
 from bge_bench.sides import OURS, PYTORCH, SideSpec
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import TOLERANCES, Parity, compare
-from bge_runtime.registry import ENCODER_ONLY_M3
+from bge_runtime.registry import DECODER_CLASSES, ENCODER_ONLY_M3
 
 QUERY = "how long does glacier ice keep air"
 
@@ -203,8 +203,13 @@ def line_up(
         BenchError: If a side does not have all outputs.
     """
     model = bundle.manifest.model
-    m3 = model.model_class == ENCODER_ONLY_M3
-    if all_outputs and (not m3 or set(baselines) != {"flagembedding"}):
+    alone = set(baselines) == {"flagembedding"}
+    if model.model_class in DECODER_CLASSES and not alone:
+        raise BenchError(
+            f"{model.name} is a decoder, and is compared with FlagEmbedding only, not with "
+            f"{', '.join(baselines)}"
+        )
+    if all_outputs and (model.model_class != ENCODER_ONLY_M3 or not alone):
         raise BenchError(
             f"--outputs all compares BGE-M3 with FlagEmbedding only, not {model.name} with "
             f"{', '.join(baselines)}"
@@ -217,7 +222,7 @@ def line_up(
         batch_size=_OUR_BATCH_SIZE,
         threads=threads,
         precision=precision,
-        m3=m3,
+        model_class=model.model_class,
         all_outputs=all_outputs,
     )
 
