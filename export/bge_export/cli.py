@@ -24,7 +24,7 @@ try:
     from bge_export.targets import select_decoder_targets, select_targets, target_table
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
-from bge_runtime.errors import BgeError
+from bge_runtime.errors import BgeError, ExportError
 from bge_runtime.parity import Parity
 from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
 from bge_runtime.table import format_table
@@ -110,11 +110,7 @@ def main(
     # Ended by a supervisor, it cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        # Early, where the name says enough.
-        if model_class is not None:
-            _check_targets(model_class, targets, precisions)
-        elif (known := find_model(model)) is not None:
-            _check_targets(known.model_class, targets, precisions)
+        _check_targets(model, model_class, targets, precisions)
         output = output or _default_output(model, random_weights=random_weights)
         check_output(output, force=force)
         if repo is not None:
@@ -184,9 +180,26 @@ def main(
     click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {quoted} <<< 'a first text'")
 
 
-def _check_targets(model_class: str, targets: Sequence[str], precisions: Sequence[str]) -> None:
-    decoder = model_class in DECODER_CLASSES
-    (select_decoder_targets if decoder else select_targets)(targets, precisions)
+def _check_targets(
+    model: str, model_class: str | None, targets: Sequence[str], precisions: Sequence[str]
+) -> None:
+    """Refuse early what no model of this name can be written as.
+
+    Raises:
+        ExportError: If a combination does not exist.
+    """
+    known = find_model(model)
+    expected = model_class or (known.model_class if known else None)
+    if expected in DECODER_CLASSES:
+        select_decoder_targets(targets, precisions)
+        return
+    try:
+        select_targets(targets, precisions)
+    except ExportError:
+        if expected is not None:
+            raise
+        # An unknown name may turn out to be a decoder's.
+        select_decoder_targets(targets, precisions)
 
 
 def _export(

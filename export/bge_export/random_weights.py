@@ -86,7 +86,12 @@ def write_random_checkpoint(
     """
     assert facts.shape is not None
     shape = facts.shape if layers is None else replace(facts.shape, layers=layers)
-    fast = _load(tokenizer) if tokenizer else make_tokenizer(shape.vocab_size, shape.architecture)
+    decoder = isinstance(shape, DecoderShape)
+    fast = (
+        _load(tokenizer, right_padding=not decoder)
+        if tokenizer
+        else make_tokenizer(shape.vocab_size, shape.architecture)
+    )
     if len(fast) > shape.vocab_size:
         raise ExportError(
             f"the tokenizer in {tokenizer} has {len(fast):,} ids, and {facts.name} has "
@@ -218,7 +223,7 @@ def _pieces() -> list[str]:
     return singles + pairs + endings[: len(pairs)] + triples[::2] + endings[len(pairs) :: 2]
 
 
-def _load(folder: Path) -> PreTrainedTokenizerFast:
+def _load(folder: Path, *, right_padding: bool) -> PreTrainedTokenizerFast:
     from bge_export.loading import load_tokenizer
 
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, right_padding=right_padding)

@@ -33,8 +33,11 @@ def change_config(folder: Path, **values) -> None:
     [
         ({"architectures": ["BertForSequenceClassification"]}, "reranker"),
         ({"architectures": ["XLMRobertaForSequenceClassification"]}, "reranker"),
-        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "decoder"),
-        ({"architectures": ["MistralModel"], "model_type": "mistral"}, "type 'mistral'"),
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "decoder"),
+        (
+            {"architectures": ["MistralForSequenceClassification"], "model_type": "mistral"},
+            "reranker",
+        ),
         ({"architectures": ["CLIPModel"], "model_type": "clip"}, "type 'clip'"),
         ({"is_decoder": True}, "is a decoder"),
         ({"auto_map": {"AutoModel": "code.Model"}, "model_type": "new"}, "--trust-remote-code"),
@@ -46,9 +49,14 @@ def test_other_kinds_of_models_are_refused(checkpoint: Path, changes: dict, mess
         inspect(checkpoint)
 
 
-def test_known_decoder_names_are_refused_by_their_class(checkpoint: Path):
-    with pytest.raises(ExportError, match="class decoder-only-icl"):
+def test_a_name_known_as_a_decoder_has_to_be_one(checkpoint: Path):
+    with pytest.raises(ExportError, match=r"type 'bert'.*decoder-only-icl"):
         inspect(checkpoint, source="BAAI/bge-en-icl")
+
+
+def test_the_pseudo_moe_class_is_refused_by_name(checkpoint: Path):
+    with pytest.raises(ExportError, match="class decoder-only-pseudo_moe, and this version"):
+        inspect(checkpoint, model_class="decoder-only-pseudo_moe")
 
 
 def test_folder_without_config(tmp_path: Path):
@@ -141,7 +149,7 @@ def test_pooling_given_wins_over_the_folder(checkpoint: Path):
 )
 def test_other_pooling_is_refused(checkpoint: Path, config: dict):
     write_pooling(checkpoint, config)
-    with pytest.raises(ExportError, match="this version has cls, mean"):
+    with pytest.raises(ExportError, match=r"this version has cls, mean|pools the last token of"):
         inspect(checkpoint, pooling=None)
 
 

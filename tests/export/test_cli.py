@@ -47,16 +47,23 @@ def test_json_is_all_that_is_printed(tiny_checkpoint: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
-        (["--target", "cuda"], "--target cuda"),
+        (["--target", "tpu"], "--target tpu"),
         (["--precision", "int8"], "--precision int8"),
-        (["--target", "cpu", "--precision", "bf16"], "--precision bf16"),
+        (["--target", "cpu", "--precision", "bf16"], "cpu in bf16"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_the_table(options: list[str], asked: str):
-    result = run("anything", *options)
+    result = run("bge-base-en", *options)
     assert result.exit_code == 1
     assert asked in result.stderr
     assert "--target portable  --precision fp32" in result.stderr
+
+
+def test_an_unknown_name_may_be_a_decoder_but_not_anything():
+    assert "nothing/here is neither" not in run("nothing/here", "--target", "tpu").stderr
+    assert "requested --target tpu" in run("nothing/here", "--target", "tpu").stderr
+    # Written of decoders: only the folder can tell that this is none.
+    assert "neither a folder" in run("nothing", "--precision", "int8").stderr
 
 
 def test_refusal_comes_before_the_model_is_touched(tmp_path: Path):
@@ -106,7 +113,7 @@ def test_ended_by_a_supervisor_it_cleans_up(tiny_checkpoint: Path, tmp_path: Pat
 def test_tokenizer_without_random_weights_is_a_usage_error(tmp_path: Path):
     result = run("anything", "--tokenizer", tmp_path)
     assert result.exit_code == 2
-    assert "--tokenizer is for --random-weights" in result.stderr
+    assert "--tokenizer are for --random-weights" in result.stderr
 
 
 def test_default_output_is_never_the_checkpoint(
