@@ -184,7 +184,7 @@ def measure_postprocessing(
         seconds["theirs"].append(took - before)
         dicts, took = _timed(lambda: _lexical(batches).to_dicts())
         seconds["dicts"].append(took)
-        csr, took = _timed(lambda: _lexical(batches).to_csr(_VOCABULARY))
+        csr, took = _timed(lambda: _lexical(batches, by_id=True).to_csr(_VOCABULARY))
         seconds["csr"].append(took)
     wrong = [row for row, (a, b) in enumerate(zip(dicts, expected, strict=True)) if a != b]
     if wrong or [list(row) for row in dicts] != [list(row) for row in expected]:
@@ -224,9 +224,9 @@ def measure_matching(
     )
 
 
-def _lexical(batches: Sequence[Batch]) -> LexicalWeights:
+def _lexical(batches: Sequence[Batch], *, by_id: bool = False) -> LexicalWeights:
     parts = [
-        LexicalWeights.from_tokens(weights, ids, np.ones_like(ids), excluded=_EXCLUDED)
+        LexicalWeights.from_tokens(weights, ids, np.ones_like(ids), excluded=_EXCLUDED, by_id=by_id)
         for ids, weights in batches
     ]
     return LexicalWeights.concatenate(parts, np.arange(sum(map(len, parts))))

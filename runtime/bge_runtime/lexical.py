@@ -31,8 +31,8 @@ class LexicalWeights:
     """The weights of the tokens of some texts.
 
     Row ``i`` is ``indptr[i]:indptr[i + 1]`` of the other two arrays. From a model, the ids in
-    a row are unique, in the order in which they first appear in the text, and their weights
-    are above zero.
+    a row are unique, in the order in which they first appear in the text unless asked for by
+    id, and their weights are above zero.
 
     Attributes:
         indptr: Where rows start and end, int64. Shape: ``(n + 1,)``.
@@ -52,6 +52,7 @@ class LexicalWeights:
         attention_mask: NDArray[np.int64],
         *,
         excluded: Sequence[int],
+        by_id: bool = False,
     ) -> LexicalWeights:
         """Keep the largest weight of each token of each text.
 
@@ -60,42 +61,55 @@ class LexicalWeights:
             input_ids: The same shape.
             attention_mask: 0 for padding, which is left out. The same shape.
             excluded: Ids left out: [CLS], end, padding and unknown.
+            by_id: Sort the tokens of a text by id, which a sparse matrix asks for, in place
+                of the order of the text.
         """
         rows, width = input_ids.shape
         ids = input_ids.astype(np.uint32)
         keep = token_weights > 0
         keep &= attention_mask != 0
-        for token_id in excluded:
-            keep &= ids != token_id
+        for first, last in _runs(excluded):
+            # Below `first` the difference wraps around, and is large as well.
+            keep &= (ids - np.uint32(first) if first else ids) > last - first
         counts = np.count_nonzero(keep, axis=1)
         if not counts.any():
             return cls(np.zeros(rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
 
         # Sorting (id, column) brings the repeats of a token together, its first place in
-        # front. Both fit one number of 32 bits up to 8192 tokens of a vocabulary of 2**19.
+        # front. Both fit one number of 32 bits, and leave one bit, up to 8192 tokens of a
+        # vocabulary of 2**18.
         column_bits = (width - 1).bit_length()
-        narrow = int(ids.max()).bit_length() + column_bits <= 32
+        narrow = int(ids.max()).bit_length() + column_bits < 32
         number: Any = np.uint32 if narrow else np.uint64
-        keys = ids.astype(number) << number(column_bits)
+        keys = ids.astype(number)
+        keys <<= number(column_bits)
         keys |= np.arange(width, dtype=number)
         keys |= keep.astype(number) - number(1)  # all ones, thus last, where left out
         keys.sort(axis=1)
-        found = keys[np.arange(width) < counts[:, None]]
+        found = keys[keys != ~number(0)]
         places = np.repeat(np.arange(0, rows * width, width), counts)
         places += (found & number((1 << column_bits) - 1)).astype(np.int64)
         found >>= number(column_bits)
         is_first = np.empty(len(found), dtype=np.bool_)
         np.not_equal(found[1:], found[:-1], out=is_first[1:])
-        is_first[(np.cumsum(counts) - counts)[counts > 0]] = True
-        firsts = np.flatnonzero(is_first)
-        largest = np.maximum.reduceat(token_weights.ravel().take(places), firsts)
+        ends = np.cumsum(counts)
+        is_first[(ends - counts)[counts > 0]] = True
+        firsts, repeats = np.flatnonzero(is_first), np.flatnonzero(~is_first)
+        weights = token_weights.ravel().take(places)
+        largest = weights.take(firsts)
+        # As many firsts are before a repeat as its place less the repeats before it.
+        tokens = repeats - np.arange(1, len(repeats) + 1)
+        np.maximum.at(largest, tokens, weights.take(repeats))
+        indptr = np.zeros(rows + 1, dtype=np.int64)
+        if by_id:
+            indptr[1:] = np.searchsorted(firsts, ends)
+            return cls(indptr, found.take(firsts).astype(np.int32), largest)
 
         # Put back where each was first seen, they are in the order of the text again.
         kept = np.zeros(rows * width, dtype=np.float32)
         kept[places.take(firsts)] = largest
         has_weight = kept > 0
         where = np.flatnonzero(has_weight)
-        indptr = np.zeros(rows + 1, dtype=np.int64)
         np.cumsum(np.count_nonzero(has_weight.reshape(rows, width), axis=1), out=indptr[1:])
         return cls(indptr, ids.ravel().take(where).astype(np.int32), kept.take(where))
 
@@ -185,8 +199,11 @@ class LexicalWeights:
                 f"sparse matrices need SciPy ({error}). Run `pip install 'bge-runtime[sparse]'`"
             ) from error
         entries = (self.weights, self.token_ids, self.indptr)
+        matrix = csr_array(entries, shape=(len(self), vocab_size))
+        if matrix.has_sorted_indices:
+            return matrix.copy()  # it would share its memory with these weights
         # Transposed twice, the indices are sorted: faster than ``sort_indices``.
-        return csr_array(entries, shape=(len(self), vocab_size)).tocsc().tocsr()
+        return matrix.tocsc().tocsr()
 
 
 LexicalRows: TypeAlias = "LexicalWeights | Sequence[Mapping[Any, Any]]"
@@ -243,6 +260,17 @@ def lexical_pair_scores(left: LexicalWeights, right: LexicalWeights) -> NDArray[
 def _decimals(size: int) -> NDArray[np.object_]:
     """Decimal forms of 0 to size - 1; 16 MB for the vocabulary of BGE-M3."""
     return np.array([str(number) for number in range(size)], dtype=np.object_)
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Join numbers that follow each other: first and last of each run."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _row_ends(rows: Sequence[Mapping[Any, Any]]) -> NDArray[np.int64]:

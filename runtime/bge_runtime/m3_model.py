@@ -481,6 +481,7 @@ class BGEM3FlagModel(FlagBase):
             max_length=self._readable_length(max_length, stacklevel=4),
             truncate_dim=self.truncate_dim,
             show_progress_bar=show_progress_bar,
+            by_id=sparse_format == "csr",
         )
         weights: Any = None
         if found.lexical is not None and sparse_format == "csr":
@@ -508,6 +509,7 @@ class BGEM3FlagModel(FlagBase):
         max_length: int,
         truncate_dim: int | None,
         show_progress_bar: bool | None,
+        by_id: bool = False,
     ) -> _Computed:
         model = self.bundle.manifest.model
         scale = self.normalize_embeddings
@@ -527,6 +529,7 @@ class BGEM3FlagModel(FlagBase):
                     batch.input_ids,
                     batch.attention_mask,
                     excluded=model.weightless_token_ids,
+                    by_id=by_id,
                 )
                 lexical.append((batch.rows, weights))
             if COLBERT_VECS in raw:

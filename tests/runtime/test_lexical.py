@@ -16,7 +16,7 @@ from tests.runtime.m3 import CLS, EOS, EXCLUDED, FIRST, PAD, UNK, Text, Upstream
 from tests.runtime.support import PROPERTY, SAME_VALUE
 
 
-def from_rows(rows, *, width=None):
+def from_rows(rows, *, width=None, by_id=False, excluded=EXCLUDED):
     """Weights of texts given as lists of (id, weight).
 
     The padding would count if its mask were ignored.
@@ -29,16 +29,16 @@ def from_rows(rows, *, width=None):
         mask[index, : len(row)] = 1
         for column, (token_id, weight) in enumerate(row):
             ids[index, column], weights[index, column] = token_id, weight
-    return LexicalWeights.from_tokens(weights, ids, mask, excluded=EXCLUDED)
+    return LexicalWeights.from_tokens(weights, ids, mask, excluded=excluded, by_id=by_id)
 
 
-def by_the_rule(rows):
+def by_the_rule(rows, *, excluded=EXCLUDED):
     """FlagEmbedding's rule, token by token."""
     result = []
     for row in rows:
         kept = defaultdict(int)
         for token_id, weight in row:
-            if token_id not in EXCLUDED and weight > kept.get(str(token_id), 0):
+            if token_id not in excluded and weight > kept.get(str(token_id), 0):
                 kept[str(token_id)] = np.float32(weight)
         result.append(kept)
     return result
@@ -117,6 +117,27 @@ def test_special_tokens_are_left_out_but_the_mask_token_is_not():
     mask_token = 250001
     rows = [[(CLS, 1), (mask_token, 0.5), (UNK, 1), (PAD, 1), (EOS, 1)]]
     assert from_rows(rows).to_dicts() == [{str(mask_token): 0.5}]
+
+
+@PROPERTY
+@given(rows=ROWS, excluded=st.sets(st.integers(0, 14)))
+def test_any_ids_can_be_left_out(rows, excluded):
+    ours = from_rows(rows, excluded=sorted(excluded, key=str))
+    assert_same_dicts(ours.to_dicts(), by_the_rule(rows, excluded=excluded))
+
+
+@PROPERTY
+@given(rows=ROWS)
+def test_weights_by_id_are_the_same_ones_sorted(rows):
+    ours, expected = from_rows(rows, by_id=True), from_rows(rows)
+    assert [list(row) for row in ours.to_dicts()] == [
+        sorted(row, key=int) for row in expected.to_dicts()
+    ]
+    assert ours.to_dicts() == expected.to_dicts()
+    matrix = ours.to_csr(20)
+    assert (matrix != expected.to_csr(20)).nnz == 0
+    matrix.data[:] = 0
+    assert (ours.weights > 0).all(), "the matrix has memory of its own"
 
 
 def test_no_weight_is_lost_to_its_size():
