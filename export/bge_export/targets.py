@@ -12,6 +12,7 @@ from bge_export.passes import (
     AttentionInBlocks,
     AttentionToMatMul,
     BroadcastMask,
+    FeedForwardInParts,
     FirstTokenOnly,
     GeluToErf,
     LowerOpset,
@@ -117,10 +118,14 @@ OPENVINO = Target(
 _LONG = 512
 """Up to so many tokens the scores of attention are small beside the weights."""
 
+_PART = 4096
+"""Tokens that a feed-forward layer takes at a time. Measured at 8192 tokens of M3 only: 393 MiB
+above the loaded model at the peak, where whole layers took 523."""
+
 _LONG_CPU = replace(
     CPU,
     passes=lambda: (BroadcastMask(), FirstTokenOnly(), AttentionInBlocks(),
-                    *_standard_operators()),
+                    GeluToErf(), FeedForwardInParts(_PART), *_standard_operators()),
     variants=CPU.variants[:1],
 )  # fmt: skip
 _LONG_PORTABLE = replace(PORTABLE, variants=(CPU.variants[1], *PORTABLE.variants))

@@ -97,6 +97,7 @@ def test_attention_in_blocks(traced, pooling: str):
     assert AttentionInBlocks()(model).modified
     assert operators(model)["Attention"] == 0
     assert operators(model)["If"] == 3
+    assert operators(model)["Split"] == 3 * 3
     for padded, vectors in expected.items():
         assert close(run(model, padded=padded), vectors)
     assert not AttentionInBlocks()(model).modified
@@ -112,6 +113,41 @@ def test_attention_in_blocks(traced, pooling: str):
             )
     assert not close(run(model, padded=True), expected[True])
     assert close(run(model, padded=False), expected[False])
+
+
+def test_feed_forward_in_parts(traced):
+    from bge_export.passes import FeedForwardInParts
+
+    expected = {padded: run(traced("mean"), padded=padded) for padded in (False, True)}
+    for tokens in (1, 10, 11, 33, 40):  # of 33
+        model = traced("mean")
+        before = operators(model)
+        assert FeedForwardInParts(tokens)(model).modified
+        after = operators(model)
+        assert (after["Loop"], after["Gelu"]) == (before["Gelu"], 0)
+        for padded, vectors in expected.items():
+            assert close(run(model, padded=padded), vectors)
+        assert not FeedForwardInParts(tokens)(model).modified
+
+
+def test_one_token_a_text_is_left_by_feed_forward_in_parts(traced):
+    from bge_export.passes import (
+        AttentionToMatMul,
+        BroadcastMask,
+        FeedForwardInParts,
+        FirstTokenOnly,
+    )
+
+    model = traced("cls")
+    expected = run(model)
+    BroadcastMask()(model)
+    FirstTokenOnly()(model)
+    AttentionToMatMul()(model)
+    alone = operators(model)["Gelu"]
+    FeedForwardInParts(10)(model)
+    # The hidden states are an output, too: the last layer is there twice.
+    assert (operators(model)["Loop"], operators(model)["Gelu"]) == (alone - 1, 1)
+    assert close(run(model), expected)
 
 
 def ir_branch(attribute, name: str):

@@ -8,6 +8,7 @@ file and put it into the list of the targets that want it, in `bge_export.target
 from bge_export.passes.attention_in_blocks import AttentionInBlocks
 from bge_export.passes.attention_to_matmul import AttentionToMatMul
 from bge_export.passes.broadcast_mask import BroadcastMask
+from bge_export.passes.feed_forward_in_parts import FeedForwardInParts
 from bge_export.passes.first_token_only import FirstTokenOnly
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.lower_opset import LowerOpset
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionInBlocks",
     "AttentionToMatMul",
     "BroadcastMask",
+    "FeedForwardInParts",
     "FirstTokenOnly",
     "GeluToErf",
     "LowerOpset",

@@ -21,6 +21,11 @@ class AttentionInBlocks(ir.passes.InPlacePass):
     on a CPU only without any mask (``MlasFlashAttention`` in its 1.32). A batch without
     padding needs none.
 
+    It turns queries, keys and values around first and holds both forms of them. An even
+    number of heads is therefore split into two halves, which it takes one after the other:
+    160 MiB, in place of 224, for 8192 tokens of 1024 dimensions. The split is outside of the
+    branches, since what a branch reads is held until its end.
+
     Requires: ``Attention(Q, K, V, mask)`` of a form that `spell_out` takes, whose queries,
     keys and values are each ``Transpose(Reshape(x))`` of ``(batch, sequence, width)`` and
     whose output is only used in ``Reshape(Transpose(output))`` of that form; an input
@@ -63,12 +68,19 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
     assert sources is not None
     assert joined is not None
     heads, width = _split(node.inputs[0]) or (0, 0)
+    groups = 2 if heads % 2 == 0 else 1
+    in_groups = [_grouped(graph, source, groups) for source in sources]
 
     blocks = Edit()
-    attributes: dict[str, int | float] = {"num_heads": heads}
+    attributes: dict[str, int | float] = {"num_heads": heads // groups}
     if "scale" in node.attributes:
         attributes["scale"] = node.attributes.get_float("scale", 1.0)
-    blocks.op("MultiHeadAttention", sources, attributes, domain=_CONTRIB)
+    attended_groups = [
+        blocks.op("MultiHeadAttention", group, attributes, domain=_CONTRIB)
+        for group in zip(*in_groups, strict=True)
+    ]
+    if groups > 1:
+        blocks.op("Concat", attended_groups, {"axis": 2})
 
     spelled = Edit()
     split = spelled.constant(
@@ -76,7 +88,8 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
     )
     join = spelled.constant(np.array([0, 0, -1], np.int64), unique_name(graph, "attention.join"))
     in_heads: list[ir.Value | None] = []
-    for source, before in zip(sources, node.inputs, strict=False):
+    for parts, before in zip(in_groups, node.inputs, strict=False):
+        source = spelled.op("Concat", parts, {"axis": 2}) if groups > 1 else parts[0]
         turned = spelled.op("Transpose", [spelled.op("Reshape", [source, split])], _TURN)
         if before is not None:
             turned.shape, turned.type = before.shape, before.type
@@ -107,6 +120,24 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
     turn = after.inputs[0].producer() if after.inputs[0] is not None else None
     assert turn is not None
     graph.remove([after, turn, node], safe=True)
+
+
+def _grouped(graph: ir.Graph, value: ir.Value, groups: int) -> list[ir.Value]:
+    """Split what has the heads side by side, as soon as it is there; two nodes may share it."""
+    if groups == 1:
+        return [value]
+    split = next((user for user in value.consumers() if is_op(user, "Split")), None)
+    if split is None:
+        edit = Edit()
+        parts = edit.op_multi_out(
+            "Split", [value], {"axis": 2, "num_outputs": groups}, num_outputs=groups
+        )
+        split = parts[0].producer()
+        producer = value.producer()
+        assert split is not None
+        assert producer is not None
+        graph.insert_after(producer, edit.nodes)
+    return list(split.outputs)
 
 
 def _sources(node: ir.Node) -> list[ir.Value] | None:

@@ -12,8 +12,8 @@ _ONLY_TYPES_ADDED = frozenset(
     (
         "Add", "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "CumSum",
         "Div", "Equal", "Erf", "Expand", "Flatten", "Gather", "Greater", "GreaterOrEqual",
-        "Identity", "If", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min",
-        "Mul", "Neg", "Not", "Or", "Pow", "Range", "ReduceMean", "ReduceMin", "ReduceSum",
+        "Identity", "If", "LayerNormalization", "Less", "LessOrEqual", "Loop", "MatMul", "Max",
+        "Min", "Mul", "Neg", "Not", "Or", "Pow", "Range", "ReduceMean", "ReduceMin", "ReduceSum",
         "Reshape", "Shape", "Size", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
         "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
     )
