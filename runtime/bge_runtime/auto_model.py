@@ -99,7 +99,10 @@ class FlagAutoModel:
         facts = find_model(model_name_or_path)
         # No use in fetching or exporting what this version cannot run.
         expected = given or (facts.model_class if facts else ENCODER_ONLY_BASE)
-        if expected not in _CLASSES and not Path(model_name_or_path, FILE_NAME).is_file():
+        if (
+            expected not in _CLASSES
+            and not Path(model_name_or_path, FILE_NAME).expanduser().is_file()
+        ):
             raise _not_in_this_version(model_name_or_path, expected)
         # The class would find it once more; the hub is asked once.
         bundle = find_bundle(
