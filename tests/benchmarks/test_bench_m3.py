@@ -23,7 +23,8 @@ def headless(tiny_m3_checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize("every", [False, True])
 def test_flagembedding_is_asked_for_the_same_outputs(tiny_m3_bundle, tiny_m3_checkpoint, every):
-    options = {"pooling": "cls", "max_length": 64, "batch_size": 4, "m3": True, "threads": 1}
+    options = {"pooling": "cls", "max_length": 64, "batch_size": 4, "threads": 1}
+    options["model_class"] = "encoder-only-m3"
     ours, theirs = (
         open_side(SideSpec(side=side, model=str(folder), all_outputs=every, **options))
         for side, folder in ((OURS, tiny_m3_bundle), ("flagembedding", tiny_m3_checkpoint))
