@@ -53,6 +53,7 @@ def export(
     *,
     pooling: str | None = "cls",
     targets: Sequence[str] = ("cpu", "portable"),
+    precisions: Sequence[str] = (),
     model_class: str | None = None,
     **options,
 ) -> Path:
@@ -64,7 +65,7 @@ def export(
     inspected = inspect_checkpoint(
         checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
     )
-    export_bundle(inspected, output, select_targets(targets, []), **options)
+    export_bundle(inspected, output, select_targets(targets, precisions), **options)
     return output
 
 

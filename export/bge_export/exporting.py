@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from bge_export.calibration import largest_inputs
 from bge_export.checkpoint import Checkpoint
 from bge_export.loading import (
     load_encoder,
@@ -27,7 +28,8 @@ from bge_export.loading import (
     takes_token_types,
 )
 from bge_export.output import check_output, draft_beside, put_in_place
-from bge_export.targets import OPENVINO, PORTABLE, Target, for_length
+from bge_export.passes.quantize_matrices import BLOCK, QuantizeMatrices
+from bge_export.targets import INT8, OPENVINO, PORTABLE, Target, for_length
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace
 from bge_runtime import integrity
@@ -182,11 +184,11 @@ def export_bundle(
         _write_companions(draft, checkpoint, model, tokenizer)
         step("tracing the graph")
         traced = trace(wrapped, max_length=limit)
-        step("writing the graphs")
-        targets = [for_length(target, limit) for target in targets]
-        graphs = write_graphs(traced, draft, targets)
         step("computing PyTorch's vectors")
         reference = _make_reference(draft, wrapped, model, tokenizer)
+        step("writing the graphs")
+        targets = [for_length(target, limit) for target in targets]
+        graphs = write_graphs(traced, draft, targets, token_ids=reference.token_ids)
         del wrapped, encoder, heads, traced
         step("hashing the files")
         manifest = Manifest(
@@ -214,11 +216,23 @@ def export_bundle(
     return rows
 
 
-def write_graphs(traced: ir.Model, folder: Path, targets: Sequence[Target]) -> dict[str, Graph]:
+def write_graphs(
+    traced: ir.Model,
+    folder: Path,
+    targets: Sequence[Target],
+    *,
+    token_ids: Sequence[NDArray[np.int64]],
+) -> dict[str, Graph]:
     """Bring the traced graph into each target's form and write it.
 
     The portable graph is written first, with all weights in one file that the other
     graphs refer to.
+
+    Args:
+        traced: The graph.
+        folder: The bundle's.
+        targets: Forms to write.
+        token_ids: Tokens of texts that quantisation may look at.
 
     Returns:
         Descriptions of the graphs, by target.
@@ -240,9 +254,15 @@ def write_graphs(traced: ir.Model, folder: Path, targets: Sequence[Target]) -> d
         for name, value in model.graph.initializers.items():
             if name in written and isinstance(written[name].const_value, ir.ExternalTensor):
                 value.const_value = written[name].const_value
-        # Constants that only this graph has are a few bytes, and stay inside it.
+        block = None
+        if target.name == INT8.name:
+            largest = largest_inputs(model, token_ids, folder=path.parent)
+            QuantizeMatrices(largest)(model)
+            RemoveUnusedNodesPass()(model)
+            block = BLOCK
+        # What only this graph has stays inside it: a few bytes, or matrices in 8 bits.
         ir.save(model, folder / target.file)
-        graphs[target.name] = _describe(model, target)
+        graphs[target.name] = replace(_describe(model, target), quantization_block=block)
     return graphs
 
 

@@ -28,6 +28,9 @@ consumers refuse it."""
 PORTABLE_OPSET = 18
 """What ONNX Runtime, TEI and transformers.js of recent years all read."""
 
+_BLOCKS_OPSET = 21
+"""Its DequantizeLinear has a scale for each block of a matrix."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnyTarget:
@@ -40,6 +43,7 @@ class AnyTarget:
         variants: Ways to run it: name, engine and precision of each.
         device: Kind of device it is for.
         description: A line for the table.
+        on_request: Whether it is written only where its precision is named.
     """
 
     name: str
@@ -48,6 +52,7 @@ class AnyTarget:
     variants: tuple[tuple[str, str, str], ...]
     device: str
     description: str
+    on_request: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,20 @@ OPENVINO = Target(
     description="OpenVINO with 16-bit weights, for a CPU with AVX512-BF16 or AMX",
 )
 
+INT8 = Target(
+    name="int8",
+    precision="int8",
+    file="onnx/model_int8.onnx",
+    outputs=CPU.outputs,
+    # Without the last step, which takes what texts show.
+    passes=lambda: (BroadcastMask(), FirstTokenOnly(), AttentionToMatMul(), GeluToErf(),
+                    LowerOpset(_BLOCKS_OPSET)),
+    variants=(("openvino-int8", "openvino", "int8"), ("cpu-int8", "onnxruntime", "int8")),
+    device="cpu",
+    description="matrices in 8 bits, for a CPU with VNNI; written only where it is named",
+    on_request=True,
+)  # fmt: skip
+
 _LONG = 512
 """Up to so many tokens the scores of attention are small beside the weights."""
 
@@ -129,6 +148,8 @@ _LONG_CPU = replace(
     variants=CPU.variants[:1],
 )  # fmt: skip
 _LONG_PORTABLE = replace(PORTABLE, variants=(CPU.variants[1], *PORTABLE.variants))
+# ONNX Runtime would hold one score for each pair of tokens.
+_LONG_INT8 = replace(INT8, variants=INT8.variants[:1])
 
 
 def for_length(target: Target, max_length: int) -> Target:
@@ -139,10 +160,11 @@ def for_length(target: Target, max_length: int) -> Target:
     """
     if max_length <= _LONG:
         return target
-    return {CPU.name: _LONG_CPU, PORTABLE.name: _LONG_PORTABLE}.get(target.name, target)
+    long = {target.name: target for target in (_LONG_CPU, _LONG_PORTABLE, _LONG_INT8)}
+    return long.get(target.name, target)
 
 
-TARGETS = (OPENVINO, CPU, PORTABLE)
+TARGETS = (OPENVINO, CPU, INT8, PORTABLE)
 """In the order in which the runtime prefers them. Target and precision are unique."""
 
 
@@ -243,7 +265,7 @@ def _chosen(
         target
         for target in table
         if (not names or target.name in names)
-        and (not precisions or target.precision in precisions)
+        and (target.precision in precisions if precisions else not target.on_request)
     ]
     missing = {(n, p) for n in names for p in precisions} - {(t.name, t.precision) for t in chosen}
     if missing:

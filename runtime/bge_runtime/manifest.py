@@ -103,6 +103,8 @@ class Graph:
         opset: Version of the standard operators.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
+        quantization_block: Of one with matrices in 8 bits, channels that an engine that rounds
+            what they multiply rounds together; None leaves it to the engine.
     """
 
     file: str
@@ -110,6 +112,7 @@ class Graph:
     opset: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    quantization_block: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

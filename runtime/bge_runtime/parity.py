@@ -57,7 +57,9 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
             min_cosine=0.995,
             max_error=0.05,
             max_error_share=0.15,
-            reason="Weights of 8 bits with a scale for 32 of them, asked for by name.",
+            reason="Weights of 8 bits with a scale for a block of them, asked for by name. An "
+            "encoder's products are rounded too: all-MiniLM-L6-v2 was measured at 0.9984 and 4.2 % "
+            "(a test asks 0.998), seeded bge-base at 0.9993 and 6.4 %.",
         ),
         "int4": Tolerance(
             min_cosine=0.8,

@@ -11,6 +11,9 @@ from bge_runtime.manifest import Variant
 from bge_runtime.parity import TOLERANCES
 from bge_runtime.proving import measure_once
 
+ON_REQUEST = frozenset({"int8", "int4"})
+"""Precisions that are faster or smaller for a loss that a user has to agree to."""
+
 
 def select_variant(
     bundle: Bundle, *, device: str, engine: str = "auto", precision: str = "auto"
@@ -21,7 +24,8 @@ def select_variant(
     machine can run is chosen. With ``precision="auto"`` its parity must have been
     measured: where it was not when the bundle was made (bf16 on a laptop without it), it
     is measured here, once, and the result remembered in the cache. One that misses its
-    tolerance is passed over with a warning.
+    tolerance is passed over with a warning, and one in 8 or 4 bits is chosen only if the
+    bundle has nothing else, which then was asked for when it was made.
 
     Args:
         bundle: The bundle.
@@ -69,6 +73,8 @@ def select_variant(
                 f"{bundle.path.name} has {', '.join(others)} there. Pass "
                 f"precision={others[0]!r}, or leave it out"
             )
+    else:
+        found = [variant for variant in found if variant.precision not in ON_REQUEST] or found
     able = [variant for variant in found if why_not(variant) is None]
     if not able:
         return found[0]  # opening it says exactly what is missing

@@ -48,7 +48,7 @@ def test_json_is_all_that_is_printed(tiny_checkpoint: Path, tmp_path: Path):
     ("options", "asked"),
     [
         (["--target", "tpu"], "--target tpu"),
-        (["--precision", "int8"], "--precision int8"),
+        (["--precision", "int4"], "--precision int4"),
         (["--target", "cpu", "--precision", "bf16"], "cpu in bf16"),
     ],
 )
@@ -63,7 +63,7 @@ def test_an_unknown_name_may_be_a_decoder_but_not_anything():
     assert "nothing/here is neither" not in run("nothing/here", "--target", "tpu").stderr
     assert "requested --target tpu" in run("nothing/here", "--target", "tpu").stderr
     # Written of decoders: only the folder can tell that this is none.
-    assert "neither a folder" in run("nothing", "--precision", "int8").stderr
+    assert "neither a folder" in run("nothing", "--precision", "int4").stderr
 
 
 def test_refusal_comes_before_the_model_is_touched(tmp_path: Path):

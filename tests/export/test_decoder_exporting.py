@@ -170,8 +170,8 @@ def test_a_decoder_is_not_exported_as_an_encoder(checkpoint: Path):
 def test_targets_of_the_other_kind_are_refused_with_the_table():
     with pytest.raises(ExportError, match=r"openvino, which(.|\n)*decoders: the checkpoint's own"):
         select_decoder_targets(["openvino"], [])
-    with pytest.raises(ExportError, match=r"int8, which(.|\n)*every ONNX consumer"):
-        select_targets([], ["int8"])
+    with pytest.raises(ExportError, match=r"int4, which(.|\n)*every ONNX consumer"):
+        select_targets([], ["int4"])
 
 
 MEMORY = """

@@ -12,6 +12,7 @@ from bge_export.passes.feed_forward_in_parts import FeedForwardInParts
 from bge_export.passes.first_token_only import FirstTokenOnly
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.lower_opset import LowerOpset
+from bge_export.passes.quantize_matrices import QuantizeMatrices
 
 __all__ = [
     "AttentionInBlocks",
@@ -21,4 +22,5 @@ __all__ = [
     "FirstTokenOnly",
     "GeluToErf",
     "LowerOpset",
+    "QuantizeMatrices",
 ]

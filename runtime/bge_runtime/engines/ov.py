@@ -66,8 +66,8 @@ def _cpu_capabilities() -> tuple[str, ...]:
 def computing_precision(precision: str) -> str | None:
     """Give OpenVINO's name for what a variant's activations are computed in.
 
-    Weights of 8 or 4 bits are widened block by block, to the best that the processor has.
-    None for a precision that this engine does not serve.
+    Beside products with matrices of 8 or 4 bits, which round what they multiply to 8 bits,
+    that is the best that the processor has. None for a precision that this engine does not serve.
     """
     if precision in ("int8", "int4"):
         return "bf16" if "BF16" in _cpu_capabilities() else "f32"
@@ -161,7 +161,11 @@ class OpenVinoEngine:
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
         }
-        self._path = bundle.path / bundle.graph(variant.graph).file
+        graph = bundle.graph(variant.graph)
+        if graph.quantization_block is not None:
+            # By itself it rounds 32 channels together, and spends a sixth more time on it.
+            self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(graph.quantization_block)
+        self._path = bundle.path / graph.file
         self._device = device
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
