@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 try:
+    from bge_bench.console import one_line_errors, report
     from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
-    from bge_bench.environment import busy_percent, describe_environment
+    from bge_bench.environment import busy_percent
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.parity import REFERENCES, measure_parity
     from bge_bench.prefix import EXAMPLES, measure_prefix, read_examples
@@ -26,7 +24,6 @@ except ImportError as missing:
     sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
-from bge_runtime.errors import BgeError
 from bge_runtime.parity import TOLERANCES
 
 _MIXED_PARAGRAPHS = 16
@@ -78,7 +75,7 @@ def parity(
 
     Exits with 1 where a tolerance is missed.
     """
-    with _one_line_errors():
+    with one_line_errors():
         opened = Bundle.open(bundle)
         if texts_file is None:
             from bge_export.texts import PARITY_TEXTS
@@ -96,7 +93,7 @@ def parity(
             "rows": [row.to_json() for row in rows],
             "passed": passed,
         }
-        _report(json_file, opened, document, parity_table(rows))
+        report(json_file, opened, document, parity_table(rows))
     sys.exit(0 if passed else 1)
 
 
@@ -168,7 +165,7 @@ def speed(
 
     Exits with 1 if its vectors are not PyTorch's, and reports no speed then.
     """
-    with _one_line_errors():
+    with one_line_errors():
         opened = Bundle.open(bundle)
         if texts_file is None:
             texts = paragraphs(sample or PARAGRAPHS)
@@ -201,7 +198,7 @@ def speed(
             "busy_percent_before": busy,
             **result.to_json(),
         }
-        _report(
+        report(
             json_file, opened, document, speed_table(result, texts=len(texts), busy_percent=busy)
         )
     sys.exit(1 if result.ours.failures else 0)
@@ -237,7 +234,7 @@ def m3(
     json_file: Path | None,
 ) -> None:
     """Time what BGE-M3 does beside its encoder: heads, post-processing, matching."""
-    with _one_line_errors():
+    with one_line_errors():
         opened = Bundle.open(bundle)
         busy = busy_percent()
         steps = rounds + 2 + (3 + rounds) * (headless is not None)
@@ -257,7 +254,7 @@ def m3(
             "busy_percent_before": busy,
             "pairs": [pair.to_json() for pair in pairs],
         }
-        _report(json_file, opened, document, pair_table(pairs, busy_percent=busy))
+        report(json_file, opened, document, pair_table(pairs, busy_percent=busy))
 
 
 @main.command()
@@ -285,7 +282,7 @@ def prefix(
     json_file: Path | None,
 ) -> None:
     """Time queries behind instruction and examples, with that prefix computed once or not."""
-    with _one_line_errors():
+    with one_line_errors():
         opened = Bundle.open(bundle)
         busy = busy_percent()
         examples = EXAMPLES if examples_file is None else read_examples(examples_file)
@@ -306,39 +303,7 @@ def prefix(
             "pairs": [pair.to_json() for pair in pairs],
         }
         table = f"{pair_table(pairs, busy_percent=busy)}\n{facts['in_force']}"
-        _report(json_file, opened, document, table)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except BgeError as error:
-        click.echo(f"bge-bench: {error}", err=True)
-        sys.exit(1)
-
-
-def _report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], table: str) -> None:
-    provenance = bundle.manifest.provenance
-    document = {
-        **describe_environment(),
-        "bundle": bundle.path.name,
-        "model": bundle.manifest.model.name,
-        "checkpoint": {"source": provenance.source, "random_seed": provenance.random_seed},
-        **results,
-    }
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if json_file == Path("-"):
-        click.echo(text, nl=False)
-        return
-    if json_file is not None:
-        try:
-            json_file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            click.echo(f"bge-bench: cannot write {json_file}: {error.strerror}", err=True)
-            click.echo(table)
-            sys.exit(1)
-    click.echo(table)
+        report(json_file, opened, document, table)
 
 
 if __name__ == "__main__":

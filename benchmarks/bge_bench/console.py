@@ -1,0 +1,63 @@
+"""What the commands of ``bge-bench`` share: errors in one line, and results as JSON or a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any
+
+import click
+
+from bge_bench.environment import describe_environment
+from bge_runtime.bundle import Bundle
+from bge_runtime.errors import BgeError
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print what goes wrong as one line, and exit with 1."""
+    try:
+        yield
+    except BgeError as error:
+        click.echo(f"bge-bench: {error}", err=True)
+        sys.exit(1)
+
+
+def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], table: str) -> None:
+    """Print a table, and write everything measured to a file if one is given.
+
+    Args:
+        json_file: Where the document goes; ``-`` prints it in place of the table.
+        bundle: What was measured.
+        results: The numbers, ready for JSON.
+        table: The same for people.
+    """
+    provenance = bundle.manifest.provenance
+    source = PurePath(provenance.source)
+    document = {
+        **describe_environment(),
+        "bundle": bundle.path.name,
+        "model": bundle.manifest.model.name,
+        "checkpoint": {
+            # Where a folder lies tells others nothing; the hashes tell which weights they were.
+            "source": source.name if source.is_absolute() else provenance.source,
+            "random_seed": provenance.random_seed,
+            "weights_sha256": provenance.weights_sha256,
+        },
+        **results,
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if json_file == Path("-"):
+        click.echo(text, nl=False)
+        return
+    if json_file is not None:
+        try:
+            json_file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            click.echo(f"bge-bench: cannot write {json_file}: {error.strerror}", err=True)
+            click.echo(table)
+            sys.exit(1)
+    click.echo(table)
