@@ -11,6 +11,7 @@ import click
 try:
     from bge_bench.console import one_line_errors, report
     from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
+    from bge_bench.data_cli import data
     from bge_bench.environment import busy_percent
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.parity import REFERENCES, measure_parity
@@ -51,6 +52,9 @@ _json_option = click.option(
 @click.group(context_settings={"max_content_width": 100})
 def main() -> None:
     """Measure a bundle against the libraries it stands for, and against its peers."""
+
+
+main.add_command(data)
 
 
 @main.command()
