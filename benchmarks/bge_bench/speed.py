@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bge_bench.driver import Worker
 from bge_bench.errors import BenchError
-from bge_bench.sides import OURS, PYTORCH, SideSpec
+from bge_bench.sides import FROM_CHECKPOINT, OURS, PYTORCH, SideSpec
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.registry import DECODER_CLASSES, ENCODER_ONLY_M3
@@ -227,7 +227,7 @@ def line_up(
     )
 
     def other(side: str) -> SideSpec:
-        folder = str(checkpoint.absolute()) if side in PYTORCH else ours.model
+        folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
         return replace(ours, side=side, model=folder, batch_size=baseline_batch_size)
 
     reference = next((side for side in baselines if side in PYTORCH), "transformers")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bge_bench.corpus import paragraphs
-from bge_bench.sides import BASELINES, OURS, PYTORCH, SideSpec, open_side
+from bge_bench.sides import BASELINES, FROM_CHECKPOINT, OURS, SideSpec, open_side
 from bge_runtime.parity import TOLERANCES, compare
 from tests.conftest import export
 
@@ -17,7 +17,7 @@ MAX_LENGTH = 64
 def spec(side, bundle, checkpoint, pooling="cls", **options):
     return SideSpec(
         side=side,
-        model=str(checkpoint if side in PYTORCH else bundle),
+        model=str(checkpoint if side in FROM_CHECKPOINT else bundle),
         pooling=pooling,
         max_length=MAX_LENGTH,
         threads=1,
@@ -37,13 +37,13 @@ def tiny(request, tiny_bundle, tiny_mean_bundle, tiny_checkpoint):
 def test_a_side_computes_our_vectors_and_says_with_what(name, tiny):
     *where, ours = tiny
     side = open_side(spec(name, *where))
-    assert side.precision == "fp32"
+    assert side.precision == ("bf16" if name.endswith("bf16") else "fp32")
     assert ", 1 threads, batches of 5" in side.in_force
-    assert ("onnx/model.onnx" in side.in_force) == (name not in PYTORCH)
+    assert ("onnx/model.onnx" in side.in_force) == (name not in FROM_CHECKPOINT)
     vectors = side.encode(TEXTS)
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
-    assert not compare(ours, vectors).failures(TOLERANCES["fp32"])
+    assert not compare(ours, vectors).failures(TOLERANCES[side.precision])
 
 
 def test_a_wrong_pooling_is_noticed(tiny_bundle, tiny_checkpoint):

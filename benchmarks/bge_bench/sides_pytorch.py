@@ -1,0 +1,200 @@
+"""Sides that PyTorch computes, from the checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bge_bench.sides import SideSpec, flagembedding, quiet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class FlagEmbedding:
+    """FlagEmbedding's own class, in fp32."""
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        with quiet():
+            in_force = torch_in_force(spec.threads)
+            self._model: Any = flagembedding(
+                spec.model,
+                spec.model_class,
+                pooling_method=spec.pooling,
+                batch_size=spec.batch_size,
+                passage_max_length=spec.max_length,
+            )
+        self._spec = spec
+        self.name = f"FlagEmbedding {importlib.metadata.version('FlagEmbedding')}"
+        self.in_force = f"{in_force}, batches of {spec.batch_size}"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.sides.Side`."""
+        with quiet():
+            return self._spec.dense(self._model, list(texts))
+
+
+class Transformers:
+    """A plain forward pass of ``AutoModel``, over texts sorted by length.
+
+    With a batch size of 1 nothing is padded: that is the reference for parity.
+    """
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        with quiet():
+            import torch
+            from transformers import AutoModel, AutoTokenizer
+
+            in_force = torch_in_force(spec.threads)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
+            model = AutoModel.from_pretrained(spec.model, dtype=torch.float32)
+        self._model: Any = model.eval()
+        self._spec = spec
+        self.name = f"transformers {importlib.metadata.version('transformers')}"
+        padding = "one text at a time" if spec.batch_size == 1 else f"batches of {spec.batch_size}"
+        self.in_force = f"{in_force}, {padding}"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.sides.Side`."""
+        with quiet():
+            return encode_sorted(self._model, self._tokenizer, texts, self._spec)
+
+
+def encode_sorted(
+    model: Any, tokenizer: Any, texts: Sequence[str], spec: SideSpec
+) -> NDArray[np.float32]:
+    """Run a plain forward pass over texts sorted by their tokens, and pool.
+
+    Args:
+        model: Gives ``last_hidden_state``.
+        tokenizer: transformers' tokenizer for it.
+        texts: The texts.
+        spec: Says batch size, longest text and pooling.
+
+    Returns:
+        Unit-length vectors in input order. Shape: ``(len(texts), dim)``.
+    """
+    import torch
+
+    encoded = tokenizer(list(texts), truncation=True, max_length=spec.max_length)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = sorted(range(len(texts)), key=lambda index: -lengths[index])
+    rows: dict[int, torch.Tensor] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), spec.batch_size):
+            batch = order[start : start + spec.batch_size]
+            chosen = {name: [values[index] for index in batch] for name, values in encoded.items()}
+            padded = tokenizer.pad(chosen, return_tensors="pt")
+            hidden = model(**padded).last_hidden_state
+            pooled = pool(hidden, padded["attention_mask"], spec.pooling)
+            rows.update(zip(batch, torch.nn.functional.normalize(pooled, dim=-1), strict=True))
+    vectors: NDArray[np.float32] = torch.stack([rows[index] for index in range(len(texts))]).numpy()
+    return vectors
+
+
+class SentenceTransformers:
+    """The modules that ``SentenceTransformer(folder)`` reads from ``modules.json``.
+
+    Put together here, since a plain checkpoint has no such file.
+    """
+
+    def __init__(self, spec: SideSpec, backend: str, options: dict[str, Any]) -> None:
+        """Open it."""
+        with quiet():
+            import torch
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+            if spec.threads is not None:
+                torch.set_num_threads(spec.threads)
+            self.transformer: Any = Transformer(
+                spec.model,
+                backend=backend,
+                model_kwargs=options,
+                max_seq_length=spec.max_length,
+            )
+            pooling = Pooling(self.transformer.get_embedding_dimension(), spec.pooling)
+            self._model: Any = SentenceTransformer(
+                modules=[self.transformer, pooling], device="cpu"
+            )
+        self._batch_size = spec.batch_size
+        version = importlib.metadata.version("sentence-transformers")
+        self.name = f"sentence-transformers {version} {backend}"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.sides.Side`."""
+        with quiet():
+            vectors: NDArray[np.float32] = self._model.encode(
+                list(texts),
+                batch_size=self._batch_size,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+        return vectors
+
+
+class SentenceTransformersTorch(SentenceTransformers):
+    """sentence-transformers on PyTorch, in fp32."""
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        with quiet():
+            import torch
+        super().__init__(spec, "torch", {"dtype": torch.float32})
+        self.in_force = f"{torch_in_force(spec.threads)}, batches of {spec.batch_size}"
+
+
+class SentenceTransformersBf16(SentenceTransformers):
+    """Weights and arithmetic in bf16, as its page on speed advises where precision may go."""
+
+    precision = "bf16"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        with quiet():
+            import torch
+        super().__init__(spec, "torch", {"dtype": torch.bfloat16})
+        in_force = torch_in_force(spec.threads).replace("fp32", "bf16")
+        self.in_force = f"{in_force}, batches of {spec.batch_size}"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.sides.Side`."""
+        import numpy as np
+
+        with quiet():
+            rows = self._model.encode(
+                list(texts),
+                batch_size=self._batch_size,
+                convert_to_tensor=True,
+                show_progress_bar=False,
+            )
+        vectors: NDArray[np.float32] = rows.float().numpy()
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+
+def pool(hidden: Any, mask: Any, pooling: str) -> Any:
+    """Pool tensors ``(batch, tokens, dim)`` by ``"cls"`` or ``"mean"`` to ``(batch, dim)``."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = mask[:, :, None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def torch_in_force(threads: int | None) -> str:
+    """Set PyTorch's threads, and tell what computes."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return f"torch {torch.__version__} on cpu, fp32, {torch.get_num_threads()} threads"
