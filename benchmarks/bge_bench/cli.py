@@ -21,6 +21,7 @@ try:
     from bge_bench.sides import BASELINES
     from bge_bench.source import open_checkpoint
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
+    from bge_bench.tables_cli import COMMANDS
 except ImportError as missing:
     sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
 from bge_runtime.bundle import Bundle
@@ -55,6 +56,8 @@ def main() -> None:
 
 
 main.add_command(data)
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()

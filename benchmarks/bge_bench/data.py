@@ -57,13 +57,22 @@ def load_passages(name: str, folder: Path | None = None) -> list[str]:
     Raises:
         BenchError: If there is no such dataset, or it is not there as it should be.
     """
+    return list(_load(name, folder).corpus.values())
+
+
+def load_questions(name: str, folder: Path | None = None) -> list[str]:
+    """Give the questions of a retrieval dataset, as `load_passages` its passages."""
+    return list(_load(name, folder).queries.values())
+
+
+def _load(name: str, folder: Path | None) -> Retrieval:
     dataset = DATASETS.get(name)
     if dataset is None or dataset.kind != "retrieval":
         known = (known.name for known in DATASETS.values() if known.kind == "retrieval")
         raise BenchError(f"no passages are known as {name!r}; there are {', '.join(known)}")
     folder = folder or data_folder()
     check(dataset, folder)
-    return list(load_retrieval(folder / dataset.path).corpus.values())
+    return load_retrieval(folder / dataset.path)
 
 
 def load_retrieval(folder: Path) -> Retrieval:

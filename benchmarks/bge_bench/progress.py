@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 
 @contextmanager
-def progress(steps: int) -> Iterator[Callable[[str], object]]:
-    """Show a bar of so many steps.
+def progress(steps: int | None) -> Iterator[Callable[[str], object]]:
+    """Show a bar of so many steps; None shows how many there were.
 
     Yields:
         A function to call with a few words at the beginning of each step.

@@ -9,6 +9,7 @@ line is the cold start, so every worker measures one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -49,7 +50,8 @@ def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
     """Do what a line asks for.
 
     ``corpus``: embed the texts of a JSON file and save the vectors; ``query``: embed a
-    query a number of times; ``memory``: tell the peak so far.
+    query, or a list of them at once, a number of times, or until ``budget_s`` is spent;
+    ``memory``: tell what is held, and the peak so far.
     """
     if ask["do"] == "corpus":
         texts = json.loads(Path(ask["texts"]).read_text(encoding="utf-8"))
@@ -59,27 +61,33 @@ def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
         vectors.tofile(ask["vectors"])
         return {"seconds": seconds, "shape": vectors.shape, "dtype": str(vectors.dtype)}
     if ask["do"] == "query":
-        return {"ms": [_query_ms(side, ask["query"]) for _ in range(ask["calls"])]}
-    return {"peak_bytes": _peak_bytes()}
+        return {"ms": _query_ms(side, ask)}
+    return {"peak_bytes": _status_bytes("VmHWM"), "held_bytes": _status_bytes("VmRSS")}
 
 
-def _query_ms(side: Side, query: str) -> float:
-    start = time.perf_counter()
-    side.encode([query])
-    return (time.perf_counter() - start) * 1e3
+def _query_ms(side: Side, ask: dict[str, Any]) -> list[float]:
+    texts = [ask["query"]] if isinstance(ask["query"], str) else ask["query"]
+    budget_ms = ask.get("budget_s", math.inf) * 1e3
+    calls: list[float] = []
+    while len(calls) < ask["calls"] and sum(calls) < budget_ms:
+        start = time.perf_counter()
+        side.encode(texts)
+        calls.append((time.perf_counter() - start) * 1e3)
+    return calls
 
 
-def _peak_bytes() -> int:
-    """Tell the most memory this process has held.
+def _status_bytes(field: str) -> int:
+    """Tell the most memory this process has held (``VmHWM``), or what it holds (``VmRSS``).
 
     Linux hands ``ru_maxrss`` on through exec, so that there a worker would begin with
     its parent's peak; the kernel's own record of this program does not.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024
     except (OSError, ValueError):
+        # Elsewhere only the peak is to be had.
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,127 @@
+"""Who takes part in a comparison, and who is left out and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bge_bench.errors import BenchError
+from bge_bench.sides import BASELINES, FROM_CHECKPOINT, OURS, SideSpec
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines import why_not
+from bge_runtime.registry import ENCODER_ONLY_BASE
+
+_PACKAGES = {
+    "flagembedding": "FlagEmbedding",
+    "transformers": "transformers",
+    "sentence-transformers": "sentence_transformers",
+    "sentence-transformers-bf16": "sentence_transformers",
+    "sentence-transformers-onnx": "optimum.onnxruntime",
+    "sentence-transformers-openvino": "optimum.intel",
+    "optimum": "optimum.onnxruntime",
+    "fastembed": "fastembed",
+    "onnxruntime": "onnxruntime",
+}
+"""What a baseline imports."""
+
+FASTEST = "sentence-transformers-openvino"
+"""The fastest of the baselines, which is timed on all texts as we are."""
+
+_OUR_BATCH_SIZE = 256
+"""FlagModel's default; it fills batches by tokens, and this is only the most texts."""
+
+_OUR_PRECISIONS = ("fp32", "bf16", "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """One side of a comparison.
+
+    Attributes:
+        label: Unique name, such as ``"bge-runtime int8"``.
+        spec: How to open it.
+        in_full: Whether it is timed on all texts, or on a sample of them only.
+    """
+
+    label: str
+    spec: SideSpec
+    in_full: bool
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is bge-runtime."""
+        return self.spec.side == OURS
+
+
+def line_up(
+    bundle: Bundle,
+    checkpoint: Path,
+    *,
+    baselines: Sequence[str],
+    threads: int,
+    precisions: Sequence[str] = (),
+) -> tuple[list[Entrant], dict[str, str]]:
+    """List who can take part on this machine.
+
+    Args:
+        bundle: The bundle, of an encoder with dense vectors.
+        checkpoint: The checkpoint it was made from.
+        baselines: Names out of `BASELINES`.
+        threads: Threads of each.
+        precisions: Of the bundle; empty for all that it has and this machine runs.
+
+    Returns:
+        The entrants, ours first, and the reason for each that is left out.
+
+    Raises:
+        BenchError: If the bundle is no such model, or lacks a precision that was named.
+    """
+    model = bundle.manifest.model
+    if model.model_class != ENCODER_ONLY_BASE:
+        raise BenchError(
+            f"{model.name} is of the class {model.model_class}; tables compare encoders of the "
+            f"class {ENCODER_ONLY_BASE}. Time it beside FlagEmbedding with bge-bench speed"
+        )
+    able = {v.precision for v in bundle.manifest.variants if why_not(v) is None}
+    missing = sorted(set(precisions) - able)
+    if missing:
+        raise BenchError(
+            f"{bundle.path.name} has no variant in {', '.join(missing)} that this machine runs; it "
+            f"has {', '.join(sorted(able))}. Export it again with --precision {missing[0]}"
+        )
+    ours = SideSpec(
+        side=OURS,
+        model=str(bundle.path.absolute()),
+        pooling=model.pooling,
+        max_length=min(model.max_length, 512),
+        batch_size=_OUR_BATCH_SIZE,
+        threads=threads,
+    )
+    entrants = [
+        Entrant(label=f"{OURS} {precision}", spec=replace(ours, precision=precision), in_full=True)
+        for precision in _OUR_PRECISIONS
+        if precision in (precisions or able)
+    ]
+    left_out = {}
+    for side in BASELINES:
+        if side not in baselines:
+            continue
+        if not _installed(_PACKAGES[side]):
+            left_out[side] = f"{_PACKAGES[side]} is not installed"
+            continue
+        folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
+        spec = replace(ours, side=side, model=folder, precision="auto")
+        entrants.append(Entrant(label=side, spec=spec, in_full=side == FASTEST))
+        if side == FASTEST:
+            held = replace(spec, precision="fp32")
+            entrants.append(Entrant(label=f"{side} held to fp32", spec=held, in_full=False))
+    return entrants, left_out
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False

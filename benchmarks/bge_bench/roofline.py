@@ -1,0 +1,128 @@
+"""The machine's own rate of matrix multiplication, and the arithmetic that a model needs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bge_bench.errors import BenchError
+
+_ROWS, _INPUTS, _OUTPUTS = 2048, 1024, 4096
+_REPEATS = 9
+_BLOCK = 128
+
+
+def needed_flop(config: Mapping[str, Any], pooling: str, lengths: Sequence[int]) -> float:
+    """Count the operations that an encoder's vectors need, a multiplication and its sum as two.
+
+    Matrices and attention count, of tokens and not of padding. With [CLS] pooling the last
+    layer needs keys and values of all tokens and the rest of one.
+
+    Args:
+        config: The encoder's ``config.json``.
+        pooling: ``"cls"`` or ``"mean"``.
+        lengths: Tokens of each text, special tokens included.
+    """
+    width, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+    layers = int(config["num_hidden_layers"])
+    tokens = np.asarray(lengths, dtype=np.float64)
+    of_token = 2 * (4 * width**2 + 2 * width * inner)
+    layer = tokens * of_token + 4 * width * tokens**2
+    first_only = tokens * 4 * width**2 + (of_token - 4 * width**2) + 4 * width * tokens
+    last = first_only if pooling == "cls" else layer
+    return float(((layers - 1) * layer + last).sum())
+
+
+def measure_rates(threads: int) -> dict[str, float]:
+    """Measure the rate of large products in a process of its own.
+
+    fp32 and bf16 as PyTorch (oneDNN) multiplies them, int8 as OpenVINO multiplies matrices of
+    8 bits with what it rounds while it runs.
+
+    Returns:
+        Operations a second by precision; of bf16 only where it is not slower than fp32.
+
+    Raises:
+        BenchError: If that process fails.
+    """
+    done = subprocess.run(  # noqa: S603  # our own module
+        [sys.executable, "-m", "bge_bench.roofline", str(threads)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"measuring the matrix rate failed: {done.stderr[-2000:]}")
+    rates: dict[str, float] = json.loads(done.stdout)
+    return rates
+
+
+def _rate(run: Callable[[], object]) -> float:
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 2 * _ROWS * _INPUTS * _OUTPUTS / statistics.median(times)
+
+
+def _pytorch(name: str, threads: int) -> Callable[[], object]:
+    import torch
+
+    torch.set_num_threads(threads)
+    dtype = getattr(torch, name)
+    rows = torch.randn(_ROWS, _INPUTS).to(dtype)
+    matrix = torch.nn.Linear(_INPUTS, _OUTPUTS, bias=False).to(dtype)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return matrix(rows)
+
+    return run
+
+
+def _int8(threads: int) -> Callable[[], object]:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    rng = np.random.default_rng(0)
+    blocks = _INPUTS // _BLOCK
+    values = rng.integers(-127, 128, (_OUTPUTS, blocks, _BLOCK)).astype(np.int8)
+    scales = np.full((_OUTPUTS, blocks, 1), 0.01, dtype=np.float32)
+    wide = ops.multiply(ops.convert(ops.constant(values), "f32"), ops.constant(scales))
+    matrix = ops.reshape(wide, ops.constant(np.array([_OUTPUTS, _INPUTS])), False)
+    rows = ops.parameter([-1, _INPUTS], np.float32)
+    model = ov.Model([ops.matmul(rows, matrix, False, True)], [rows])
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if "BF16" in capabilities else "f32",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "NUM_STREAMS": "1",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_BLOCK),
+    }
+    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    feed = rng.normal(size=(_ROWS, _INPUTS)).astype(np.float32)
+    return lambda: request.infer({0: feed}, share_inputs=True, share_outputs=True)
+
+
+def main() -> None:
+    """Print the rates as JSON."""
+    threads = int(sys.argv[1])
+    rates = {"fp32": _rate(_pytorch("float32", threads)), "int8": _rate(_int8(threads))}
+    bf16 = _rate(_pytorch("bfloat16", threads))
+    if bf16 >= rates["fp32"]:
+        rates["bf16"] = bf16
+    sys.stdout.write(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""``bge-bench throughput``, ``latency``, ``cold-start``, ``scaling`` and ``memory``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bge_bench.catalogue import DATASETS
+from bge_bench.console import one_line_errors, report
+from bge_bench.corpus import paragraphs, read_texts, short_texts, spread_sample
+from bge_bench.data import load_passages, load_questions
+from bge_bench.entrants import FASTEST, Entrant, line_up
+from bge_bench.environment import busy_percent, describe_environment
+from bge_bench.journal import Journal
+from bge_bench.measures import (
+    Settings,
+    measure_cold_start,
+    measure_latency,
+    measure_memory,
+    measure_scaling,
+    measure_throughput,
+)
+from bge_bench.progress import progress
+from bge_bench.report_tables import document_tables
+from bge_bench.roofline import measure_rates, needed_flop
+from bge_bench.sides import BASELINES
+from bge_bench.source import open_checkpoint
+from bge_runtime.bundle import Bundle
+from bge_runtime.cpus import usable_cpus
+from bge_runtime.tokenization import TextTokenizer
+
+_MIXED = 1000
+_SAMPLE = 100
+_BATCH_SIZES = (8, 32)
+_LENGTHS = (8, 16, 32, 64, 128, 256, 512)
+_BATCHES = ((4, 32), (16, 32), (32, 32), (32, 128))
+_CHUNK = 1000
+_QUESTIONS = "-questions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What a command has at hand.
+
+    Attributes:
+        bundle: The bundle.
+        checkpoint: Its checkpoint.
+        entrants: Who takes part.
+        settings: What all measures share.
+        tokenizer: The bundle's.
+        max_length: Most tokens of a text.
+    """
+
+    bundle: Bundle
+    checkpoint: Path
+    entrants: list[Entrant]
+    settings: Settings
+    tokenizer: TextTokenizer
+    max_length: int
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of texts."""
+        return [len(ids) for ids in self.tokenizer.encode(texts, max_length=self.max_length)]
+
+
+def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
+    options = [
+        click.argument("bundle", type=click.Path(path_type=Path)),
+        click.option(
+            "--checkpoint",
+            type=click.Path(path_type=Path),
+            help="Folder of the checkpoint. Default: the one that the bundle names.",
+        ),
+        click.option(
+            "--baseline",
+            "baselines",
+            multiple=True,
+            default=baselines,
+            type=click.Choice(BASELINES),
+            help=f"Repeatable. Default: {', '.join(baselines)}.",
+        ),
+        click.option(
+            "--precision",
+            "precisions",
+            multiple=True,
+            type=click.Choice(("fp32", "bf16", "int8")),
+            help="Of the bundle; repeatable. Default: all it has that this machine runs.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="For all. Default: all usable CPUs."
+        ),
+        click.option("--rounds", default=rounds, show_default=True, type=click.IntRange(min=1)),
+        click.option(
+            "--timeout",
+            "timeout_s",
+            default=1800.0,
+            show_default=True,
+            type=click.FloatRange(min=1),
+            help="Seconds to wait for any one answer.",
+        ),
+        click.option(
+            "--json",
+            "json_file",
+            type=click.Path(path_type=Path),
+            help="Write everything measured here; - prints it. A run that was stopped goes on "
+            "from FILE.journal.",
+        ),
+    ]
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_texts_options = [
+    click.option(
+        "--texts",
+        "named",
+        multiple=True,
+        default=["mixed"],
+        show_default=True,
+        help="'mixed' (4 to 500 words, made here), the passages of a dataset of bge-bench data, "
+        "such as xquad-en, its questions, xquad-en-questions, or a file with a text a line. "
+        "Repeatable.",
+    ),
+    click.option(
+        "--data", type=click.Path(path_type=Path), help="Data folder. Default: the cache's."
+    ),
+]
+
+
+def _with_texts(command: Any) -> Any:
+    for option in reversed(_texts_options):
+        command = option(command)
+    return command
+
+
+def _texts(named: Sequence[str], data: Path | None) -> list[str]:
+    texts: list[str] = []
+    for name in named:
+        if name == "mixed":
+            texts += paragraphs(_MIXED)
+        elif name.removesuffix(_QUESTIONS) in DATASETS:
+            read = load_questions if name.endswith(_QUESTIONS) else load_passages
+            texts += read(name.removesuffix(_QUESTIONS), data)
+        else:
+            texts += read_texts(Path(name))
+    return texts
+
+
+def _measure(
+    kind: str,
+    bundle: Path,
+    options: dict[str, Any],
+    what: dict[str, Any],
+    results: Callable[[_Run], dict[str, Any]],
+) -> None:
+    """Open what a measure needs, measure, and report.
+
+    Args:
+        kind: Of the table.
+        bundle: Folder of the bundle.
+        options: Those that all commands have.
+        what: Those that identify the work, beside them.
+        results: Measures.
+    """
+    with one_line_errors():
+        opened = Bundle.open(bundle)
+        busy = busy_percent()
+        threads = options["threads"] or usable_cpus()
+        json_file: Path | None = options["json_file"]
+        keeps = json_file is not None and json_file != Path("-")
+        with (
+            open_checkpoint(opened, options["checkpoint"]) as folder,
+            progress(None) as step,
+        ):
+            entrants, left_out = line_up(
+                opened,
+                folder,
+                baselines=options["baselines"],
+                threads=threads,
+                precisions=options["precisions"],
+            )
+            environment = describe_environment()
+            header = {
+                "kind": kind,
+                "weights": opened.manifest.provenance.weights_sha256,
+                "labels": [entrant.label for entrant in entrants],
+                "threads": threads,
+                "rounds": options["rounds"],
+                "versions": environment["versions"],
+                **what,
+            }
+            path = json_file.with_name(f"{json_file.name}.journal") if json_file and keeps else None
+            journal = Journal(path, header)
+            run = _Run(
+                bundle=opened,
+                checkpoint=folder,
+                entrants=entrants,
+                settings=Settings(
+                    journal=journal,
+                    step=step,
+                    rounds=options["rounds"],
+                    timeout_s=options["timeout_s"],
+                ),
+                tokenizer=TextTokenizer(opened.tokenizer_file),
+                max_length=min(opened.manifest.model.max_length, 512),
+            )
+            step("the machine's matrix rate")
+            rates = journal.get("rates", lambda: measure_rates(threads))
+            measured = results(run)
+        document = {
+            "kind": kind,
+            "threads": threads,
+            "rounds": options["rounds"],
+            "busy_percent_before": journal.get("busy", lambda: busy),
+            "matrix_rate_flops": rates,
+            "left_out": left_out,
+            **measured,
+        }
+        report(json_file, opened, document, document_tables(document))
+        journal.close()
+
+
+def _fingerprint(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+@click.command()
+@_options(rounds=3, baselines=[name for name in BASELINES if name != "onnxruntime"])
+@_with_texts
+@click.option(
+    "--sample", default=_SAMPLE, show_default=True, type=click.IntRange(min=2),
+    help="Texts that the slow baselines are timed on; taken evenly over all, by length.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, default=_BATCH_SIZES, show_default=True,
+    type=click.IntRange(min=1), help="Repeatable; each baseline gets the best of them.",
+)  # fmt: skip
+def throughput(
+    bundle: Path,
+    named: Sequence[str],
+    data: Path | None,
+    sample: int,
+    batch_sizes: Sequence[int],
+    **options: Any,
+) -> None:
+    """Time all entrants on a corpus, vectors held against PyTorch's."""
+
+    def results(run: _Run) -> dict[str, Any]:
+        lengths = run.lengths(texts)
+        config = json.loads((run.bundle.path / "config.json").read_text("utf-8"))
+        model = run.bundle.manifest.model
+        by_length = [texts[i] for i in sorted(range(len(texts)), key=lengths.__getitem__)]
+        chosen = spread_sample(by_length, sample)
+        random.Random(0).shuffle(chosen)  # noqa: S311  # callers do not sort
+        reference = replace(
+            run.entrants[0].spec,
+            side="transformers",
+            model=str(run.checkpoint.absolute()),
+            precision="fp32",
+            batch_size=1,
+        )
+        rows = measure_throughput(
+            run.entrants, reference, texts, chosen, batch_sizes=batch_sizes, settings=run.settings
+        )
+        return {
+            "texts": [*named],
+            **{
+                part: {
+                    "texts": len(part_texts),
+                    "tokens": sum(part_lengths),
+                    "flop": needed_flop(config, model.pooling, part_lengths),
+                }
+                for part, part_texts, part_lengths in (
+                    ("full", texts, lengths),
+                    ("sample", chosen, run.lengths(chosen)),
+                )
+            },
+            "rows": rows,
+        }
+
+    with one_line_errors():
+        texts = _texts(named, data)
+    what = {"texts": _fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
+    _measure("throughput", bundle, options, what, results)
+
+
+@click.command()
+@_options(rounds=3, baselines=[name for name in BASELINES if name != "onnxruntime"])
+@click.option("--calls", default=100, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--budget", "budget_s", default=6.0, show_default=True, type=click.FloatRange(min=0.1),
+    help="Seconds for the calls of one kind; where they take longer there are fewer.",
+)  # fmt: skip
+def latency(bundle: Path, calls: int, budget_s: float, **options: Any) -> None:
+    """Time one text of 8 to 512 tokens at a time, and a few at once."""
+
+    def results(run: _Run) -> dict[str, Any]:
+        points = []
+        for batch, tokens in (*((1, tokens) for tokens in _LENGTHS), *_BATCHES):
+            if tokens <= run.max_length:
+                texts = [_text_of(run, tokens, number) for number in range(batch)]
+                points.append((f"{batch}x{tokens}", texts))
+        points.insert(0, ("query", ["how long does glacier ice keep"]))
+        rows = measure_latency(
+            run.entrants, points, calls=calls, budget_s=budget_s, settings=run.settings
+        )
+        return {
+            "points": {
+                name: {"texts": len(texts), "tokens": max(run.lengths(texts))}
+                for name, texts in points
+            },
+            "rows": rows,
+        }
+
+    _measure("latency", bundle, options, {"calls": calls, "budget_s": budget_s}, results)
+
+
+@click.command("cold-start")
+@_options(rounds=5, baselines=[name for name in BASELINES if name != "onnxruntime"])
+def cold_start(bundle: Path, **options: Any) -> None:
+    """Time new processes from the import to the first vector, and their memory."""
+
+    def results(run: _Run) -> dict[str, Any]:
+        return {"rows": measure_cold_start(run.entrants, settings=run.settings)}
+
+    _measure("cold-start", bundle, options, {}, results)
+
+
+@click.command()
+@_options(rounds=1, baselines=[FASTEST])
+@_with_texts
+@click.option(
+    "--size", "sizes", multiple=True, default=(100, 300, 1000, 3000, 10_000, 20_000),
+    show_default=True, type=click.IntRange(min=8), help="Texts of a corpus; repeatable.",
+)  # fmt: skip
+def scaling(
+    bundle: Path, named: Sequence[str], data: Path | None, sizes: Sequence[int], **options: Any
+) -> None:
+    """Time corpora of growing size, texts repeated behind a number of their own."""
+
+    def results(run: _Run) -> dict[str, Any]:
+        texts = [f"{number} {given[number % len(given)]}" for number in range(max(sizes))]
+        lengths = run.lengths(texts)
+        entrants = [entrant for entrant in run.entrants if entrant.in_full]
+        return {
+            "texts": [*named],
+            "sizes": {str(size): {"tokens": sum(lengths[:size])} for size in sizes},
+            "rows": measure_scaling(entrants, texts, sizes, settings=run.settings),
+        }
+
+    with one_line_errors():
+        given = _texts(named, data)
+        random.Random(0).shuffle(given)  # noqa: S311  # each size is like the whole
+    what = {"texts": _fingerprint(given), "sizes": list(sizes)}
+    _measure("scaling", bundle, options, what, results)
+
+
+@click.command()
+@_options(rounds=1, baselines=[])
+@click.option("--count", default=50_000, show_default=True, type=click.IntRange(min=_CHUNK))
+def memory(bundle: Path, count: int, **options: Any) -> None:
+    """Watch resident memory over many texts of random lengths, 1 to 512 tokens."""
+
+    def results(run: _Run) -> dict[str, Any]:
+        long = _text_of(run, run.max_length, 0).split(" ")
+
+        def chunks() -> Iterator[list[str]]:
+            chance = random.Random(0)  # noqa: S311  # no secret
+            for _ in range(count // _CHUNK):
+                yield [" ".join(long[: chance.randint(1, len(long))]) for _ in range(_CHUNK)]
+
+        rows = measure_memory(run.entrants, chunks, settings=run.settings)
+        return {"count": count // _CHUNK * _CHUNK, "rows": rows}
+
+    _measure("memory", bundle, options, {"count": count}, results)
+
+
+def _text_of(run: _Run, tokens: int, number: int) -> str:
+    """Make a text of just under so many tokens, another one for each number."""
+    words = short_texts(number + 1, words=tokens)[number].split(" ")
+    while len(words) > 1 and run.lengths([" ".join(words)])[0] > tokens:
+        words.pop()
+    return " ".join(words)
+
+
+COMMANDS: tuple[click.Command, ...] = (throughput, latency, cold_start, scaling, memory)
+"""All of them."""

@@ -1,0 +1,212 @@
+"""The tables: every entrant does the work, a stopped run goes on, wrong vectors are struck out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bge_bench import entrants, measures
+from bge_bench.cli import main
+from bge_bench.corpus import paragraphs
+from bge_bench.errors import BenchError
+from bge_bench.journal import Journal
+from bge_bench.report_tables import failures, markdown, throughput_rows
+from bge_bench.roofline import needed_flop
+from bge_runtime import Bundle
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def _few_rates(monkeypatch: pytest.MonkeyPatch):
+    """The machine's own rate takes seconds to measure; one test does it."""
+    monkeypatch.setattr("bge_bench.tables_cli.measure_rates", lambda _: {"fp32": 1e11})
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(paragraphs(12)), "utf-8")
+    return path
+
+
+def throughput(bundle: Path, checkpoint: Path, texts: Path, json_file: Path, **more) -> str:
+    options = {"--rounds": 2, "--sample": 4, "--batch-size": 2} | more
+    arguments = [item for pair in options.items() for item in pair]
+    return run(
+        "throughput", bundle, "--checkpoint", checkpoint, "--texts", texts, "--json", json_file,
+        "--baseline", "transformers", "--baseline", "fastembed", "--precision", "fp32",
+        *arguments,
+    )  # fmt: skip
+
+
+def test_throughput(tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, tmp_path: Path):
+    output = throughput(tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json")
+    document = json.loads((tmp_path / "t.json").read_text())
+    assert [row["label"] for row in document["rows"]] == [
+        "bge-runtime fp32", "transformers", "fastembed",
+    ]  # fmt: skip
+    ours, *baselines = document["rows"]
+    assert len(ours["full_s"]) == len(ours["sample_s"]) == 2
+    for row in baselines:
+        assert row["full_s"] == []
+        assert row["batch_size"] == 2
+        assert not failures(row)
+        assert row["parity"]["texts"] == 4
+    assert document["full"]["texts"] == 12
+    assert document["sample"]["tokens"] < document["full"]["tokens"]
+    assert output.count("x\n") >= 2
+    assert not (tmp_path / "t.json.journal").exists()
+
+
+def test_a_stopped_run_goes_on(
+    tiny_bundle: Path,
+    tiny_checkpoint: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    embed, calls = measures.Side.embed, []
+
+    def stops(side, given_texts):
+        calls.append(side.entrant.label)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return embed(side, given_texts)
+
+    monkeypatch.setattr(measures.Side, "embed", stops)
+    with pytest.raises(AssertionError):
+        throughput(tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json")
+    journal = tmp_path / "t.json.journal"
+    before = journal.read_text()
+    timed = [json.loads(line) for line in before.split("\n")[1:-1]]
+    kept = {entry["key"]: entry["value"] for entry in timed}
+    assert "sample/bge-runtime fp32/0" in kept
+    journal.write_text(before + '{"key": "sample/cut sho')  # while it was written
+    monkeypatch.setattr(measures.Side, "embed", embed)
+    throughput(tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json")
+    document = json.loads((tmp_path / "t.json").read_text())
+    assert document["rows"][0]["sample_s"][0] == kept["sample/bge-runtime fp32/0"]["seconds"]
+
+
+def test_the_journal_of_another_run_is_not_continued(tmp_path: Path):
+    path = tmp_path / "a.journal"
+    assert Journal(path, {"texts": "a"}).get("key", lambda: [1]) == [1]
+    assert Journal(path, {"texts": "a"}).get("key", list) == [1]
+    with pytest.raises(BenchError, match="begun by another run"):
+        Journal(path, {"texts": "b"})
+
+
+def test_wrong_vectors_are_struck_out(
+    tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, tmp_path: Path
+):
+    throughput(tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json", **{"--rounds": 1})
+    document = json.loads((tmp_path / "t.json").read_text())
+    document["rows"][1]["parity"]["min_cosine"] = 0.9
+    lines = markdown(throughput_rows(document)).split("\n")
+    assert "~~transformers" in lines[3]
+    assert lines[3].rstrip(" |").endswith("~~")
+    assert "x |" in lines[4]
+    # If they are ours, nobody is compared with them.
+    document["rows"][0]["parity"]["min_cosine"] = 0.9
+    assert "ours in fp32" not in markdown(throughput_rows(document))
+
+
+def test_who_cannot_take_part_is_named(
+    tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(entrants._PACKAGES, "fastembed", "no_such_package.at_all")
+    options = {"baselines": ["fastembed", "transformers"], "threads": 1}
+    found, left_out = entrants.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, **options)
+    assert left_out == {"fastembed": "no_such_package.at_all is not installed"}
+    assert [entrant.label for entrant in found] == ["bge-runtime fp32", "transformers"]
+    with pytest.raises(BenchError, match="no variant in int8"):
+        entrants.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, precisions=["int8"], **options)
+
+
+def test_latency_and_cold_start(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path):
+    common = ["--checkpoint", tiny_checkpoint, "--baseline", "onnxruntime", "--rounds", "1"]
+    output = run("latency", tiny_bundle, *common, "--calls", "3", "--json", tmp_path / "l.json")
+    document = json.loads((tmp_path / "l.json").read_text())
+    assert 56 < document["points"]["1x64"]["tokens"] <= 64
+    assert document["points"]["32x128"]["texts"] == 32
+    for row in document["rows"]:
+        assert all(len(rounds[0]) == 3 for rounds in row["ms"].values())
+    assert "32 x 128 tokens" in output
+    output = run("cold-start", tiny_bundle, *common, "--json", tmp_path / "c.json")
+    document = json.loads((tmp_path / "c.json").read_text())
+    assert [len(row["first_vector_s"]) for row in document["rows"]] == [1, 1]
+    assert all(row["peak_memory_bytes"][0] > 10e6 for row in document["rows"])
+
+
+def test_scaling_and_memory(tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, tmp_path: Path):
+    common = ["--checkpoint", tiny_checkpoint, "--precision", "fp32"]
+    run(
+        "scaling", tiny_bundle, *common, "--texts", texts, "--size", 8, "--size", 30,
+        "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert document["sizes"]["30"]["tokens"] > document["sizes"]["8"]["tokens"]
+    assert list(document["rows"][0]["seconds"]) == ["8", "30"]
+    run("memory", tiny_bundle, *common, "--count", 1000, "--json", tmp_path / "m.json")
+    (row,) = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert row["texts"] == 1000
+    assert len(row["held_bytes"]) == 2
+
+
+def test_decoders_are_sent_elsewhere(tiny_bundle: Path, tiny_checkpoint: Path):
+    bundle = Bundle.open(tiny_bundle)
+    model = replace(bundle.manifest.model, model_class="decoder-only-base")
+    other = Bundle(bundle.path, replace(bundle.manifest, model=model))
+    with pytest.raises(BenchError, match="bge-bench speed"):
+        entrants.line_up(other, tiny_checkpoint, baselines=[], threads=1)
+
+
+def test_the_machine_has_a_rate():
+    from bge_bench.roofline import measure_rates
+
+    rates = measure_rates(1)
+    assert {"fp32", "int8"} <= set(rates) <= {"fp32", "bf16", "int8"}
+    assert all(1e8 < rate < 1e15 for rate in rates.values())
+
+
+CONFIG = {"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 3}
+
+
+def multiplications(tokens: int, pooling: str) -> int:
+    """Count by multiplying: matrices of ones, and the sum of what each product took."""
+    count = 0
+
+    def product(rows: int, inner: int, columns: int) -> None:
+        nonlocal count
+        count += int((np.ones((rows, inner)) @ np.ones((inner, columns))).sum())
+
+    for layer in range(3):
+        queries = 1 if pooling == "cls" and layer == 2 else tokens
+        product(tokens, 8, 8)  # keys
+        product(tokens, 8, 8)  # values
+        product(queries, 8, 8)
+        product(queries, 8, tokens)
+        product(queries, tokens, 8)
+        product(queries, 8, 8)
+        product(queries, 8, 32)
+        product(queries, 32, 8)
+    return count
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4))
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_needed_arithmetic(pooling: str, lengths: list[int]):
+    expected = 2 * sum(multiplications(tokens, pooling) for tokens in lengths)
+    assert needed_flop(CONFIG, pooling, lengths) == expected
