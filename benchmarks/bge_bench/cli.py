@@ -18,6 +18,7 @@ try:
     from bge_bench.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.progress import progress
     from bge_bench.report import pair_table, parity_table, speed_table
+    from bge_bench.report_cli import report as report_command
     from bge_bench.sides import BASELINES
     from bge_bench.source import open_checkpoint
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
@@ -56,6 +57,7 @@ def main() -> None:
 
 
 main.add_command(data)
+main.add_command(report_command)
 for command in COMMANDS:
     main.add_command(command)
 
