@@ -66,7 +66,6 @@ class _Common(NamedTuple):
     cos_sin: tuple[ir.Value, ir.Value]
     last_mask_of: Mapping[int | None, ir.Value]
     last_cos_sin: tuple[ir.Value, ir.Value]
-    last: ir.Value
 
 
 class DecoderGraph:
@@ -76,11 +75,25 @@ class DecoderGraph:
     layer ends with them: that is how a model too large for the memory is checked.
     """
 
-    def __init__(self, config: DecoderConfig, weights: Mapping[str, Matrix]) -> None:
-        """Take a configuration and the weights by their names in `weight_names`."""
+    opset = OPSET
+    """Version of the standard operators."""
+
+    def __init__(
+        self, config: DecoderConfig, weights: Mapping[str, Matrix], *, dtype: ir.DataType = _FLOAT
+    ) -> None:
+        """Take a decoder and what it is computed in.
+
+        Args:
+            config: The decoder.
+            weights: Its weights by the names that `decoder_weights` gives them.
+            dtype: Type of products, attention and activations.
+        """
         self._config = config
         self._weights = weights
+        self._dtype = dtype
         self._tape = Edit()
+        # Apart from the nodes: those of a branch may use them as well.
+        self._held = Edit()
         self._inputs: list[ir.Value] = []
         self._presents: list[ir.Value] = []
         self._constants: dict[str, ir.Value] = {}
@@ -94,7 +107,7 @@ class DecoderGraph:
                 shape ``(batch, sequence, hidden_size)``.
 
         Returns:
-            A model of opset `OPSET`. With the last layer it gives vectors, else
+            A model of opset ``opset``. With the last layer it gives vectors, else
             ``hidden_states_out``.
         """
         config = self._config
@@ -114,9 +127,11 @@ class DecoderGraph:
                 key, value = (self._input(name, _FLOAT, shape) for name in past_names(layer))
                 pasts[layer] = key, value
         if layers:
-            common = self._common(mask, pasts[layers[0]][0] if pasts else None)
+            self._lengths = self._op("ReduceSum", mask, self._ints([1]), keepdims=0)
+            self._last = self._op("Sub", self._lengths, self._ints(1))
+            self._prepare(mask, pasts[layers[0]][0] if pasts else None)
         for layer in layers:
-            hidden = self._layer(layer, hidden, common, pasts.get(layer))
+            hidden = self._layer(layer, hidden, pasts.get(layer))
         if layers and layers[-1] == config.layers - 1:
             hidden = self._norm(hidden, "norm")
             rows = self._op("Squeeze", hidden, self._ints([1]))
@@ -128,41 +143,32 @@ class DecoderGraph:
             self._inputs,
             [output, *self._presents],
             nodes=self._tape.nodes,
-            initializers=self._tape.initializers,
-            opset_imports={"": OPSET},
+            initializers=self._held.initializers,
+            opset_imports={"": self.opset},
             name="decoder",
         )
         return ir.Model(graph, ir_version=11, producer_name="bge-export")
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         table = self._stored(self._weights["embed_tokens"].values)
-        hidden = self._wide(self._op("Gather", table, ids, axis=0))
+        hidden = self._cast(self._op("Gather", table, ids, axis=0), table.dtype, _FLOAT)
         scale = self._config.embed_scale
         return hidden if scale == 1 else self._op("Mul", hidden, self._float(scale))
 
-    def _common(self, mask: ir.Value, past_key: ir.Value | None) -> _Common:
-        """Compute masks and rotary factors."""
+    def _prepare(self, mask: ir.Value, past_key: ir.Value | None) -> None:
+        """Compute what all layers use: masks and rotary factors."""
         config = self._config
-        sequence = self._op("Shape", mask, start=1, end=2)
-        lengths = self._op("ReduceSum", mask, self._ints([1]), keepdims=0)
-        last = self._op("Sub", lengths, self._ints(1))
-        past = None
-        start, total = self._ints([0]), sequence
-        if past_key is not None:
-            past = self._op("Shape", past_key, start=2, end=3)
-            start, total = past, self._op("Add", past, sequence)
-        flat = self._ints([])
-        keys = self._op("Range", self._ints(0), self._op("Reshape", total, flat), self._ints(1))
-        queries = self._op("Range", *(self._op("Reshape", x, flat) for x in (start, total)),
-                           self._ints(1))  # fmt: skip
-        last_queries = self._op("Add", last, start)
+        sequence, past, total = self._extent(mask, past_key)
+        start = self._ints([0]) if past is None else past
+        keys, queries = self._range(self._ints([0]), total), self._range(start, total)
+        last_queries = self._op("Add", self._last, start)
         every, every_last = {}, {}
         for window in dict.fromkeys(config.windows):
             if config.causal:
                 by_row = self._op("Unsqueeze", queries, self._ints([1]))
-                every[window] = self._seen(by_row, keys, window)
+                every[window] = self._additive(self._seen(by_row, keys, window))
                 by_text = self._op("Unsqueeze", last_queries, self._ints([1, 2, 3, 4]))
-                every_last[window] = self._seen(by_text, keys, window)
+                every_last[window] = self._additive(self._seen(by_text, keys, window))
             else:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
                 seen = self._op("Unsqueeze", seen, self._ints([1, 2, 3]))
@@ -175,22 +181,35 @@ class DecoderGraph:
                      self._ints([1, 2]))
             for table in tables
         )  # fmt: skip
-        return _Common(
+        self._common = _Common(
             sequence=sequence,
             past=past,
             mask_of=every,
             cos_sin=(per_token[0], per_token[1]),
             last_mask_of=every_last,
             last_cos_sin=(of_last[0], of_last[1]),
-            last=last,
         )
+
+    def _extent(
+        self, mask: ir.Value, past_key: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value | None, ir.Value]:
+        """Count the new tokens, those of the past, and both."""
+        sequence = self._op("Shape", mask, start=1, end=2)
+        if past_key is None:
+            return sequence, None, sequence
+        past = self._op("Shape", past_key, start=2, end=3)
+        return sequence, past, self._op("Add", past, sequence)
+
+    def _range(self, first: ir.Value, end: ir.Value) -> ir.Value:
+        ends = (self._op("Reshape", value, self._ints([])) for value in (first, end))
+        return self._op("Range", *ends, self._ints(1))
 
     def _seen(self, queries: ir.Value, keys: ir.Value, window: int | None) -> ir.Value:
         seen = self._op("LessOrEqual", keys, queries)
-        if window is not None:
-            oldest = self._op("Sub", queries, self._ints(window))
-            seen = self._op("And", seen, self._op("Greater", keys, oldest))
-        return self._additive(seen)
+        if window is None:
+            return seen
+        oldest = self._op("Sub", queries, self._ints(window))
+        return self._op("And", seen, self._op("Greater", keys, oldest))
 
     def _additive(self, seen: ir.Value) -> ir.Value:
         return self._op("Where", seen, self._float(0.0), self._float(_MASKED))
@@ -205,49 +224,41 @@ class DecoderGraph:
         return {"rotary_cos": np.cos(angles), "rotary_sin": np.sin(angles)}
 
     def _layer(
-        self,
-        layer: int,
-        hidden: ir.Value,
-        common: _Common,
-        past: tuple[ir.Value, ir.Value] | None,
+        self, layer: int, hidden: ir.Value, past: tuple[ir.Value, ir.Value] | None
     ) -> ir.Value:
         config, name = self._config, f"layers.{layer}."
-        is_last = layer == config.layers - 1
-        normed = self._norm(hidden, name + "input_layernorm")
-        querying = normed
-        if is_last:
-            hidden, querying = (self._last_token(x, common.last) for x in (hidden, normed))
-        attended = self._attention(layer, normed, querying, common, past)
+        normed = self._narrow(self._norm(hidden, name + "input_layernorm"))
+        if layer == config.layers - 1:
+            hidden = self._last_token(hidden)
+        attended = self._wide(self._attention(layer, normed, past))
         if config.post_norms:
             attended = self._norm(attended, name + "post_attention_layernorm")
         hidden = self._op("Add", hidden, attended)
         before = "pre_feedforward" if config.post_norms else "post_attention"
-        fed = self._feed_forward(name + "mlp.", self._norm(hidden, f"{name}{before}_layernorm"))
+        normed = self._narrow(self._norm(hidden, f"{name}{before}_layernorm"))
+        fed = self._wide(self._feed_forward(name + "mlp.", normed))
         if config.post_norms:
             fed = self._norm(fed, name + "post_feedforward_layernorm")
         return self._op("Add", hidden, fed)
 
-    def _last_token(self, hidden: ir.Value, last: ir.Value) -> ir.Value:
+    def _last_token(self, hidden: ir.Value) -> ir.Value:
         """Select each text's last row. Shape: ``(batch, 1, width)``."""
-        index = self._op("Unsqueeze", last, self._ints([1]))
+        index = self._op("Unsqueeze", self._last, self._ints([1]))
         index = self._op("Unsqueeze", index, self._ints([2]))
         # Gathered by position within each row; GatherElements would want the width as well.
         return self._op("GatherND", hidden, index, batch_dims=1)
 
     def _attention(
-        self,
-        layer: int,
-        keyed: ir.Value,
-        querying: ir.Value,
-        common: _Common,
-        past: tuple[ir.Value, ir.Value] | None,
+        self, layer: int, hidden: ir.Value, past: tuple[ir.Value, ir.Value] | None
     ) -> ir.Value:
-        config, name = self._config, f"layers.{layer}.self_attn."
+        """Attend; in the last layer with the queries of the last tokens alone."""
+        config, name, common = self._config, f"layers.{layer}.self_attn.", self._common
         is_last = layer == config.layers - 1
         groups = config.heads // config.kv_heads
+        querying = self._last_token(hidden) if is_last else hidden
         query = self._heads(querying, name + "q", config.heads)
-        key = self._heads(keyed, name + "k", config.kv_heads)
-        value = self._heads(keyed, name + "v", config.kv_heads)
+        key = self._heads(hidden, name + "k", config.kv_heads)
+        value = self._heads(hidden, name + "v", config.kv_heads)
         query = self._rotate(query, common.last_cos_sin if is_last else common.cos_sin)
         key = self._rotate(key, common.cos_sin)
         query = self._op("Mul", query, self._float(config.query_scale))
@@ -291,8 +302,9 @@ class DecoderGraph:
         config = self._config
         projected = self._linear(hidden, f"{name}_proj", bias=config.qkv_bias)
         split = self._reshape(projected, [0, 0, heads, config.head_dim])
-        normed = config.query_key_norms and not name.endswith("v")
-        return self._norm(split, f"{name}_norm") if normed else split
+        if not config.query_key_norms or name.endswith("v"):
+            return split
+        return self._narrow(self._norm(self._wide(split), f"{name}_norm"))
 
     def _rotate(self, heads: ir.Value, cos_sin: tuple[ir.Value, ir.Value]) -> ir.Value:
         cos, sin = cos_sin
@@ -317,7 +329,8 @@ class DecoderGraph:
         config = self._config
         shape: list[int | str] = ["batch", config.kv_heads, "sequence", config.head_dim]
         for name, present in zip(present_names(layer), (key, value), strict=True):
-            self._presents.append(self._output(self._op("Identity", present), name, shape))
+            output = self._wide(self._op("Identity", present))
+            self._presents.append(self._output(output, name, shape))
 
     def _norm(self, hidden: ir.Value, name: str) -> ir.Value:
         weight = self._stored(self._weights[name].values)
@@ -329,23 +342,32 @@ class DecoderGraph:
         matrix = self._weights[name]
         weight = self._stored(matrix.values)
         if matrix.scales is None:
-            weight = self._wide(weight)
+            weight = self._cast(weight, weight.dtype, self._dtype)
         else:
             scales = self._stored(matrix.scales)
             weight = self._op("DequantizeLinear", weight, scales, axis=0, block_size=matrix.block)
         product = self._op("MatMul", hidden, weight)
         if not bias:
             return product
-        return self._op("Add", product, self._stored(self._weights[f"{name}.bias"].values))
+        offset = self._stored(self._weights[f"{name}.bias"].values)
+        return self._op("Add", product, self._narrow(offset))
+
+    def _narrow(self, value: ir.Value) -> ir.Value:
+        """Bring a float32 value into the type of the products."""
+        return self._cast(value, _FLOAT, self._dtype)
 
     def _wide(self, value: ir.Value) -> ir.Value:
-        return value if value.dtype == _FLOAT else self._op("Cast", value, to=_FLOAT)
+        """Bring a value of the products' type to float32."""
+        return self._cast(value, self._dtype, _FLOAT)
+
+    def _cast(self, value: ir.Value, of: ir.DataType | None, to: ir.DataType) -> ir.Value:
+        return value if of == to else self._op("Cast", value, to=to)
 
     def _stored(self, tensor: ir.ExternalTensor) -> ir.Value:
-        return self._remember(tensor.name, lambda: self._tape.initializer(tensor))
+        return self._remember(tensor.name, lambda: self._held.initializer(tensor))
 
     def _constant(self, name: str, array: Any) -> ir.Value:
-        return self._remember(name, lambda: self._tape.constant(array, name))
+        return self._remember(name, lambda: self._held.constant(array, name))
 
     def _ints(self, values: int | Sequence[int]) -> ir.Value:
         array = np.array(values, dtype=np.int64)
@@ -373,5 +395,5 @@ class DecoderGraph:
         value.name, value.type, value.shape = name, ir.TensorType(_FLOAT), ir.Shape(shape)
         return value
 
-    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def _op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         return self._tape.op(op_type, inputs, attributes)

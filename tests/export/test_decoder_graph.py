@@ -25,10 +25,9 @@ WIDE = {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_sca
 class Decoder:
     """A tiny checkpoint with transformers' model and graphs of it."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = write_tiny_decoder(folder, name, **(WIDE if name == "gemma2" else {}))
-        if name == "mistral":
-            write_tiny_decoder(folder, name, sliding_window=24)
+    def __init__(self, folder: Path, name: str, *, write=write_tiny_decoder) -> None:
+        narrow = {"gemma2": WIDE, "mistral": {"sliding_window": 24}}
+        self.folder = write(folder, name, **narrow.get(name, {}))
         self.json = json.loads((folder / "config.json").read_text())
         self.config = DecoderConfig.from_json(self.json, source=name)
         index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -51,16 +50,24 @@ class Decoder:
         return hidden[torch.arange(len(ids)), torch.from_numpy(mask).sum(1) - 1].numpy()
 
     def session(self, config: DecoderConfig | None = None):
-        import onnx_ir as ir
-        import onnxruntime as ort
+        return self.opened(self.built(config))
 
-        plans = plan_weights(self.config, self.found, storage=ir.DataType.FLOAT)
-        data = self.folder / "weights.onnx_data"
+    def built(self, config: DecoderConfig | None = None, *, form=DecoderGraph, dtype="FLOAT"):
+        import onnx_ir as ir
+
+        plans = plan_weights(self.config, self.found, storage=ir.DataType[dtype])
+        data = self.folder / f"weights-{dtype}.onnx_data"
         if not data.exists():
             write_external_data(plans, self.reader, data)
         weights = stored_weights(plans, folder=self.folder, location=data.name)
+        return form(config or self.config, weights, dtype=ir.DataType[dtype]).build()
+
+    def opened(self, model):
+        import onnx_ir as ir
+        import onnxruntime as ort
+
         path = self.folder / "model.onnx"
-        ir.save(DecoderGraph(config or self.config, weights).build(), path)
+        ir.save(model, path)
         return ort.InferenceSession(str(path))
 
     def vectors(self, session, ids, mask, past=None) -> np.ndarray:

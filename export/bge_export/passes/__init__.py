@@ -13,6 +13,7 @@ from bge_export.passes.first_token_only import FirstTokenOnly
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.lower_opset import LowerOpset
 from bge_export.passes.quantize_matrices import QuantizeMatrices
+from bge_export.passes.sixteen_bits_on_cpu import SixteenBitsOnCpu
 
 __all__ = [
     "AttentionInBlocks",
@@ -23,4 +24,5 @@ __all__ = [
     "GeluToErf",
     "LowerOpset",
     "QuantizeMatrices",
+    "SixteenBitsOnCpu",
 ]
