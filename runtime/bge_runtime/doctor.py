@@ -198,8 +198,12 @@ def _verify(model: str) -> bool:
             click.echo(f"FAIL: {check.variant.name}: {failure}")
     able = [check.variant for check in checks if check.verdict == "pass"]
     click.echo("\n" + _choice_table(able))
-    if not able:
-        click.echo(f"FAIL: this machine can run no variant of it. {_INSTALL}")
+    reasons = dict.fromkeys(check.in_force for check in checks if check.verdict == "not here")
+    if not able and reasons:
+        click.echo(
+            f"FAIL: this machine can run no variant of it: {'; '.join(reasons)}. Install what is "
+            "missing, or export it again with --target cpu"
+        )
     return bool(able) and not any(check.failures for check in checks)
 
 
@@ -255,10 +259,13 @@ def _engine_table() -> str:
 def _choice_table(variants: Sequence[Variant]) -> str:
     rows = [("asked for", "runs here")]
     for asked, precisions in _ASKED:
+        # On the default device; another one is asked for by its name.
         able = [
             f"{variant.engine} in {variant.precision}"
             for variant in variants
-            if variant.precision in precisions and why_not(variant) is None
+            if variant.device == "cpu"
+            and variant.precision in precisions
+            and why_not(variant) is None
         ]
         rows.append((asked, able[0] if able else "nothing: an error"))
     return format_table(rows)

@@ -187,7 +187,7 @@ class Embedder:
             pasts = past_names_of(self.bundle.graph(variant.graph).inputs)
             outputs = (*self._outputs, *map(present_name, pasts))
             engines[device] = open_engine(
-                self.bundle, variant, threads=self._threads, outputs=outputs
+                self.bundle, variant, device=device, threads=self._threads, outputs=outputs
             )
         return engines
 

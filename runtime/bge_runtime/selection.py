@@ -50,7 +50,8 @@ def select_variant(
         kinds = sorted({variant.device for variant in bundle.manifest.variants})
         raise DeviceError(
             f"requested device {device!r}, but the bundle {bundle.path.name} has variants for "
-            f"{', '.join(kinds)} only. Pass devices={kinds[0]!r}"
+            f"{', '.join(kinds)} only. {_advice(bundle.manifest.variants[0])}, or see "
+            "`bge-export --help` for what else there is"
         )
     if engine != "auto":
         if engine not in ENGINES:
@@ -68,10 +69,12 @@ def select_variant(
         others = sorted({variant.precision for variant in found})
         found = [variant for variant in found if variant.precision == precision]
         if not found:
+            named = [v for v in bundle.manifest.variants if v.precision == precision]
             raise PrecisionError(
                 f"requested precision {precision!r} on {device}, but the bundle "
                 f"{bundle.path.name} has {', '.join(others)} there. Pass "
                 f"precision={others[0]!r}, or leave it out"
+                + (f". {named[0].name} has it. {_advice(named[0])}" if named else "")
             )
     else:
         found = [variant for variant in found if variant.precision not in ON_REQUEST] or found
@@ -88,6 +91,12 @@ def select_variant(
         "comes close enough to PyTorch's vectors. Run `bge-runtime doctor --verify "
         f"{bundle.path}` for the figures, and export it again with bge-export --force"
     )
+
+
+def _advice(variant: Variant) -> str:
+    reason = why_not(variant)
+    not_here = "" if reason is None else f" (not on this machine: {reason})"
+    return f"Pass devices={variant.device!r}{not_here}"
 
 
 def _is_proven(bundle: Bundle, variant: Variant) -> bool:

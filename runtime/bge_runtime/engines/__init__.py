@@ -30,6 +30,7 @@ def open_engine(
     bundle: Bundle,
     variant: Variant,
     *,
+    device: str | None = None,
     threads: int | None = None,
     outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
 ) -> Engine:
@@ -38,6 +39,7 @@ def open_engine(
     Args:
         bundle: The bundle.
         variant: One of its variants.
+        device: Device of its kind to open it on, such as ``"cuda:1"``; None for the first.
         threads: Threads to compute with; None for all that the process may use.
         outputs: Outputs that will be asked for. Others may be as well, which takes an
             engine that compiles its graphs the time of another start.
@@ -49,7 +51,8 @@ def open_engine(
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}")
-    return _engine(variant)(bundle, variant, threads=threads, outputs=outputs)
+    index = int((device or "").partition(":")[2] or 0)
+    return _engine(variant)(bundle, variant, index=index, threads=threads, outputs=outputs)
 
 
 def why_not(variant: Variant) -> str | None:

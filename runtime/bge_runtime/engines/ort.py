@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,54 @@ from bge_runtime.errors import (
 )
 from bge_runtime.manifest import Variant, past_names_of
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Execution provider for each kind of device."""
+
+_NVIDIA_DRIVER = "libcuda.so.1"
+"""Without it the provider cannot be loaded, and ONNX Runtime goes on without that."""
 
 _LARGE_RUN_TOKENS = 4096
 """Runs of more give the memory of their intermediate results back to the system."""
+
+
+def open_session(ort: Any, path: Path, options: Any, *, device: str, index: int = 0) -> Any:
+    """Open a session on a device.
+
+    Args:
+        ort: The package, as `OrtEngine.load` gives it.
+        path: The graph.
+        options: Its ``SessionOptions``.
+        device: Kind of device, one of `PROVIDERS`.
+        index: Which one of that kind.
+
+    Raises:
+        ProviderError: If it runs on another provider.
+    """
+    provider = PROVIDERS[device]
+    settings = {} if device == "cpu" else {"device_id": index}
+    session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+    in_force = session.get_providers()
+    if in_force[0] != provider:
+        raise ProviderError(
+            f"requested {provider}, but the session for {path.name!r} is running on "
+            f"{in_force}. Reinstall onnxruntime, or pass devices='cpu'"
+        )
+    return session
+
+
+def _what_lacks(provider: str) -> str | None:
+    """Tell what a provider for NVIDIA's GPUs lacks here; None if it can be tried."""
+    try:
+        ort = OrtEngine.load()
+    except ImportError as error:
+        return f"onnxruntime cannot be imported ({error})"
+    if provider not in ort.get_available_providers():
+        return f"the installed onnxruntime {ort.__version__} has no {provider}"
+    try:
+        ctypes.CDLL(_NVIDIA_DRIVER)
+    except OSError:
+        return f"this machine has no NVIDIA driver ({_NVIDIA_DRIVER})"
+    return None
 
 
 class OrtEngine:
@@ -51,17 +95,20 @@ class OrtEngine:
         return importlib.import_module("onnxruntime")
 
     @staticmethod
-    def why_not(variant: Variant) -> str | None:  # noqa: ARG004
+    def why_not(variant: Variant) -> str | None:
         """Tell why this machine cannot run a variant; None if it can."""
         if importlib.util.find_spec("onnxruntime") is None:
             return "onnxruntime is not installed"
-        return None
+        if variant.device not in PROVIDERS:
+            return f"this version's onnxruntime engine serves {', '.join(PROVIDERS)} only"
+        return None if variant.device == "cpu" else _what_lacks(PROVIDERS[variant.device])
 
     def __init__(
         self,
         bundle: Bundle,
         variant: Variant,
         *,
+        index: int = 0,
         threads: int | None = None,
         outputs: Sequence[str] = (),  # noqa: ARG002  # decided for each run
     ) -> None:
@@ -71,7 +118,7 @@ class OrtEngine:
             EngineNotInstalledError: If onnxruntime is not installed.
             DeviceError: If this engine does not serve the variant's device.
             BundleError: If ONNX Runtime cannot read the graph.
-            ProviderError: If the session runs on another provider.
+            ProviderError: If there is no provider for it, or the session runs on another one.
         """
         try:
             ort = self.load()
@@ -81,13 +128,18 @@ class OrtEngine:
                 f"{variant.name!r} runs on ONNX Runtime, and onnxruntime cannot be imported "
                 f"({error}). Run `pip install 'bge-runtime[cpu]'`"
             ) from error
-        try:
-            provider = _PROVIDERS[variant.device]
-        except KeyError:
+        if variant.device not in PROVIDERS:
             raise DeviceError(
                 f"requested device {variant.device!r}, but this version's onnxruntime engine "
-                f"serves {', '.join(_PROVIDERS)}"
-            ) from None
+                f"serves {', '.join(PROVIDERS)}"
+            )
+        if (reason := self.why_not(variant)) is not None:
+            raise ProviderError(
+                f"requested device {variant.device!r}, where variant {variant.name!r} runs on "
+                f"{PROVIDERS[variant.device]}, but {reason}. Pass devices='cpu'; or, on a machine "
+                "with an NVIDIA GPU, run `pip uninstall onnxruntime` and then "
+                "`pip install 'onnxruntime-gpu[cuda,cudnn]'`"
+            )
         threads = threads or usable_cpus()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -107,17 +159,13 @@ class OrtEngine:
         graph = bundle.graph(variant.graph)
         path = bundle.path / graph.file
         try:
-            session = ort.InferenceSession(str(path), options, providers=[provider])
+            session = open_session(ort, path, options, device=variant.device, index=index)
+        except ProviderError:
+            raise
         except Exception as error:  # one unrelated class for each status code
             raise BundleError(
                 f"ONNX Runtime {ort.__version__} cannot open {path} (opset {graph.opset}): {error}"
             ) from error
-        in_force = session.get_providers()
-        if in_force[0] != provider:
-            raise ProviderError(
-                f"requested {provider}, but the session for {path.name!r} is running on "
-                f"{in_force}. Reinstall onnxruntime, or pass devices='cpu'"
-            )
         self._session: Any = session
         # Else every output is computed, whichever are asked for.
         self._run_options: Any = ort.RunOptions()
@@ -141,7 +189,7 @@ class OrtEngine:
             version=ort.__version__,
             device=variant.device,
             precision=variant.precision,
-            provider=in_force[0],
+            provider=session.get_providers()[0],
             variant=variant.name,
             threads=threads,
         )

@@ -115,6 +115,8 @@ class OpenVinoEngine:
         """Tell why this machine cannot run a variant; None if it can."""
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed"
+        if variant.device not in _DEVICES:
+            return f"this version's openvino engine serves {', '.join(_DEVICES)} only"
         if variant.precision == "bf16" and "BF16" not in _cpu_capabilities():
             return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
         return None
@@ -124,6 +126,7 @@ class OpenVinoEngine:
         bundle: Bundle,
         variant: Variant,
         *,
+        index: int = 0,  # noqa: ARG002  # all processors are one device
         threads: int | None = None,
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
     ) -> None:
