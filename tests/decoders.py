@@ -41,6 +41,7 @@ def export_decoder(
     checkpoint: Path,
     output: Path,
     *,
+    targets: tuple[str, ...] = (),
     precisions: tuple[str, ...] = (),
     model_class: str | None = None,
     **options,
@@ -51,6 +52,6 @@ def export_decoder(
     from bge_export.targets import select_decoder_targets
 
     inspected = inspect_checkpoint(checkpoint, source=str(checkpoint), model_class=model_class)
-    targets = select_decoder_targets([], precisions)
-    decoder_exporting.export_decoder(inspected, output, targets, **options)
+    graphs = select_decoder_targets(targets, precisions)
+    decoder_exporting.export_decoder(inspected, output, graphs, **options)
     return output

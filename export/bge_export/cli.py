@@ -49,7 +49,9 @@ _STEPS = 7
 )
 @click.option("--model-class", type=click.Choice(MODEL_CLASSES), help="FlagEmbedding's class.")
 @click.option("--pooling", type=click.Choice(POOLING_METHODS), help="Default: the model's own.")
-@click.option("--target", "targets", multiple=True, help="Repeatable. Default: all.")
+@click.option(
+    "--target", "targets", multiple=True, help="Repeatable. Default: all; cpu for decoders."
+)
 @click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
@@ -174,10 +176,11 @@ def main(
         return
     click.echo(_table(rows))
     kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""
-    quoted = shlex.quote(str(output))
     if repo is not None:
         click.echo(f"\nuploaded: {address}")
-    click.echo(f"\n{output} is ready{kind}. Try it:\n    bge-embed {quoted} <<< 'a first text'")
+    able = any(row.parity is not None for row in rows)
+    trial = f"Try it:\n    bge-embed {shlex.quote(str(output))} <<< 'a first text'"
+    click.echo(f"\n{output} is ready{kind}. {trial if able else 'Nothing of it runs here'}")
 
 
 def _check_targets(
@@ -256,7 +259,13 @@ def _table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return format_table([header, *lines])
+    rehearsed = [
+        f"{row.variant} was rehearsed on the CPU, rounded as on a GPU: cosines of at least "
+        f"{row.rehearsal.min_cosine:.7f}. It has not run on a GPU"
+        for row in rows
+        if row.rehearsal is not None
+    ]
+    return "\n".join([format_table([header, *lines]), *rehearsed])
 
 
 def _figures(parity: Parity | None) -> tuple[str, str, str]:

@@ -7,18 +7,20 @@ import ctypes
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from tqdm import tqdm
 
 from bge_export.checkpoint import Checkpoint
 from bge_export.decoder_config import DecoderConfig
+from bge_export.decoder_cuda import CudaDecoderGraph
 from bge_export.decoder_gate import run_in_parts
-from bge_export.decoder_graph import OPSET, DecoderGraph
+from bge_export.decoder_graph import DecoderGraph
 from bge_export.decoder_reference import decoder_reference
 from bge_export.decoder_weights import find_weights, plan_weights, stored_weights
 from bge_export.exporting import (
@@ -33,6 +35,7 @@ from bge_export.exporting import (
 )
 from bge_export.loading import load_tokenizer
 from bge_export.output import check_output, draft_beside, put_in_place
+from bge_export.passes import SixteenBitsOnCpu
 from bge_export.targets import DecoderTarget
 from bge_export.texts import PARITY_TEXTS
 from bge_export.weights import (
@@ -60,6 +63,34 @@ _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
 _WHOLE_BYTES = 64 << 20
 """Weights of at most so much are proven in one piece, by the engines that will run them;
 larger ones layer by layer, whose parts are built by the same code from the same file."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A graph of the bundle, about to be written.
+
+    Attributes:
+        config: The decoder.
+        target: What it is for.
+        data: Path of its weights inside the bundle, which graphs may share.
+        plan: What lies there.
+    """
+
+    config: DecoderConfig
+    target: DecoderTarget
+    data: str
+    plan: Sequence[Plan]
+
+    def build(
+        self, folder: Path, layers: Sequence[int] | None = None, *, embed: bool = True
+    ) -> ir.Model:
+        """Build it, or a part of it, for the bundle in a folder; see `DecoderGraph.build`."""
+        data = folder / self.data
+        weights = stored_weights(self.plan, folder=data.parent, location=data.name)
+        if self.target.device == "cuda" and self.target.storage is not None:
+            cuda = CudaDecoderGraph(self.config, weights, dtype=self.target.storage)
+            return cuda.build(layers, embed=embed)
+        return DecoderGraph(self.config, weights).build(layers, embed=embed)
 
 
 def export_decoder(
@@ -96,11 +127,8 @@ def export_decoder(
     config = DecoderConfig.from_json(checkpoint.config, source=checkpoint.source)
     reader = SafetensorsReader(checkpoint.folder, checkpoint.weight_files)
     found = find_weights(config, reader, source=checkpoint.source)
-    own_type = weight_dtype(reader, found)
-    plans = {
-        target.precision: plan_weights(config, found, storage=target.storage or own_type)
-        for target in targets
-    }
+    forms = _forms(config, found, targets, own_type=weight_dtype(reader, found))
+    plans = {form.data: form.plan for form in forms.values()}
     with draft_beside(output) as draft:
         needed = sum(total_bytes(plan) for plan in plans.values())
         check_space(draft, needed)
@@ -121,14 +149,10 @@ def export_decoder(
         step("writing the weights")
         (draft / "onnx").mkdir()
         with _bytes_bar(needed) as bar:
-            for target in targets:
-                data = (draft / target.file).with_suffix(".onnx_data")
-                write_external_data(plans[target.precision], reader, data, advance=bar.update)
+            for data, plan in plans.items():
+                write_external_data(plan, reader, draft / data, advance=bar.update)
         step("building the graphs")
-        graphs = {
-            _key(target): _write_graph(config, plans[target.precision], draft / target.file, draft)
-            for target in targets
-        }
+        graphs = {key: _write_graph(form, draft) for key, form in forms.items()}
         step("computing PyTorch's vectors")
         known = [row for row, ids in enumerate(token_ids) if len(ids)]
         reference = Reference(
@@ -151,11 +175,7 @@ def export_decoder(
         rows = []
         for variant in manifest.variants:
             step(f"checking parity of {variant.name}")
-            plan = plans[_precision_of(variant.graph)]
-            if total_bytes(plan) <= _WHOLE_BYTES:
-                rows.append(prove(bundle, variant, reference))
-            else:
-                rows.append(_prove_in_parts(config, plan, bundle, variant, reference))
+            rows.append(_prove(forms[variant.graph], bundle, variant, reference))
         variants = tuple(
             replace(variant, parity=row.parity)
             for variant, row in zip(manifest.variants, rows, strict=True)
@@ -164,8 +184,8 @@ def export_decoder(
         (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
         step("putting the bundle in place")
         put_in_place(draft, output, force=force)
-    for graph in graphs.values():
-        integrity.remember(output / graph.weights, manifest.files[graph.weights].sha256)
+    for data in plans:
+        integrity.remember(output / data, manifest.files[data].sha256)
     return rows
 
 
@@ -179,70 +199,89 @@ def _return_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
-def _prove_in_parts(
+def _forms(
     config: DecoderConfig,
-    plan: Sequence[Plan],
-    bundle: Bundle,
-    variant: Variant,
-    reference: Reference,
-) -> Row:
-    """Do what `bge_export.exporting.prove` does, with a layer in memory at a time."""
-    start = time.perf_counter()
-    graph = bundle.graph(variant.graph)
-    size_bytes = sum((bundle.path / name).stat().st_size for name in (graph.file, graph.weights))
-    row = Row(
-        graph=graph.file,
-        variant=variant.name,
-        precision=variant.precision,
-        provider=f"nothing: {why_not(variant)}",
-        size_bytes=size_bytes,
-        parity=None,
-        seconds=0.0,
-    )
-    if why_not(variant) is not None:
-        return row
-    data = bundle.path / graph.weights
-    vectors, provider = run_in_parts(
-        config,
-        stored_weights(plan, folder=data.parent, location=data.name),
-        data.parent,
-        variant,
-        reference.token_ids,
-    )
-    parity = compare(vectors, reference.vectors)
-    if failures := parity.failures(TOLERANCES[variant.precision]):
-        raise ExportError(
-            f"{graph.file} in {variant.precision} on {provider} is too far from PyTorch's "
-            f"vectors: {'; '.join(failures)}. Nothing was written; leave this graph out with "
-            "--precision, and please report the model"
-        )
-    seconds = time.perf_counter() - start
-    return replace(row, provider=provider, parity=parity, seconds=seconds)
-
-
-def _write_graph(config: DecoderConfig, plan: Sequence[Plan], path: Path, draft: Path) -> Graph:
-    data = path.with_suffix(".onnx_data")
-    model = DecoderGraph(
-        config, stored_weights(plan, folder=path.parent, location=data.name)
-    ).build()
-    ir.save(model, path)
-    # By its path: the weights of a large model are not read for it.
-    onnx.checker.check_model(str(path), full_check=True)
-    return Graph(
-        file=path.relative_to(draft).as_posix(),
-        weights=data.relative_to(draft).as_posix(),
-        opset=OPSET,
-        inputs=tuple(str(value.name) for value in model.graph.inputs),
-        outputs=tuple(str(value.name) for value in model.graph.outputs),
-    )
+    found: dict[str, str],
+    targets: Sequence[DecoderTarget],
+    *,
+    own_type: ir.DataType,
+) -> dict[str, _Form]:
+    """Decide which file each target's weights lie in: one for each type that they are stored in."""
+    stored: dict[ir.DataType, tuple[str, Sequence[Plan]]] = {}
+    forms = {}
+    for target in targets:
+        storage = target.storage or own_type
+        if storage not in stored:
+            data = Path(target.file).with_suffix(".onnx_data").as_posix()
+            stored[storage] = data, plan_weights(config, found, storage=storage)
+        forms[_key(target)] = _Form(config, target, *stored[storage])
+    return forms
 
 
 def _key(target: DecoderTarget) -> str:
     return f"{target.name}-{target.precision}"
 
 
-def _precision_of(key: str) -> str:
-    return key.rpartition("-")[2]
+def _write_graph(form: _Form, draft: Path) -> Graph:
+    model = form.build(draft)
+    path = draft / form.target.file
+    ir.save(model, path)
+    # By its path: the weights of a large model are not read for it.
+    onnx.checker.check_model(str(path), full_check=True)
+    return Graph(
+        file=form.target.file,
+        weights=form.data,
+        opset=model.opset_imports[""],
+        inputs=tuple(str(value.name) for value in model.graph.inputs),
+        outputs=tuple(str(value.name) for value in model.graph.outputs),
+    )
+
+
+def _prove(form: _Form, bundle: Bundle, variant: Variant, reference: Reference) -> Row:
+    """Do what `bge_export.exporting.prove` does, for a model of any size.
+
+    A graph for a GPU that is not here is rehearsed on the CPU: that it computes what
+    PyTorch does, and that its numbers have room in 16 bits, shows there as well. No parity
+    is recorded of it.
+    """
+    reason = why_not(variant)
+    rehearsed = reason is not None and variant.device != "cpu"
+    if not rehearsed and (reason is not None or total_bytes(form.plan) <= _WHOLE_BYTES):
+        return prove(bundle, variant, reference)
+    start = time.perf_counter()
+
+    def build(layers: Sequence[int], embed: bool) -> ir.Model:
+        model = form.build(bundle.path, layers, embed=embed)
+        if rehearsed:
+            SixteenBitsOnCpu()(model)
+        return model
+
+    vectors, provider = run_in_parts(
+        form.config,
+        build,
+        (bundle.path / form.data).parent,
+        replace(variant, device="cpu") if rehearsed else variant,
+        reference.token_ids,
+    )
+    parity = compare(vectors, reference.vectors)
+    graph = bundle.graph(variant.graph)
+    if failures := parity.failures(TOLERANCES[variant.precision]):
+        room = "" if np.isfinite(vectors).all() else f" Its numbers outgrow {variant.precision}."
+        raise ExportError(
+            f"{graph.file} in {variant.precision} on {provider} is too far from PyTorch's "
+            f"vectors: {'; '.join(failures)}.{room} Nothing was written; leave this graph out with "
+            "--precision, and please report the model"
+        )
+    return Row(
+        graph=graph.file,
+        variant=variant.name,
+        precision=variant.precision,
+        provider=f"nothing: {reason}" if rehearsed else provider,
+        size_bytes=sum((bundle.path / name).stat().st_size for name in (graph.file, graph.weights)),
+        parity=None if rehearsed else parity,
+        seconds=time.perf_counter() - start,
+        rehearsal=parity if rehearsed else None,
+    )
 
 
 def _variants(targets: Sequence[DecoderTarget]) -> tuple[Variant, ...]:

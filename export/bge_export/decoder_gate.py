@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bge_export.decoder_config import DecoderConfig
-from bge_export.decoder_graph import HIDDEN_STATES, DecoderGraph, Matrix
+from bge_export.decoder_graph import HIDDEN_STATES
 from bge_runtime.batching import pad_batch
-from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort import OrtEngine, open_session
 from bge_runtime.engines.ov import OpenVinoEngine, computing_precision
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant, past_names
+
+Build = Callable[[Sequence[int], bool], ir.Model]
+"""Builds some layers, and the embedding before them or not."""
 
 _Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
 
 
 def run_in_parts(
     config: DecoderConfig,
-    weights: Mapping[str, Matrix],
+    build: Build,
     folder: Path,
     variant: Variant,
     token_ids: Sequence[NDArray[np.int64]],
@@ -33,7 +36,7 @@ def run_in_parts(
 
     Args:
         config: The decoder.
-        weights: Its stored weights.
+        build: Builds its parts.
         folder: Folder of their file; the parts are written beside it for a moment.
         variant: Engine and precision to run the parts in.
         token_ids: Tokens of each text.
@@ -48,7 +51,7 @@ def run_in_parts(
     hidden: NDArray[np.float32] | None = None
     for layer in range(-1, config.layers):
         layers = [layer] if layer >= 0 else []
-        model = DecoderGraph(config, weights).build(layers, embed=hidden is None)
+        model = build(layers, hidden is None)
         # Only the way to the result: keys and values of a part are of no use.
         del model.graph.outputs[1:]
         output = str(model.graph.outputs[0].name)
@@ -67,14 +70,14 @@ def run_in_parts(
     return hidden, provider
 
 
-def _open_ort(path: Path, variant: Variant, output: str) -> tuple[_Run, str]:  # noqa: ARG001
+def _open_ort(path: Path, variant: Variant, output: str) -> tuple[_Run, str]:
     ort = OrtEngine.load()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     # Rearranged copies of the weights pay where a graph runs more than once.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(ort, path, options, device=variant.device)
     names = {value.name for value in session.get_inputs()}
 
     def run(feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -100,6 +100,8 @@ class Row:
         size_bytes: Size of the graph and its weights, which graphs may share.
         parity: Measured against PyTorch; None if this machine cannot run it.
         seconds: Time of its parity run.
+        rehearsal: Of a graph for a GPU that is not here, what it comes to on a CPU that
+            rounds as a GPU would.
     """
 
     graph: str
@@ -109,6 +111,7 @@ class Row:
     size_bytes: int
     parity: Parity | None
     seconds: float
+    rehearsal: Parity | None = None
 
 
 def export_bundle(

@@ -43,7 +43,7 @@ class AnyTarget:
         variants: Ways to run it: name, engine and precision of each.
         device: Kind of device it is for.
         description: A line for the table.
-        on_request: Whether it is written only where its precision is named.
+        on_request: Whether it is written only where it or its precision is named.
     """
 
     name: str
@@ -73,7 +73,8 @@ class DecoderTarget(AnyTarget):
     """A form that a decoder's graph can be built in.
 
     Attributes:
-        storage: Type of its matrices in the file; None for that of the checkpoint.
+        storage: Type of its matrices in the file; None for that of the checkpoint. Graphs for
+            a GPU compute in it.
     """
 
     storage: ir.DataType | None
@@ -214,8 +215,27 @@ DECODER_TARGETS = (
         storage=ir.DataType.INT4,
         description="decoders: matrices in 4 bits, for a first look at a large model",
     ),
+    DecoderTarget(
+        name="cuda",
+        precision="bf16",
+        file="onnx/model_cuda_bf16.onnx",
+        variants=(("cuda-bf16", "onnxruntime", "bf16"),),
+        device="cuda",
+        storage=ir.DataType.BFLOAT16,
+        description="decoders: ONNX Runtime on an NVIDIA GPU; not yet run on one",
+    ),
+    DecoderTarget(
+        name="cuda",
+        precision="fp16",
+        file="onnx/model_cuda_fp16.onnx",
+        variants=(("cuda-fp16", "onnxruntime", "fp16"),),
+        device="cuda",
+        storage=ir.DataType.FLOAT16,
+        description="decoders: the same in fp16; take bf16 for Gemma 2",
+    ),
 )
-"""Of decoders. Each has weights of its own, so that only the first is written unasked."""
+"""Of decoders. Those that store the weights alike share one file of them. Only the first is
+written unasked."""
 
 
 def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Target]:
@@ -239,13 +259,14 @@ def select_decoder_targets(names: Sequence[str], precisions: Sequence[str]) -> l
     """Choose the graphs to write of a decoder; with nothing asked for, the first one.
 
     Args:
-        names: Names of targets.
-        precisions: Names of precisions.
+        names: Names of targets; empty for ``cpu``.
+        precisions: Names of precisions; empty for all of the targets that are named.
 
     Raises:
         ExportError: As `select_targets`.
     """
-    return _chosen(DECODER_TARGETS, names, precisions or (() if names else ("fp32",)))
+    precisions = precisions or (() if names else ("fp32",))
+    return _chosen(DECODER_TARGETS, names or ("cpu",), precisions)
 
 
 def _chosen(
@@ -265,10 +286,14 @@ def _chosen(
         target
         for target in table
         if (not names or target.name in names)
-        and (target.precision in precisions if precisions else not target.on_request)
+        and (not precisions or target.precision in precisions)
+        and (names or precisions or not target.on_request)
     ]
-    missing = {(n, p) for n in names for p in precisions} - {(t.name, t.precision) for t in chosen}
-    if missing:
+    found = {(target.name, target.precision) for target in chosen}
+    # Of several targets and precisions each has to be written somehow, not all with all.
+    written = {name for pair in found for name in pair}
+    if not {*names, *precisions} <= written:
+        missing = {(name, precision) for name in names for precision in precisions} - found
         pairs = ", ".join(f"{name} in {precision}" for name, precision in sorted(missing))
         raise ExportError(
             f"requested {pairs}, which this version does not write of such a model. It "

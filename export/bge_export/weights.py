@@ -171,15 +171,21 @@ def write_external_data(
         advance: Told how many more bytes were written.
 
     Raises:
-        ExportError: If a tensor has another shape than its plan, or holds NaN or infinity.
+        ExportError: If a tensor has another shape than its plan, or holds NaN, infinity or what
+            its planned type has no place for.
         OSError: If the file cannot be written.
     """
-    with path.open("wb") as file:
+    # What overflows becomes infinity, and is found as such.
+    with path.open("wb") as file, np.errstate(over="ignore"):
         for plan in plans:
             start = file.tell()
             for piece in _pieces(plan, reader):
                 if piece.dtype.kind not in "iu" and not np.isfinite(piece).all():
-                    raise ExportError(f"{plan.source} of the checkpoint holds NaN or infinity")
+                    narrowed = plan.dtype.numpy() == np.float16 != reader.dtype(plan.source)
+                    raise ExportError(
+                        f"{plan.source} of the checkpoint holds NaN or infinity"
+                        + (", or numbers above 65504: leave --precision fp16 out" * narrowed)
+                    )
                 file.write(np.ascontiguousarray(piece).view(np.uint8).reshape(-1).data)
                 advance(piece.nbytes)
             if file.tell() - start != _size_bytes(plan):
