@@ -20,6 +20,12 @@ BANNED = [
     "scipy",
     "bge_export",
     "bge_bench",
+    "bge_runtime.integrations",
+    "langchain_core",
+    "llama_index",
+    "mteb",
+    "chromadb",
+    "pydantic",
 ]
 
 ENCODE = """
@@ -31,8 +37,10 @@ assert bge_runtime.FlagAutoModel.from_finetuned(sys.argv[1]).encode([]).shape ==
 
 EVERY_MODULE = """
 import importlib, pkgutil
-for found in pkgutil.walk_packages(bge_runtime.__path__, "bge_runtime."):
-    importlib.import_module(found.name)
+for found in pkgutil.iter_modules(bge_runtime.__path__, "bge_runtime."):
+    if found.name != "bge_runtime.integrations":
+        importlib.import_module(found.name)
+import bge_runtime.engines.ort, bge_runtime.engines.ov
 """
 
 
