@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PACKAGES = {"langchain": "langchain_core"}
+PACKAGES = {"langchain": "langchain_core", "llama_index": "llama_index"}
 """What each module of `bge_runtime.integrations` is for."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.integrations import not_installed
-from bge_runtime.integrations._dense import as_lists, encode_corpus, encode_queries, open_model
+from bge_runtime.integrations._models import as_lists, dense_vectors, open_model
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -71,7 +71,9 @@ class BgeEmbeddings(BaseModel, Embeddings):
         if "query_instruction" not in self.model_fields_set and "-zh" in self.model_name:
             self.query_instruction = QUERY_INSTRUCTION_ZH
         self._model = open_model(
-            self.model_name, **{"cache_dir": self.cache_folder, **self.model_kwargs}
+            self.model_name,
+            query_instruction=self.query_instruction,
+            **{"cache_dir": self.cache_folder, **self.model_kwargs},
         )
 
     @property
@@ -86,14 +88,15 @@ class BgeEmbeddings(BaseModel, Embeddings):
             A list for each text, in their order.
         """
         texts = [self.embed_instruction + text.replace("\n", " ") for text in texts]
-        return as_lists(encode_corpus(self._model, texts, **self._options()))
+        return as_lists(dense_vectors(self._model, texts, **self._options()))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query, behind ``query_instruction``."""
         # People set it on the finished object, too.
         self._model.query_instruction_for_retrieval = self.query_instruction or None
-        (vector,) = encode_queries(self._model, [text.replace("\n", " ")], **self._options())
-        return list(vector.tolist())
+        texts = [text.replace("\n", " ")]
+        (vector,) = as_lists(dense_vectors(self._model, texts, queries=True, **self._options()))
+        return vector
 
     def _options(self) -> dict[str, Any]:
         options = {"show_progress_bar": self.show_progress, **self.encode_kwargs}

@@ -1,0 +1,199 @@
+"""LlamaIndex's own classes on top of ours, and the values that come out."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_runtime import BGEM3FlagModel, FlagModel
+from bge_runtime.errors import BundleError
+from tests.integrations.support import (
+    LONG,
+    SAME_VECTOR,
+    assert_responsive,
+    let_callers_meet,
+    run_watched,
+)
+from tests.runtime.support import TEXTS, assert_fp32_on_cpu
+
+pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
+
+from llama_index.core.schema import TextNode
+
+from bge_runtime.integrations.llama_index import BgeEmbedding, BgeM3SparseEmbedding
+
+QUERY = "how do heat pumps work?"
+
+
+@pytest.fixture(scope="module")
+def embedding(tiny_bundle: Path):
+    """Shared: leave its attributes alone."""
+    return BgeEmbedding(model_name=str(tiny_bundle))
+
+
+@pytest.fixture(scope="module")
+def sparse(tiny_m3_bundle: Path):
+    """Shared: leave its attributes alone."""
+    return BgeM3SparseEmbedding(model_name=str(tiny_m3_bundle))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path):
+    return FlagModel(str(tiny_bundle), use_fp16=False)
+
+
+def assert_same(ours, expected):
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=SAME_VECTOR)
+
+
+def test_vectors_are_the_models(embedding: BgeEmbedding, model: FlagModel):
+    assert_fp32_on_cpu(embedding.model)
+    assert_same(embedding.get_text_embedding_batch(TEXTS), model.encode(TEXTS))
+    assert_same(embedding.get_text_embedding(TEXTS[4]), model.encode(TEXTS[4]))
+    assert_same(embedding.get_query_embedding(QUERY), model.encode(QUERY))
+    assert type(embedding.get_query_embedding(QUERY)[0]) is float
+    assert embedding.get_text_embedding_batch([]) == []
+
+
+def test_queries_get_the_instruction_that_the_models_authors_recommend(full_tiny_bundle: Path):
+    model = FlagModel(str(full_tiny_bundle), use_fp16=False)
+    instruction = model.bundle.manifest.model.query_instruction
+    assert instruction
+    for given, put_before in ((None, instruction), ("Find: ", "Find: "), ("", "")):
+        embedding = BgeEmbedding(model_name=str(full_tiny_bundle), query_instruction=given)
+        expected = model.encode(put_before + QUERY)
+        assert_same(embedding.get_query_embedding(QUERY), expected)
+        assert_same(embedding.get_text_embedding(QUERY), model.encode(QUERY))
+
+
+def test_texts_are_handed_over_in_batches(tiny_bundle: Path, monkeypatch):
+    embedding = BgeEmbedding(model_name=str(tiny_bundle), embed_batch_size=5)
+    handed_over = []
+    encode = embedding.model.encode
+    monkeypatch.setattr(
+        embedding.model,
+        "encode",
+        lambda texts, **_: handed_over.append(len(texts)) or encode(texts),
+    )
+    embedding.get_text_embedding_batch(TEXTS)
+    assert handed_over == [5, 5, 2]
+
+
+def test_long_texts_of_m3_are_read_unless_cut(tiny_m3_bundle: Path):
+    text = "a text of more than five hundred and twelve tokens " * 60
+    m3 = BGEM3FlagModel(str(tiny_m3_bundle), use_fp16=False)
+    for length, expected in ((None, 1024), (64, 64)):
+        embedding = BgeEmbedding(model_name=str(tiny_m3_bundle), max_length=length)
+        vectors = m3.encode(text, max_length=expected)["dense_vecs"]
+        assert_same(embedding.get_text_embedding(text), vectors)
+
+
+def test_sparse_vectors_are_m3s_lexical_weights(sparse: BgeM3SparseEmbedding, tiny_m3_bundle: Path):
+    m3 = BGEM3FlagModel(str(tiny_m3_bundle), use_fp16=False)
+    assert_fp32_on_cpu(sparse.model)
+    found = [*sparse.get_text_embedding_batch(TEXTS), sparse.get_query_embedding(QUERY)]
+    expected = m3.encode([*TEXTS, QUERY], return_sparse=True, max_length=1024)["lexical_weights"]
+    assert any(expected)
+    for ours, weights in zip(found, expected, strict=True):
+        assert {type(key) for key in ours} <= {int}
+        assert {type(value) for value in ours.values()} <= {float}
+        assert {str(key) for key in ours} == set(weights)
+        for key, value in ours.items():
+            assert value == pytest.approx(weights[str(key)], abs=SAME_VECTOR)
+    assert sparse.similarity(found[2], found[3]) == pytest.approx(1)
+
+
+def test_a_model_that_weighs_no_tokens_is_refused(tiny_bundle: Path):
+    with pytest.raises(BundleError, match=r"weighs no tokens.* Name an M3 model"):
+        BgeM3SparseEmbedding(model_name=str(tiny_bundle))
+
+
+def test_an_unknown_option_is_refused(tiny_bundle: Path, tiny_m3_bundle: Path):
+    with pytest.raises(ValueError, match="normalise"):
+        BgeEmbedding(model_name=str(tiny_bundle), normalise=False)
+    with pytest.raises(ValueError, match="normalise"):
+        BgeM3SparseEmbedding(model_name=str(tiny_m3_bundle), normalise=False)
+
+
+def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
+    fast = BgeEmbedding(model_name=str(full_tiny_bundle), model_kwargs={"use_fp16": True})
+    assert fast.model.engine.info == FlagModel(str(full_tiny_bundle)).engine.info
+
+
+def test_it_survives_serialisation_and_pickling(embedding: BgeEmbedding):
+    copies = (
+        BgeEmbedding.from_dict(embedding.to_dict()),
+        BgeEmbedding.from_json(embedding.to_json()),
+        pickle.loads(pickle.dumps(embedding)),
+        copy.deepcopy(embedding),
+    )
+    for one in copies:
+        assert one.get_query_embedding(QUERY) == embedding.get_query_embedding(QUERY)
+    assert embedding.to_dict()["class_name"] == "BgeEmbedding"
+
+
+def test_a_sparse_one_survives_pickling(sparse: BgeM3SparseEmbedding):
+    again = pickle.loads(pickle.dumps(sparse))
+    assert again.get_query_embedding(QUERY) == sparse.get_query_embedding(QUERY)
+
+
+def test_a_vector_index_finds_with_it(minilm_bundle):
+    from llama_index.core import VectorStoreIndex
+
+    passages = ["A heat pump moves warmth.", "Rye is a grain.", "Paris is in France."]
+    index = VectorStoreIndex(
+        [TextNode(text=text) for text in passages],
+        embed_model=BgeEmbedding(model_name=str(minilm_bundle("mean"))),
+    )
+    (found,) = index.as_retriever(similarity_top_k=1).retrieve("Which cereal do farmers grow?")
+    assert found.node.get_content() == "Rye is a grain."
+
+
+# -- Event loops --------------------------------------------------------------------------
+
+
+def test_async_vectors_are_the_sync_ones(embedding: BgeEmbedding, sparse: BgeM3SparseEmbedding):
+    (texts, text, query), _, _ = run_watched(
+        embedding.aget_text_embedding_batch(TEXTS),
+        embedding.aget_text_embedding(QUERY),
+        embedding.aget_query_embedding(QUERY),
+    )
+    assert_same(texts, embedding.get_text_embedding_batch(TEXTS))
+    assert_same([text, query], [embedding.get_query_embedding(QUERY)] * 2)
+    (texts, text, query), _, _ = run_watched(
+        sparse.aget_text_embedding_batch(TEXTS),
+        sparse.aget_text_embedding(QUERY),
+        sparse.aget_query_embedding(QUERY),
+    )
+    for found, expected in zip(
+        [*texts, text, query],
+        [*sparse.get_text_embedding_batch(TEXTS), *[sparse.get_query_embedding(QUERY)] * 2],
+        strict=True,
+    ):
+        assert found == pytest.approx(expected, abs=SAME_VECTOR)
+
+
+@pytest.mark.timeout(60)
+def test_two_async_callers_compute_at_once(tiny_bundle: Path, tiny_m3_bundle: Path):
+    for one in (
+        BgeEmbedding(model_name=str(tiny_bundle)),
+        BgeM3SparseEmbedding(model_name=str(tiny_m3_bundle)),
+    ):
+        let_callers_meet(one.model)
+        run_watched(one.aget_query_embedding("one"), one.aget_query_embedding("two"))
+        run_watched(one.aget_text_embedding("one"), one.aget_text_embedding_batch(["two"]))
+
+
+def test_the_event_loop_stays_responsive_while_two_callers_embed(
+    embedding: BgeEmbedding, sparse: BgeM3SparseEmbedding
+):
+    for one in (embedding, sparse):
+        results, took, longest_pause = run_watched(
+            one.aget_text_embedding_batch(LONG), one.aget_text_embedding_batch(LONG)
+        )
+        assert [len(vectors) for vectors in results] == [len(LONG), len(LONG)]
+        assert_responsive(took, longest_pause)
