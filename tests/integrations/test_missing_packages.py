@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PACKAGES = {"langchain": "langchain_core", "llama_index": "llama_index"}
+PACKAGES = {"langchain": "langchain_core", "llama_index": "llama_index", "chroma": "chromadb"}
 """What each module of `bge_runtime.integrations` is for."""
 
 
