@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-PACKAGES = {"langchain": "langchain_core", "llama_index": "llama_index", "chroma": "chromadb"}
+PACKAGES = {
+    "langchain": "langchain_core",
+    "llama_index": "llama_index",
+    "chroma": "chromadb",
+    "mteb": "mteb",
+}
 """What each module of `bge_runtime.integrations` is for."""
 
 

@@ -1,0 +1,160 @@
+"""mteb: ``BgeEncoder``, so that ``mteb.evaluate`` scores a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.auto_model import AnyFlagModel
+from bge_runtime.flag_decoder import FlagDecoder
+from bge_runtime.integrations import not_installed
+from bge_runtime.integrations._models import dense_vectors, open_model
+from bge_runtime.registry import find_model
+
+try:
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+    from mteb.types import PromptType
+except ImportError as error:
+    raise not_installed("mteb", error) from error
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import BatchedInput
+    from torch.utils.data import DataLoader
+
+_FRAMEWORKS = {"onnxruntime": "ONNX", "openvino": "OpenVINO"}
+
+
+class BgeEncoder(AbsEncoder):
+    """A model for mteb, in fp32 unless told otherwise.
+
+    Attributes:
+        model: The model behind it; ``model.engine.info`` tells what is in force.
+        mteb_model_meta: What mteb files results under: ``bge-runtime/NAME``, a hash of the
+            bundle, and how it is run, so that they mix with nobody else's.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        revision: str | None = None,
+        *,
+        device: str | None = None,
+        query_instruction: str | None = None,
+        max_length: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Open a model.
+
+        Args:
+            model_name: Bundle, or hub id or folder of a checkpoint; see
+                `bge_runtime.FlagModel`.
+            revision: Branch, tag or commit on the hub.
+            device: Where to compute; None for the CPU.
+            query_instruction: Put before each query, ``""`` for none. None for the one that
+                the model's authors recommend; a language model gets each task's own, also
+                for texts of which the task does not say whether they are queries.
+            max_length: Tokens a text is cut to; None for all that the model can read.
+            model_kwargs: What `bge_runtime.FlagAutoModel.from_finetuned` takes.
+                ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor
+                computes in it and parity was measured.
+
+        Raises:
+            BgeError: As `bge_runtime.FlagModel`.
+        """
+        options = {"revision": revision, "device": device, **(model_kwargs or {})}
+        self.model: AnyFlagModel = open_model(
+            model_name, query_instruction=query_instruction, **options
+        )
+        self.max_length = max_length
+        self._per_task = query_instruction is None and isinstance(self.model, FlagDecoder)
+        self._query_instruction = self.model.query_instruction_for_retrieval or ""
+        self.mteb_model_meta = self._describe(model_kwargs or {})
+
+    def encode(
+        self,
+        inputs: DataLoader[BatchedInput],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,  # noqa: ARG002
+        hf_subset: str,  # noqa: ARG002
+        prompt_type: PromptType | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        precision: str = "float32",
+    ) -> NDArray[np.float32]:
+        """Embed what mteb hands over.
+
+        Args:
+            inputs: Batches of texts.
+            task_metadata: The task.
+            hf_split: Split of its data.
+            hf_subset: Subset of its data.
+            prompt_type: Whether they are queries or documents, where the task says so.
+            batch_size: Most texts in a batch, of which mteb makes 32 unless told otherwise.
+            show_progress_bar: As in ``encode`` of the model.
+            precision: ``"float32"``; mteb's word for vectors that are quantised.
+
+        Returns:
+            Shape: ``(texts, dim)``.
+
+        Raises:
+            ValueError: If ``precision`` is another one.
+        """
+        if precision != "float32":
+            raise ValueError(
+                f"requested precision={precision!r}, and BgeEncoder gives float32 vectors. Leave "
+                "it out; arithmetic is chosen with model_kwargs"
+            )
+        texts = [text for batch in inputs for text in batch["text"]]
+        instruction = self._instruction(task_metadata, prompt_type)
+        self.model.query_instruction_for_retrieval = instruction or None
+        return dense_vectors(
+            self.model,
+            texts,
+            queries=bool(instruction),
+            max_length=self.max_length,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def _instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
+        if self._per_task and prompt_type != PromptType.document:
+            return str(self.get_instruction(task, prompt_type))
+        return self._query_instruction if prompt_type == PromptType.query else ""
+
+    def _describe(self, model_kwargs: dict[str, Any]) -> ModelMeta:
+        manifest, info = self.model.bundle.manifest, self.model.engine.info
+        facts, known = manifest.model, find_model(manifest.model.name)
+        return ModelMeta(
+            loader=None,
+            name=f"bge-runtime/{facts.name}",
+            revision=hashlib.sha256(manifest.to_json().encode()).hexdigest()[:40],
+            adapted_from=known.hub_id if known else None,
+            release_date=None,
+            languages=None,
+            n_parameters=None,
+            memory_usage_mb=None,
+            max_tokens=self.max_length or facts.max_length,
+            embed_dim=min(self.model.truncate_dim or facts.dim, facts.dim),
+            license=None,
+            open_weights=None,
+            public_training_code=None,
+            public_training_data=None,
+            framework=[_FRAMEWORKS[info.engine]],
+            similarity_fn_name=ScoringFunction.COSINE,
+            use_instructions=self._per_task or bool(self._query_instruction),
+            training_datasets=None,
+            experiment_kwargs={
+                **model_kwargs,
+                "engine": info.engine,
+                "device": info.device,
+                "precision": info.precision,
+                "max_length": self.max_length or facts.max_length,
+                "query_instruction": "per task" if self._per_task else self._query_instruction,
+            },
+        )
