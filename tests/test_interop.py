@@ -33,8 +33,8 @@ ALL_TEXTS = sorted([*TEXTS, *PARITY_TEXTS[::2]], key=len)
 """Empty, one token, over-length, special tokens, and many languages. The long ones share a
 batch, which they fill unevenly, and cost the rest no padding."""
 
-BUNDLES = ["tiny-cls", "tiny-mean", "minilm-mean"]
-WITH_OPENVINO = ["tiny-cls", "minilm-mean"]
+BUNDLES = ["tiny-cls", "tiny-mean", "minilm-mean", "m3-cls"]
+WITH_OPENVINO = ["tiny-cls", "minilm-mean", "m3-cls"]
 HINTS = ["f32"] + ["bf16"] * ("BF16" in _cpu_capabilities())
 """OpenVINO's names of what this processor computes in."""
 
@@ -59,13 +59,14 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bundles(
-    full_tiny_bundle: Path, tiny_mean_bundle: Path, full_minilm_bundle: Path
+    full_tiny_bundle: Path, tiny_mean_bundle: Path, full_minilm_bundle: Path, tiny_m3_bundle: Path
 ) -> Callable[[str], Path]:
     """Bundles by checkpoint and pooling. Shared: copy them to change them."""
     return {
         "tiny-cls": full_tiny_bundle,
         "tiny-mean": tiny_mean_bundle,
         "minilm-mean": full_minilm_bundle,
+        "m3-cls": tiny_m3_bundle,
     }.__getitem__
 
 
@@ -247,6 +248,20 @@ def test_query_prompt_is_the_instruction(
     assert failures(passages, ours) != []
 
 
+def test_m3_reads_long_texts_in_sentence_transformers_when_told_to(
+    bundles: Callable[[str], Path], expected: Callable[[str], Vectors]
+):
+    folder = bundles("m3-cls")
+    whole = FlagModel(str(folder), use_fp16=False, passage_max_length=1024).encode(ALL_TEXTS)
+    with quiet():
+        model = sentence_transformer(folder, "onnx")
+    assert model.max_seq_length == 512  # where FlagModel cuts, too
+    model.max_seq_length = 1024
+    vectors = encode(model)
+    assert failures(vectors, whole) == []
+    assert failures(vectors, expected("m3-cls")) != []
+
+
 def flip_pooling(folder: Path) -> None:
     path = folder / "1_Pooling/config.json"
     config = json.loads(path.read_text("utf-8"))
@@ -298,6 +313,7 @@ def optimum_vectors(model: Any, folder: Path, pooling: str) -> Vectors:
         ("tiny-cls", {}),
         ("tiny-mean", {"subfolder": "onnx", "file_name": "model.onnx"}),
         ("minilm-mean", {}),
+        ("m3-cls", {}),
     ],
 )
 def test_optimum_on_onnx_runtime(
@@ -521,8 +537,10 @@ def test_transformers_js(
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def run(texts: list[str]) -> Vectors:
-        encoded = dict(tokenizer(texts, padding=True, truncation=True, return_tensors="np"))
-        (hidden,) = session.run(["last_hidden_state"], encoded)
+        encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="np")
+        # It feeds what the session names, whatever the tokenizer gives.
+        feeds = {value.name: encoded[value.name] for value in session.get_inputs()}
+        (hidden,) = session.run(["last_hidden_state"], feeds)
         return pool(hidden, encoded["attention_mask"], name.partition("-")[2])
 
     assert failures(unit(in_batches(run)), expected(name)) == []
