@@ -1,4 +1,7 @@
-"""The code on FlagEmbedding's page, run with only import, path and devices changed."""
+"""The code on FlagEmbedding's page, run with only import, path and devices changed.
+
+What it shows of other tools keeps to them, and changes a line or two.
+"""
 
 from __future__ import annotations
 
@@ -121,3 +124,89 @@ def test_page_code_of_decoders_gives_what_flag_embedding_gives(
         assert ours[result].shape == expected.shape
         # Both compute with weights in 16 bits, theirs in fp16 and ours perhaps in bf16.
         np.testing.assert_allclose(ours[result], expected, atol=2e-2, err_msg=result)
+
+
+# -- Other tools' ways to use BGE: what the page shows, and the lines that change ----------
+
+OPENS = "SentenceTransformer('BAAI/bge-large-zh-v1.5')"
+
+FROM_OPTIMUM = "from optimum.onnxruntime import ORTModelForFeatureExtraction as AutoModel"
+
+CHANGES = {
+    "HuggingFace Transformers": {
+        "import AutoTokenizer, AutoModel": f"import AutoTokenizer\n{FROM_OPTIMUM}",
+        "model.eval()\n": "",
+    },
+    "Sentence-Transformers": {
+        OPENS: f"{OPENS[:-1]}, backend='onnx', model_kwargs={{'file_name': 'model.onnx'}})"
+    },
+    "Langchain": {
+        "from langchain_community.embeddings import HuggingFaceBgeEmbeddings": "from "
+        "bge_runtime.integrations.langchain import BgeEmbeddings as HuggingFaceBgeEmbeddings"
+    },
+}
+
+
+def other_tools() -> list[tuple[str, str]]:
+    """Cut the Python of the page's further sections out, with the section's name."""
+    if not PAGE.is_file():
+        return []
+    sections = PAGE.read_text(encoding="utf-8").split("\n### Using ")
+    return [
+        (name, code)
+        for section in sections
+        if (name := section.partition("\n")[0]) in CHANGES
+        for code in re.findall(r"```(?:python|shell)\n(.*?)```", section, flags=re.DOTALL)
+    ]
+
+
+def change(code: str, name: str) -> str:
+    for old, new in CHANGES[name].items():
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    return code
+
+
+@pytest.mark.skipif(not other_tools(), reason="the page is not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "code"), other_tools(), ids=[name.split()[-1].lower() for name, _ in other_tools()]
+)
+def test_page_code_of_other_tools_gives_the_same_after_a_change(
+    name: str, code: str, published: Path, tiny_bundle: Path, tiny_mean_bundle: Path, capsys
+):
+    if name == "Langchain":
+        pytest.importorskip("langchain_community", reason="langchain-community is not installed")
+    # Where that class is today, and a processor that is here.
+    code = code.replace("from langchain.embeddings", "from langchain_community.embeddings")
+    code = code.replace("'device': 'cuda'", "'device': 'cpu'")
+
+    def vectors(code: str, model: Path) -> dict[str, np.ndarray]:
+        code = re.sub(r"""['"]BAAI/bge-large-(zh|en)-v1\.5['"]""", repr(str(model)), code)
+        scope: dict[str, object] = {"queries": ["query_1", "query_2"]}
+        with quiet():
+            exec(compile(code, "page", "exec"), scope)
+            if name == "Langchain":
+                scope["p_embeddings"] = scope["model"].embed_documents(["样例文档-1", "样例文档-2"])
+                scope["q_embeddings"] = scope["model"].embed_query("query_1")
+        names = (*RESULTS, "sentence_embeddings")
+        return {name: np.asarray(scope[name]) for name in names if name in scope}
+
+    ours, theirs = vectors(change(code, name), tiny_bundle), vectors(code, published)
+    assert set(ours) == set(theirs) != set()
+    for result, expected in theirs.items():
+        assert ours[result].shape == expected.shape
+        np.testing.assert_allclose(ours[result], expected, rtol=0, atol=1e-5, err_msg=result)
+    if name != "HuggingFace Transformers":  # whose code pools by itself
+        broken = vectors(change(code, name), tiny_mean_bundle)
+        assert all(np.abs(broken[result] - theirs[result]).max() > 0.01 for result in theirs)
+
+
+def test_other_tools_are_all_on_the_page():
+    if not PAGE.is_file():
+        pytest.skip("the page is not beside this checkout")
+    assert [name for name, _ in other_tools()] == [
+        "HuggingFace Transformers",
+        "Sentence-Transformers",
+        "Sentence-Transformers",
+        "Langchain",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from bge_bench.sides import quiet
 from bge_runtime import FlagModel
 from tests.decoders import export_decoder, write_tiny_decoder
+from tests.integrations.page import code_blocks, run
 from tests.integrations.support import SAME_VECTOR
 from tests.runtime.support import assert_fp32_on_cpu, edit_manifest
 
@@ -284,3 +286,14 @@ def test_options_reach_the_model(full_tiny_bundle: Path, similarity, capsys):
     assert "2/2" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"precision='int8'.* model_kwargs"):
         encode(fast, ["one"], similarity, None, precision="int8")
+
+
+def test_the_example_of_the_page_scores(
+    minilm_bundle, retrieval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    default = inspect.signature(mteb.evaluate).parameters["cache"].default
+    monkeypatch.setattr(default, "cache_path", tmp_path)
+    code = code_blocks()["mteb"]
+    assert code.count('mteb.get_task("NFCorpus")') == 1  # which is on the hub
+    run(code.replace('mteb.get_task("NFCorpus")', "task"), minilm_bundle("mean"), task=retrieval())
+    assert float(capsys.readouterr().out) > 0.7

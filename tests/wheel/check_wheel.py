@@ -3,6 +3,7 @@
 Run in an environment that holds the wheel and the runtime's dependencies only.
 """
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -56,5 +57,13 @@ for command, extra in (("bge-export", "export"), ("bge-bench", "bench")):
     )
     if refused.returncode:
         assert f"pip install 'bge-runtime[{extra}]'" in refused.stderr, refused.stderr
+
+for extra in ("langchain", "llama-index", "chroma", "mteb"):
+    said = "nothing: it was imported, so this proves nothing"
+    try:
+        importlib.import_module(f"bge_runtime.integrations.{extra.replace('-', '_')}")
+    except ImportError as error:
+        said = str(error)
+    assert f"pip install 'bge-runtime[{extra}]'" in said, said
 
 print(f"the wheel embeds without PyTorch: {model.engine.info}")
