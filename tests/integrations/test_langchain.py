@@ -184,6 +184,10 @@ def test_what_it_does_not_know_is_refused(tiny_bundle: Path):
         BgeEmbeddings(model_name=str(tiny_bundle), encode_kwargs={"prompt": "query: "})
     with pytest.raises(ValueError, match="multi_process"):
         BgeEmbeddings(model_name=str(tiny_bundle), multi_process=True)
+    with pytest.raises(TypeError, match=r"multiple values .* 'query_instruction_for_retrieval'"):
+        BgeEmbeddings(
+            model_name=str(tiny_bundle), model_kwargs={"query_instruction_for_retrieval": "Find: "}
+        )
     with pytest.warns(UserWarning, match="no option 'torch_dtype'"):
         BgeEmbeddings(model_name=str(tiny_bundle), model_kwargs={"torch_dtype": "float16"})
 

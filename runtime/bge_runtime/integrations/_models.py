@@ -27,13 +27,21 @@ def open_model(
             recommend, if there is one; ``""`` for none.
         **options: Those of ``from_finetuned``; and ``device`` for ``devices``, as others
             call it.
+
+    Raises:
+        TypeError: If the options hold an instruction for queries as well.
+        BgeError: As `bge_runtime.FlagModel`.
     """
     if "device" in options:
         options.setdefault("devices", options.pop("device"))
-    model = FlagAutoModel.from_finetuned(model_name, **{"use_fp16": False, **options})
+    # Named here, so that a second one among the options is an error and not lost.
+    model = FlagAutoModel.from_finetuned(
+        model_name,
+        query_instruction_for_retrieval=query_instruction or None,
+        **{"use_fp16": False, **options},
+    )
     if query_instruction is None:
-        query_instruction = model.bundle.manifest.model.query_instruction
-    model.query_instruction_for_retrieval = query_instruction or None
+        model.query_instruction_for_retrieval = model.bundle.manifest.model.query_instruction
     return model
 
 
