@@ -33,7 +33,7 @@ Step = Callable[[str], object]
 _SETTLE_S = 0.3
 """Pause before an entrant's turn: another's idle threads spin for some milliseconds."""
 
-_TUNING_TEXTS = 48
+_TUNING_TEXTS = 32
 """Texts on which a baseline's batch size is chosen."""
 
 _WARM_UP_TEXTS = 8

@@ -38,7 +38,7 @@ from bge_runtime.tokenization import TextTokenizer
 
 _MIXED = 1000
 _SAMPLE = 100
-_BATCH_SIZES = (8, 32)
+_BATCH_SIZES = (2, 8, 32)
 _LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 _BATCHES = ((4, 32), (16, 32), (32, 32), (32, 128))
 _CHUNK = 1000
