@@ -34,7 +34,8 @@ _SETTLE_S = 0.3
 """Pause before an entrant's turn: another's idle threads spin for some milliseconds."""
 
 _TUNING_TEXTS = 32
-"""Texts on which a baseline's batch size is chosen."""
+"""Texts on which a baseline's batch size is chosen, and neighbours in length for one that is
+timed on all texts: there a batch of neighbours is hardly padded, as in a sample it is."""
 
 _WARM_UP_TEXTS = 8
 
@@ -159,7 +160,10 @@ def measure_throughput(
     specs = [
         entrant.spec
         if entrant.ours
-        else replace(entrant.spec, batch_size=_best(entrant, sample, batch_sizes, settings))
+        else replace(
+            entrant.spec,
+            batch_size=_best(entrant, _tuning_texts(entrant, texts, sample), batch_sizes, settings),
+        )
         for entrant in entrants
     ]
     warm_up = sample[:_WARM_UP_TEXTS]
@@ -388,11 +392,18 @@ def measure_memory(
     return rows
 
 
-def _best(entrant: Entrant, sample: Sequence[str], sizes: Sequence[int], settings: Settings) -> int:
+def _tuning_texts(entrant: Entrant, texts: Sequence[str], sample: Sequence[str]) -> list[str]:
+    if not entrant.in_full:
+        return list(sample[:: max(1, len(sample) // _TUNING_TEXTS)][:_TUNING_TEXTS])
+    by_length = sorted(texts, key=len)
+    starts = [max(0, len(texts) * eighth // 8 - _TUNING_TEXTS // 2) for eighth in (1, 3, 5, 7)]
+    return [text for start in starts for text in by_length[start : start + _TUNING_TEXTS]]
+
+
+def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings: Settings) -> int:
     """Choose the batch size that a baseline is fastest with."""
     if len(sizes) == 1:
         return sizes[0]
-    texts = sample[:: max(1, len(sample) // _TUNING_TEXTS)][:_TUNING_TEXTS]
 
     def seconds(size: int) -> float:
         spec = replace(entrant.spec, batch_size=size)
