@@ -19,6 +19,7 @@ try:
     from bge_bench.progress import progress
     from bge_bench.report import pair_table, parity_table, speed_table
     from bge_bench.report_cli import report as report_command
+    from bge_bench.retrieval_cli import retrieval
     from bge_bench.sides import BASELINES
     from bge_bench.source import open_checkpoint
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
@@ -60,6 +61,7 @@ main.add_command(data)
 main.add_command(report_command)
 for command in COMMANDS:
     main.add_command(command)
+main.add_command(retrieval)
 
 
 @main.command()
