@@ -66,7 +66,8 @@ def throughput_rows(document: Document) -> Rows:
             cells = [f"~~{cell}~~" if cell else "" for cell in cells]
         for mine in ours.values():
             # Both in full, or both on the sample: never one by the other.
-            faster = ratio(mine[f"{part}_s"], row[f"{part}_s"])
+            common = "full" if mine["full_s"] and row["full_s"] else "sample"
+            faster = ratio(mine[f"{common}_s"], row[f"{common}_s"])
             cells.append("" if row["ours"] or failed else f"{faster:.2f}x")
         rows.append(cells)
     return rows

@@ -53,6 +53,12 @@ def test_a_ratio_is_of_the_same_texts(document: dict, tmp_path: Path):
     assert "| 1.50x |" in section(tmp_path / "x.json", document)
 
 
+def test_a_ratio_falls_back_on_the_sample_that_both_ran(document: dict, tmp_path: Path):
+    document["rows"][0]["full_s"] = []  # ours in fp32, beside our other precisions
+    document["rows"][1]["full_s"] = [6.0, 6.0]
+    assert "| 3.00x |" in section(tmp_path / "x.json", document)
+
+
 def test_page_is_written_and_checked(document: dict, tmp_path: Path):
     file, page = tmp_path / "x.json", tmp_path / "page.md"
     file.write_text(json.dumps(document))
