@@ -14,6 +14,12 @@ try:
     from bge_bench.data_cli import data
     from bge_bench.environment import busy_percent
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
+    from bge_bench.options import (
+        checkpoint_option,
+        json_option,
+        threads_option,
+        timeout_option,
+    )
     from bge_bench.parity import REFERENCES, measure_parity
     from bge_bench.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.progress import progress
@@ -33,22 +39,11 @@ from bge_runtime.parity import TOLERANCES
 _MIXED_PARAGRAPHS = 16
 """Paragraphs that parity adds to the short texts of an export."""
 
-_checkpoint_option = click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The checkpoint that the bundle was made from. Default: the one it names.",
-)
 _texts_option = click.option(
     "--texts",
     "texts_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with one text a line. Default: texts of our own.",
-)
-_json_option = click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write everything measured to FILE; - prints it in place of the table.",
 )
 
 
@@ -66,7 +61,7 @@ main.add_command(retrieval)
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_checkpoint_option
+@checkpoint_option
 @click.option(
     "--against",
     multiple=True,
@@ -74,7 +69,7 @@ main.add_command(retrieval)
     help="Repeatable. Default: all.",
 )
 @_texts_option
-@_json_option
+@json_option
 def parity(
     bundle: Path,
     checkpoint: Path | None,
@@ -110,7 +105,7 @@ def parity(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_checkpoint_option
+@checkpoint_option
 @_texts_option
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--sample", type=click.IntRange(min=2), help="Measure on that many texts only.")
@@ -131,9 +126,7 @@ def parity(
     help="Of every baseline. Their own defaults (FlagEmbedding and fastembed 256, "
     "sentence-transformers 32) compute more padding.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="For all sides. Default: all usable CPUs."
-)
+@threads_option
 @click.option(
     "--precision",
     default="auto",
@@ -149,15 +142,8 @@ def parity(
     type=click.Choice(("dense", "all")),
     help="Of BGE-M3: dense vectors, or lexical weights and ColBERT vectors as well.",
 )
-@click.option(
-    "--timeout",
-    "timeout_s",
-    default=1800.0,
-    show_default=True,
-    type=click.FloatRange(min=1),
-    help="Seconds to wait for any one answer of a side.",
-)
-@_json_option
+@timeout_option
+@json_option
 def speed(
     bundle: Path,
     checkpoint: Path | None,
@@ -235,7 +221,7 @@ def speed(
 @click.option(
     "--precision", default="auto", show_default=True, type=click.Choice(("auto", *TOLERANCES))
 )
-@_json_option
+@json_option
 def m3(
     bundle: Path,
     headless: Path | None,
@@ -270,7 +256,7 @@ def m3(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_checkpoint_option
+@checkpoint_option
 @click.option("--queries", "count", default=256, show_default=True, type=click.IntRange(min=2))
 @click.option(
     "--examples",
@@ -282,7 +268,7 @@ def m3(
 @click.option(
     "--precision", default="auto", show_default=True, type=click.Choice(("auto", *TOLERANCES))
 )
-@_json_option
+@json_option
 def prefix(
     bundle: Path,
     checkpoint: Path | None,

@@ -10,9 +10,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
 from bge_bench.sides import SideSpec
@@ -77,6 +82,20 @@ class Worker:
             self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")
             self._process.stdin.flush()
         return self._next(do)
+
+    def embed(self, texts: Sequence[str], folder: Path) -> tuple[float, NDArray[np.float32]]:
+        """Let the side embed texts, which go through files in a folder.
+
+        Returns:
+            The seconds it took, and the vectors. Shape: ``(len(texts), dim)``.
+
+        Raises:
+            BenchError: As `ask`.
+        """
+        file, vectors = folder / "texts.json", folder / "vectors"
+        file.write_text(json.dumps(list(texts)), encoding="utf-8")
+        answer = self.ask("corpus", texts=str(file), vectors=str(vectors))
+        return answer["seconds"], np.fromfile(vectors, answer["dtype"]).reshape(answer["shape"])
 
     def finish(self) -> float:
         """Let the process end.

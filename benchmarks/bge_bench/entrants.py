@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bge_bench.errors import BenchError
-from bge_bench.sides import BASELINES, FROM_CHECKPOINT, OURS, SideSpec
+from bge_bench.sides import BASELINES, OURS, SideSpec
+from bge_bench.speed import baseline_side, our_side
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import why_not
 from bge_runtime.registry import ENCODER_ONLY_BASE
@@ -28,9 +29,6 @@ _PACKAGES = {
 
 FASTEST = "sentence-transformers-openvino"
 """The fastest of the baselines, which is timed on all texts as we are."""
-
-_OUR_BATCH_SIZE = 256
-"""FlagModel's default; it fills batches by tokens, and this is only the most texts."""
 
 _OUR_PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -91,14 +89,7 @@ def line_up(
             f"{bundle.path.name} has no variant in {', '.join(missing)} that this machine runs; it "
             f"has {', '.join(sorted(able))}. Export it again with --precision {missing[0]}"
         )
-    ours = SideSpec(
-        side=OURS,
-        model=str(bundle.path.absolute()),
-        pooling=model.pooling,
-        max_length=min(model.max_length, 512),
-        batch_size=_OUR_BATCH_SIZE,
-        threads=threads,
-    )
+    ours = our_side(bundle, threads=threads)
     chosen = [precision for precision in _OUR_PRECISIONS if precision in (precisions or able)]
     entrants = [
         Entrant(
@@ -116,8 +107,7 @@ def line_up(
         if not _installed(_PACKAGES[side]):
             left_out[side] = f"{_PACKAGES[side]} is not installed"
             continue
-        folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
-        spec = replace(ours, side=side, model=folder, precision="auto")
+        spec = baseline_side(ours, side, checkpoint)
         entrants.append(Entrant(label=side, spec=spec, in_full=side == FASTEST))
         if side == FASTEST:
             held = replace(spec, precision="fp32")

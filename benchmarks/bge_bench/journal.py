@@ -49,9 +49,6 @@ class Journal:
         if lines and lines[-1]:
             path.write_text("\n".join(lines[:-1]) + "\n", "utf-8")
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._entries
-
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Give what was measured under a key, or measure it now and write it down."""
         if key not in self._entries:

@@ -1,34 +1,33 @@
 """What the tables are made of: each measure asks all entrants in turn, round by round.
 
+Another one begins each round, since what runs first may find the machine in another state.
 Everything goes through a journal, so that a run can be stopped and resumed. Where only a
 sample of the texts is timed of a slow entrant, ours is timed on that sample as well.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.driver import Worker
 from bge_bench.entrants import Entrant
-from bge_bench.errors import BenchError
 from bge_bench.journal import Journal
 from bge_bench.sides import SideSpec
-from bge_bench.speed import QUERY
-from bge_runtime.parity import TOLERANCES, compare
+from bge_bench.speed import QUERY, what_runs
+from bge_runtime.parity import compare
 
 Step = Callable[[str], object]
+Work = TypeVar("Work")
 
 _SETTLE_S = 0.3
 """Pause before an entrant's turn: another's idle threads spin for some milliseconds."""
@@ -57,81 +56,116 @@ class Settings:
     timeout_s: float
 
 
-class Side:
+class LazyWorker:
     """An entrant's process, started when it is first asked for something."""
 
-    def __init__(self, entrant: Entrant, spec: SideSpec, settings: Settings, folder: Path) -> None:
-        """Take an entrant; ``spec`` may have another batch size than its own."""
+    def __init__(
+        self,
+        entrant: Entrant,
+        spec: SideSpec,
+        settings: Settings,
+        folder: Path,
+        warm_up: Sequence[str],
+    ) -> None:
+        """Take an entrant.
+
+        Args:
+            entrant: Whose process it is.
+            spec: How to open it; may have another batch size than the entrant's own.
+            settings: What all measures share.
+            folder: Where texts and vectors are handed over.
+            warm_up: Texts to embed at the start, which do not count.
+        """
         self.entrant = entrant
         self.spec = spec
         self._settings = settings
         self._folder = folder
+        self._warm_up = warm_up
         self._worker: Worker | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._worker is not None:
-            self._worker.kill()
-
-    def open(self, warm_up: Sequence[str]) -> Worker:
-        """Start the process, and embed a few texts that do not count."""
+    def _started(self) -> Worker:
         if self._worker is None:
             self._settings.step(f"{self.entrant.label}: start and warm up")
             self._worker = Worker(self.spec, query=QUERY, timeout_s=self._settings.timeout_s)
-            if warm_up:
-                self.embed(warm_up)
+            if self._warm_up:
+                self._worker.embed(self._warm_up, self._folder)
         return self._worker
 
-    def ready(self, warm_up: Sequence[str] = ()) -> dict[str, Any]:
-        """Tell name, precision and what is in force."""
-        said = self.open(warm_up).ready
-        if said["precision"] not in TOLERANCES:
-            raise BenchError(
-                f"{said['name']} computes in {said['precision']} on this machine, and there are "
-                f"tolerances for {', '.join(TOLERANCES)} only"
-            )
-        return {name: said[name] for name in ("name", "precision", "in_force")}
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._worker is not None:
+            self._worker.kill()
+
+    def row(self) -> dict[str, Any]:
+        """Begin the entrant's document: label, name, precision and what is in force."""
+        said = self._settings.journal.get(
+            f"ready/{self.entrant.label}", lambda: what_runs(self._started())
+        )
+        return {"label": self.entrant.label, "ours": self.entrant.ours, **said}
 
     def embed(self, texts: Sequence[str]) -> tuple[float, NDArray[np.float32]]:
         """Give the seconds of one ``encode``, and the vectors."""
-        worker = self.open(())
-        file, vectors = self._folder / "texts.json", self._folder / "vectors"
-        file.write_text(json.dumps(list(texts)), encoding="utf-8")
+        worker = self._started()
         time.sleep(_SETTLE_S)
-        answer = worker.ask("corpus", texts=str(file), vectors=str(vectors))
-        rows = np.fromfile(vectors, answer["dtype"]).reshape(answer["shape"])
-        return answer["seconds"], rows
+        return worker.embed(texts, self._folder)
 
     def query_ms(self, texts: Sequence[str], *, calls: int, budget_s: float) -> list[float]:
         """Give the milliseconds of each call."""
+        worker = self._started()
         time.sleep(_SETTLE_S)
-        worker = self.open(())
         answer = worker.ask("query", query=list(texts), calls=calls, budget_s=budget_s)
         return list(answer["ms"])
 
     def memory(self) -> dict[str, int]:
         """Tell the bytes that the process holds, and its peak."""
-        return self.open(()).ask("memory")
+        return self._started().ask("memory")
 
 
 @contextmanager
-def _sides(
-    entrants: Sequence[Entrant], settings: Settings, specs: Sequence[SideSpec] | None = None
-) -> Iterator[list[Side]]:
+def _workers(
+    entrants: Sequence[Entrant],
+    settings: Settings,
+    *,
+    specs: Sequence[SideSpec] | None = None,
+    warm_up: Sequence[str] = (),
+) -> Iterator[list[LazyWorker]]:
     specs = specs or [entrant.spec for entrant in entrants]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
-        yield [
-            stack.enter_context(Side(entrant, spec, settings, folder))
+        workers = [
+            LazyWorker(entrant, spec, settings, folder, warm_up)
             for entrant, spec in zip(entrants, specs, strict=True)
         ]
+        for worker in workers:
+            stack.callback(worker.close)
+        yield workers
+
+
+def _take_turns(
+    workers: Sequence[LazyWorker],
+    kinds: Mapping[str, Work],
+    measure: Callable[[LazyWorker, Work], Any],
+    settings: Settings,
+    *,
+    takes_part: Callable[[LazyWorker, str], bool] = lambda _worker, _kind: True,
+) -> dict[str, dict[str, list[Any]]]:
+    """Measure each kind of work with everyone, round by round.
+
+    Returns:
+        What was measured: by label and kind, one entry a round.
+    """
+    found: dict[str, dict[str, list[Any]]] = {worker.entrant.label: {} for worker in workers}
+    for number in range(settings.rounds):
+        first = number * len(workers) // settings.rounds
+        for kind, work in kinds.items():
+            for worker in (*workers[first:], *workers[:first]):
+                if takes_part(worker, kind):
+                    label = worker.entrant.label
+                    value = settings.journal.get(
+                        f"{kind}/{label}/{number}", partial(measure, worker, work)
+                    )
+                    found[label].setdefault(kind, []).append(value)
+    return found
 
 
 def measure_throughput(
@@ -156,7 +190,6 @@ def measure_throughput(
     Returns:
         One document an entrant.
     """
-    journal = settings.journal
     specs = [
         entrant.spec
         if entrant.ours
@@ -166,50 +199,33 @@ def measure_throughput(
         )
         for entrant in entrants
     ]
-    warm_up = sample[:_WARM_UP_TEXTS]
     expected = _reference_vectors(reference, sample, settings)
-    rows = []
-    with _sides(entrants, settings, specs) as sides:
-        for number in range(settings.rounds):
-            for name, corpus in (("sample", sample), ("full", texts)):
-                for side in sides:
-                    if name == "full" and not side.entrant.in_full:
-                        continue
-                    label = side.entrant.label
-                    journal.get(f"ready/{label}", partial(side.ready, warm_up))
 
-                    def timed(side: Side = side, corpus: Sequence[str] = corpus) -> Any:
-                        side.open(warm_up)
-                        settings.step(f"{side.entrant.label}: {len(corpus)} texts")
-                        seconds, vectors = side.embed(corpus)
-                        measured: dict[str, Any] = {"seconds": seconds, **side.memory()}
-                        if corpus is sample:
-                            measured["parity"] = asdict(compare(vectors, expected))
-                        return measured
+    def timed(worker: LazyWorker, corpus: Sequence[str]) -> dict[str, Any]:
+        settings.step(f"{worker.entrant.label}: {len(corpus)} texts")
+        seconds, vectors = worker.embed(corpus)
+        measured: dict[str, Any] = {"seconds": seconds, **worker.memory()}
+        if corpus is sample:
+            measured["parity"] = asdict(compare(vectors, expected))
+        return measured
 
-                    journal.get(f"{name}/{label}/{number}", timed)
-        for side in sides:
-            label = side.entrant.label
-            measured = {
-                name: [
-                    journal.get(f"{name}/{label}/{number}", dict)
-                    for number in range(settings.rounds)
-                ]
-                for name in ("sample", *(["full"] * side.entrant.in_full))
-            }
-            entries = [entry for runs in measured.values() for entry in runs]
-            rows.append(
-                {
-                    "label": label,
-                    "ours": side.entrant.ours,
-                    **journal.get(f"ready/{label}", dict),
-                    "batch_size": side.spec.batch_size,
-                    "sample_s": [entry["seconds"] for entry in measured["sample"]],
-                    "full_s": [entry["seconds"] for entry in measured.get("full", [])],
-                    "peak_memory_bytes": max(entry["peak_bytes"] for entry in entries),
-                    "parity": measured["sample"][-1]["parity"],
-                }
-            )
+    with _workers(entrants, settings, specs=specs, warm_up=sample[:_WARM_UP_TEXTS]) as workers:
+        rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
+        found = _take_turns(
+            workers,
+            {"sample": sample, "full": texts},
+            timed,
+            settings,
+            takes_part=lambda worker, kind: kind == "sample" or worker.entrant.in_full,
+        )
+    for row in rows:
+        runs = found[row["label"]]
+        for kind in ("sample", "full"):
+            row[f"{kind}_s"] = [entry["seconds"] for entry in runs.get(kind, [])]
+        row["peak_memory_bytes"] = max(
+            entry["peak_bytes"] for entries in runs.values() for entry in entries
+        )
+        row["parity"] = runs["sample"][-1]["parity"]
     return rows
 
 
@@ -233,37 +249,16 @@ def measure_latency(
     Returns:
         One document an entrant.
     """
-    rows = []
-    with _sides(entrants, settings) as sides:
-        for number in range(settings.rounds):
-            for name, texts in points:
-                for side in sides:
-                    ready = f"ready/{side.entrant.label}"
-                    settings.journal.get(ready, side.ready)
 
-                    def timed(side: Side = side, texts: Sequence[str] = texts) -> list[float]:
-                        settings.step(f"{side.entrant.label}: {len(texts)} short text(s)")
-                        side.query_ms(texts, calls=3, budget_s=budget_s / 4)
-                        return side.query_ms(texts, calls=calls, budget_s=budget_s)
+    def timed(worker: LazyWorker, texts: Sequence[str]) -> list[float]:
+        settings.step(f"{worker.entrant.label}: {len(texts)} short text(s)")
+        worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
+        return worker.query_ms(texts, calls=calls, budget_s=budget_s)
 
-                    settings.journal.get(f"{name}/{side.entrant.label}/{number}", timed)
-        for side in sides:
-            label = side.entrant.label
-            rows.append(
-                {
-                    "label": label,
-                    "ours": side.entrant.ours,
-                    **settings.journal.get(f"ready/{label}", dict),
-                    "ms": {
-                        name: [
-                            settings.journal.get(f"{name}/{label}/{number}", list)
-                            for number in range(settings.rounds)
-                        ]
-                        for name, _ in points
-                    },
-                }
-            )
-    return rows
+    with _workers(entrants, settings) as workers:
+        rows = [worker.row() for worker in workers]
+        found = _take_turns(workers, dict(points), timed, settings)
+    return [row | {"ms": found[row["label"]]} for row in rows]
 
 
 def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> list[dict[str, Any]]:
@@ -320,38 +315,16 @@ def measure_scaling(
     Returns:
         One document an entrant.
     """
-    rows = []
-    with _sides(entrants, settings) as sides:
-        for number in range(settings.rounds):
-            for size in sizes:
-                for side in sides:
-                    ready = f"ready/{side.entrant.label}"
-                    settings.journal.get(ready, side.ready)
 
-                    def timed(side: Side = side, size: int = size) -> float:
-                        side.open(texts[:_WARM_UP_TEXTS])
-                        settings.step(f"{side.entrant.label}: {size} texts")
-                        return side.embed(texts[:size])[0]
+    def timed(worker: LazyWorker, corpus: Sequence[str]) -> float:
+        settings.step(f"{worker.entrant.label}: {len(corpus)} texts")
+        return worker.embed(corpus)[0]
 
-                    settings.journal.get(f"{size}/{side.entrant.label}/{number}", timed)
-        for side in sides:
-            label = side.entrant.label
-            rows.append(
-                {
-                    "label": label,
-                    "ours": side.entrant.ours,
-                    **settings.journal.get(f"ready/{label}", dict),
-                    "batch_size": side.spec.batch_size,
-                    "seconds": {
-                        str(size): [
-                            settings.journal.get(f"{size}/{label}/{number}", float)
-                            for number in range(settings.rounds)
-                        ]
-                        for size in sizes
-                    },
-                }
-            )
-    return rows
+    corpora = {str(size): texts[:size] for size in sizes}
+    with _workers(entrants, settings, warm_up=texts[:_WARM_UP_TEXTS]) as workers:
+        rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
+        found = _take_turns(workers, corpora, timed, settings)
+    return [row | {"seconds": found[row["label"]]} for row in rows]
 
 
 def measure_memory(
@@ -376,19 +349,18 @@ def measure_memory(
     for entrant in entrants:
 
         def watch(entrant: Entrant = entrant) -> dict[str, Any]:
-            with _sides([entrant], settings) as (side,):
-                said = side.ready()
-                held, texts = [side.memory()["held_bytes"]], 0
+            with _workers([entrant], settings) as (worker,):
+                row = worker.row()
+                held, texts = [worker.memory()["held_bytes"]], 0
                 for chunk in chunks():
                     settings.step(f"{entrant.label}: texts {texts} to {texts + len(chunk)}")
-                    side.embed(chunk)
+                    worker.embed(chunk)
                     texts += len(chunk)
-                    held.append(side.memory()["held_bytes"])
-                peak = side.memory()["peak_bytes"]
-            return {**said, "texts": texts, "held_bytes": held, "peak_memory_bytes": peak}
+                    held.append(worker.memory()["held_bytes"])
+                peak = worker.memory()["peak_bytes"]
+            return {**row, "texts": texts, "held_bytes": held, "peak_memory_bytes": peak}
 
-        measured = settings.journal.get(f"memory/{entrant.label}", watch)
-        rows.append({"label": entrant.label, "ours": entrant.ours, **measured})
+        rows.append(settings.journal.get(f"memory/{entrant.label}", watch))
     return rows
 
 
@@ -407,10 +379,9 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
 
     def seconds(size: int) -> float:
         spec = replace(entrant.spec, batch_size=size)
-        with _sides([entrant], settings, [spec]) as (side,):
-            side.open(texts[:2])
+        with _workers([entrant], settings, specs=[spec], warm_up=texts[:2]) as (worker,):
             settings.step(f"{entrant.label}: batches of {size}")
-            return side.embed(texts)[0]
+            return worker.embed(texts)[0]
 
     taken = {
         size: settings.journal.get(f"tune/{entrant.label}/{size}", partial(seconds, size))
@@ -425,10 +396,9 @@ def _reference_vectors(
     entrant = Entrant(label="the reference", spec=reference, in_full=False)
 
     def vectors() -> list[list[float]]:
-        with _sides([entrant], settings) as (side,):
-            side.open(())
+        with _workers([entrant], settings) as (worker,):
             settings.step(f"the reference's vectors of {len(sample)} texts")
-            rows: list[list[float]] = side.embed(sample)[1].astype(float).tolist()
+            rows: list[list[float]] = worker.embed(sample)[1].astype(float).tolist()
             return rows
 
     return np.array(settings.journal.get("reference", vectors), dtype=np.float32)

@@ -11,6 +11,7 @@ import click
 
 from bge_bench.catalogue import DATASETS, data_folder
 from bge_bench.console import one_line_errors, report
+from bge_bench.options import checkpoint_option, data_option, json_option
 from bge_bench.progress import progress
 from bge_bench.retrieval import (
     REFERENCES,
@@ -27,17 +28,8 @@ from bge_runtime.parity import TOLERANCES
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The checkpoint that the bundle was made from. Default: the one it names.",
-)
-@click.option(
-    "--data",
-    "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder that holds the texts. Default: where `bge-bench data` puts them.",
-)
+@checkpoint_option
+@data_option
 @click.option(
     "--task",
     "names",
@@ -62,12 +54,7 @@ from bge_runtime.parity import TOLERANCES
     type=click.Choice(REFERENCES),
     help="What computes PyTorch's scores, in fp32.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write everything measured to FILE; - prints it in place of the table.",
-)
+@json_option
 def retrieval(
     bundle: Path,
     checkpoint: Path | None,

@@ -7,7 +7,6 @@ Never do two compute at once.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -177,6 +176,27 @@ class Comparison:
         }
 
 
+def our_side(bundle: Bundle, *, threads: int) -> SideSpec:
+    """Describe a bundle as its users open it, for texts of 512 tokens at most."""
+    model = bundle.manifest.model
+    return SideSpec(
+        side=OURS,
+        model=str(bundle.path.absolute()),
+        pooling=model.pooling,
+        max_length=min(model.max_length, 512),
+        batch_size=_OUR_BATCH_SIZE,
+        threads=threads,
+        precision="auto",
+        model_class=model.model_class,
+    )
+
+
+def baseline_side(ours: SideSpec, side: str, checkpoint: Path) -> SideSpec:
+    """Describe a baseline that does the work of ours; it reads the checkpoint or the bundle."""
+    folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
+    return replace(ours, side=side, model=folder)
+
+
 def line_up(
     bundle: Bundle,
     checkpoint: Path,
@@ -214,21 +234,11 @@ def line_up(
             f"--outputs all compares BGE-M3 with FlagEmbedding only, not {model.name} with "
             f"{', '.join(baselines)}"
         )
-    ours = SideSpec(
-        side=OURS,
-        model=str(bundle.path.absolute()),
-        pooling=model.pooling,
-        max_length=min(model.max_length, 512),
-        batch_size=_OUR_BATCH_SIZE,
-        threads=threads,
-        precision=precision,
-        model_class=model.model_class,
-        all_outputs=all_outputs,
-    )
+    ours = replace(our_side(bundle, threads=threads), precision=precision, all_outputs=all_outputs)
 
     def other(side: str) -> SideSpec:
-        folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
-        return replace(ours, side=side, model=folder, batch_size=baseline_batch_size)
+        spec = baseline_side(ours, side, checkpoint)
+        return replace(spec, batch_size=baseline_batch_size)
 
     reference = next((side for side in baselines if side in PYTORCH), "transformers")
     return Lineup(
@@ -255,13 +265,12 @@ def measure_speed(
     specs = (lineup.ours, *lineup.baselines)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
-        corpus = _save(workload.texts, folder / "corpus.json")
-        warm_up = _save(workload.texts[: workload.warm_up_texts], folder / "warm-up.json")
+        warm_up = workload.texts[: workload.warm_up_texts]
         workers, results = [], []
         for spec in specs:
             step(f"{spec.side}: start and warm up")
             worker = stack.enter_context(_start(spec, workload))
-            worker.ask("corpus", texts=warm_up, vectors=str(folder / "unused"))
+            worker.embed(warm_up, folder)
             worker.ask("query", query=QUERY, calls=5)
             workers.append(worker)
             results.append(_new_result(worker))
@@ -272,7 +281,7 @@ def measure_speed(
             for spec, worker, result in zip(specs, workers, results, strict=True):
                 step(f"{spec.side}: corpus, {of}")
                 time.sleep(_SETTLE_S)
-                seconds, rows = _embed(worker, corpus, folder)
+                seconds, rows = worker.embed(workload.texts, folder)
                 result.corpus_s.append(seconds)
                 vectors.append(rows)
             for spec, worker, result in zip(specs, workers, results, strict=True):
@@ -294,7 +303,7 @@ def measure_speed(
         else:
             step(f"{lineup.reference.side}: the reference's vectors")
             with _start(lineup.reference, workload) as worker:
-                reference, expected = _new_result(worker), _embed(worker, corpus, folder)[1]
+                reference, expected = _new_result(worker), worker.embed(workload.texts, folder)[1]
     for result, rows in zip(results, vectors, strict=True):
         result.parity = compare(rows, expected)
     return Comparison(
@@ -315,23 +324,21 @@ def _start(spec: SideSpec, workload: Workload) -> Worker:
     return Worker(spec, query=QUERY, timeout_s=workload.timeout_s)
 
 
-def _new_result(worker: Worker) -> SideResult:
+def what_runs(worker: Worker) -> dict[str, Any]:
+    """Tell a side's name, its precision and what is in force, as it says itself.
+
+    Raises:
+        BenchError: If there is no tolerance for the precision.
+    """
     ready = worker.ready
     if ready["precision"] not in TOLERANCES:
         raise BenchError(
             f"{ready['name']} computes in {ready['precision']} on this machine, and there are "
-            f"tolerances for {', '.join(TOLERANCES)} only. Pass --precision fp32"
+            f"tolerances for {', '.join(TOLERANCES)} only. Leave it out, or hold "
+            "it to fp32 with bge-bench speed --precision fp32"
         )
-    return SideResult(name=ready["name"], precision=ready["precision"], in_force=ready["in_force"])
+    return {name: ready[name] for name in ("name", "precision", "in_force")}
 
 
-def _embed(worker: Worker, corpus: str, folder: Path) -> tuple[float, NDArray[np.float32]]:
-    """Let a side embed a file of texts; give the seconds it took, and the vectors."""
-    file = folder / "vectors"
-    answer = worker.ask("corpus", texts=corpus, vectors=str(file))
-    return answer["seconds"], np.fromfile(file, answer["dtype"]).reshape(answer["shape"])
-
-
-def _save(texts: Sequence[str], path: Path) -> str:
-    path.write_text(json.dumps(list(texts)), encoding="utf-8")
-    return str(path)
+def _new_result(worker: Worker) -> SideResult:
+    return SideResult(**what_runs(worker))

@@ -27,6 +27,13 @@ from bge_bench.measures import (
     measure_scaling,
     measure_throughput,
 )
+from bge_bench.options import (
+    checkpoint_option,
+    data_option,
+    json_option,
+    threads_option,
+    timeout_option,
+)
 from bge_bench.progress import progress
 from bge_bench.report_tables import document_tables
 from bge_bench.roofline import measure_rates, needed_flop
@@ -73,11 +80,7 @@ class _Run:
 def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
     options = [
         click.argument("bundle", type=click.Path(path_type=Path)),
-        click.option(
-            "--checkpoint",
-            type=click.Path(path_type=Path),
-            help="Folder of the checkpoint. Default: the one that the bundle names.",
-        ),
+        checkpoint_option,
         click.option(
             "--baseline",
             "baselines",
@@ -93,25 +96,10 @@ def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
             type=click.Choice(("fp32", "bf16", "int8")),
             help="Of the bundle; repeatable. Default: all it has that this machine runs.",
         ),
-        click.option(
-            "--threads", type=click.IntRange(min=1), help="For all. Default: all usable CPUs."
-        ),
+        threads_option,
         click.option("--rounds", default=rounds, show_default=True, type=click.IntRange(min=1)),
-        click.option(
-            "--timeout",
-            "timeout_s",
-            default=1800.0,
-            show_default=True,
-            type=click.FloatRange(min=1),
-            help="Seconds to wait for any one answer.",
-        ),
-        click.option(
-            "--json",
-            "json_file",
-            type=click.Path(path_type=Path),
-            help="Write everything measured here; - prints it. A run that was stopped goes on "
-            "from FILE.journal.",
-        ),
+        timeout_option,
+        json_option,
     ]
 
     def decorate(command: Any) -> Any:
@@ -122,37 +110,25 @@ def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
     return decorate
 
 
-_texts_options = [
-    click.option(
-        "--texts",
-        "named",
-        multiple=True,
-        default=["mixed"],
-        show_default=True,
-        help="'mixed' (4 to 500 words, made here), the passages of a dataset of bge-bench data, "
-        "such as xquad-en, its questions, xquad-en-questions, or a file with a text a line. "
-        "Repeatable.",
-    ),
-    click.option(
-        "--data", type=click.Path(path_type=Path), help="Data folder. Default: the cache's."
-    ),
-]
+_texts_option = click.option(
+    "--texts",
+    "named",
+    multiple=True,
+    default=["mixed"],
+    show_default=True,
+    help="'mixed' (4 to 500 words, made here), the passages of a dataset of bge-bench data, such "
+    "as xquad-en, its questions, xquad-en-questions, or a file with a text a line. Repeatable.",
+)
 
 
-def _with_texts(command: Any) -> Any:
-    for option in reversed(_texts_options):
-        command = option(command)
-    return command
-
-
-def _texts(named: Sequence[str], data: Path | None) -> list[str]:
+def _texts(named: Sequence[str], folder: Path | None) -> list[str]:
     texts: list[str] = []
     for name in named:
         if name == "mixed":
             texts += paragraphs(_MIXED)
         elif name.removesuffix(_QUESTIONS) in DATASETS:
             read = load_questions if name.endswith(_QUESTIONS) else load_passages
-            texts += read(name.removesuffix(_QUESTIONS), data)
+            texts += read(name.removesuffix(_QUESTIONS), folder)
         else:
             texts += read_texts(Path(name))
     return texts
@@ -247,7 +223,8 @@ def _fingerprint(texts: Sequence[str]) -> str:
 
 @click.command()
 @_options(rounds=3, baselines=[name for name in BASELINES if name != "onnxruntime"])
-@_with_texts
+@_texts_option
+@data_option
 @click.option(
     "--sample", default=_SAMPLE, show_default=True, type=click.IntRange(min=2),
     help="Texts that the slow baselines are timed on; taken evenly over all, by length.",
@@ -259,7 +236,7 @@ def _fingerprint(texts: Sequence[str]) -> str:
 def throughput(
     bundle: Path,
     named: Sequence[str],
-    data: Path | None,
+    folder: Path | None,
     sample: int,
     batch_sizes: Sequence[int],
     **options: Any,
@@ -300,7 +277,7 @@ def throughput(
         }
 
     with one_line_errors():
-        texts = _texts(named, data)
+        texts = _texts(named, folder)
     what = {"texts": _fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
     _measure("throughput", bundle, options, what, results)
 
@@ -349,13 +326,14 @@ def cold_start(bundle: Path, **options: Any) -> None:
 
 @click.command()
 @_options(rounds=1, baselines=[FASTEST])
-@_with_texts
+@_texts_option
+@data_option
 @click.option(
     "--size", "sizes", multiple=True, default=(100, 300, 1000, 3000, 10_000, 20_000),
     show_default=True, type=click.IntRange(min=8), help="Texts of a corpus; repeatable.",
 )  # fmt: skip
 def scaling(
-    bundle: Path, named: Sequence[str], data: Path | None, sizes: Sequence[int], **options: Any
+    bundle: Path, named: Sequence[str], folder: Path | None, sizes: Sequence[int], **options: Any
 ) -> None:
     """Time corpora of growing size, texts repeated behind a number of their own."""
 
@@ -370,7 +348,7 @@ def scaling(
         }
 
     with one_line_errors():
-        given = _texts(named, data)
+        given = _texts(named, folder)
         random.Random(0).shuffle(given)  # noqa: S311  # each size is like the whole
     what = {"texts": _fingerprint(given), "sizes": list(sizes)}
     _measure("scaling", bundle, options, what, results)

@@ -77,7 +77,7 @@ def test_a_stopped_run_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    embed, calls = measures.Side.embed, []
+    embed, calls = measures.LazyWorker.embed, []
 
     def stops(side, given_texts):
         calls.append(side.entrant.label)
@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return embed(side, given_texts)
 
-    monkeypatch.setattr(measures.Side, "embed", stops)
+    monkeypatch.setattr(measures.LazyWorker, "embed", stops)
     with pytest.raises(AssertionError):
         throughput(tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json")
     journal = tmp_path / "t.json.journal"
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on(
     kept = {entry["key"]: entry["value"] for entry in timed}
     assert "sample/bge-runtime fp32/0" in kept
     journal.write_text(before + '{"key": "sample/cut sho')  # while it was written
-    monkeypatch.setattr(measures.Side, "embed", embed)
+    monkeypatch.setattr(measures.LazyWorker, "embed", embed)
     throughput(tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json")
     document = json.loads((tmp_path / "t.json").read_text())
     assert document["rows"][0]["sample_s"][0] == kept["sample/bge-runtime fp32/0"]["seconds"]

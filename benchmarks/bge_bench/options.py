@@ -1,0 +1,36 @@
+"""Options that several commands of ``bge-bench`` have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The checkpoint that the bundle was made from. Default: the one it names.",
+)
+data_option = click.option(
+    "--data",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder that holds the texts. Default: where `bge-bench data` puts them.",
+)
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write everything measured to FILE; - prints it in place of the table.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="For all sides. Default: all usable CPUs."
+)
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    default=1800.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds to wait for any one answer of a side.",
+)
