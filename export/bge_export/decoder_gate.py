@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from bge_export.decoder_config import DecoderConfig
 from bge_export.decoder_graph import HIDDEN_STATES
 from bge_runtime.batching import pad_batch
-from bge_runtime.engines.ort import OrtEngine, open_session
+from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_providers import CPU, CUDA, cuda_options, open_session
 from bge_runtime.engines.ov import OpenVinoEngine, computing_precision
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant, past_names
 
@@ -77,7 +78,8 @@ def _open_ort(path: Path, variant: Variant, output: str) -> tuple[_Run, str]:
     options.enable_cpu_mem_arena = False
     # Rearranged copies of the weights pay where a graph runs more than once.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    session = open_session(ort, path, options, device=variant.device)
+    provider = (CPU, {}) if variant.device == "cpu" else (CUDA, cuda_options(0))
+    session = open_session(ort, path, options, [provider])
     names = {value.name for value in session.get_inputs()}
 
     def run(feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

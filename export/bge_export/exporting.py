@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -20,6 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from bge_export.calibration import largest_inputs
 from bge_export.checkpoint import Checkpoint
 from bge_export.loading import (
+    first_position,
     load_encoder,
     load_heads,
     load_tokenizer,
@@ -28,10 +31,11 @@ from bge_export.loading import (
     takes_token_types,
 )
 from bge_export.output import check_output, draft_beside, put_in_place
+from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
 from bge_export.passes.quantize_matrices import BLOCK, QuantizeMatrices
 from bge_export.targets import INT8, OPENVINO, PORTABLE, Target, for_length
 from bge_export.texts import PARITY_TEXTS
-from bge_export.tracing import PooledEncoder, trace
+from bge_export.tracing import PooledEncoder, trace, trace_packed
 from bge_runtime import integrity
 from bge_runtime.bundle import (
     COLBERT_TOKENS,
@@ -60,8 +64,6 @@ from bge_runtime.parity import TOLERANCES, Parity
 from bge_runtime.proving import measure
 from bge_runtime.tokenization import TextTokenizer
 from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
-
-WEIGHTS_FILE = "onnx/model.onnx_data"
 
 _RECORDED_PACKAGES = (
     "bge-runtime",
@@ -187,12 +189,17 @@ def export_bundle(
         _write_companions(draft, checkpoint, model, tokenizer)
         step("tracing the graph")
         traced = trace(wrapped, max_length=limit)
+        packed = None
+        if any(target.packed for target in targets):
+            step("tracing the graph without padding")
+            start = first_position(encoder)
+            packed = trace_packed(wrapped, first_position=start, max_length=limit)
         step("computing PyTorch's vectors")
         reference = _make_reference(draft, wrapped, model, tokenizer)
         step("writing the graphs")
         targets = [for_length(target, limit) for target in targets]
-        graphs = write_graphs(traced, draft, targets, token_ids=reference.token_ids)
-        del wrapped, encoder, heads, traced
+        graphs = write_graphs(traced, packed, draft, targets, token_ids=reference.token_ids)
+        del wrapped, encoder, heads, traced, packed
         step("hashing the files")
         manifest = Manifest(
             model=model,
@@ -221,6 +228,7 @@ def export_bundle(
 
 def write_graphs(
     traced: ir.Model,
+    packed: ir.Model | None,
     folder: Path,
     targets: Sequence[Target],
     *,
@@ -229,10 +237,11 @@ def write_graphs(
     """Bring the traced graph into each target's form and write it.
 
     The portable graph is written first, with all weights in one file that the other
-    graphs refer to.
+    graphs refer to. Those in fp16 share another one.
 
     Args:
         traced: The graph.
+        packed: Its form over texts that lie behind each other, if a target wants it.
         folder: The bundle's.
         targets: Forms to write.
         token_ids: Tokens of texts that quantisation may look at.
@@ -244,13 +253,20 @@ def write_graphs(
     graphs = {}
     portable = _lowered(traced, PORTABLE)
     path = folder / PORTABLE.file
-    ir.save(portable, path, external_data=Path(WEIGHTS_FILE).name)
+    ir.save(portable, path, external_data=Path(PORTABLE.weights).name)
     graphs[PORTABLE.name] = _describe(portable, PORTABLE)
     written = ir.load(path).graph.initializers
     for target in targets:
         if target.name == PORTABLE.name:
             continue
-        model = _lowered(traced, target)
+        source = packed if target.packed else traced
+        assert source is not None
+        model = _lowered(source, target)
+        if target.weights != PORTABLE.weights:
+            _save_sharing(model, folder / target.file, folder / target.weights)
+            onnx.checker.check_model(str(folder / target.file), full_check=True)
+            graphs[target.name] = _describe(model, target)
+            continue
         if target is OPENVINO:
             graphs[target.name] = write_openvino(model, folder)
             continue
@@ -267,6 +283,30 @@ def write_graphs(
         ir.save(model, folder / target.file)
         graphs[target.name] = replace(_describe(model, target), quantization_block=block)
     return graphs
+
+
+def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
+    """Save a graph with its weights in a file that another one may have written already.
+
+    Two traces name their weights unlike: they are found by what they hold.
+    """
+    if not weights.exists():
+        ir.save(model, path, external_data=weights.name)
+        return
+    written = {}
+    for graph in weights.parent.glob("*.onnx"):
+        for value in ir.load(graph).graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.location == weights.name:
+                written[_identity(tensor)] = tensor
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = written.get(_identity(value.const_value), value.const_value)
+    ir.save(model, path)
+
+
+def _identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
 
 
 def write_openvino(model: ir.Model, folder: Path) -> Graph:
@@ -294,7 +334,11 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
     start = time.perf_counter()
     graph = bundle.graph(variant.graph)
     size_bytes = sum((bundle.path / name).stat().st_size for name in (graph.file, graph.weights))
-    if (reason := why_not(variant)) is not None:
+    reason = why_not(variant)
+    rehearsal = None
+    if reason is not None and variant.device != "cpu":
+        rehearsal = _rehearsed(bundle, variant, reference)
+    if reason is not None:
         return Row(
             graph=graph.file,
             variant=variant.name,
@@ -302,16 +346,11 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
             provider=f"nothing: {reason}",
             size_bytes=size_bytes,
             parity=None,
-            seconds=0.0,
+            seconds=time.perf_counter() - start,
+            rehearsal=rehearsal,
         )
     info, parity = measure(bundle, variant, reference)
-    failures = parity.failures(TOLERANCES[variant.precision])
-    if failures:
-        raise ExportError(
-            f"{graph.file} in {variant.precision} on {info.provider} is too far from "
-            f"PyTorch's vectors: {'; '.join(failures)}. Nothing was written; leave this graph out "
-            "with --target, and please report the model"
-        )
+    _require(parity, graph, variant, on=info.provider)
     return Row(
         graph=graph.file,
         variant=info.variant,
@@ -321,6 +360,38 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
         parity=parity,
         seconds=time.perf_counter() - start,
     )
+
+
+def _require(parity: Parity, graph: Graph, variant: Variant, *, on: str) -> None:
+    if failures := parity.failures(TOLERANCES[variant.precision]):
+        raise ExportError(
+            f"{graph.file} in {variant.precision} on {on} is too far from "
+            f"PyTorch's vectors: {'; '.join(failures)}. Nothing was written; leave this graph out "
+            "with --target, and please report the model"
+        )
+
+
+def _rehearsed(bundle: Bundle, variant: Variant, reference: Reference) -> Parity:
+    """Run a GPU's graph on the CPU, rounding where a GPU would.
+
+    That it computes what PyTorch does, and that its numbers have room in 16 bits, shows there
+    as well.
+    """
+    graph = bundle.graph(variant.graph)
+    model = ir.load(bundle.path / graph.file)
+    SpellOutPacked()(model)
+    SixteenBitsOnCpu()(model)
+    file = str(Path(graph.file).with_name("rehearsal.onnx"))
+    ir.save(model, bundle.path / file)
+    graphs = {**bundle.manifest.graphs, variant.graph: replace(graph, file=file)}
+    try:
+        on_cpu = replace(variant, engine="onnxruntime", device="cpu")
+        rehearsing = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+        info, parity = measure(rehearsing, on_cpu, reference)
+    finally:
+        (bundle.path / file).unlink()
+    _require(parity, graph, variant, on=f"{info.provider}, rounded as on a GPU,")
+    return parity
 
 
 def _lowered(traced: ir.Model, target: Target) -> ir.Model:
@@ -337,7 +408,7 @@ def _lowered(traced: ir.Model, target: Target) -> ir.Model:
 def _describe(model: ir.Model, target: Target) -> Graph:
     return Graph(
         file=target.file,
-        weights=WEIGHTS_FILE,
+        weights=target.weights,
         opset=model.opset_imports[""],
         inputs=tuple(str(value.name) for value in model.graph.inputs),
         outputs=tuple(str(value.name) for value in model.graph.outputs),

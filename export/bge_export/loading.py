@@ -132,10 +132,14 @@ def load_tokenizer(
 def max_length(encoder: torch.nn.Module) -> int:
     """Count the tokens that an encoder has positions for."""
     config: Any = encoder.config
-    positions = int(config.max_position_embeddings)
+    return int(config.max_position_embeddings) - first_position(encoder)
+
+
+def first_position(encoder: torch.nn.Module) -> int:
+    """Tell which row of an encoder's table of positions a text's first token has."""
+    config: Any = encoder.config
     # RoBERTa counts positions from the padding id on (arXiv:1907.11692's code).
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
-    return positions - offset
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
 
 
 def takes_token_types(encoder: torch.nn.Module) -> bool:

@@ -14,8 +14,12 @@ from bge_export.passes import (
     BroadcastMask,
     FeedForwardInParts,
     FirstTokenOnly,
+    FoldAttentionBias,
+    FuseForCuda,
     GeluToErf,
+    HalfPrecision,
     LowerOpset,
+    PackAttention,
 )
 from bge_runtime.errors import ExportError
 
@@ -27,6 +31,8 @@ consumers refuse it."""
 
 PORTABLE_OPSET = 18
 """What ONNX Runtime, TEI and transformers.js of recent years all read."""
+
+_HALF_WEIGHTS = "onnx/model_fp16.onnx_data"
 
 _BLOCKS_OPSET = 21
 """Its DequantizeLinear has a scale for each block of a matrix."""
@@ -62,10 +68,14 @@ class Target(AnyTarget):
     Attributes:
         outputs: Outputs of the graph, the first one first.
         passes: Makes the passes that lead to it, in order.
+        packed: Whether they begin with the trace over texts that lie behind each other.
+        weights: Path of the file that its weights lie in.
     """
 
     outputs: tuple[str, ...]
     passes: Callable[[], Sequence[ir.passes.InPlacePass]]
+    packed: bool = False
+    weights: str = "onnx/model.onnx_data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +145,35 @@ INT8 = Target(
     on_request=True,
 )  # fmt: skip
 
+CUDA = Target(
+    name="cuda",
+    precision="fp16",
+    file="onnx/model_cuda_fp16.onnx",
+    outputs=CPU.outputs,
+    passes=lambda: (FoldAttentionBias(), FirstTokenOnly(), PackAttention(), FuseForCuda(),
+                    LowerOpset(PORTABLE_OPSET), HalfPrecision()),
+    packed=True,
+    weights=_HALF_WEIGHTS,
+    variants=(("cuda-fp16", "onnxruntime", "fp16"),),
+    device="cuda",
+    description="ONNX Runtime on an NVIDIA GPU, texts packed without padding; not yet run on one",
+    on_request=True,
+)  # fmt: skip
+
+TENSORRT = Target(
+    name="tensorrt",
+    precision="fp16",
+    file="onnx/model_tensorrt_fp16.onnx",
+    outputs=CPU.outputs,
+    passes=lambda: (BroadcastMask(), FoldAttentionBias(), FirstTokenOnly(), AttentionToMatMul(),
+                    GeluToErf(), LowerOpset(PORTABLE_OPSET), HalfPrecision()),
+    weights=_HALF_WEIGHTS,
+    variants=(("tensorrt-fp16", "tensorrt", "fp16"),),
+    device="cuda",
+    description="TensorRT, standard operators that say fp16 themselves; not yet run on a GPU",
+    on_request=True,
+)  # fmt: skip
+
 _LONG = 512
 """Up to so many tokens the scores of attention are small beside the weights."""
 
@@ -165,7 +204,7 @@ def for_length(target: Target, max_length: int) -> Target:
     return long.get(target.name, target)
 
 
-TARGETS = (OPENVINO, CPU, INT8, PORTABLE)
+TARGETS = (OPENVINO, CPU, INT8, CUDA, TENSORRT, PORTABLE)
 """In the order in which the runtime prefers them. Target and precision are unique."""
 
 

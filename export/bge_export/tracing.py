@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 
 from bge_export.targets import TRACE_OPSET
 from bge_runtime.errors import ExportError
-from bge_runtime.manifest import HEAD_OUTPUTS, SENTENCE_EMBEDDING
+from bge_runtime.manifest import CUMULATIVE_LENGTHS, HEAD_OUTPUTS, SENTENCE_EMBEDDING
 
 
 class PooledEncoder(torch.nn.Module):
@@ -93,6 +94,98 @@ class PooledEncoder(torch.nn.Module):
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
+class PackedEncoder(torch.nn.Module):
+    """The same encoder over texts that lie behind each other in one row, without padding.
+
+    It attends to all of them: a pass has to put another attention into the graph.
+    """
+
+    def __init__(self, pooled: PooledEncoder, *, first_position: int) -> None:
+        """Take over a pooled encoder.
+
+        Args:
+            pooled: The encoder. Its inner model takes ``position_ids``.
+            first_position: Row of the table of positions that a text's first token has.
+        """
+        super().__init__()
+        self.pooled = pooled
+        self.first_position = first_position
+        self.output_names = pooled.output_names[1:]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cumulative_lengths: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Encode and pool.
+
+        Args:
+            input_ids: int64, of all texts. Shape: ``(tokens,)``.
+            position_ids: int64; each text counts from 0. Shape: ``(tokens,)``.
+            cumulative_lengths: int32; where each text begins, and where the last one ends.
+                Shape: ``(texts + 1,)``.
+
+        Returns:
+            Vectors, shape ``(texts, dim)``. With heads also weights of tokens, shape
+            ``(tokens,)``, and vectors of all tokens, shape ``(tokens, colbert_dim)``.
+        """
+        row = input_ids[None]
+        inputs = {"input_ids": row, "position_ids": position_ids[None] + self.first_position}
+        if self.pooled.token_types:
+            inputs["token_type_ids"] = torch.zeros_like(row)
+        hidden = self.pooled.encoder(**inputs, return_dict=True).last_hidden_state
+        vectors = self._pool(hidden, cumulative_lengths)
+        if not self.pooled.heads:
+            return (vectors,)
+        weights = torch.relu(self.pooled.heads["sparse"](hidden)).flatten()
+        return (vectors, weights, self.pooled.heads["colbert"](hidden).squeeze(0))
+
+    def _pool(self, hidden: torch.Tensor, cumulative_lengths: torch.Tensor) -> torch.Tensor:
+        starts, ends = cumulative_lengths[:-1], cumulative_lengths[1:]
+        if self.pooled.pooling == "cls":
+            return hidden.index_select(1, starts).squeeze(0)
+        if self.pooled.pooling == "last_token":
+            return hidden.index_select(1, ends - 1).squeeze(0)
+        tokens = torch.arange(hidden.shape[1], dtype=starts.dtype)
+        within = (tokens >= starts[:, None]) & (tokens < ends[:, None])
+        shares = within.to(hidden.dtype) / (ends - starts)[:, None].to(hidden.dtype)
+        return shares @ hidden[0]
+
+
+@torch.no_grad()
+def trace_packed(encoder: PooledEncoder, *, first_position: int, max_length: int) -> ir.Model:
+    """Trace an encoder into a graph over texts that lie behind each other.
+
+    Args:
+        encoder: The encoder.
+        first_position: As in `PackedEncoder`.
+        max_length: Most tokens of a text.
+
+    Returns:
+        A model of opset 23 with inputs ``input_ids``, ``position_ids`` and
+        ``cumulative_sequence_length``, whose attention takes no notice of where a text ends.
+
+    Raises:
+        ExportError: If PyTorch cannot trace the encoder, or it takes no positions.
+    """
+    if "position_ids" not in inspect.signature(encoder.encoder.forward).parameters:
+        raise ExportError(
+            f"{type(encoder.encoder).__name__} cannot be told the positions of tokens, and its "
+            "texts not be packed for --target cuda; leave that out"
+        )
+    tokens = torch.export.Dim("tokens", min=2, max=(1 << 20) * max(1, max_length // 512))
+    texts = torch.export.Dim("texts_and_1", min=3, max=65536)
+    example = {
+        "input_ids": torch.full((9,), 5),
+        "position_ids": torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2]),
+        CUMULATIVE_LENGTHS: torch.tensor([0, 6, 9], dtype=torch.int32),
+    }
+    axes = ({0: tokens}, {0: tokens}, {0: texts})
+    packed = PackedEncoder(encoder, first_position=first_position)
+    return _traced(packed, encoder, example, axes, packed.output_names)
+
+
 @torch.no_grad()
 def trace(encoder: PooledEncoder, *, max_length: int) -> ir.Model:
     """Trace an encoder into a graph with free batch and sequence axes.
@@ -115,16 +208,28 @@ def trace(encoder: PooledEncoder, *, max_length: int) -> ir.Model:
     }
     batch = torch.export.Dim("batch", min=1, max=65536)
     sequence = torch.export.Dim("sequence", min=2, max=max_length)
+    axes = tuple({0: batch, 1: sequence} for _ in names)
+    given = {name: example[name] for name in names}
+    return _traced(encoder, encoder, given, axes, encoder.output_names)
+
+
+def _traced(
+    module: torch.nn.Module,
+    encoder: PooledEncoder,
+    example: Mapping[str, torch.Tensor],
+    axes: Sequence[Mapping[int, Any]],
+    output_names: Sequence[str],
+) -> ir.Model:
     try:
         with _quiet():
             program = torch.onnx.export(
-                encoder,
-                tuple(example[name] for name in names),
+                module,
+                tuple(example.values()),
                 dynamo=True,
                 opset_version=TRACE_OPSET,
-                input_names=names,
-                output_names=list(encoder.output_names),
-                dynamic_shapes=tuple({0: batch, 1: sequence} for _ in names),
+                input_names=list(example),
+                output_names=list(output_names),
+                dynamic_shapes=tuple(axes),
                 optimize=True,
                 verbose=False,
             )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import click
 from tqdm import tqdm
 
-from bge_runtime import __version__
+from bge_runtime import __version__, gpus
 from bge_runtime.bundle import Bundle, Reference
 from bge_runtime.cache import cache_folder
 from bge_runtime.cpus import cpu_model, usable_cpus
-from bge_runtime.engines import ENGINES, why_not
+from bge_runtime.engines import ENGINES, ort_providers, trt, why_not
+from bge_runtime.engines.ort_providers import CUDA, INSTALL_GPU, TENSORRT
 from bge_runtime.errors import BgeError, BundleError
 from bge_runtime.manifest import Variant
 from bge_runtime.parity import TOLERANCES, Parity
@@ -32,13 +35,22 @@ STANDARD_VARIANTS = tuple(
         name=f"{engine}-{precision}",
         graph="",
         engine=engine,
-        device="cpu",
+        device=device,
         precision=precision,
         parity=None,
     )
-    for engine, precision in (("openvino", "bf16"), ("onnxruntime", "fp32"), ("openvino", "fp32"))
+    for engine, device, precision in (
+        ("openvino", "cpu", "bf16"),
+        ("onnxruntime", "cpu", "fp32"),
+        ("openvino", "cpu", "fp32"),
+        ("onnxruntime", "cuda", "fp16"),
+        ("tensorrt", "cuda", "fp16"),
+    )
 )
 """What a bundle can be run by, the preferred one first."""
+
+_PACKAGED = ("onnxruntime", "openvino")
+"""Engines that are a package. TensorRT is a library, for onnxruntime's provider."""
 
 _ASKED = (
     ("use_fp16=True, the default", ("bf16", "fp32")),
@@ -126,13 +138,15 @@ def examine() -> Iterator[Finding]:
             "files. Run `pip uninstall onnxruntime onnxruntime-gpu`, then install the one you want",
             wrong=True,
         )
-    absent = [name for name in ENGINES if _version_of(name) is None]
+    absent = [name for name in _PACKAGED if _version_of(name) is None]
     for name in absent:
-        alone = len(absent) == len(ENGINES)
+        alone = len(absent) == len(_PACKAGED)
         yield Finding(text=f"the engine {name} is not installed. {_INSTALL}", wrong=alone)
-    for name in ENGINES:
-        if (reason := _import_failure(name)) is not None:
-            yield Finding(text=f"{name} is installed and cannot be imported: {reason}", wrong=True)
+    broken = {name: reason for name in _PACKAGED if (reason := _import_failure(name)) is not None}
+    for name, reason in broken.items():
+        yield Finding(text=f"{name} is installed and cannot be imported: {reason}", wrong=True)
+    if not {"onnxruntime"} & {*absent, *broken}:
+        yield from _examine_gpus(installed)
     if "openvino" not in absent:
         bf16 = STANDARD_VARIANTS[0]
         if (reason := why_not(bf16)) is not None:
@@ -143,6 +157,64 @@ def examine() -> Iterator[Finding]:
             "start, and nothing can be exported on the spot. Set XDG_CACHE_HOME",
             wrong=False,
         )
+
+
+def _examine_gpus(installed: Mapping[str, str]) -> Iterator[Finding]:
+    driver = gpus.find_driver()
+    ort = ort_providers.load()
+    available = ort.get_available_providers()
+    if CUDA not in available:
+        if "onnxruntime-gpu" in installed:
+            yield Finding(
+                text="onnxruntime-gpu is installed, but its files have no CUDA provider: those of "
+                "the wheel for CPUs lie over them. Run `pip install --force-reinstall --no-deps "
+                f"onnxruntime-gpu=={installed['onnxruntime-gpu']}`",
+                wrong=True,
+            )
+        elif isinstance(driver, gpus.Driver) and driver.gpus:
+            yield Finding(
+                text=f"{driver.gpus[0].name} is not used: onnxruntime is the wheel for CPUs. To "
+                f"use it, {INSTALL_GPU}",
+                wrong=False,
+            )
+        return
+    if isinstance(driver, str):
+        yield Finding(text=f"onnxruntime could use a GPU, but {driver}", wrong=False)
+        return
+    built = _cuda_of(ort)
+    if built is not None and driver.cuda < built:
+        yield Finding(
+            text=f"the NVIDIA driver {driver.version} serves CUDA {_dotted(driver.cuda)}, and "
+            f"onnxruntime-gpu {ort.__version__} needs CUDA {_dotted(built)}. Install a newer "
+            "driver",
+            wrong=True,
+        )
+    if (failure := ort_providers.load_failure(ort, CUDA)) is not None:
+        yield Finding(
+            text=f"the CUDA provider cannot be loaded: {failure}. Run "
+            "`pip install 'bge-runtime[cuda]'`",
+            wrong=True,
+        )
+    if TENSORRT in available and trt.version() is None and trt.newer_version() is not None:
+        yield Finding(
+            text=f"TensorRT {trt.newer_version()} is installed, and onnxruntime-gpu "
+            f"{ort.__version__} is linked to {trt.LIBRARY}. Run "
+            f"`pip install {trt.PACKAGE}`",
+            wrong=False,
+        )
+
+
+def _cuda_of(ort: Any) -> tuple[int, ...] | None:
+    """Give the CUDA that a wheel was built for."""
+    try:
+        information = importlib.import_module(f"{ort.__name__}.capi.build_and_package_info")
+        return tuple(int(part) for part in str(information.cuda_version).split(".")[:2])
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
 
 
 def verify(bundle: Bundle, reference: Reference) -> Iterator[Check]:
@@ -240,18 +312,38 @@ def _machine() -> str:
         ("bge-runtime", f"{__version__}, Python {platform.python_version()}"),
         ("system", platform.platform()),
         ("processor", f"{cpu_model()}; {usable} of {there} processors may be used"),
+        *_gpu_rows(),
         ("cache", str(cache_folder())),
         ("hub cache", f"{HF_HUB_CACHE}{', offline' if HF_HUB_OFFLINE else ''}"),
     ]
     return format_table(rows)
 
 
+def _gpu_rows() -> list[tuple[str, str]]:
+    driver = gpus.find_driver()
+    if isinstance(driver, str):
+        return [("GPU", f"none: {driver}")]
+    rows = [
+        (
+            f"cuda:{index}",
+            f"{gpu.name}, compute capability {gpu.compute_capability}, "
+            f"{gpu.memory_bytes / 2**30:.0f} GiB",
+        )
+        for index, gpu in enumerate(driver.gpus)
+    ]
+    return [("driver", f"{driver.version}, for CUDA up to {_dotted(driver.cuda)}"), *rows]
+
+
 def _engine_table() -> str:
     rows = [("engine", "version", "computes here in")]
     for name in ENGINES:
-        version = _version_of(name)
+        version = _version_of(name) if name in _PACKAGED else trt.version()
         variants = [variant for variant in STANDARD_VARIANTS if variant.engine == name]
-        able = [variant.precision for variant in variants if why_not(variant) is None]
+        able = [
+            variant.precision + (" on a GPU" if variant.device != "cpu" else "")
+            for variant in variants
+            if why_not(variant) is None
+        ]
         rows.append((name, version or "not installed", ", ".join(able) or "nothing"))
     return format_table(rows)
 

@@ -24,7 +24,7 @@ from bge_runtime.batching import pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
 from bge_runtime.causal import run_batch
 from bge_runtime.engines import Engine, device_kind, open_engine
-from bge_runtime.errors import DeviceError
+from bge_runtime.errors import DeviceError, OutOfMemoryError
 from bge_runtime.manifest import Model, Variant, past_names_of, present_name
 from bge_runtime.prefix_cache import PrefixCache, Shared
 from bge_runtime.resolving import ExportOptions, find_bundle
@@ -228,7 +228,11 @@ class Embedder:
             show_progress_bar: None shows it for a long call on a terminal.
         """
         opened = self._open_engines()
-        engines = [opened[device] for device in dict.fromkeys(devices)]
+        engines = [
+            engine
+            for device in dict.fromkeys(devices)
+            for engine in [opened[device]] * opened[device].parallel_runs
+        ]
         batches = self._batches(texts, reading, batch_size=batch_size, engines=engines)
         if show_progress_bar is None:
             show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
@@ -243,10 +247,18 @@ class Embedder:
 
             def run(engine: Engine, batch: Batch) -> None:
                 past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
-                take(
-                    batch,
-                    run_batch(engine, batch.input_ids, batch.attention_mask, outputs, past),
-                )
+                try:
+                    results = run_batch(
+                        engine, batch.input_ids, batch.attention_mask, outputs, past
+                    )
+                except OutOfMemoryError as error:
+                    if len(batch.rows) == 1:
+                        raise
+                    warnings.warn(f"{error}. It is run in two halves", stacklevel=2)
+                    for half in _halves(batch):
+                        run(engine, half)
+                    return
+                take(batch, results)
                 if shown is not None:
                     shown.update(len(batch.rows))
 
@@ -259,7 +271,9 @@ class Embedder:
         engine = engines[0]
         with closing(_tokenized_windows(texts, reading.tokenize)) as windows:
             for start, tokens in windows:
-                shared = self._prefixes.share(engines, tokens, reading.expected)
+                shared = self._prefixes.share(
+                    list(dict.fromkeys(engines)), tokens, reading.expected
+                )
                 rest = tokens if shared is None else [ids[shared.length :] for ids in tokens]
                 plan = plan_batches(
                     [len(ids) for ids in rest],
@@ -270,6 +284,19 @@ class Embedder:
                 for rows in plan:
                     ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
                     yield Batch(rows + start, ids, mask, shared)
+
+
+def _halves(batch: Batch) -> Iterator[Batch]:
+    middle = len(batch.rows) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        mask = batch.attention_mask[part]
+        columns = int(mask.sum(axis=1).max())
+        yield Batch(
+            batch.rows[part],
+            np.ascontiguousarray(batch.input_ids[part, :columns]),
+            np.ascontiguousarray(mask[:, :columns]),
+            batch.shared,
+        )
 
 
 def _tokenized_windows(

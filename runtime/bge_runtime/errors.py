@@ -78,5 +78,9 @@ class InferenceError(EngineError, RuntimeError):
     """The engine failed while running a batch; see ``__cause__``."""
 
 
+class OutOfMemoryError(InferenceError):
+    """A batch does not fit into the device's memory."""
+
+
 class ExportError(BgeError):
     """An export was refused or failed; nothing was written."""

@@ -25,6 +25,12 @@ TOKEN_WEIGHTS, COLBERT_VECS = HEAD_OUTPUTS = ("token_weights", "colbert_vecs")
 """What the graphs of a model of M3's class give besides: a weight for each token, and a
 vector for each but the first, not normalised."""
 
+CUMULATIVE_LENGTHS, TOKEN_OFFSET = "cumulative_sequence_length", "token_offset"
+"""Inputs of a graph whose texts lie behind each other without padding: where each begins, int32
+of shape ``(batch + 1,)``; and where in a padded batch each token would be, then where the padding
+would, int32 of shape ``(batch, longest)``. Its ``input_ids`` and ``position_ids`` have the shape
+``(tokens,)``, and so has the first axis of what it gives for each token."""
+
 _PAST, _PRESENT = "past_key_values.", "present."
 
 

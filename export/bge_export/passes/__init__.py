@@ -10,8 +10,12 @@ from bge_export.passes.attention_to_matmul import AttentionToMatMul
 from bge_export.passes.broadcast_mask import BroadcastMask
 from bge_export.passes.feed_forward_in_parts import FeedForwardInParts
 from bge_export.passes.first_token_only import FirstTokenOnly
+from bge_export.passes.fold_attention_bias import FoldAttentionBias
+from bge_export.passes.fuse_for_cuda import FuseForCuda
 from bge_export.passes.gelu_to_erf import GeluToErf
+from bge_export.passes.half_precision import HalfPrecision
 from bge_export.passes.lower_opset import LowerOpset
+from bge_export.passes.packed_attention import PackAttention, SpellOutPacked
 from bge_export.passes.quantize_matrices import QuantizeMatrices
 from bge_export.passes.sixteen_bits_on_cpu import SixteenBitsOnCpu
 
@@ -21,8 +25,13 @@ __all__ = [
     "BroadcastMask",
     "FeedForwardInParts",
     "FirstTokenOnly",
+    "FoldAttentionBias",
+    "FuseForCuda",
     "GeluToErf",
+    "HalfPrecision",
     "LowerOpset",
+    "PackAttention",
     "QuantizeMatrices",
     "SixteenBitsOnCpu",
+    "SpellOutPacked",
 ]

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.passes._heads import joined_of, sources_of, split_of
 from bge_export.passes.attention_to_matmul import spell_out
 
 _CONTRIB = "com.microsoft"
@@ -37,7 +38,9 @@ class AttentionInBlocks(ir.passes.InPlacePass):
         """Run the pass."""
         graph = model.graph
         nodes = [
-            node for node in graph if is_op(node, "Attention") and _sources(node) and _joined(node)
+            node
+            for node in graph
+            if is_op(node, "Attention") and sources_of(node) and joined_of(node)
         ]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
@@ -64,10 +67,10 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
     Only the branch that spells attention out holds the split tensors: three of 32 MiB for
     8192 tokens of 1024 dimensions.
     """
-    sources, joined = _sources(node), _joined(node)
+    sources, joined = sources_of(node), joined_of(node)
     assert sources is not None
     assert joined is not None
-    heads, width = _split(node.inputs[0]) or (0, 0)
+    heads, width = split_of(node.inputs[0]) or (0, 0)
     groups = 2 if heads % 2 == 0 else 1
     in_groups = [_grouped(graph, source, groups) for source in sources]
 
@@ -138,52 +141,3 @@ def _grouped(graph: ir.Graph, value: ir.Value, groups: int) -> list[ir.Value]:
         assert producer is not None
         graph.insert_after(producer, edit.nodes)
     return list(split.outputs)
-
-
-def _sources(node: ir.Node) -> list[ir.Value] | None:
-    """Give queries, keys and values before they were split into heads, if that can be seen."""
-    found = []
-    for value in node.inputs[:3]:
-        if _split(value) is None:
-            return None
-        assert value is not None
-        transpose = value.producer()
-        assert transpose is not None
-        reshape = transpose.inputs[0].producer() if transpose.inputs[0] is not None else None
-        source = reshape.inputs[0] if reshape is not None else None
-        if source is None:
-            return None
-        found.append(source)
-    return found
-
-
-def _joined(node: ir.Node) -> ir.Value | None:
-    """Give ``Reshape(Transpose(output))``, with the heads side by side, if nothing else is used."""
-    value = node.outputs[0]
-    for op_type in ("Transpose", "Reshape"):
-        users = value.consumers()
-        if len(users) != 1 or not is_op(users[0], op_type) or value.is_graph_output():
-            return None
-        value = users[0].outputs[0]
-    return value
-
-
-def _split(value: ir.Value | None) -> tuple[int, int] | None:
-    """Give number and width of the heads of ``Transpose(Reshape(x), (0, 2, 1, 3))``."""
-    transpose = value.producer() if value is not None else None
-    if not is_op(transpose, "Transpose"):
-        return None
-    assert transpose is not None
-    split = transpose.inputs[0]
-    shape = split.shape if split is not None else None
-    if (
-        split is None
-        or not is_op(split.producer(), "Reshape")
-        or list(transpose.attributes["perm"].as_ints()) != [0, 2, 1, 3]
-        or shape is None
-        or len(shape) != 4
-        or shape[1] == 1
-    ):
-        return None
-    heads, width = shape[2], shape[3]
-    return (heads, width) if isinstance(heads, int) and isinstance(width, int) else None

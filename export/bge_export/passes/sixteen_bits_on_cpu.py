@@ -49,7 +49,11 @@ def _cast_around(node: ir.Node) -> None:
         for value in node.inputs
     ]
     outputs = edit.op_multi_out(
-        node.op_type, inputs, node.attributes, num_outputs=len(node.outputs)
+        node.op_type,
+        inputs,
+        node.attributes,
+        num_outputs=len(node.outputs),
+        domain=node.domain,
     )
     rounded = [
         edit.op("Cast", [new], {"to": old.dtype}) if _narrow(old) else new

@@ -14,6 +14,7 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import Engine, EngineInfo
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ov import OpenVinoEngine
+from bge_runtime.engines.trt import TensorRtEngine
 from bge_runtime.errors import DeviceError, EngineError
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant
 
@@ -22,6 +23,7 @@ __all__ = ["ENGINES", "Engine", "EngineInfo", "device_kind", "open_engine", "why
 ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
     "onnxruntime": OrtEngine,
     "openvino": OpenVinoEngine,
+    "tensorrt": TensorRtEngine,
 }
 """Every engine of this version, by name."""
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import InferenceError
+from bge_runtime.errors import InferenceError, OutOfMemoryError
+from bge_runtime.manifest import COLBERT_VECS, CUMULATIVE_LENGTHS, HEAD_OUTPUTS, TOKEN_OFFSET
 
 TOKENS_PER_THREAD = 256
 """Measured on 2 cores with ONNX Runtime and bge-base: 512 tokens a batch are as fast as any
@@ -85,18 +86,69 @@ def graph_inputs(
         input_ids: Token ids. Shape: ``(batch, sequence)``.
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
     """
+    if CUMULATIVE_LENGTHS in names:
+        return _packed_inputs(input_ids, attention_mask)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in names:
         inputs["token_type_ids"] = np.zeros_like(input_ids)
     return inputs
 
 
+def _packed_inputs(
+    input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    rows, columns = input_ids.shape
+    kept = attention_mask.ravel() != 0
+    places = np.arange(rows * columns, dtype=np.int32)
+    lengths = np.zeros(rows + 1, dtype=np.int32)
+    np.cumsum(attention_mask.sum(axis=1), out=lengths[1:])
+    return {
+        "input_ids": input_ids.ravel()[kept],
+        "position_ids": (places[kept] % columns).astype(np.int64),
+        CUMULATIVE_LENGTHS: lengths,
+        TOKEN_OFFSET: np.concatenate([places[kept], places[~kept]]).reshape(rows, columns),
+    }
+
+
+def padded_again(
+    output: str, values: NDArray[np.float32], attention_mask: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Bring what a graph without padding gives into the shape that others give.
+
+    Args:
+        output: Name of the output.
+        values: One row a text, or a token. Shape: ``(texts, …)`` or ``(tokens, …)``.
+        attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
+
+    Returns:
+        One row a text, with zeros at padding.
+    """
+    if output not in HEAD_OUTPUTS:
+        return values
+    padded = np.zeros((*attention_mask.shape, *values.shape[1:]), dtype=values.dtype)
+    padded[attention_mask != 0] = values
+    return padded[:, 1:] if output == COLBERT_VECS else padded
+
+
 def inference_error(engine: str, input_ids: NDArray[np.int64], error: Exception) -> InferenceError:
     """Say which engine failed on a batch of what size."""
     rows, columns = input_ids.shape
-    return InferenceError(
+    lacks_memory = any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+    return (OutOfMemoryError if lacks_memory else InferenceError)(
         f"{engine} failed on a batch of {rows} texts of {columns} tokens: {error}"
     )
+
+
+_OUT_OF_MEMORY = (
+    "failed to allocate memory",
+    "is smaller than requested bytes",
+    "out of memory",
+    "cudaerrormemoryallocation",
+    "cublas_status_alloc_failed",
+    "bad allocation",
+    "bad_alloc",
+)
+"""What ONNX Runtime's arenas, CUDA, cuBLAS and C++ say of it, in lower case."""
 
 
 class Engine(Protocol):
@@ -106,6 +158,7 @@ class Engine(Protocol):
         info: What is in force.
         batch_tokens: Tokens of a batch, padding included, at which it is fastest.
         batch_overhead_tokens: What starting a batch costs, in tokens of computing.
+        parallel_runs: Batches under way at once at which it is fastest.
         past_names: Inputs of a causal graph that take keys and values of a prefix, in
             order. None for an encoder.
         past_token_bytes: What one token of a prefix takes in all of them.
@@ -114,6 +167,7 @@ class Engine(Protocol):
     info: EngineInfo
     batch_tokens: int
     batch_overhead_tokens: int
+    parallel_runs: int
     past_names: tuple[str, ...]
     past_token_bytes: int
 

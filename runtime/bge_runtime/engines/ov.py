@@ -175,6 +175,7 @@ class OpenVinoEngine:
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
         self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
         self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
+        self.parallel_runs = 1
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(

@@ -1,0 +1,91 @@
+"""Leave out what adding a bias to keys and values comes to."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bge_export.passes._edit import Edit, is_op, unique_name
+
+
+class FoldAttentionBias(ir.passes.InPlacePass):
+    """Drop the bias of keys, and add that of values behind the output projection.
+
+    A key's bias adds the same to all scores of a query, which softmax takes no notice of. The
+    shares of a query sum to 1, so that a value's bias ``b`` reaches the output projection
+    ``W`` as it is: ``b @ W`` joins the bias there. Exact but for rounding, and with the numbers
+    smaller. On a GPU each of the two was a pass over all tokens.
+
+    Requires: ``Attention(Q, K, V, mask)`` whose keys and values are each
+    ``Transpose(Reshape(Add(MatMul, bias)))`` and whose output is only used in
+    ``Add(MatMul(Reshape(Transpose(output)), W), bias)``.
+    Changes: those Add nodes and the last bias.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        folded = [
+            _fold(model.graph, node) for node in list(model.graph) if is_op(node, "Attention")
+        ]
+        return ir.passes.PassResult(model, modified=any(folded))
+
+
+def _fold(graph: ir.Graph, node: ir.Node) -> bool:
+    key, value = (_biased(node.inputs[index]) for index in (1, 2))
+    if key is None or value is None:
+        return False
+    projection = _only_user(_only_user(_only_user(node, "Transpose"), "Reshape"), "MatMul")
+    end = _only_user(projection, "Add")
+    if projection is None or end is None:
+        return False
+    weight, bias = _constant(projection.inputs[1]), _bias_of(end)
+    value_bias = _bias_of(value)
+    if weight is None or bias is None or value_bias is None:
+        return False
+    added = value_bias[1].astype(np.float64) @ weight.astype(np.float64)
+    edit = Edit()
+    name = unique_name(graph, f"{bias[0].name}_with_values")
+    total = edit.constant((bias[1].astype(np.float64) + added).astype(np.float32), name)
+    edit.insert_before(end)
+    end.replace_input_with(end.inputs.index(bias[0]), total)
+    for plus in (key, value):
+        product = _product_of(plus)
+        ir.convenience.replace_all_uses_with(plus.outputs[0], product)
+        graph.remove(plus, safe=True)
+    return True
+
+
+def _biased(value: ir.Value | None) -> ir.Node | None:
+    """Give the Add below ``Transpose(Reshape(Add))``, if nothing else uses it."""
+    for op_type in ("Transpose", "Reshape", "Add"):
+        node = value.producer() if value is not None else None
+        if node is None or not is_op(node, op_type) or len(node.outputs[0].consumers()) != 1:
+            return None
+        value = node.inputs[0]
+    return node if node is not None and _bias_of(node) is not None else None
+
+
+def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    if node is None or node.outputs[0].is_graph_output():
+        return None
+    users = node.outputs[0].consumers()
+    return users[0] if len(users) == 1 and is_op(users[0], op_type) else None
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def _bias_of(add: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+    for value in add.inputs:
+        array = _constant(value)
+        if value is not None and array is not None and array.ndim == 1:
+            return value, array
+    return None
+
+
+def _product_of(add: ir.Node) -> ir.Value:
+    product = next(value for value in add.inputs if _constant(value) is None)
+    assert product is not None
+    return product

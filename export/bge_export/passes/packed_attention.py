@@ -1,0 +1,157 @@
+"""Attention over texts that lie behind each other, none of them padded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.passes._heads import joined_of, sources_of, split_of
+from bge_export.passes.attention_to_matmul import spell_out
+from bge_runtime.manifest import CUMULATIVE_LENGTHS, TOKEN_OFFSET
+
+CONTRIB = "com.microsoft"
+PACKED = "PackedMultiHeadAttention"
+
+
+class PackAttention(ir.passes.InPlacePass):
+    """Replace Attention by ONNX Runtime's PackedMultiHeadAttention.
+
+    It is told where each text begins, and lets no token see another text. With queries, keys
+    and values apart and without a bias the CUDA provider gives them to FlashAttention as they
+    are (``packed_multihead_attention.cc``).
+
+    Requires: one row of tokens, of which the input ``cumulative_sequence_length`` says where
+    the texts end; ``Attention`` as `AttentionInBlocks` wants it.
+    Changes: those Attention nodes, whose masks go. There is a further input ``token_offset``:
+    the operator reads batch and longest text off its shape ``(batch, longest)``, and other
+    kernels than that of FlashAttention read it.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass.
+
+        Raises:
+            ValueError: If an Attention node is of another form.
+        """
+        graph = model.graph
+        nodes = [node for node in graph if is_op(node, "Attention")]
+        lengths = next(value for value in graph.inputs if value.name == CUMULATIVE_LENGTHS)
+        offsets = ir.val(TOKEN_OFFSET, ir.DataType.INT32, ["batch", "longest"])
+        graph.inputs.append(offsets)
+        model.opset_imports[CONTRIB] = 1
+        for node in nodes:
+            sources, joined, split = sources_of(node), joined_of(node), split_of(node.inputs[0])
+            plain = (
+                node.attributes.get_int("is_causal", 0) == 0
+                and node.attributes.get_float("softcap", 0.0) == 0.0
+                and all(value is None for value in node.inputs[4:])
+            )
+            if sources is None or joined is None or split is None or not plain:
+                raise ValueError(f"Attention node {node.name!r} is of a form that cannot be packed")
+            heads, width = split
+            edit = Edit()
+            flat, row = (
+                edit.constant(np.array(shape, np.int64), unique_name(graph, f"packed.{name}"))
+                for name, shape in (("flat", [-1, heads * width]), ("row", [1, -1, heads * width]))
+            )
+            attributes: dict[str, int | float] = {"num_heads": heads}
+            if "scale" in node.attributes:
+                attributes["scale"] = node.attributes.get_float("scale", 1.0)
+            inputs = [edit.op("Reshape", [source, flat]) for source in sources]
+            attended = edit.op(
+                PACKED, [*inputs, None, offsets, lengths], attributes, domain=CONTRIB
+            )
+            for value in (*inputs, attended):
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                value.shape = ir.Shape(["tokens", heads * width])
+            result = edit.op("Reshape", [attended, row])
+            result.type, result.shape = joined.type, joined.shape
+            edit.insert_before(node)
+            ir.convenience.replace_all_uses_with(joined, result)
+            joining = joined.producer()
+            assert joining is not None
+            assert joining.inputs[0] is not None
+            turning = joining.inputs[0].producer()
+            assert turning is not None
+            graph.remove([joining, turning, node], safe=True)
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+
+class SpellOutPacked(ir.passes.InPlacePass):
+    """Replace PackedMultiHeadAttention by operators that a CPU has, to prove a graph there.
+
+    Requires: what `PackAttention` gives.
+    Changes: those nodes. They hold a score for each pair of tokens of all texts: for a few
+    short ones.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass."""
+        graph = model.graph
+        nodes = [node for node in graph if node.op_type == PACKED]
+        if not nodes:
+            return ir.passes.PassResult(model, modified=False)
+        mask = _same_text(graph, nodes[0])
+        for node in nodes:
+            edit = Edit()
+            heads = node.attributes.get_int("num_heads")
+            query = node.inputs[0]
+            assert query is not None
+            assert query.shape is not None
+            whole = query.shape[1]
+            assert isinstance(whole, int)
+            split, join = (
+                edit.constant(np.array(shape, np.int64), unique_name(graph, f"spelled.{name}"))
+                for name, shape in (
+                    ("split", [1, -1, heads, whole // heads]),
+                    ("join", [-1, whole]),
+                )
+            )
+            turn = {"perm": [0, 2, 1, 3]}
+            in_heads = []
+            for source in node.inputs[:3]:
+                turned = edit.op("Transpose", [edit.op("Reshape", [source, split])], turn)
+                # Scores and their softmax are in float32 in FlashAttention, too.
+                wide = edit.op("Cast", [turned], {"to": ir.DataType.FLOAT})
+                wide.shape = ir.Shape([1, heads, "tokens", whole // heads])
+                in_heads.append(wide)
+            scale = [node.attributes["scale"]] if "scale" in node.attributes else []
+            attention = ir.Node("", "Attention", [*in_heads, mask], scale, name=node.name)
+            attended = spell_out(edit, graph, attention)
+            turned = edit.op("Transpose", [attended], turn)
+            narrow = edit.op("Cast", [turned], {"to": query.dtype or ir.DataType.FLOAT})
+            result = edit.op("Reshape", [narrow, join])
+            result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+            edit.insert_before(node)
+            ir.convenience.replace_all_uses_with(node.outputs[0], result)
+            graph.remove(node, safe=True)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _same_text(graph: ir.Graph, before: ir.Node) -> ir.Value:
+    """Tell of each pair of tokens whether they are of one text.
+
+    Shape: ``(1, 1, tokens, tokens)``.
+    """
+    edit = Edit()
+
+    def ints(name: str, *numbers: int) -> ir.Value:
+        shaped = numbers[0] if len(numbers) == 1 else numbers
+        return edit.constant(np.array(shaped, np.int64), unique_name(graph, f"same_text.{name}"))
+
+    lengths = next(value for value in graph.inputs if value.name == CUMULATIVE_LENGTHS)
+    ids = next(value for value in graph.inputs if value.name == "input_ids")
+    zero, one = ints("zero", 0), ints("one", 1)
+    count = edit.op("Squeeze", [edit.op("Shape", [ids])])
+    tokens = edit.op("Unsqueeze", [edit.op("Range", [zero, count, one]), one])
+    ends = edit.op("Cast", [lengths], {"to": ir.DataType.INT64})
+    over = edit.op("Cast", [edit.op("GreaterOrEqual", [tokens, ends])], {"to": ir.DataType.INT64})
+    axis = edit.constant(np.array([1], np.int64), unique_name(graph, "same_text.axis"))
+    text = edit.op("ReduceSum", [over, axis], {"keepdims": 0})
+    same = edit.op("Equal", [edit.op("Unsqueeze", [text, one]), edit.op("Unsqueeze", [text, zero])])
+    first = edit.constant(np.array([0, 1], np.int64), unique_name(graph, "same_text.first"))
+    mask = edit.op("Unsqueeze", [same, first])
+    mask.type = ir.TensorType(ir.DataType.BOOL)
+    edit.insert_before(before)
+    return mask

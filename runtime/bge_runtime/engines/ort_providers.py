@@ -1,0 +1,123 @@
+"""ONNX Runtime's providers for NVIDIA's GPUs: their options, and what they lack."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_runtime import gpus
+from bge_runtime.errors import ProviderError
+
+CPU, CUDA, TENSORRT = (
+    "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider",
+)  # fmt: skip
+
+Provider = tuple[str, dict[str, str]]
+"""Name and options."""
+
+_LIBRARIES = {
+    CUDA: "libonnxruntime_providers_cuda.so",
+    TENSORRT: "libonnxruntime_providers_tensorrt.so",
+}
+
+INSTALL_GPU = (
+    "on a machine with an NVIDIA GPU, run `pip uninstall onnxruntime` and then "
+    "`pip install 'bge-runtime[cuda]'`"
+)
+
+
+def load() -> Any:
+    """Import ONNX Runtime without its telemetry.
+
+    That has a thread from the import on, and a child of fork waits for this thread for
+    ever when it ends (seen with 1.32). "0" in the environment keeps it on.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module("onnxruntime")
+
+
+def cuda_options(index: int) -> dict[str, str]:
+    """Give the CUDA provider's options, for the GPU of a number."""
+    return {
+        "device_id": str(index),
+        # On by default: products of float32 with 10 bits of mantissa.
+        "use_tf32": "0",
+        # Off, the kernel sums squares in the type of the tensor: in fp16 a norm is then right to
+        # three digits, and overflows where a component is above 256 times the square root of
+        # the width (skip_layer_norm_impl.cu).
+        "enable_skip_layer_norm_strict_mode": "1",
+        # Else each growth of the arena doubles it, and other programs use this GPU as well.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def open_session(ort: Any, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
+    """Open a session on the first of some providers.
+
+    Args:
+        ort: The package, as `load` gives it.
+        path: The graph.
+        options: Its ``SessionOptions``.
+        providers: The one that it has to run on, and those that may help it out.
+
+    Raises:
+        ProviderError: If it runs on another provider.
+    """
+    wanted = providers[0][0]
+    said = _preload(ort) if wanted != CPU else ""
+    session = ort.InferenceSession(str(path), options, providers=list(providers))
+    in_force = session.get_providers()
+    if in_force[0] != wanted:
+        cause = load_failure(ort, wanted) or said
+        raise ProviderError(
+            f"requested {wanted}, but the session for {path.name!r} is running on "
+            f"{in_force}{f': {cause}' if cause else ''}. Reinstall onnxruntime, or pass "
+            "devices='cpu'"
+        )
+    return session
+
+
+def what_lacks(provider: str) -> str | None:
+    """Tell what a provider for NVIDIA's GPUs lacks here; None if it can be tried."""
+    try:
+        ort = load()
+    except ImportError as error:
+        return f"onnxruntime cannot be imported ({error})"
+    if provider not in ort.get_available_providers():
+        return f"the installed onnxruntime {ort.__version__} has no {provider}"
+    try:
+        ctypes.CDLL(gpus.DRIVER_LIBRARY)
+    except OSError:
+        return f"this machine has no NVIDIA driver ({gpus.DRIVER_LIBRARY})"
+    return None
+
+
+def _preload(ort: Any) -> str:
+    """Load CUDA from NVIDIA's packages, if those are installed; give what was said of it.
+
+    ONNX Runtime finds them by itself only once PyTorch has loaded them.
+    """
+    if not hasattr(ort, "preload_dlls") or not sys.platform.startswith("linux"):
+        return ""
+    # It prints to stdout, which may be a pipe full of vectors.
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls(directory="")
+    return "; ".join(said.getvalue().split("\n")).strip("; ")
+
+
+def load_failure(ort: Any, provider: str) -> str | None:
+    """Tell why a provider's library cannot be loaded; ONNX Runtime goes on without it."""
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / _LIBRARIES[provider]))
+    except OSError as error:
+        return str(error)
+    return None
