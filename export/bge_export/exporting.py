@@ -22,11 +22,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from bge_export.calibration import largest_inputs
 from bge_export.checkpoint import Checkpoint
 from bge_export.loading import (
-    first_position,
     load_encoder,
     load_heads,
     load_tokenizer,
     max_length,
+    padding_position,
     reference_vectors,
     takes_token_types,
 )
@@ -192,8 +192,8 @@ def export_bundle(
         packed = None
         if any(target.packed for target in targets):
             step("tracing the graph without padding")
-            start = first_position(encoder)
-            packed = trace_packed(wrapped, first_position=start, max_length=limit)
+            padding = padding_position(encoder)
+            packed = trace_packed(wrapped, padding_position=padding, max_length=limit)
         step("computing PyTorch's vectors")
         reference = _make_reference(draft, wrapped, model, tokenizer)
         step("writing the graphs")

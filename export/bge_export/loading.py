@@ -132,14 +132,18 @@ def load_tokenizer(
 def max_length(encoder: torch.nn.Module) -> int:
     """Count the tokens that an encoder has positions for."""
     config: Any = encoder.config
-    return int(config.max_position_embeddings) - first_position(encoder)
+    padding = padding_position(encoder)
+    return int(config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
-def first_position(encoder: torch.nn.Module) -> int:
-    """Tell which row of an encoder's table of positions a text's first token has."""
+def padding_position(encoder: torch.nn.Module) -> int | None:
+    """Tell which row of its table of positions an encoder gives to padding; None if to none.
+
+    RoBERTa counts positions from there on, and leaves padding out (arXiv:1907.11692's code).
+    """
     config: Any = encoder.config
-    # RoBERTa counts positions from the padding id on (arXiv:1907.11692's code).
-    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    roberta = config.model_type in ("roberta", "xlm-roberta")
+    return int(config.pad_token_id) if roberta else None
 
 
 def takes_token_types(encoder: torch.nn.Module) -> bool:

@@ -100,16 +100,17 @@ class PackedEncoder(torch.nn.Module):
     It attends to all of them: a pass has to put another attention into the graph.
     """
 
-    def __init__(self, pooled: PooledEncoder, *, first_position: int) -> None:
+    def __init__(self, pooled: PooledEncoder, *, padding_position: int | None) -> None:
         """Take over a pooled encoder.
 
         Args:
             pooled: The encoder. Its inner model takes ``position_ids``.
-            first_position: Row of the table of positions that a text's first token has.
+            padding_position: As `bge_export.loading.padding_position` gives it; also the id
+                of padding, which a text may spell.
         """
         super().__init__()
         self.pooled = pooled
-        self.first_position = first_position
+        self.padding_position = padding_position
         self.output_names = pooled.output_names[1:]
 
     def forward(
@@ -131,7 +132,8 @@ class PackedEncoder(torch.nn.Module):
             ``(tokens,)``, and vectors of all tokens, shape ``(tokens, colbert_dim)``.
         """
         row = input_ids[None]
-        inputs = {"input_ids": row, "position_ids": position_ids[None] + self.first_position}
+        positions = self._positions(input_ids, position_ids)[None]
+        inputs = {"input_ids": row, "position_ids": positions}
         if self.pooled.token_types:
             inputs["token_type_ids"] = torch.zeros_like(row)
         hidden = self.pooled.encoder(**inputs, return_dict=True).last_hidden_state
@@ -140,6 +142,14 @@ class PackedEncoder(torch.nn.Module):
             return (vectors,)
         weights = torch.relu(self.pooled.heads["sparse"](hidden)).flatten()
         return (vectors, weights, self.pooled.heads["colbert"](hidden).squeeze(0))
+
+    def _positions(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        if self.padding_position is None:
+            return position_ids
+        counts = (input_ids != self.padding_position).to(torch.int64)
+        through = torch.cumsum(counts, 0)
+        first = torch.arange(position_ids.shape[0]) - position_ids
+        return (through - (through - counts)[first]) * counts + self.padding_position
 
     def _pool(self, hidden: torch.Tensor, cumulative_lengths: torch.Tensor) -> torch.Tensor:
         starts, ends = cumulative_lengths[:-1], cumulative_lengths[1:]
@@ -154,12 +164,14 @@ class PackedEncoder(torch.nn.Module):
 
 
 @torch.no_grad()
-def trace_packed(encoder: PooledEncoder, *, first_position: int, max_length: int) -> ir.Model:
+def trace_packed(
+    encoder: PooledEncoder, *, padding_position: int | None, max_length: int
+) -> ir.Model:
     """Trace an encoder into a graph over texts that lie behind each other.
 
     Args:
         encoder: The encoder.
-        first_position: As in `PackedEncoder`.
+        padding_position: As in `PackedEncoder`.
         max_length: Most tokens of a text.
 
     Returns:
@@ -182,7 +194,7 @@ def trace_packed(encoder: PooledEncoder, *, first_position: int, max_length: int
         CUMULATIVE_LENGTHS: torch.tensor([0, 6, 9], dtype=torch.int32),
     }
     axes = ({0: tokens}, {0: tokens}, {0: texts})
-    packed = PackedEncoder(encoder, first_position=first_position)
+    packed = PackedEncoder(encoder, padding_position=padding_position)
     return _traced(packed, encoder, example, axes, packed.output_names)
 
 

@@ -189,12 +189,8 @@ def _examine_gpus(installed: Mapping[str, str]) -> Iterator[Finding]:
             "driver",
             wrong=True,
         )
-    if (failure := ort_providers.load_failure(ort, CUDA)) is not None:
-        yield Finding(
-            text=f"the CUDA provider cannot be loaded: {failure}. Run "
-            "`pip install 'bge-runtime[cuda]'`",
-            wrong=True,
-        )
+    elif driver.gpus and (reason := ort_providers.why_not_loaded(CUDA)) is not None:
+        yield Finding(text=f"the GPU is not used: {reason}", wrong=True)
     if TENSORRT in available and trt.version() is None and trt.newer_version() is not None:
         yield Finding(
             text=f"TensorRT {trt.newer_version()} is installed, and onnxruntime-gpu "
@@ -326,8 +322,7 @@ def _gpu_rows() -> list[tuple[str, str]]:
     rows = [
         (
             f"cuda:{index}",
-            f"{gpu.name}, compute capability {gpu.compute_capability}, "
-            f"{gpu.memory_bytes / 2**30:.0f} GiB",
+            f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, sm_{gpu.compute_capability}",
         )
         for index, gpu in enumerate(driver.gpus)
     ]

@@ -65,6 +65,7 @@ class WrappedEngine:
         self.info = inner.info
         self.batch_tokens = inner.batch_tokens
         self.batch_overhead_tokens = inner.batch_overhead_tokens
+        self.parallel_runs = inner.parallel_runs
         self.past_names = inner.past_names
         self.past_token_bytes = inner.past_token_bytes
 

@@ -90,7 +90,9 @@ class _Selection:
 
     def _same(self, node: ir.Node, per_token: Sequence[ir.Value | None]) -> ir.Value:
         inputs = [self._first(x) if x is not None and x in per_token else x for x in node.inputs]
-        return self._edit.op(node.op_type, inputs, node.attributes)
+        result = self._edit.op(node.op_type, inputs, node.attributes)
+        result.type = node.outputs[0].type
+        return result
 
     def _attended(self, reshape: ir.Node) -> ir.Value | None:
         """Select in ``Reshape(Transpose(Attention(…)))``, by selecting the queries."""
@@ -133,7 +135,9 @@ class _Selection:
 
     def _slice(self, value: ir.Value, *, axis: int) -> ir.Value:
         if self._index is not None:
-            return self._edit.op("Gather", [value, self._index], {"axis": axis})
+            taken = self._edit.op("Gather", [value, self._index], {"axis": axis})
+            taken.type = value.type
+            return taken
         start, end = self._constant("start", [0]), self._constant("end", [1])
         return self._edit.op("Slice", [value, start, end, self._constant(f"axis_{axis}", [axis])])
 

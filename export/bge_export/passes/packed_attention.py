@@ -114,6 +114,7 @@ class SpellOutPacked(ir.passes.InPlacePass):
                 turned = edit.op("Transpose", [edit.op("Reshape", [source, split])], turn)
                 # Scores and their softmax are in float32 in FlashAttention, too.
                 wide = edit.op("Cast", [turned], {"to": ir.DataType.FLOAT})
+                wide.type = ir.TensorType(ir.DataType.FLOAT)
                 wide.shape = ir.Shape([1, heads, "tokens", whole // heads])
                 in_heads.append(wide)
             scale = [node.attributes["scale"]] if "scale" in node.attributes else []

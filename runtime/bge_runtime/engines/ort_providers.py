@@ -27,10 +27,22 @@ _LIBRARIES = {
     TENSORRT: "libonnxruntime_providers_tensorrt.so",
 }
 
+_NEGATION = (
+    b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08'
+    b"\x01\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
+)
+"""A model of one operator."""
+
 INSTALL_GPU = (
     "on a machine with an NVIDIA GPU, run `pip uninstall onnxruntime` and then "
     "`pip install 'bge-runtime[cuda]'`"
 )
+
+_ADVICE = {
+    CPU: "Reinstall onnxruntime",
+    CUDA: f"Pass devices='cpu'; or, {INSTALL_GPU}",
+    TENSORRT: f"Pass engine='onnxruntime', which runs on the GPU as well; or, {INSTALL_GPU}",
+}
 
 
 def load() -> Any:
@@ -58,30 +70,39 @@ def cuda_options(index: int) -> dict[str, str]:
     }
 
 
-def open_session(ort: Any, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
+def open_session(ort: Any, model: Path | bytes, options: Any, providers: Sequence[Provider]) -> Any:
     """Open a session on the first of some providers.
 
     Args:
         ort: The package, as `load` gives it.
-        path: The graph.
+        model: The graph.
         options: Its ``SessionOptions``.
         providers: The one that it has to run on, and those that may help it out.
 
     Raises:
-        ProviderError: If it runs on another provider.
+        ProviderError: If that provider cannot be had here.
     """
     wanted = providers[0][0]
     said = _preload(ort) if wanted != CPU else ""
-    session = ort.InferenceSession(str(path), options, providers=list(providers))
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        # Without fallback, which would say on stdout that it goes on with the CPU.
+        session = ort.InferenceSession(
+            source, options, providers=list(providers), enable_fallback=0
+        )
+    except Exception as error:  # one unrelated class for each status code
+        if wanted == CPU or (cause := _load_failure(ort, wanted)) is None:
+            raise
+        raise _not_in_force(wanted, f"it cannot be loaded: {cause}") from error
     in_force = session.get_providers()
     if in_force[0] != wanted:
-        cause = load_failure(ort, wanted) or said
-        raise ProviderError(
-            f"requested {wanted}, but the session for {path.name!r} is running on "
-            f"{in_force}{f': {cause}' if cause else ''}. Reinstall onnxruntime, or pass "
-            "devices='cpu'"
-        )
+        cause = (None if wanted == CPU else _load_failure(ort, wanted)) or said
+        raise _not_in_force(wanted, f"the session is running on {in_force} {cause}".strip())
     return session
+
+
+def _not_in_force(wanted: str, found: str) -> ProviderError:
+    return ProviderError(f"requested {wanted}, but {found}. {_ADVICE[wanted]}")
 
 
 def what_lacks(provider: str) -> str | None:
@@ -99,6 +120,18 @@ def what_lacks(provider: str) -> str | None:
     return None
 
 
+def why_not_loaded(provider: str) -> str | None:
+    """Try a provider on a graph of one operator, and tell what is wrong with it."""
+    ort = load()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        open_session(ort, _NEGATION, options, [(provider, {})])
+    except Exception as error:  # noqa: BLE001  # one unrelated class for each status code
+        return str(error)
+    return None
+
+
 def _preload(ort: Any) -> str:
     """Load CUDA from NVIDIA's packages, if those are installed; give what was said of it.
 
@@ -112,8 +145,12 @@ def _preload(ort: Any) -> str:
     return "; ".join(said.getvalue().split("\n")).strip("; ")
 
 
-def load_failure(ort: Any, provider: str) -> str | None:
-    """Tell why a provider's library cannot be loaded; ONNX Runtime goes on without it."""
+def _load_failure(ort: Any, provider: str) -> str | None:
+    """Tell why a provider's library cannot be loaded; ONNX Runtime goes on without it.
+
+    Only for one that ONNX Runtime has failed to load: another one would be loaded before it
+    knows its host, and break later.
+    """
     folder = Path(ort.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)

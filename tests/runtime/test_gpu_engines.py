@@ -1,0 +1,370 @@
+"""What can be shown of the engines for a GPU where there is none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bge_runtime import FlagModel, gpus
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines import open_engine, ort_providers, trt
+from bge_runtime.engines.base import graph_inputs, inference_error
+from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
+from bge_runtime.errors import (
+    DeviceError,
+    EngineError,
+    InferenceError,
+    OutOfMemoryError,
+    ProviderError,
+)
+from tests.conftest import export
+from tests.runtime.support import PROPERTY, TEXTS, WrappedEngine
+
+HAS_PROVIDER = CUDA in OrtEngine.load().get_available_providers()
+HAS_DRIVER = isinstance(gpus.find_driver(), gpus.Driver)
+WITHOUT_GPU = pytest.mark.skipif(HAS_DRIVER, reason="this machine has a GPU")
+
+HOPPER = gpus.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=141 << 30)
+DRIVER = gpus.Driver(version="580.65.06", cuda=(13, 0), gpus=(HOPPER, HOPPER))
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint, tmp_path_factory):
+    output = tmp_path_factory.mktemp("bundles") / "gpu"
+    return export(tiny_checkpoint, output, targets=("cuda", "tensorrt", "cpu"))
+
+
+def variant(bundle, name):
+    return next(v for v in Bundle.at(bundle).manifest.variants if v.name == name)
+
+
+# ---- errors
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("options", [{}, {"engine": "onnxruntime"}, {"engine": "tensorrt"}])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", 0])
+def test_a_gpu_that_is_not_here_is_an_error_that_tells_the_cause(bundle, device, options):
+    cause = "no NVIDIA driver" if HAS_PROVIDER else r"has no \w+ExecutionProvider"
+    with pytest.raises(ProviderError, match=rf"requested device 'cuda'.*{cause}.*devices='cpu'"):
+        FlagModel(str(bundle), devices=device, **options)
+
+
+def test_it_is_never_taken_unasked(bundle):
+    assert FlagModel(str(bundle)).engine.info.device == "cpu"
+
+
+def test_tensorrt_serves_no_cpu(bundle):
+    with pytest.raises(EngineError, match="requested engine 'tensorrt' on cpu"):
+        FlagModel(str(bundle), engine="tensorrt")
+    on_cpu = replace(variant(bundle, "tensorrt-fp16"), device="cpu")
+    with pytest.raises(DeviceError, match="tensorrt engine serves cuda"):
+        open_engine(Bundle.open(bundle), on_cpu)
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT])
+def test_a_session_that_would_run_on_the_cpu_is_an_error(bundle, provider, capsys):
+    ort = OrtEngine.load()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(
+            ProviderError, match=rf"requested {provider}.*cannot open shared object"
+        ):
+            # A graph that the CPU could run, too.
+            path = Bundle.at(bundle).path / "onnx" / "model.onnx"
+            ort_providers.open_session(ort, path, options, [(provider, {"device_id": "0"})])
+        assert "requested" in ort_providers.why_not_loaded(provider)
+    assert capsys.readouterr().out == ""
+    assert ort_providers.why_not_loaded(CPU) is None
+
+
+@pytest.mark.skipif(not HAS_PROVIDER, reason="this onnxruntime is the wheel for CPUs")
+def test_the_wheel_for_gpus_knows_our_options(bundle):
+    from pathlib import Path
+
+    capi = Path(OrtEngine.load().__file__).parent / "capi"
+    engine = object.__new__(trt.TensorRtEngine)
+    engine._index, engine._graph = 0, SimpleNamespace(inputs=("input_ids",))
+    for name, options in (
+        ("cuda", ort_providers.cuda_options(0)),
+        ("tensorrt", engine.options(trt.profiles(512)[0], Path("cache"))),
+    ):
+        library = (capi / f"libonnxruntime_providers_{name}.so").read_bytes()
+        for option in options:
+            assert option.encode() in library, option
+
+
+# ---- packed inputs
+
+
+@PROPERTY
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8))
+def test_packed_inputs_hold_each_token_once(lengths):
+    longest = max(lengths)
+    mask = (np.arange(longest) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    feeds = graph_inputs({"cumulative_sequence_length"}, ids, mask)
+    assert feeds["input_ids"].tolist() == ids[mask == 1].tolist()
+    ends = feeds["cumulative_sequence_length"]
+    assert ends.dtype == np.int32
+    assert np.diff(ends).tolist() == lengths
+    for row, (start, end) in enumerate(itertools.pairwise(ends)):
+        assert feeds["input_ids"][start:end].tolist() == ids[row, : lengths[row]].tolist()
+        assert feeds["position_ids"][start:end].tolist() == list(range(lengths[row]))
+    offsets = feeds["token_offset"]
+    assert (offsets.dtype, offsets.shape) == (np.dtype(np.int32), mask.shape)
+    assert offsets.ravel()[: sum(lengths)].tolist() == np.flatnonzero(mask).tolist()
+    assert sorted(offsets.ravel().tolist()) == list(range(mask.size))
+
+
+# ---- out of memory
+
+
+class Small(WrappedEngine):
+    """An engine with memory for so many tokens."""
+
+    def __init__(self, inner, tokens):
+        super().__init__(inner)
+        self.tokens = tokens
+        self.batch_tokens, self.batch_overhead_tokens = 4096, 4096
+        self.asked = []
+
+    def run(self, input_ids, attention_mask, outputs, **rest):
+        self.asked.append(input_ids.shape)
+        if input_ids.size > self.tokens:
+            error = RuntimeError("BFCArena: Failed to allocate memory for requested buffer")
+            raise inference_error("ONNX Runtime", input_ids, error)
+        return super().run(input_ids, attention_mask, outputs)
+
+
+def test_a_batch_too_large_for_the_memory_is_run_in_halves(tiny_bundle):
+    expected = FlagModel(str(tiny_bundle), use_fp16=False).encode(TEXTS)
+    model = FlagModel(str(tiny_bundle), use_fp16=False)
+    small = model._engines["cpu"] = Small(model._engines["cpu"], 600)
+    with pytest.warns(UserWarning, match=r"failed on a batch of \d+ texts.*two halves"):
+        vectors = model.encode(TEXTS)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+    assert any(rows * columns > 600 for rows, columns in small.asked)
+    # Halves of short texts are as short as their longest one.
+    assert min(columns for _, columns in small.asked) < 512
+
+
+def test_one_text_too_large_for_the_memory_is_an_error(tiny_bundle):
+    model = FlagModel(str(tiny_bundle), use_fp16=False)
+    model._engines["cpu"] = Small(model._engines["cpu"], 100)
+    with pytest.warns(UserWarning, match="two halves"), pytest.raises(OutOfMemoryError):
+        model.encode(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 1073741824",
+        "Available memory of 1024 is smaller than requested bytes of 4096",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+    ],
+)
+def test_what_engines_say_of_memory_is_understood(message):
+    ids = np.zeros((2, 3), dtype=np.int64)
+    assert type(inference_error("x", ids, RuntimeError(message))) is OutOfMemoryError
+    assert type(inference_error("x", ids, RuntimeError("no kernel"))) is InferenceError
+
+
+def test_two_batches_are_under_way_on_a_gpu(tiny_bundle):
+    model = FlagModel(str(tiny_bundle), use_fp16=False)
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Meeting(WrappedEngine):
+        waiting = True
+
+        def __init__(self, inner):
+            super().__init__(inner)
+            self.parallel_runs = 2
+
+        def run(self, input_ids, attention_mask, outputs):
+            if self.waiting:
+                meeting.wait()  # breaks if the second one never comes
+                self.waiting = False
+            return super().run(input_ids, attention_mask, outputs)
+
+    expected = model.encode(TEXTS)
+    model._engines["cpu"] = Meeting(model._engines["cpu"])
+    np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=1e-5)
+
+
+# ---- TensorRT
+
+
+@PROPERTY
+@given(st.integers(2, 32768))
+def test_profiles_hold_every_length_once(max_length):
+    found = trt.profiles(max_length)
+    assert found[0].shortest == 1
+    assert found[-1].longest == max_length
+    for one, following in itertools.pairwise(found):
+        assert following.shortest == one.longest + 1
+    for profile in found:
+        assert profile.shortest <= profile.longest
+        assert profile.rows >= 1
+        assert profile.rows * profile.longest <= 16384 or profile.rows == 1
+
+
+def test_every_input_has_a_shape_in_every_profile():
+    (short, long) = trt.profiles(512)
+    assert long.options(("input_ids", "attention_mask")) == {
+        "trt_profile_min_shapes": "input_ids:1x65,attention_mask:1x65",
+        "trt_profile_opt_shapes": "input_ids:32x512,attention_mask:32x512",
+        "trt_profile_max_shapes": "input_ids:32x512,attention_mask:32x512",
+    }
+    assert short.rows == 256
+
+
+class FakeTensorRt(trt.TensorRtEngine):
+    """The engine without its sessions: what is asked for is written down."""
+
+    opened_with: list = []  # noqa: RUF012
+
+    @classmethod
+    def why_not(cls, variant):
+        """Say that it can run."""
+
+    def _opened(self, providers):
+        type(self).opened_with.append(providers)
+        if self.delay:
+            time.sleep(self.delay)
+        return self.inner
+
+    delay = 0.0
+    inner = None
+
+
+@pytest.fixture
+def fake(bundle, monkeypatch, tmp_path):
+    """Open the fake; its sessions are one of the graph for a CPU."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gpus, "find_driver", lambda: DRIVER)
+    monkeypatch.setattr(trt, "version", lambda: "10.14.1")
+    ort = OrtEngine.load()
+    session = ort.InferenceSession(
+        str(bundle / "onnx" / "model_cpu_fp32.onnx"), providers=["CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(FakeTensorRt, "inner", session)
+    monkeypatch.setattr(FakeTensorRt, "opened_with", [])
+
+    def make(**options):
+        return FakeTensorRt(Bundle.open(bundle), variant(bundle, "tensorrt-fp16"), **options)
+
+    return make
+
+
+def test_engines_are_built_for_a_range_when_a_text_of_it_comes(fake, caplog):
+    engine = fake()
+    assert len(engine.opened_with) == 1
+    ids = np.full((300, 7), 5, dtype=np.int64)
+    (vectors,) = engine.run(ids, np.ones_like(ids), ["sentence_embedding"])
+    assert vectors.shape == (300, 48)  # in pieces of 256
+    assert len(engine.opened_with) == 1
+    ids = np.full((2, 65), 5, dtype=np.int64)
+    engine.run(ids, np.ones_like(ids), ["sentence_embedding"])
+    assert len(engine.opened_with) == 2
+    (name, options), (helper, _) = engine.opened_with[1]
+    assert (name, helper) == (TENSORRT, CUDA)
+    assert options["trt_profile_max_shapes"].startswith("input_ids:32x512,")
+    assert "building TensorRT's engine for texts of up to 512 tokens" in caplog.text
+
+
+def test_engines_that_are_there_are_not_built_again(fake, caplog):
+    fake().build()
+    assert caplog.text.count("building TensorRT's engine") == 2
+    caplog.clear()
+    fake().build()
+    assert "building" not in caplog.text
+    folders = sorted(path.parent.name for path in trt.cache.cache_folder().rglob("built.json"))
+    assert len(folders) == 2
+    options = json.loads(
+        (trt.cache.cache_folder() / "tensorrt" / folders[0] / "built.json").read_text()
+    )
+    assert not [key for key in options if "fp16" in key or "bf16" in key or "int8" in key]
+
+
+def test_an_engine_is_kept_under_all_that_it_depends_on(fake, monkeypatch):
+    engine = fake()
+    profile = trt.profiles(512)[0]
+    keys = {engine.cache_folder(profile), engine.cache_folder(trt.profiles(512)[1])}
+    other = [
+        replace(HOPPER, name="NVIDIA H100"),
+        replace(HOPPER, compute_capability="10.0"),
+        replace(HOPPER, memory_bytes=80 << 30),
+    ]
+    drivers = [replace(DRIVER, gpus=(gpu,)) for gpu in other]
+    drivers += [replace(DRIVER, version="590.1"), replace(DRIVER, cuda=(13, 1))]
+    for driver in drivers:
+        monkeypatch.setattr(gpus, "find_driver", lambda driver=driver: driver)
+        keys.add(engine.cache_folder(profile))
+    monkeypatch.setattr(gpus, "find_driver", lambda: DRIVER)
+    monkeypatch.setattr(trt, "version", lambda: "10.15.0")
+    keys.add(engine.cache_folder(profile))
+    monkeypatch.setattr(trt, "version", lambda: "10.14.1")
+    monkeypatch.setattr(engine, "_ort", SimpleNamespace(__version__="1.30.0"))
+    keys.add(engine.cache_folder(profile))
+    files = dict(engine._bundle.manifest.files)
+    for name in (engine._graph.file, engine._graph.weights):
+        changed = {**files, name: replace(files[name], sha256="0" * 64)}
+        manifest = replace(engine._bundle.manifest, files=changed)
+        monkeypatch.setattr(engine, "_bundle", replace(engine._bundle, manifest=manifest))
+        keys.add(engine.cache_folder(profile))
+    assert len(keys) == 11
+
+
+def test_two_that_want_the_same_engine_build_it_once(fake, caplog, monkeypatch):
+    monkeypatch.setattr(FakeTensorRt, "delay", 0.3)
+    threads = [threading.Thread(target=fake) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert caplog.text.count("building TensorRT's engine") == 1
+    assert caplog.text.count("another process is building") == 2
+
+
+def test_a_lock_whose_holder_failed_is_free(fake, monkeypatch):
+    def failing(self, providers):
+        raise EngineError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeTensorRt, "_opened", failing)
+        with pytest.raises(EngineError, match="no memory"):
+            fake()
+    fake()
+    (folder,) = (trt.cache.cache_folder() / "tensorrt").iterdir()
+    assert (folder / "built.json").is_file()
+    FileLock(folder / ".lock").acquire(timeout=0)
+
+
+def test_a_number_without_a_gpu_is_an_error(fake):
+    with pytest.raises(ProviderError, match=r"requested device 'cuda:2', but there are 2 GPUs"):
+        fake(index=2)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(fake, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(EngineError, match="Set XDG_CACHE_HOME"):
+        fake()
