@@ -13,9 +13,11 @@ try:
     from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
     from bge_bench.data_cli import data
     from bge_bench.environment import busy_percent
+    from bge_bench.gpu_cli import gpu
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.options import (
         checkpoint_option,
+        device_option,
         json_option,
         threads_option,
         timeout_option,
@@ -26,7 +28,7 @@ try:
     from bge_bench.report import pair_table, parity_table, speed_table
     from bge_bench.report_cli import report as report_command
     from bge_bench.retrieval_cli import retrieval
-    from bge_bench.sides import BASELINES
+    from bge_bench.sides import BASELINES, GPU_BASELINES
     from bge_bench.source import open_checkpoint
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
     from bge_bench.tables_cli import COMMANDS
@@ -57,6 +59,7 @@ main.add_command(report_command)
 for command in COMMANDS:
     main.add_command(command)
 main.add_command(retrieval)
+main.add_command(gpu)
 
 
 @main.command()
@@ -106,6 +109,7 @@ def parity(
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @checkpoint_option
+@device_option
 @_texts_option
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--sample", type=click.IntRange(min=2), help="Measure on that many texts only.")
@@ -115,7 +119,7 @@ def parity(
     multiple=True,
     default=["flagembedding"],
     show_default=True,
-    type=click.Choice(BASELINES),
+    type=click.Choice(tuple(dict.fromkeys((*BASELINES, *GPU_BASELINES)))),
     help="Repeatable; all take turns in one run.",
 )
 @click.option(
@@ -147,6 +151,7 @@ def parity(
 def speed(
     bundle: Path,
     checkpoint: Path | None,
+    device: str,
     texts_file: Path | None,
     rounds: int,
     sample: int | None,
@@ -158,7 +163,7 @@ def speed(
     timeout_s: float,
     json_file: Path | None,
 ) -> None:
-    """Time BUNDLE against baselines, turn by turn, on the CPU.
+    """Time BUNDLE against baselines, turn by turn.
 
     Exits with 1 if its vectors are not PyTorch's, and reports no speed then.
     """
@@ -180,6 +185,7 @@ def speed(
                 threads=threads or usable_cpus(),
                 precision=precision,
                 all_outputs=outputs == "all",
+                device=device,
             )
             with progress(step_count(lineup, rounds)) as step:
                 result = measure_speed(lineup, workload, step=step)
@@ -190,6 +196,7 @@ def speed(
                 "words": sum(len(text.split()) for text in texts),
             },
             "outputs": outputs,
+            "device": device,
             "rounds": rounds,
             "query_calls": workload.query_calls,
             "busy_percent_before": busy,

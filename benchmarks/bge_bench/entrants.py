@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bge_bench.errors import BenchError
-from bge_bench.sides import BASELINES, OURS, SideSpec
+from bge_bench.sides import BASELINES, GPU_BASELINES, OURS, SideSpec
 from bge_bench.speed import baseline_side, our_side
 from bge_runtime.bundle import Bundle
-from bge_runtime.engines import why_not
+from bge_runtime.engines import device_kind, why_not
 from bge_runtime.registry import ENCODER_ONLY_BASE
 
 _PACKAGES = {
     "flagembedding": "FlagEmbedding",
     "transformers": "transformers",
+    "transformers-compiled": "transformers",
     "sentence-transformers": "sentence_transformers",
     "sentence-transformers-bf16": "sentence_transformers",
     "sentence-transformers-onnx": "optimum.onnxruntime",
@@ -30,7 +31,7 @@ _PACKAGES = {
 FASTEST = "sentence-transformers-openvino"
 """The fastest of the baselines, which is timed on all texts as we are."""
 
-_OUR_PRECISIONS = ("fp32", "bf16", "int8")
+_OUR_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def line_up(
     baselines: Sequence[str],
     threads: int,
     precisions: Sequence[str] = (),
+    device: str = "cpu",
 ) -> tuple[list[Entrant], dict[str, str]]:
     """List who can take part on this machine.
 
@@ -69,6 +71,7 @@ def line_up(
         baselines: Names out of `BASELINES`.
         threads: Threads of each.
         precisions: Of the bundle; empty for all that it has and this machine runs.
+        device: Device of all. On a GPU everyone is fast enough to be timed on all texts.
 
     Returns:
         The entrants, ours first, and the reason for each that is left out.
@@ -82,33 +85,38 @@ def line_up(
             f"{model.name} is of the class {model.model_class}; tables compare encoders of the "
             f"class {ENCODER_ONLY_BASE}. Time it beside FlagEmbedding with bge-bench speed"
         )
-    able = {v.precision for v in bundle.manifest.variants if why_not(v) is None}
+    there = [v for v in bundle.manifest.variants if v.device == device_kind(device)]
+    able = {variant.precision for variant in there if why_not(variant) is None}
+    if not able and there:
+        raise BenchError(f"nothing of {bundle.path.name} runs on {device}: {why_not(there[0])}")
     missing = sorted(set(precisions) - able)
     if missing:
         raise BenchError(
-            f"{bundle.path.name} has no variant in {', '.join(missing)} that this machine runs; it "
-            f"has {', '.join(sorted(able))}. Export it again with --precision {missing[0]}"
+            f"{bundle.path.name} has no variant in {', '.join(missing)} that this machine runs on "
+            f"{device}; it has {', '.join(sorted(able))}. Export it again with --precision "
+            f"{missing[0]}"
         )
-    ours = our_side(bundle, threads=threads)
+    on_gpu = device != "cpu"
+    ours = our_side(bundle, threads=threads, device=device)
     chosen = [precision for precision in _OUR_PRECISIONS if precision in (precisions or able)]
     entrants = [
         Entrant(
             label=f"{OURS} {precision}",
             spec=replace(ours, precision=precision),
             # Of fp32 the sample will do, since what it is held against runs no more.
-            in_full=precision != "fp32" or len(chosen) == 1,
+            in_full=on_gpu or precision != "fp32" or len(chosen) == 1,
         )
         for precision in chosen
     ]
     left_out = {}
-    for side in BASELINES:
+    for side in GPU_BASELINES if on_gpu else BASELINES:
         if side not in baselines:
             continue
         if not _installed(_PACKAGES[side]):
             left_out[side] = f"{_PACKAGES[side]} is not installed"
             continue
         spec = baseline_side(ours, side, checkpoint)
-        entrants.append(Entrant(label=side, spec=spec, in_full=side == FASTEST))
+        entrants.append(Entrant(label=side, spec=spec, in_full=on_gpu or side == FASTEST))
         if side == FASTEST:
             held = replace(spec, precision="fp32")
             entrants.append(Entrant(label=f"{side} held to fp32", spec=held, in_full=False))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import platform
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bge_runtime import gpus
 from bge_runtime.cpus import cpu_model, usable_cpus
 from bge_runtime.versions import installed_versions
 
 _PACKAGES = (
     "bge-runtime",
     "onnxruntime",
+    "onnxruntime-gpu",
     "openvino",
     "numpy",
     "tokenizers",
@@ -32,6 +35,7 @@ _PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Collect what somebody needs to repeat a measurement, ready for JSON."""
+    driver = gpus.find_driver()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,6 +47,7 @@ def describe_environment() -> dict[str, Any]:
             "logical_cpus": psutil.cpu_count(),
             "usable_cpus": usable_cpus(),
             "memory_bytes": psutil.virtual_memory().total,
+            **({} if isinstance(driver, str) else {"nvidia": asdict(driver)}),
         },
     }
 

@@ -17,6 +17,13 @@ data_option = click.option(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder that holds the texts. Default: where `bge-bench data` puts them.",
 )
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Of all sides; cuda:0 for a GPU, where baselines compute in fp16.",
+)
 json_option = click.option(
     "--json",
     "json_file",

@@ -15,6 +15,7 @@ import numpy as np
 from bge_bench.errors import BenchError
 
 _ROWS, _INPUTS, _OUTPUTS = 2048, 1024, 4096
+_GPU_SIZE = 8192
 _REPEATS = 9
 _BLOCK = 128
 
@@ -40,11 +41,12 @@ def needed_flop(config: Mapping[str, Any], pooling: str, lengths: Sequence[int])
     return float(((layers - 1) * layer + last).sum())
 
 
-def measure_rates(threads: int) -> dict[str, float]:
+def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
     """Measure the rate of large products in a process of its own.
 
     fp32 and bf16 as PyTorch or OpenVINO multiplies them, whichever is faster, int8 as OpenVINO
-    multiplies matrices of 8 bits with what it rounds while it runs.
+    multiplies matrices of 8 bits with what it rounds while it runs. On a GPU PyTorch's products
+    in fp32 (without TF32), bf16 and fp16.
 
     Returns:
         Operations a second by precision; of bf16 only where it is not slower than fp32.
@@ -53,7 +55,7 @@ def measure_rates(threads: int) -> dict[str, float]:
         BenchError: If that process fails.
     """
     done = subprocess.run(  # noqa: S603  # our own module
-        [sys.executable, "-m", "bge_bench.roofline", str(threads)],
+        [sys.executable, "-m", "bge_bench.roofline", str(threads), device],
         check=False,
         capture_output=True,
         text=True,
@@ -90,6 +92,30 @@ def _pytorch(name: str, threads: int) -> Callable[[], object]:
     return run
 
 
+def _event() -> Any:
+    import torch
+
+    event: Any = torch.cuda.Event
+    return event(enable_timing=True)
+
+
+def _on_gpu(name: str, device: str) -> float:
+    import torch
+
+    dtype = getattr(torch, name)
+    rows, matrix = (torch.randn(_GPU_SIZE, _GPU_SIZE, device=device).to(dtype) for _ in range(2))
+    times: list[float] = []
+    for _ in range(3 + _REPEATS):
+        begin, end = (_event() for _ in range(2))
+        begin.record()
+        for _ in range(10):
+            rows @ matrix
+        end.record()
+        torch.cuda.synchronize(device)
+        times.append(begin.elapsed_time(end) / 1e4)
+    return 2 * _GPU_SIZE**3 / statistics.median(times[3:])
+
+
 def _openvino(precision: str, threads: int) -> Callable[[], object]:
     import openvino as ov
     from openvino import opset13 as ops
@@ -118,8 +144,12 @@ def _openvino(precision: str, threads: int) -> Callable[[], object]:
 
 def main() -> None:
     """Print the rates as JSON."""
-    threads = int(sys.argv[1])
+    threads, device = int(sys.argv[1]), sys.argv[2]
     names = {"fp32": "float32", "bf16": "bfloat16"}
+    if device != "cpu":
+        names["fp16"] = "float16"
+        sys.stdout.write(json.dumps({key: _on_gpu(name, device) for key, name in names.items()}))
+        return
     rates = {
         precision: max(_rate(_pytorch(name, threads)), _rate(_openvino(precision, threads)))
         for precision, name in names.items()

@@ -40,8 +40,10 @@ BASELINES = (
     "fastembed",
     "onnxruntime",
 )
-"""What a bundle can be compared with."""
-FROM_CHECKPOINT = (*PYTORCH, "sentence-transformers-bf16")
+"""What a bundle can be compared with on a CPU."""
+GPU_BASELINES = ("flagembedding", "transformers", "transformers-compiled", "sentence-transformers")
+"""And on a GPU, in fp16."""
+FROM_CHECKPOINT = (*PYTORCH, "sentence-transformers-bf16", "transformers-compiled")
 """Those of them that read the checkpoint; the others read the bundle's own graphs."""
 
 
@@ -61,6 +63,8 @@ class SideSpec:
         model_class: FlagEmbedding's class for it; those but the first are ours and
             FlagEmbedding's only.
         all_outputs: Of BGE-M3, ask for lexical weights and ColBERT vectors too.
+        device: ``"cpu"``, or a GPU's name such as ``"cuda:0"``: there the baselines compute in
+            fp16, and `PYTORCH` in fp32 if ``precision`` says so.
     """
 
     side: str
@@ -72,6 +76,12 @@ class SideSpec:
     precision: str = "fp32"
     model_class: str = ENCODER_ONLY_BASE
     all_outputs: bool = False
+    device: str = "cpu"
+
+    @property
+    def torch_precision(self) -> str:
+        """Arithmetic of a side that PyTorch computes."""
+        return "fp32" if self.device == "cpu" or self.precision == "fp32" else "fp16"
 
     def dense(self, model: Any, texts: list[str], **options: Any) -> NDArray[np.float32]:
         """Call ``encode`` of either class, and give the dense vectors."""
@@ -94,8 +104,10 @@ CLASSES = {
 """Names of the classes, ours and FlagEmbedding's."""
 
 
-def flagembedding(folder: str, model_class: str, **options: Any) -> Any:
-    """Open FlagEmbedding's model in fp32 on the CPU, so that it computes what it should.
+def flagembedding(
+    folder: str, model_class: str, *, device: str = "cpu", use_fp16: bool = False, **options: Any
+) -> Any:
+    """Open FlagEmbedding's model so that it computes what it should, by default in fp32.
 
     That is nothing to see to, but for two decoders under transformers 4.57: Gemma 2's
     default attention leaves its softcapping out, so that it gets the eager one; and Qwen2
@@ -104,7 +116,7 @@ def flagembedding(folder: str, model_class: str, **options: Any) -> Any:
     import FlagEmbedding
 
     model = getattr(FlagEmbedding, CLASSES[model_class])(
-        folder, use_fp16=False, devices="cpu", **options
+        folder, use_fp16=use_fp16, devices=device, **options
     )
     config = getattr(model.model, "config", None)
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -151,6 +163,7 @@ _SIDES = {
     OURS: "sides:_Ours",
     "flagembedding": "sides_pytorch:FlagEmbedding",
     "transformers": "sides_pytorch:Transformers",
+    "transformers-compiled": "sides_pytorch:TransformersCompiled",
     "sentence-transformers": "sides_pytorch:SentenceTransformersTorch",
     "sentence-transformers-bf16": "sides_pytorch:SentenceTransformersBf16",
     "sentence-transformers-onnx": "sides_onnx:SentenceTransformersOnnx",
@@ -181,7 +194,7 @@ class _Ours:
             self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
                 spec.model,
                 precision=spec.precision,
-                devices="cpu",
+                devices=spec.device,
                 pooling_method=spec.pooling,
                 batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,

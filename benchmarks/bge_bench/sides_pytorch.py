@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,18 @@ if TYPE_CHECKING:
 
 
 class FlagEmbedding:
-    """FlagEmbedding's own class, in fp32."""
-
-    precision = "fp32"
+    """FlagEmbedding's own class, in fp32; on a GPU in fp16, its default there."""
 
     def __init__(self, spec: SideSpec) -> None:
         """Open it."""
+        self.precision = spec.torch_precision
         with quiet():
-            in_force = torch_in_force(spec.threads)
+            in_force = torch_in_force(spec)
             self._model: Any = flagembedding(
                 spec.model,
                 spec.model_class,
+                device=spec.device,
+                use_fp16=self.precision == "fp16",
                 pooling_method=spec.pooling,
                 batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,
@@ -45,18 +47,16 @@ class Transformers:
     With a batch size of 1 nothing is padded: that is the reference for parity.
     """
 
-    precision = "fp32"
-
     def __init__(self, spec: SideSpec) -> None:
         """Open it."""
+        self.precision = spec.torch_precision
         with quiet():
-            import torch
             from transformers import AutoModel, AutoTokenizer
 
-            in_force = torch_in_force(spec.threads)
+            in_force = torch_in_force(spec)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
-            model = AutoModel.from_pretrained(spec.model, dtype=torch.float32)
-        self._model: Any = model.eval()
+            model = AutoModel.from_pretrained(spec.model, dtype=_dtype(spec))
+        self._model: Any = model.eval().to(spec.device)
         self._spec = spec
         self.name = f"transformers {importlib.metadata.version('transformers')}"
         padding = "one text at a time" if spec.batch_size == 1 else f"batches of {spec.batch_size}"
@@ -66,6 +66,19 @@ class Transformers:
         """Embed texts; see `bge_bench.sides.Side`."""
         with quiet():
             return encode_sorted(self._model, self._tokenizer, texts, self._spec)
+
+
+class TransformersCompiled(Transformers):
+    """The same behind ``torch.compile``, for free lengths."""
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        super().__init__(spec)
+        with quiet():
+            import torch
+
+            self._model = torch.compile(self._model, dynamic=True)
+        self.in_force += ", compiled"
 
 
 def encode_sorted(
@@ -92,11 +105,12 @@ def encode_sorted(
         for start in range(0, len(order), spec.batch_size):
             batch = order[start : start + spec.batch_size]
             chosen = {name: [values[index] for index in batch] for name, values in encoded.items()}
-            padded = tokenizer.pad(chosen, return_tensors="pt")
+            padded = tokenizer.pad(chosen, return_tensors="pt").to(spec.device)
             hidden = model(**padded).last_hidden_state
             pooled = pool(hidden, padded["attention_mask"], spec.pooling)
             rows.update(zip(batch, torch.nn.functional.normalize(pooled, dim=-1), strict=True))
-    vectors: NDArray[np.float32] = torch.stack([rows[index] for index in range(len(texts))]).numpy()
+    stacked = torch.stack([rows[index] for index in range(len(texts))])
+    vectors: NDArray[np.float32] = stacked.float().cpu().numpy()
     return vectors
 
 
@@ -123,7 +137,7 @@ class SentenceTransformers:
             )
             pooling = Pooling(self.transformer.get_embedding_dimension(), spec.pooling)
             self._model: Any = SentenceTransformer(
-                modules=[self.transformer, pooling], device="cpu"
+                modules=[self.transformer, pooling], device=spec.device
             )
         self._batch_size = spec.batch_size
         version = importlib.metadata.version("sentence-transformers")
@@ -142,16 +156,21 @@ class SentenceTransformers:
 
 
 class SentenceTransformersTorch(SentenceTransformers):
-    """sentence-transformers on PyTorch, in fp32."""
+    """sentence-transformers on PyTorch, in fp32; on a GPU in fp16.
 
-    precision = "fp32"
+    There with FlashAttention where that is installed, as its page on speed advises.
+    """
 
     def __init__(self, spec: SideSpec) -> None:
         """Open it."""
-        with quiet():
-            import torch
-        super().__init__(spec, "torch", {"dtype": torch.float32})
-        self.in_force = f"{torch_in_force(spec.threads)}, batches of {spec.batch_size}"
+        self.precision = spec.torch_precision
+        options = {"dtype": _dtype(spec)}
+        flash = self.precision == "fp16" and importlib.util.find_spec("flash_attn") is not None
+        if flash:
+            options["attn_implementation"] = "flash_attention_2"
+        super().__init__(spec, "torch", options)
+        how = ", FlashAttention 2" if flash else ""
+        self.in_force = f"{torch_in_force(spec)}, batches of {spec.batch_size}{how}"
 
 
 class SentenceTransformersBf16(SentenceTransformers):
@@ -164,7 +183,7 @@ class SentenceTransformersBf16(SentenceTransformers):
         with quiet():
             import torch
         super().__init__(spec, "torch", {"dtype": torch.bfloat16})
-        in_force = torch_in_force(spec.threads).replace("fp32", "bf16")
+        in_force = torch_in_force(spec).replace("fp32", "bf16")
         self.in_force = f"{in_force}, batches of {spec.batch_size}"
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -191,10 +210,18 @@ def pool(hidden: Any, mask: Any, pooling: str) -> Any:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-def torch_in_force(threads: int | None) -> str:
+def torch_in_force(spec: SideSpec) -> str:
     """Set PyTorch's threads, and tell what computes."""
     import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return f"torch {torch.__version__} on cpu, fp32, {torch.get_num_threads()} threads"
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    name = "cpu" if spec.device == "cpu" else torch.cuda.get_device_name(spec.device)
+    threads = torch.get_num_threads()
+    return f"torch {torch.__version__} on {name}, {spec.torch_precision}, {threads} threads"
+
+
+def _dtype(spec: SideSpec) -> Any:
+    import torch
+
+    return torch.float16 if spec.torch_precision == "fp16" else torch.float32

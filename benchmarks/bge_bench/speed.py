@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bge_bench.driver import Worker
 from bge_bench.errors import BenchError
-from bge_bench.sides import FROM_CHECKPOINT, OURS, PYTORCH, SideSpec
+from bge_bench.sides import FROM_CHECKPOINT, GPU_BASELINES, OURS, PYTORCH, SideSpec
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.registry import DECODER_CLASSES, ENCODER_ONLY_M3
@@ -176,7 +176,7 @@ class Comparison:
         }
 
 
-def our_side(bundle: Bundle, *, threads: int) -> SideSpec:
+def our_side(bundle: Bundle, *, threads: int, device: str = "cpu") -> SideSpec:
     """Describe a bundle as its users open it, for texts of 512 tokens at most."""
     model = bundle.manifest.model
     return SideSpec(
@@ -188,6 +188,7 @@ def our_side(bundle: Bundle, *, threads: int) -> SideSpec:
         threads=threads,
         precision="auto",
         model_class=model.model_class,
+        device=device,
     )
 
 
@@ -206,6 +207,7 @@ def line_up(
     threads: int,
     precision: str = "auto",
     all_outputs: bool = False,
+    device: str = "cpu",
 ) -> Lineup:
     """Describe a bundle and baselines that do the same work with the same means.
 
@@ -218,9 +220,10 @@ def line_up(
         threads: Threads of each side.
         precision: Arithmetic of the sides that have a choice; ``"auto"`` is their own.
         all_outputs: Of BGE-M3, time lexical weights and ColBERT vectors too.
+        device: Device of all sides.
 
     Raises:
-        BenchError: If a side does not have all outputs.
+        BenchError: If a side does not have all outputs, or does not run on the device.
     """
     model = bundle.manifest.model
     alone = set(baselines) == {"flagembedding"}
@@ -234,7 +237,17 @@ def line_up(
             f"--outputs all compares BGE-M3 with FlagEmbedding only, not {model.name} with "
             f"{', '.join(baselines)}"
         )
-    ours = replace(our_side(bundle, threads=threads), precision=precision, all_outputs=all_outputs)
+    elsewhere = sorted(set(baselines) - set(GPU_BASELINES)) if device != "cpu" else []
+    if elsewhere:
+        raise BenchError(
+            f"{', '.join(elsewhere)} runs on a CPU here; on {device} there are "
+            f"{', '.join(GPU_BASELINES)}"
+        )
+    ours = replace(
+        our_side(bundle, threads=threads, device=device),
+        precision=precision,
+        all_outputs=all_outputs,
+    )
 
     def other(side: str) -> SideSpec:
         spec = baseline_side(ours, side, checkpoint)
@@ -244,7 +257,9 @@ def line_up(
     return Lineup(
         ours=ours,
         baselines=tuple(other(side) for side in baselines),
-        reference=other(reference),
+        reference=other(reference)
+        if device == "cpu"
+        else replace(other(reference), precision="fp32"),
     )
 
 

@@ -30,6 +30,7 @@ from bge_bench.measures import (
 from bge_bench.options import (
     checkpoint_option,
     data_option,
+    device_option,
     json_option,
     threads_option,
     timeout_option,
@@ -37,15 +38,18 @@ from bge_bench.options import (
 from bge_bench.progress import progress
 from bge_bench.report_tables import document_tables
 from bge_bench.roofline import measure_rates, needed_flop
-from bge_bench.sides import BASELINES
+from bge_bench.sides import BASELINES, GPU_BASELINES
 from bge_bench.source import open_checkpoint
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.tokenization import TextTokenizer
 
 _MIXED = 1000
+_FULL, _FULL_WORDS = "full", 700
 _SAMPLE = 100
 _BATCH_SIZES = (2, 8, 32)
+GPU_BATCH_SIZES = (32, 128, 512)
+"""Out of which a baseline gets the best on a GPU."""
 _LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 _BATCHES = ((4, 32), (16, 32), (32, 32), (32, 128))
 _CHUNK = 1000
@@ -81,19 +85,20 @@ def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
     options = [
         click.argument("bundle", type=click.Path(path_type=Path)),
         checkpoint_option,
+        device_option,
         click.option(
             "--baseline",
             "baselines",
             multiple=True,
             default=baselines,
-            type=click.Choice(BASELINES),
+            type=click.Choice(tuple(dict.fromkeys((*BASELINES, *GPU_BASELINES)))),
             help=f"Repeatable. Default: {', '.join(baselines)}.",
         ),
         click.option(
             "--precision",
             "precisions",
             multiple=True,
-            type=click.Choice(("fp32", "bf16", "int8")),
+            type=click.Choice(("fp32", "bf16", "fp16", "int8")),
             help="Of the bundle; repeatable. Default: all it has that this machine runs.",
         ),
         threads_option,
@@ -116,8 +121,9 @@ _texts_option = click.option(
     multiple=True,
     default=["mixed"],
     show_default=True,
-    help="'mixed' (4 to 500 words, made here), the passages of a dataset of bge-bench data, such "
-    "as xquad-en, its questions, xquad-en-questions, or a file with a text a line. Repeatable.",
+    help="'mixed' (4 to 500 words, made here), 'full' (each longer than 512 tokens), the passages "
+    "of a dataset of bge-bench data, such as xquad-en, its questions, xquad-en-questions, or a "
+    "file with a text a line. Repeatable.",
 )
 
 
@@ -126,6 +132,8 @@ def _texts(named: Sequence[str], folder: Path | None) -> list[str]:
     for name in named:
         if name == "mixed":
             texts += paragraphs(_MIXED)
+        elif name == _FULL:
+            texts += short_texts(_MIXED, words=_FULL_WORDS)
         elif name.removesuffix(_QUESTIONS) in DATASETS:
             read = load_questions if name.endswith(_QUESTIONS) else load_passages
             texts += read(name.removesuffix(_QUESTIONS), folder)
@@ -166,6 +174,7 @@ def _measure(
                 baselines=options["baselines"],
                 threads=threads,
                 precisions=options["precisions"],
+                device=options["device"],
             )
             environment = describe_environment()
             header = {
@@ -173,6 +182,7 @@ def _measure(
                 "weights": opened.manifest.provenance.weights_sha256,
                 "labels": [entrant.label for entrant in entrants],
                 "threads": threads,
+                "device": options["device"],
                 "rounds": options["rounds"],
                 "versions": environment["versions"],
                 **what,
@@ -196,7 +206,7 @@ def _measure(
             def rates(when: str) -> dict[str, float]:
                 step("the machine's matrix rate")
                 found: dict[str, float] = journal.get(
-                    f"rates {when}", lambda: measure_rates(threads)
+                    f"rates {when}", lambda: measure_rates(threads, options["device"])
                 )
                 return found
 
@@ -204,6 +214,7 @@ def _measure(
         document = {
             "kind": kind,
             "threads": threads,
+            "device": options["device"],
             "rounds": options["rounds"],
             "busy_percent_before": journal.get("busy", lambda: busy),
             # What the machine can do: others may have kept it busy at either time.

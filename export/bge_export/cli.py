@@ -24,6 +24,8 @@ try:
     from bge_export.targets import select_decoder_targets, select_targets, target_table
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines.trt import TensorRtEngine
 from bge_runtime.errors import BgeError, ExportError
 from bge_runtime.parity import Parity
 from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
@@ -71,6 +73,12 @@ _STEPS = 7
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="With --random-weights: folder to take the tokenizer from. Default: one is made.",
 )
+@click.option(
+    "--build-engine",
+    is_flag=True,
+    help="With --target tensorrt, on the machine with the GPU: build its engines now, into the "
+    "cache. Otherwise that is done at the first use.",
+)
 @click.option("--push-to-hub", "repo", metavar="OWNER/NAME", help="Upload the bundle as well.")
 @click.option("--private", is_flag=True, help="With --push-to-hub: make a private repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -89,6 +97,7 @@ def main(
     layers: int | None,
     seed: int,
     tokenizer: Path | None,
+    build_engine: bool,
     repo: str | None,
     private: bool,
     as_json: bool,
@@ -98,17 +107,24 @@ def main(
     MODEL is a hub id such as BAAI/bge-large-en-v1.5, a checkpoint folder, or with
     --random-weights the name of a model.
     """
-    if (layers is not None or tokenizer is not None) and not random_weights:
-        raise click.UsageError(
-            "--layers and --tokenizer are for --random-weights; a checkpoint has its own"
-        )
-    if random_weights and (revision is not None or offline or trust_remote_code):
-        raise click.UsageError(
+    for wrong, message in (
+        (
+            (layers is not None or tokenizer is not None) and not random_weights,
+            "--layers and --tokenizer are for --random-weights; a checkpoint has its own",
+        ),
+        (
+            random_weights and (revision is not None or offline or trust_remote_code),
             "--revision, --offline and --trust-remote-code are for checkpoints, and "
-            "--random-weights makes one"
-        )
-    if private and repo is None:
-        raise click.UsageError("--private is for --push-to-hub")
+            "--random-weights makes one",
+        ),
+        (private and repo is None, "--private is for --push-to-hub"),
+        (
+            build_engine and "tensorrt" not in targets,
+            "--build-engine is for --target tensorrt",
+        ),
+    ):
+        if wrong:
+            raise click.UsageError(message)
     # Ended by a supervisor, it cleans up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -120,7 +136,7 @@ def main(
         with ExitStack() as stack:
             bar = stack.enter_context(
                 tqdm(
-                    total=_STEPS + (repo is not None),
+                    total=_STEPS + (repo is not None) + build_engine,
                     desc="export",
                     unit="step",
                     disable=None,
@@ -164,6 +180,9 @@ def main(
                 bar=bar,
                 step=step,
             )
+            if build_engine:
+                step("building TensorRT's engines")
+                build_engines(output)
             if repo is not None:
                 step(f"uploading to {repo}")
                 address = push(output, repo, private=private)
@@ -237,6 +256,18 @@ def _export(
         random_seed=random_seed,
         step=step,
     )
+
+
+def build_engines(output: Path) -> None:
+    """Build the TensorRT engines of a bundle for this machine's first GPU.
+
+    Raises:
+        EngineError: If there is no such GPU, or TensorRT fails.
+    """
+    bundle = Bundle.open(output)
+    for variant in bundle.manifest.variants:
+        if variant.engine == "tensorrt":
+            TensorRtEngine(bundle, variant).build()
 
 
 def _default_output(model: str, *, random_weights: bool) -> Path:

@@ -31,7 +31,7 @@ def run(*arguments: object) -> str:
 @pytest.fixture(autouse=True)
 def _few_rates(monkeypatch: pytest.MonkeyPatch):
     """The machine's own rate takes seconds to measure; one test does it."""
-    monkeypatch.setattr("bge_bench.tables_cli.measure_rates", lambda _: {"fp32": 1e11})
+    monkeypatch.setattr("bge_bench.tables_cli.measure_rates", lambda *_: {"fp32": 1e11})
 
 
 @pytest.fixture

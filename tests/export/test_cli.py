@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bge_export.cli import main
-from bge_runtime import FlagModel
+from bge_runtime import FlagModel, gpus
 
 
 def run(*arguments: str | Path) -> Result:
@@ -42,6 +42,24 @@ def test_json_is_all_that_is_printed(tiny_checkpoint: Path, tmp_path: Path):
     assert row["parity"]["min_cosine"] > 0.999999
     info = FlagModel(str(tmp_path / "b")).engine.info
     assert info.variant == "portable-fp32"
+
+
+def test_engines_are_built_for_tensorrt_only(tiny_checkpoint: Path, tmp_path: Path):
+    result = run(tiny_checkpoint, "--build-engine", "--target", "cpu")
+    assert result.exit_code == 2
+    assert "--build-engine is for --target tensorrt" in result.stderr
+
+
+@pytest.mark.skipif(isinstance(gpus.find_driver(), gpus.Driver), reason="it has a GPU")
+def test_engines_cannot_be_built_without_a_gpu(tiny_checkpoint: Path, tmp_path: Path):
+    output = tmp_path / "bundle"
+    result = run(
+        tiny_checkpoint, "--pooling", "cls", "--output", output, "--target", "tensorrt",
+        "--build-engine",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "requested device 'cuda', where variant 'tensorrt-fp16' runs on" in result.stderr
+    assert (output / "bge.json").is_file()  # what was exported stays
 
 
 @pytest.mark.parametrize(

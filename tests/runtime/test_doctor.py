@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from bge_export.targets import TARGETS
-from bge_runtime import FlagModel, doctor
-from bge_runtime.engines import ov
+from bge_runtime import FlagModel, doctor, gpus
+from bge_runtime.engines import ort_providers, ov, trt
+from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import BundleIntegrityError
 from tests.conftest import export
 from tests.runtime.support import replace_file
@@ -59,7 +62,7 @@ def test_the_table_is_that_of_the_exporter():
         (engine, precision)
         for target in TARGETS
         for _, engine, precision in target.variants
-        if target.name != "portable" and not target.on_request
+        if target.name != "portable" and (not target.on_request or target.device == "cuda")
     ]
     assert exported == [(v.engine, v.precision) for v in doctor.STANDARD_VARIANTS]
 
@@ -118,6 +121,95 @@ def test_an_engine_that_cannot_be_imported_is_wrong(monkeypatch):
     assert "WRONG: openvino is installed and cannot be imported: ImportError: libtbb" in (
         result.output
     )
+
+
+HOPPER = gpus.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=141 << 30)
+DRIVER = gpus.Driver(version="580.65.06", cuda=(13, 0), gpus=(HOPPER,))
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    """Make this machine look as if it had a GPU, and a wheel for it."""
+
+    def make(*, driver=DRIVER, providers=(CUDA, TENSORRT, CPU), packages=("onnxruntime-gpu",)):
+        versions = dict.fromkeys(packages, "1.31.1")
+        monkeypatch.setattr(doctor, "installed_versions", lambda _: versions)
+        monkeypatch.setattr(gpus, "find_driver", lambda: driver)
+        ort = ort_providers.load()
+        monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers))
+        monkeypatch.setattr(doctor, "_cuda_of", lambda _: (13, 0))
+        monkeypatch.setattr(ort_providers, "why_not_loaded", lambda _: None)
+        monkeypatch.setattr(trt, "version", lambda: "10.14.1")
+        monkeypatch.setattr(trt, "newer_version", lambda: None)
+
+    return make
+
+
+def findings():
+    return [(found.wrong, found.text) for found in doctor.examine() if "openvino" not in found.text]
+
+
+def test_a_sound_gpu_is_shown_and_no_finding(with_gpu):
+    with_gpu()
+    assert findings() == []
+    output = examine().output
+    assert row(output, "driver")[1:] == ["580.65.06,", "for", "CUDA", "up", "to", "13.0"]
+    assert row(output, "cuda:0")[1:] == ["NVIDIA", "H200,", "141", "GiB,", "sm_9.0"]
+    assert row(output, "tensorrt")[1] == "10.14.1"
+
+
+def test_files_of_the_wheel_for_cpus_over_those_of_the_other_are_wrong(with_gpu):
+    with_gpu(providers=(CPU,))
+    ((wrong, text),) = findings()
+    assert wrong
+    assert "its files have no CUDA provider" in text
+    assert "pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1" in text
+
+
+def test_a_gpu_beside_the_wheel_for_cpus_is_a_note(with_gpu):
+    with_gpu(providers=(CPU,), packages=("onnxruntime",))
+    ((wrong, text),) = findings()
+    assert not wrong
+    assert "NVIDIA H200 is not used" in text
+    assert "pip install 'bge-runtime[cuda]'" in text
+
+
+def test_no_driver_is_a_note(with_gpu):
+    with_gpu(driver="this machine has no NVIDIA driver (libcuda.so.1)")
+    assert findings() == [
+        (False, "onnxruntime could use a GPU, but this machine has no NVIDIA driver (libcuda.so.1)")
+    ]
+
+
+def test_a_driver_too_old_is_wrong(with_gpu):
+    with_gpu(driver=replace(DRIVER, version="550.1", cuda=(12, 4)))
+    ((wrong, text),) = findings()
+    assert wrong
+    assert "driver 550.1 serves CUDA 12.4, and onnxruntime-gpu" in text
+    assert "needs CUDA 13.0" in text
+
+
+def test_a_provider_that_cannot_be_loaded_is_wrong(with_gpu, monkeypatch):
+    with_gpu()
+    monkeypatch.setattr(ort_providers, "why_not_loaded", lambda _: "libcublas.so.13: no such file")
+    assert findings() == [(True, "the GPU is not used: libcublas.so.13: no such file")]
+
+
+def test_a_tensorrt_too_new_is_a_note(with_gpu, monkeypatch):
+    with_gpu()
+    monkeypatch.setattr(trt, "version", lambda: None)
+    assert findings() == []  # nobody has to have it
+    monkeypatch.setattr(trt, "newer_version", lambda: "11.4.0")
+    ((wrong, text),) = findings()
+    assert not wrong
+    assert "TensorRT 11.4.0 is installed" in text
+    assert "pip install tensorrt-cu13-libs==10." in text
+
+
+def test_a_library_that_only_bears_the_drivers_name_is_told(monkeypatch):
+    # Any library will do.
+    monkeypatch.setattr(gpus, "DRIVER_LIBRARY", ctypes.util.find_library("c"))
+    assert "is not NVIDIA's driver" in gpus.find_driver()
 
 
 def test_verify_measures_every_variant(bundle):

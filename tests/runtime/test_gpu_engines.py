@@ -80,14 +80,13 @@ def test_a_session_that_would_run_on_the_cpu_is_an_error(bundle, provider, capsy
     ort = OrtEngine.load()
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # One that the CPU could run, too.
+    path = Bundle.at(bundle).path / "onnx" / "model.onnx"
+    asked = [(provider, {"device_id": "0"})]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(
-            ProviderError, match=rf"requested {provider}.*cannot open shared object"
-        ):
-            # A graph that the CPU could run, too.
-            path = Bundle.at(bundle).path / "onnx" / "model.onnx"
-            ort_providers.open_session(ort, path, options, [(provider, {"device_id": "0"})])
+        with pytest.raises(ProviderError, match=rf"{provider}.*cannot open shared object"):
+            ort_providers.open_session(ort, path, options, asked)
         assert "requested" in ort_providers.why_not_loaded(provider)
     assert capsys.readouterr().out == ""
     assert ort_providers.why_not_loaded(CPU) is None

@@ -1,0 +1,60 @@
+"""``bge-bench gpu``: all that is measured on a GPU, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bge_bench.options import checkpoint_option, threads_option, timeout_option
+from bge_bench.sides import GPU_BASELINES
+from bge_bench.tables_cli import GPU_BATCH_SIZES, cold_start, latency, memory, throughput
+
+_TEXTS = 100_000
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=".",
+    help="Folder for the results in JSON. Default: here.",
+)  # fmt: skip
+@checkpoint_option
+@click.option("--device", default="cuda:0", show_default=True, metavar="NAME")
+@click.option(
+    "--baseline", "baselines", multiple=True, default=GPU_BASELINES,
+    type=click.Choice(GPU_BASELINES), help=f"Repeatable. Default: {', '.join(GPU_BASELINES)}.",
+)  # fmt: skip
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@threads_option
+@timeout_option
+@click.pass_context
+def gpu(
+    context: click.Context,
+    /,
+    bundle: Path,
+    output: Path,
+    baselines: Sequence[str],
+    **options: Any,
+) -> None:
+    """Time a bundle on a GPU: full batches, mixed lengths, single texts, start, memory.
+
+    Baselines compute in fp16, each with its best batch size. Parity is measured with each
+    corpus, on the GPU, against PyTorch in fp32.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    common = {"bundle": bundle, "baselines": baselines, "precisions": (), **options}
+    corpora = {"folder": None, "sample": 200, "batch_sizes": GPU_BATCH_SIZES}
+    runs: tuple[tuple[str, click.Command, dict[str, Any]], ...] = (
+        ("full-throughput", throughput, {"named": ["full"], **corpora}),
+        ("mixed-throughput", throughput, {"named": ["mixed"], **corpora}),
+        ("latency", latency, {"calls": 100, "budget_s": 3.0}),
+        ("cold-start", cold_start, {}),
+        ("memory", memory, {"count": _TEXTS, "baselines": ()}),
+    )
+    for name, command, more in runs:
+        click.echo(f"\n{name}")
+        json_file = output / f"gpu-{name}.json"
+        context.invoke(command, **{**common, **more, "json_file": json_file})
