@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
+GPU_WHEEL := .onnxruntime-gpu
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint unit slow wheel clean
+.PHONY: demo test check lint unit slow wheel gpu-wheel clean
 
 demo: $(VENV)/.ready  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.demo
@@ -33,6 +34,10 @@ wheel: $(VENV)/.ready  ## Install the built wheel with the runtime's dependencie
 	$(BIN)/python tests/wheel/make_bundle.py dist/bundle
 	cd dist && ../$(WHEEL_VENV)/bin/python ../tests/wheel/check_wheel.py bundle *.whl
 
+gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
+	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/test_gpu_engines.py
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
@@ -41,4 +46,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(WHEEL_VENV) dist demo-bundle
+	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) dist demo-bundle

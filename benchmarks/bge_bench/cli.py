@@ -264,6 +264,7 @@ def m3(
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @checkpoint_option
+@device_option
 @click.option("--queries", "count", default=256, show_default=True, type=click.IntRange(min=2))
 @click.option(
     "--examples",
@@ -279,6 +280,7 @@ def m3(
 def prefix(
     bundle: Path,
     checkpoint: Path | None,
+    device: str,
     count: int,
     examples_file: Path | None,
     rounds: int,
@@ -299,6 +301,7 @@ def prefix(
                 precision=precision,
                 rounds=rounds,
                 step=step,
+                device=device,
             )
         document = {
             "examples": str(examples_file or "built in"),

@@ -114,8 +114,7 @@ def main(
         ),
         (
             random_weights and (revision is not None or offline or trust_remote_code),
-            "--revision, --offline and --trust-remote-code are for checkpoints, and "
-            "--random-weights makes one",
+            "--revision, --offline and --trust-remote-code are for checkpoints",
         ),
         (private and repo is None, "--private is for --push-to-hub"),
         (

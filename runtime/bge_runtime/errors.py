@@ -15,6 +15,7 @@
     │   ├── PrecisionError       (ValueError)  no variant of that precision
     │   ├── ProviderError        the session runs elsewhere than asked
     │   └── InferenceError       (RuntimeError)  the engine failed on a batch
+    │       └── OutOfMemoryError it does not fit into the device's memory
     └── ExportError              ``bge-export`` could not, or would not, write a bundle
 
 Each message says what was asked, what was found and what to do. Wrong argument

@@ -122,8 +122,3 @@ def test_of_several_targets_and_precisions_each_is_written_somehow():
     assert "int8" not in chosen([], [])
     with pytest.raises(ExportError, match="requested openvino in fp32"):
         select_targets(["openvino", "cpu"], ["fp32"])
-
-
-def test_of_an_encoder_it_is_an_error_that_names_what_there_is():
-    with pytest.raises(ExportError, match=r"requested --target cuda(.|\n)*--target portable"):
-        select_targets(["cuda"], [])

@@ -27,6 +27,7 @@ from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import HEAD_OUTPUTS
 from bge_runtime.parity import TOLERANCES, compare
+from bge_runtime.proving import padded_vectors
 from tests.conftest import export, write_tiny_bert
 from tests.runtime.support import PROPERTY
 
@@ -435,6 +436,43 @@ def test_every_operator_is_on_a_list(request, name: str, target, known):
         assert types <= known[node.domain][node.op_type], node
         # float32 is for the outputs alone.
         assert "FLOAT" not in types or node.outputs[0].is_graph_output()
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
+def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_path, target: str):
+    """What a GPU would compute, by the CPU, of 1 to 512 tokens."""
+    from bge_export.checkpoint import inspect_checkpoint
+    from bge_export.loading import load_encoder
+    from bge_export.tracing import PooledEncoder
+
+    seen = []
+
+    def measured(bundle, variant, reference):
+        if variant.precision == "fp16":
+            seen.append(engine_vectors(bundle, variant))
+        return real(bundle, variant, reference)
+
+    def engine_vectors(bundle, variant):
+        from bge_runtime.engines import open_engine
+
+        engine = open_engine(bundle, variant)
+        assert (engine.info.provider, engine.info.precision) == ("CPUExecutionProvider", "fp16")
+        return padded_vectors(engine, texts, pad_token_id=0)
+
+    rng = np.random.default_rng(0)
+    lengths = [*range(1, 33), *range(48, 513, 16)]
+    texts = [np.r_[101, rng.integers(1000, 30000, length)][:length] for length in lengths]
+    real = exporting.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "measure", measured)
+        export(minilm_checkpoint, tmp_path / "bundle", pooling="mean", targets=(target,))
+    encoder = load_encoder(inspect_checkpoint(minilm_checkpoint, source="minilm", pooling="mean"))
+    wrapped = PooledEncoder(encoder, pooling="mean", token_types=True)
+    vectors = exporting.reference_vectors(wrapped, texts)["sentence_embedding"]
+    parity = compare(seen[0], np.stack(vectors))
+    assert parity.min_cosine >= 0.9999
+    assert parity.failures(TOLERANCES["fp16"]) == []
 
 
 def test_they_are_written_when_asked_for_by_name():
