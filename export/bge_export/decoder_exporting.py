@@ -22,6 +22,7 @@ from bge_export.decoder_cuda import CudaDecoderGraph
 from bge_export.decoder_gate import run_in_parts
 from bge_export.decoder_graph import DecoderGraph
 from bge_export.decoder_reference import decoder_reference
+from bge_export.decoder_tensorrt import TensorRtDecoderGraph
 from bge_export.decoder_weights import find_weights, plan_weights, stored_weights
 from bge_export.exporting import (
     Row,
@@ -65,6 +66,13 @@ _WHOLE_BYTES = 64 << 20
 larger ones layer by layer, whose parts are built by the same code from the same file."""
 
 
+_GRAPHS: dict[str, type[DecoderGraph]] = {
+    "cuda": CudaDecoderGraph,
+    "tensorrt": TensorRtDecoderGraph,
+}
+"""What builds the graph of a target that computes in the type its matrices are stored in."""
+
+
 @dataclass(frozen=True)
 class _Form:
     """A graph of the bundle, about to be written.
@@ -87,9 +95,9 @@ class _Form:
         """Build it, or a part of it, for the bundle in a folder; see `DecoderGraph.build`."""
         data = folder / self.data
         weights = stored_weights(self.plan, folder=data.parent, location=data.name)
-        if self.target.device == "cuda" and self.target.storage is not None:
-            cuda = CudaDecoderGraph(self.config, weights, dtype=self.target.storage)
-            return cuda.build(layers, embed=embed)
+        graph = _GRAPHS.get(self.target.name)
+        if graph is not None and self.target.storage is not None:
+            return graph(self.config, weights, dtype=self.target.storage).build(layers, embed=embed)
         return DecoderGraph(self.config, weights).build(layers, embed=embed)
 
 
@@ -260,7 +268,7 @@ def _prove(form: _Form, bundle: Bundle, variant: Variant, reference: Reference) 
         form.config,
         build,
         (bundle.path / form.data).parent,
-        replace(variant, device="cpu") if rehearsed else variant,
+        replace(variant, device="cpu", engine="onnxruntime") if rehearsed else variant,
         reference.token_ids,
     )
     parity = compare(vectors, reference.vectors)

@@ -78,6 +78,9 @@ class DecoderGraph:
     opset = OPSET
     """Version of the standard operators."""
 
+    takes_past = True
+    """Whether a causal decoder's graph has inputs and outputs for keys and values."""
+
     def __init__(
         self, config: DecoderConfig, weights: Mapping[str, Matrix], *, dtype: ir.DataType = _FLOAT
     ) -> None:
@@ -121,7 +124,7 @@ class DecoderGraph:
             hidden = self._input(HIDDEN_STATES, _FLOAT, width)
             mask = self._input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
         pasts: dict[int, tuple[ir.Value, ir.Value]] = {}
-        if config.causal:
+        if config.causal and self.takes_past:
             shape: list[int | str] = [1, config.kv_heads, "past", config.head_dim]
             for layer in layers:
                 key, value = (self._input(name, _FLOAT, shape) for name in past_names(layer))
@@ -173,7 +176,10 @@ class DecoderGraph:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
                 seen = self._op("Unsqueeze", seen, self._ints([1, 2, 3]))
                 every[window] = every_last[window] = self._additive(seen)
-        tables = [self._constant(name, table) for name, table in self._rotary_tables().items()]
+        tables = [
+            self._narrow(self._constant(name, table))
+            for name, table in self._rotary_tables().items()
+        ]
         rows = [self._op("Slice", table, start, total, self._ints([0])) for table in tables]
         per_token = tuple(self._op("Unsqueeze", row, self._ints([1])) for row in rows)
         of_last = tuple(
@@ -261,7 +267,7 @@ class DecoderGraph:
         value = self._heads(hidden, name + "v", config.kv_heads)
         query = self._rotate(query, common.last_cos_sin if is_last else common.cos_sin)
         key = self._rotate(key, common.cos_sin)
-        query = self._op("Mul", query, self._float(config.query_scale))
+        query = self._op("Mul", query, self._narrow(self._float(config.query_scale)))
         # A key head's queries are rows of one matrix: no key is ever repeated.
         split = [0, 0, config.kv_heads, groups, config.head_dim]
         query = self._op("Transpose", self._reshape(query, split), perm=[0, 2, 3, 1, 4])
@@ -269,8 +275,10 @@ class DecoderGraph:
         key, value = (self._op("Transpose", x, perm=[0, 2, 1, 3]) for x in (key, value))
         scores = self._op("MatMul", query, self._op("Transpose", key, perm=[0, 1, 3, 2]))
         if past is not None:
+            past = self._narrow(past[0]), self._narrow(past[1])
             turned = self._op("Transpose", past[0], perm=[0, 1, 3, 2])
             scores = self._op("Concat", self._op("MatMul", query, turned), scores, axis=-1)
+        scores = self._wide(scores)
         if config.softcap is not None:
             bent = self._op("Tanh", self._op("Div", scores, self._float(config.softcap)))
             scores = self._op("Mul", bent, self._float(config.softcap))
@@ -280,7 +288,8 @@ class DecoderGraph:
         together = self._op("Concat", self._ints([0, 0, -1]), total, axis=0)
         mask = (common.last_mask_of if is_last else common.mask_of)[config.windows[layer]]
         scores = self._op("Add", self._op("Reshape", scores, apart), mask)
-        shares = self._op("Reshape", self._op("Softmax", scores, axis=-1), together)
+        shares = self._narrow(self._op("Softmax", scores, axis=-1))
+        shares = self._op("Reshape", shares, together)
         if past is None or common.past is None:
             mixed = self._op("MatMul", shares, value)
         else:
@@ -321,9 +330,12 @@ class DecoderGraph:
         if self._config.activation == "silu":
             gate = self._op("Mul", gate, self._op("Sigmoid", gate))
         else:
-            gate = self._op("Gelu", gate, approximate="tanh")
+            gate = self._gelu(gate)
         product = self._op("Mul", gate, self._linear(hidden, name + "up_proj"))
         return self._linear(product, name + "down_proj")
+
+    def _gelu(self, hidden: ir.Value) -> ir.Value:
+        return self._op("Gelu", hidden, approximate="tanh")
 
     def _present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
         config = self._config

@@ -272,6 +272,15 @@ DECODER_TARGETS = (
         storage=ir.DataType.FLOAT16,
         description="decoders: the same in fp16; take bf16 for Gemma 2",
     ),
+    DecoderTarget(
+        name="tensorrt",
+        precision="bf16",
+        file="onnx/model_tensorrt_bf16.onnx",
+        variants=(("tensorrt-bf16", "tensorrt", "bf16"),),
+        device="cuda",
+        storage=ir.DataType.BFLOAT16,
+        description="decoders: TensorRT, standard operators; not yet run on a GPU",
+    ),
 )
 """Of decoders. Those that store the weights alike share one file of them. Only the first is
 written unasked."""

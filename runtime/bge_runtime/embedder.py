@@ -153,6 +153,18 @@ class Embedder:
         """The engine of the first device; its ``info`` tells what is in force."""
         return self._open_engines()[self.target_devices[0]]
 
+    @property
+    def vector_dtype(self) -> np.dtype[Any]:
+        """Type of the vectors that are handed out: FlagEmbedding's.
+
+        float16 from a GPU that computes in fp16, but of mean pooling, which FlagEmbedding does in
+        float32. They come to unit length in float32 and are rounded once.
+        """
+        info = self.engine.info
+        in_half = info.device != "cpu" and info.precision == "fp16"
+        rounds = in_half and self.bundle.manifest.model.pooling != "mean"
+        return np.dtype(np.float16 if rounds else np.float32)
+
     def _check_model(self, model: Model) -> None:
         """Refuse a model that this class is not for, before it is opened."""
 

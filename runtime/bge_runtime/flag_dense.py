@@ -97,7 +97,8 @@ class FlagDense(FlagBase):
         Returns:
             Vectors in input order, of unit length if ``normalize_embeddings``.
 
-            Shape: ``(len(sentences), dim)``, or ``(dim,)`` for a single text. float32.
+            Shape: ``(len(sentences), dim)``, or ``(dim,)`` for a single text. float32;
+            float16 where a GPU computes in fp16 (see ``vector_dtype``).
 
         Raises:
             TypeError: If a text is not a string.
@@ -195,7 +196,8 @@ class FlagDense(FlagBase):
         cut = partial(truncate, dim=self.truncate_dim)
         scale = self.normalize_embeddings
         dim = self.bundle.manifest.model.dim
-        vectors = np.empty((len(texts), min(self.truncate_dim or dim, dim)), dtype=np.float32)
+        width = min(self.truncate_dim or dim, dim)
+        vectors = np.empty((len(texts), width), dtype=self.vector_dtype)
 
         def take(batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
             rows = cut(outputs[0])

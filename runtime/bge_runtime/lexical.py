@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, pairwise, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -43,6 +43,10 @@ class LexicalWeights:
     indptr: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     weights: NDArray[np.float32]
+
+    def astype(self, dtype: np.dtype[Any]) -> LexicalWeights:
+        """Give the same with weights of another type."""
+        return replace(self, weights=self.weights.astype(dtype, copy=False))
 
     @classmethod
     def from_tokens(

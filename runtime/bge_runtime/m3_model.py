@@ -37,7 +37,8 @@ class M3Output(TypedDict):
     """What ``encode`` gives; what was not asked for is None.
 
     Keys:
-        dense_vecs: float32. Shape: ``(n, dim)``, or ``(dim,)`` for a single text.
+        dense_vecs: float32, or float16 where a GPU computes in fp16, as the weights in
+            dictionaries. Shape: ``(n, dim)``, or ``(dim,)`` for a single text.
         lexical_weights: For each text a dictionary from token id, as a string, to its
             weight; or all of them as a matrix. A single dictionary for a single text.
         colbert_vecs: For each text the vectors of its tokens but [CLS], float32. Shape:
@@ -487,9 +488,11 @@ class BGEM3FlagModel(FlagBase):
         if found.lexical is not None and sparse_format == "csr":
             weights = self._csr(found.lexical)
         elif found.lexical is not None:
-            dictionaries = found.lexical.to_dicts()
+            dictionaries = found.lexical.astype(self.vector_dtype).to_dicts()
             weights = dictionaries[0] if single else dictionaries
         dense, colbert = found.dense, found.colbert
+        if dense is not None:
+            dense = dense.astype(self.vector_dtype, copy=False)
         return {
             "dense_vecs": dense[0] if single and dense is not None else dense,
             "lexical_weights": weights,

@@ -67,6 +67,22 @@ def test_variants_are_rehearsed_and_stay_unmeasured(tmp_path: Path, name: str):
     assert not list(bundle.path.glob("onnx/part*"))
 
 
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in OrtEngine.load().get_available_providers(), reason="it has a GPU"
+)
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_for_tensorrt_likewise(tmp_path: Path, name: str):
+    checkpoint = write_tiny_decoder(tmp_path / "checkpoint", name)
+    bundle, (row,) = export(checkpoint, tmp_path / "bundle", ["tensorrt"], [])
+    (variant,) = bundle.manifest.variants
+    assert (variant.name, variant.engine, variant.device) == ("tensorrt-bf16", "tensorrt", "cuda")
+    assert variant.parity is None
+    assert row.rehearsal is not None
+    assert row.rehearsal.failures(TOLERANCES["bf16"]) == []
+    (graph,) = bundle.manifest.graphs.values()
+    assert (graph.opset, graph.inputs) == (18, ("input_ids", "attention_mask"))
+
+
 def test_graphs_that_store_weights_alike_share_a_file(tmp_path: Path):
     checkpoint = write_tiny_decoder(tmp_path / "checkpoint")  # in bf16
     bundle, _ = export(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bge_export.decoder_cuda import CudaDecoderGraph
+from bge_export.decoder_tensorrt import TensorRtDecoderGraph
 from bge_export.passes import SixteenBitsOnCpu
 from bge_runtime.manifest import present_names
 from bge_runtime.parity import TOLERANCES, compare
@@ -219,6 +220,76 @@ def test_one_attention_a_layer_and_none_with_a_mask_but_in_a_branch(decoder: Dec
     masked = [node for node in nodes if len(node.inputs) > 3 and node.inputs[3] is not None]
     assert len(masked) == len(windows)
     assert all(node.graph is not model.graph for node in masked)
+
+
+TENSORRT_OPERATORS = {
+    "Add": {"FLOAT", *ANY_16, *SHAPE},
+    "And": {"BOOL"},
+    "Cast": {"BOOL", "FLOAT", *ANY_16, *SHAPE},
+    "Concat": {*ANY_16, *SHAPE},
+    "Div": {"FLOAT"},
+    "Gather": {*ANY_16, *SHAPE},
+    "GatherND": {"FLOAT", *ANY_16, *SHAPE},
+    "Greater": {"BOOL", *SHAPE},
+    "LessOrEqual": {"BOOL", *SHAPE},
+    "MatMul": ANY_16,
+    "Mul": {"FLOAT", *ANY_16},
+    "Range": SHAPE,
+    "ReduceMean": {"FLOAT", *SHAPE},
+    "ReduceSum": SHAPE,
+    "Reshape": {"FLOAT", *ANY_16, *SHAPE},
+    "Shape": {"FLOAT", *ANY_16, *SHAPE},
+    "Sigmoid": ANY_16,
+    "Slice": {*ANY_16, *SHAPE},
+    "Softmax": {"FLOAT"},
+    "Sqrt": {"FLOAT"},
+    "Squeeze": {"FLOAT", *SHAPE},
+    "Sub": {*ANY_16, *SHAPE},
+    "Tanh": {"FLOAT"},
+    "Transpose": ANY_16,
+    "Unsqueeze": {"BOOL", "FLOAT", *ANY_16, *SHAPE},
+    "Where": {"BOOL", "FLOAT"},
+}
+"""Operators of the graphs for TensorRT, with their types in the table of docs/operators.md of
+onnx/onnx-tensorrt 10."""
+
+
+@pytest.mark.parametrize("longest", [20, 90], ids=["within the window", "beyond it"])
+def test_for_tensorrt_vectors_are_those_of_eager_attention(decoder: Decoder, longest: int):
+    ids, mask = batch(longest=longest)
+    expected = decoder.torch_vectors(ids, mask)
+
+    def parity_of(dtype: str):
+        model = decoder.built(form=TensorRtDecoderGraph, dtype=dtype)
+        SixteenBitsOnCpu()(model)
+        session = decoder.opened(model)
+        assert {value.name for value in session.get_inputs()} == {"input_ids", "attention_mask"}
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        return compare(session.run(["sentence_embedding"], feeds)[0], expected)
+
+    assert parity_of("FLOAT").failures(TOLERANCES["fp32"]) == []
+    rounded = parity_of("BFLOAT16")
+    assert rounded.failures(TOLERANCES["bf16"]) == []
+    assert rounded.error_share > 1e-4
+
+
+def test_every_operator_for_tensorrt_is_on_the_list(decoder: Decoder):
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    path = decoder.folder / "checked.onnx"
+    ir.save(decoder.built(form=TensorRtDecoderGraph, dtype="BFLOAT16"), path)
+    onnx.checker.check_model(str(path), full_check=True)
+    model = ir.load(path)
+    assert model.opset_imports == {"": 18}
+    ShapeInferencePass()(model)
+    for node in model.graph.all_nodes():
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        types = {value.dtype.name for value in values if value.dtype is not None}
+        assert node.domain == ""
+        assert types <= TENSORRT_OPERATORS[node.op_type], node
+        assert "FLOAT16" not in types
 
 
 def write_overflowing(folder: Path, name: str = "gemma2", **config) -> Path:

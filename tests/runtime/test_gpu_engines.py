@@ -16,7 +16,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime import FlagModel, gpus
+from bge_runtime import BGEM3FlagModel, FlagModel, gpus
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import open_engine, ort_providers, trt
 from bge_runtime.engines.base import graph_inputs, inference_error
@@ -206,6 +206,42 @@ def test_two_batches_are_under_way_on_a_gpu(tiny_bundle):
     expected = model.encode(TEXTS)
     model._engines["cpu"] = Meeting(model._engines["cpu"])
     np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=1e-5)
+
+
+# ---- what is handed out
+
+
+class InFp16(WrappedEngine):
+    """An engine that says it is a GPU's."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.info = replace(inner.info, device="cuda", precision="fp16")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_vectors_of_a_gpu_in_fp16_have_flag_embeddings_type(tiny_bundle, tiny_mean_bundle, pooling):
+    bundle = str(tiny_bundle if pooling == "cls" else tiny_mean_bundle)
+    model = FlagModel(bundle, pooling_method=pooling, use_fp16=False)
+    expected = model.encode(TEXTS)
+    model._engines["cpu"] = InFp16(model._engines["cpu"])
+    vectors = model.encode(TEXTS)
+    # FlagEmbedding's mean is of numbers in float32.
+    assert vectors.dtype == (np.float16 if pooling == "cls" else np.float32)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=5e-4)
+
+
+def test_m3s_vectors_and_weights_have_flag_embeddings_types(tiny_m3_bundle):
+    model = BGEM3FlagModel(str(tiny_m3_bundle), use_fp16=False)
+    model._engines["cpu"] = InFp16(model._engines["cpu"])
+    found = model.encode(TEXTS, return_sparse=True, return_colbert_vecs=True)
+    assert found["dense_vecs"].dtype == np.float16
+    weights = [value for row in found["lexical_weights"] for value in row.values()]
+    assert {type(value) for value in weights} == {np.float16}
+    assert {tokens.dtype for tokens in found["colbert_vecs"]} == {np.dtype(np.float32)}
+    # Scores are summed in float32, unlike FlagEmbedding's.
+    scores = model.compute_score([("a b", "a c")])
+    assert all(np.isfinite(value).all() for value in scores.values())
 
 
 # ---- TensorRT

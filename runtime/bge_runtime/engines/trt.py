@@ -45,6 +45,7 @@ _PARSER = "libnvonnxparser.so.10"
 _LENGTHS = (64, 512, 2048, 8192)
 """Most tokens of each range: queries, passages, and long ones of models that read them."""
 
+_USUAL = 512
 _TOKENS = 16384
 _ROWS = 256
 _BUILT = "built.json"
@@ -130,9 +131,10 @@ class TensorRtEngine(OrtEngine):
         return None
 
     def build(self) -> None:
-        """Build and open the engines of all lengths."""
+        """Build and open the engines for texts of usual lengths, 512 tokens at most."""
         for profile in self._profiles:
-            self._session_for(profile)
+            if profile.shortest <= _USUAL:
+                self._session_for(profile)
 
     def run(
         self,
