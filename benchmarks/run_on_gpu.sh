@@ -16,16 +16,19 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 if [ -d gpu-wheels ]; then
+    shopt -s nullglob
     for archive in gpu-wheels/*.tar.xz; do
-        [ -e "$archive" ] && tar -xJf "$archive" -C "$scratch"
+        tar -xJf "$archive" -C "$scratch"
     done
-    "$python" -m pip install --quiet --no-index --find-links gpu-wheels --target "$scratch" \
-        --no-deps gpu-wheels/*.whl
+    for wheel in gpu-wheels/*.whl; do
+        "$python" -m pip install --quiet --no-index --no-deps --target "$scratch" "$wheel"
+    done
     export PYTHONPATH="$scratch:$PWD/runtime:$PWD/export:$PWD/benchmarks"
 else
     "$python" -m pip install --quiet '.[cuda,export,bench]'
-    "$python" -m pip uninstall --quiet --yes onnxruntime
-    "$python" -m pip install --quiet --force-reinstall --no-deps onnxruntime-gpu
+    # The extras bring both wheels of ONNX Runtime, which overwrite each other.
+    "$python" -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+    "$python" -m pip install --quiet 'onnxruntime-gpu[cuda,cudnn]>=1.31'
 fi
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 
