@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bge_export.calibration import largest_inputs
 from bge_export.checkpoint import Checkpoint
+from bge_export.graphs import write_graphs
 from bge_export.loading import (
     load_encoder,
     load_heads,
@@ -32,8 +28,7 @@ from bge_export.loading import (
 )
 from bge_export.output import check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
-from bge_export.passes.quantize_matrices import BLOCK, QuantizeMatrices
-from bge_export.targets import INT8, OPENVINO, PORTABLE, Target, for_length
+from bge_export.targets import OPENVINO, PORTABLE, Target, for_length
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace, trace_packed
 from bge_runtime import integrity
@@ -45,12 +40,10 @@ from bge_runtime.bundle import (
     Reference,
 )
 from bge_runtime.engines import why_not
-from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import (
     COLBERT_VECS,
     FILE_NAME,
-    HEAD_OUTPUTS,
     SENTENCE_EMBEDDING,
     TOKEN_WEIGHTS,
     File,
@@ -226,103 +219,6 @@ def export_bundle(
     return rows
 
 
-def write_graphs(
-    traced: ir.Model,
-    packed: ir.Model | None,
-    folder: Path,
-    targets: Sequence[Target],
-    *,
-    token_ids: Sequence[NDArray[np.int64]],
-) -> dict[str, Graph]:
-    """Bring the traced graph into each target's form and write it.
-
-    The portable graph is written first, with all weights in one file that the other
-    graphs refer to. Those in fp16 share another one.
-
-    Args:
-        traced: The graph.
-        packed: Its form over texts that lie behind each other, if a target wants it.
-        folder: The bundle's.
-        targets: Forms to write.
-        token_ids: Tokens of texts that quantisation may look at.
-
-    Returns:
-        Descriptions of the graphs, by target.
-    """
-    (folder / "onnx").mkdir()
-    graphs = {}
-    portable = _lowered(traced, PORTABLE)
-    path = folder / PORTABLE.file
-    ir.save(portable, path, external_data=Path(PORTABLE.weights).name)
-    graphs[PORTABLE.name] = _describe(portable, PORTABLE)
-    written = ir.load(path).graph.initializers
-    for target in targets:
-        if target.name == PORTABLE.name:
-            continue
-        source = packed if target.packed else traced
-        assert source is not None
-        model = _lowered(source, target)
-        if target.weights != PORTABLE.weights:
-            _save_sharing(model, folder / target.file, folder / target.weights)
-            onnx.checker.check_model(str(folder / target.file), full_check=True)
-            graphs[target.name] = _describe(model, target)
-            continue
-        if target is OPENVINO:
-            graphs[target.name] = write_openvino(model, folder)
-            continue
-        for name, value in model.graph.initializers.items():
-            if name in written and isinstance(written[name].const_value, ir.ExternalTensor):
-                value.const_value = written[name].const_value
-        block = None
-        if target.name == INT8.name:
-            largest = largest_inputs(model, token_ids, folder=path.parent)
-            QuantizeMatrices(largest)(model)
-            RemoveUnusedNodesPass()(model)
-            block = BLOCK
-        # What only this graph has stays inside it: a few bytes, or matrices in 8 bits.
-        ir.save(model, folder / target.file)
-        graphs[target.name] = replace(_describe(model, target), quantization_block=block)
-    return graphs
-
-
-def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
-    """Save a graph with its weights in a file that another one may have written already.
-
-    Two traces name their weights unlike: they are found by what they hold.
-    """
-    if not weights.exists():
-        ir.save(model, path, external_data=weights.name)
-        return
-    written = {}
-    for graph in weights.parent.glob("*.onnx"):
-        for value in ir.load(graph).graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and tensor.location == weights.name:
-                written[_identity(tensor)] = tensor
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            value.const_value = written.get(_identity(value.const_value), value.const_value)
-    ir.save(model, path)
-
-
-def _identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
-    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
-
-
-def write_openvino(model: ir.Model, folder: Path) -> Graph:
-    """Convert a graph to OpenVINO's own format, with 16-bit weights.
-
-    Half the size on disk of the ONNX file, and no conversion when it is opened.
-    """
-    ov = OpenVinoEngine.load()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx_data")
-        (folder / OPENVINO.file).parent.mkdir()
-        ov.save_model(ov.Core().read_model(path), folder / OPENVINO.file, compress_to_fp16=True)
-    return replace(_describe(model, OPENVINO), weights=str(Path(OPENVINO.file).with_suffix(".bin")))
-
-
 def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
     """Run one variant on the reference's texts and compare with PyTorch.
 
@@ -392,27 +288,6 @@ def _rehearsed(bundle: Bundle, variant: Variant, reference: Reference) -> Parity
         (bundle.path / file).unlink()
     _require(parity, graph, variant, on=f"{info.provider}, rounded as on a GPU,")
     return parity
-
-
-def _lowered(traced: ir.Model, target: Target) -> ir.Model:
-    model = traced.clone()
-    for output in list(model.graph.outputs):
-        if output.name not in (*target.outputs, *HEAD_OUTPUTS):
-            model.graph.outputs.remove(output)
-    for graph_pass in target.passes():
-        graph_pass(model)
-    RemoveUnusedNodesPass()(model)
-    return model
-
-
-def _describe(model: ir.Model, target: Target) -> Graph:
-    return Graph(
-        file=target.file,
-        weights=target.weights,
-        opset=model.opset_imports[""],
-        inputs=tuple(str(value.name) for value in model.graph.inputs),
-        outputs=tuple(str(value.name) for value in model.graph.outputs),
-    )
 
 
 def checked_tokens(draft: Path, tokenizer: Any, *, max_length: int) -> list[NDArray[np.int64]]:
