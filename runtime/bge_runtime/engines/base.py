@@ -12,14 +12,6 @@ from numpy.typing import NDArray
 from bge_runtime.errors import InferenceError, OutOfMemoryError
 from bge_runtime.manifest import COLBERT_VECS, CUMULATIVE_LENGTHS, HEAD_OUTPUTS, TOKEN_OFFSET
 
-TOKENS_PER_THREAD = 256
-"""Measured on 2 cores with ONNX Runtime and bge-base: 512 tokens a batch are as fast as any
-number, 4,096 are 8 % slower, since the activations leave the second-level cache."""
-
-BATCH_OVERHEAD_TOKENS = 16
-"""Measured likewise: a run costs about as much as 6 to 10 more tokens, whatever its size.
-Rounded up for smaller models, where a run's fixed part weighs more."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.engines.base import (
-    BATCH_OVERHEAD_TOKENS,
-    TOKENS_PER_THREAD,
     EngineInfo,
     PastInputs,
     graph_inputs,
@@ -34,6 +32,15 @@ from bge_runtime.errors import (
     ProviderError,
 )
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant, past_names_of
+
+_TOKENS_PER_THREAD = 512
+"""Measured on 2 cores with bge-base, 1,430 and 1,000 real texts: 1,024 tokens a batch are 3 to 9 %
+faster than 512, in bf16 and int8, since weights are read, and kernels made for a new shape, half
+as often; that saves memory, too (659 MB for 720). 2,048 are no faster."""
+
+_BATCH_OVERHEAD_TOKENS = 32
+"""Measured likewise: a shape that has not been met yet costs 8 ms in bf16 and 10 to 20 in int8, as
+much as some 20 to 60 more tokens."""
 
 _DEVICES = {"cpu": "CPU"}
 """OpenVINO's name for each kind of device."""
@@ -173,8 +180,8 @@ class OpenVinoEngine:
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
-        self.batch_tokens = max(2, threads) * TOKENS_PER_THREAD
-        self.batch_overhead_tokens = BATCH_OVERHEAD_TOKENS
+        self.batch_tokens = max(2, threads) * _TOKENS_PER_THREAD
+        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
         self.parallel_runs = 1
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
