@@ -21,7 +21,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 unit: $(VENV)/.ready
-	$(BIN)/pytest -m "not network and not slow"
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not network and not slow"
 
 slow: $(VENV)/.ready  ## The six BGE shapes at full size against FlagEmbedding: about 15 minutes
 	$(BIN)/pytest -m slow

@@ -22,7 +22,7 @@ from bge_bench.sides import quiet
 from bge_export.texts import PARITY_TEXTS
 from bge_runtime import BGEM3FlagModel
 from bge_runtime.engines import ov
-from bge_runtime.parity import TOLERANCES, compare
+from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.registry import MODELS
 from tests.conftest import SHARED, export
 from tests.runtime.support import assert_fp32_on_cpu
@@ -127,10 +127,9 @@ def check_dense(ours: Any, theirs: Any, precision: str) -> None:
     assert parity.failures(TOLERANCES[precision]) == [], parity
 
 
-def check_colbert(ours: Any, theirs: Any, precision: str) -> None:
+def compare_colbert(ours: Any, theirs: Any) -> Parity:
     mine, reference = (np.concatenate(found["colbert_vecs"])[::3] for found in (ours, theirs))
-    parity = compare(mine, reference)
-    assert parity.failures(TOLERANCES[precision]) == [], parity
+    return compare(mine, reference)
 
 
 def test_fp32(bundle: Path, texts: list[str], pairs: list[tuple[str, str]], expected: Any):
@@ -138,7 +137,8 @@ def test_fp32(bundle: Path, texts: list[str], pairs: list[tuple[str, str]], expe
     assert_fp32_on_cpu(model)
     ours, (theirs, their_scores) = model.encode(texts, **ALL), expected
     check_dense(ours, theirs, "fp32")
-    check_colbert(ours, theirs, "fp32")
+    colbert = compare_colbert(ours, theirs)
+    assert colbert.failures(TOLERANCES["fp32"]) == [], colbert
     tokens = sum(len(set(ids.tolist())) for ids in model.tokenizer.encode(texts, max_length=512))
     weighed = sum(map(len, theirs["lexical_weights"]))
     assert 0.3 < weighed / tokens < 0.7
@@ -163,14 +163,50 @@ def test_bf16(bundle: Path, texts: list[str], expected: Any):
             assert abs(mine[key] - reference[key]) <= 0.01
 
 
+@pytest.fixture(scope="module")
+def rounded_products(checkpoint: Path, texts: list[str], expected: Any) -> Parity:
+    """How far ColBERT vectors move if nothing but the matrices' products is in bf16.
+
+    Matrices and what they multiply are rounded; sums, attention, norms and what flows between
+    layers stay in fp32, as does the head.
+    """
+    with quiet():
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        encoder = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
+    head = torch.load(checkpoint / "colbert_linear.pt", weights_only=True)
+
+    def rounded(values: Any) -> Any:
+        return values.bfloat16().float()
+
+    for module in encoder.encoder.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = rounded(module.weight.data)
+            module.register_forward_pre_hook(lambda _, values: (rounded(values[0]),))
+    vectors = []
+    with torch.inference_mode():
+        for text in texts:
+            tokens = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
+            hidden = encoder(**tokens).last_hidden_state[0, 1:]
+            vectors.append((hidden @ head["weight"].float().T + head["bias"].float()).numpy())
+    return compare_colbert({"colbert_vecs": vectors}, expected[0])
+
+
+def test_bf16_products_alone_miss_the_limit_of_colbert_vectors(rounded_products: Parity):
+    # 5 % of the distance between tokens: 24 layers of seeded weights amplify the rounding.
+    # 5.9 % were measured, of which the rounded matrices alone make 4.6.
+    assert rounded_products.error_share > TOLERANCES["bf16"].max_error_share
+
+
 @pytest.mark.skipif("BF16" not in ov._cpu_capabilities(), reason="no bf16 here")
-@pytest.mark.xfail(
-    reason="24 layers of seeded weights amplify the rounding: 6.4 % of the distance between "
-    "tokens at worst, where 5 % is the limit (cosine 0.99989)"
-)
-def test_bf16_of_colbert_vectors(bundle: Path, texts: list[str], expected: Any):
+def test_bf16_moves_colbert_vectors_hardly_further_than_its_products(
+    bundle: Path, texts: list[str], expected: Any, rounded_products: Parity
+):
     model = BGEM3FlagModel(str(bundle), precision="bf16")
-    check_colbert(model.encode(texts, **ALL), expected[0], "bf16")
+    parity = compare_colbert(model.encode(texts, **ALL), expected[0])
+    assert parity.error_share <= 1.25 * rounded_products.error_share, parity
 
 
 LONG = """

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from bge_runtime import gpus
-from bge_runtime.cpus import cpu_model, usable_cpus
+from bge_runtime.cpus import cpu_model, usable_cpus, vector_extensions
 from bge_runtime.versions import installed_versions
 
 _PACKAGES = (
@@ -43,6 +43,7 @@ def describe_environment() -> dict[str, Any]:
         "hardware": {
             "system": platform.platform(),
             "cpu": cpu_model(),
+            "vector_extensions": vector_extensions(),
             "cores": psutil.cpu_count(logical=False),
             "logical_cpus": psutil.cpu_count(),
             "usable_cpus": usable_cpus(),

@@ -76,8 +76,11 @@ def section(path: Path, document: dict[str, Any]) -> str:
     title = f"**{document['model']}, {document['kind']}**"
     if "texts" in document:
         title += f" on {', '.join(document['texts'])}"
+    # A virtual machine may call all processors of a maker alike.
+    extensions = hardware.get("vector_extensions", ())
+    able = f" with {' '.join(extensions)}" if extensions else ""
     where = (
-        f"{hardware['cpu']}, {document['threads']} threads, {document['time'][:10]}; raw: "
+        f"{hardware['cpu']}{able}, {document['threads']} threads, {document['time'][:10]}; raw: "
         f"`{path.name}`."
     )
     return "\n\n".join([f"{title} ({where})", markdown(ROWS[document["kind"]](document)),

@@ -8,6 +8,16 @@ import platform
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPU_INFO = Path("/proc/cpuinfo")
+
+_PRODUCTS_IN_8_BITS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Any of these multiplies and sums 8-bit numbers in one instruction."""
+
+_EXTENSIONS = _PRODUCTS_IN_8_BITS | {
+    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx10_1", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "bf16", "sve", "sve2"),
+}
+"""What decides which kernels an engine takes, as Linux names it on x86-64 and ARM."""
 
 
 def usable_cpus() -> int:
@@ -41,8 +51,33 @@ def _container_quota() -> int | None:
 def cpu_model() -> str:
     """Name the processor, as its maker calls it."""
     # platform.processor() is empty, or only "x86_64", on most Linux systems.
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def vector_extensions() -> tuple[str, ...]:
+    """List what the processor can do that decides how fast and how exactly it computes.
+
+    Two processors may bear one name: a virtual machine calls all of a maker's alike.
+
+    Returns:
+        Linux's names such as ``"avx2"`` and ``"avx512_bf16"``, sorted; empty where the system
+        does not say.
+    """
+    flags = _cpu_info("flags") or _cpu_info("Features") or ""
+    return tuple(sorted(_EXTENSIONS.intersection(flags.split())))
+
+
+def multiplies_in_8_bits() -> bool:
+    """Tell whether int8 can be faster than fp32 here; yes where the system does not say."""
+    extensions = vector_extensions()
+    return not extensions or not _PRODUCTS_IN_8_BITS.isdisjoint(extensions)
+
+
+def _cpu_info(field: str) -> str | None:
+    """Read a field of the first processor's; None where there is none."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        for line in _CPU_INFO.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return None

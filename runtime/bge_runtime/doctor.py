@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bge_runtime import __version__, gpus
 from bge_runtime.bundle import Bundle, Reference
 from bge_runtime.cache import cache_folder
-from bge_runtime.cpus import cpu_model, usable_cpus
+from bge_runtime.cpus import cpu_model, multiplies_in_8_bits, usable_cpus, vector_extensions
 from bge_runtime.engines import ENGINES, ort_providers, trt, why_not
 from bge_runtime.engines.ort_providers import CUDA, INSTALL_GPU, TENSORRT
 from bge_runtime.errors import BgeError, BundleError
@@ -151,6 +151,12 @@ def examine() -> Iterator[Finding]:
         bf16 = STANDARD_VARIANTS[0]
         if (reason := why_not(bf16)) is not None:
             yield Finding(text=f"no 16-bit arithmetic: {reason}; fp32 is used", wrong=False)
+    if not multiplies_in_8_bits():
+        yield Finding(
+            text="int8 is slower than fp32 here: this processor has no products of 8 bits (VNNI, "
+            "AMX, or ARM's dot product)",
+            wrong=False,
+        )
     if not os.access(_existing(cache_folder()), os.W_OK):
         yield Finding(
             text=f"the cache {cache_folder()} cannot be written: weights are hashed at every "
@@ -304,10 +310,11 @@ def _machine() -> str:
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
     usable, there = usable_cpus(), os.cpu_count()
+    processor = ", ".join([cpu_model(), *vector_extensions()])
     rows = [
         ("bge-runtime", f"{__version__}, Python {platform.python_version()}"),
         ("system", platform.platform()),
-        ("processor", f"{cpu_model()}; {usable} of {there} processors may be used"),
+        ("processor", f"{processor}; {usable} of {there} processors may be used"),
         *_gpu_rows(),
         ("cache", str(cache_folder())),
         ("hub cache", f"{HF_HUB_CACHE}{', offline' if HF_HUB_OFFLINE else ''}"),

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime import cache
+from bge_runtime import cache, gpus
 from bge_runtime.batching import pad_batch
 from bge_runtime.bundle import COLBERT_TOKENS, Bundle, Reference
-from bge_runtime.cpus import cpu_model
+from bge_runtime.cpus import cpu_model, vector_extensions
 from bge_runtime.engines import Engine, EngineInfo, open_engine
 from bge_runtime.manifest import (
     COLBERT_VECS,
@@ -68,13 +68,16 @@ def measure(
 def measure_once(bundle: Bundle, variant: Variant) -> Parity:
     """Measure as `measure` does, unless this machine has done so before.
 
-    The result is remembered for these very files, versions of the engines and model of
-    the processor.
+    The result is remembered for these very files, versions of the engines and processor; for
+    a GPU's variant also the GPUs and their driver.
     """
     graph = bundle.graph(variant.graph)
     files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
     described = asdict(replace(variant, parity=None))
-    key = json.dumps([described, files, installed_versions(ENGINE_PACKAGES), cpu_model()])
+    versions = installed_versions(ENGINE_PACKAGES)
+    driver = None if variant.device == "cpu" else gpus.find_driver()
+    gpu = driver if driver is None or isinstance(driver, str) else asdict(driver)
+    key = json.dumps([described, files, versions, cpu_model(), vector_extensions(), gpu])
     known = cache.recall(_KIND, key)
     # Whatever is wrong with a note, the engine itself can be measured.
     with contextlib.suppress(TypeError, LookupError, ValueError):

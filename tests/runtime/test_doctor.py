@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bge_export.targets import TARGETS
-from bge_runtime import FlagModel, doctor, gpus
+from bge_runtime import FlagModel, cpus, doctor, gpus
 from bge_runtime.engines import ort_providers, ov, trt
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import BundleIntegrityError
@@ -77,6 +77,15 @@ def test_a_sound_installation():
     assert row(result.output, "use_fp16=False")[-3:] == ["onnxruntime", "in", "fp32"]
 
 
+@pytest.mark.parametrize("extensions", [("avx2",), ("avx2", "avx512_vnni")])
+def test_a_processor_without_products_of_8_bits_is_a_note(monkeypatch, extensions):
+    monkeypatch.setattr(cpus, "vector_extensions", lambda: extensions)
+    result = examine()
+    assert result.exit_code == 0, result.output
+    slower = "note: int8 is slower than fp32 here: this processor has no products of 8 bits"
+    assert (slower in result.output) == (extensions == ("avx2",))
+
+
 def test_a_processor_without_bf16_is_a_note(monkeypatch):
     monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
     result = examine()
@@ -129,9 +138,11 @@ DRIVER = gpus.Driver(version="580.65.06", cuda=(13, 0), gpus=(HOPPER,))
 
 @pytest.fixture
 def with_gpu(monkeypatch):
-    """Make this machine look as if it had a GPU, and a wheel for it."""
+    """Make this machine look as if it had a GPU, a wheel for it, and a processor without lacks."""
 
     def make(*, driver=DRIVER, providers=(CUDA, TENSORRT, CPU), packages=("onnxruntime-gpu",)):
+        monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32", "BF16", "INT8"))
+        monkeypatch.setattr(doctor, "multiplies_in_8_bits", lambda: True)
         versions = dict.fromkeys(packages, "1.31.1")
         monkeypatch.setattr(doctor, "installed_versions", lambda _: versions)
         monkeypatch.setattr(gpus, "find_driver", lambda: driver)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from bge_runtime import FlagModel, proving
+from bge_runtime import Bundle, FlagModel, gpus, proving
 from bge_runtime.errors import PrecisionError
 from tests.runtime.support import TEXTS, assert_same, edit_manifest, replace_file
 
@@ -78,6 +79,32 @@ def test_another_graph_is_measured_anew(unmeasured, measured):
     replace_file(unmeasured, "onnx/model_cpu_fp32.onnx", graph.read_bytes() + b"\xf8\x3f\x00")
     FlagModel(str(unmeasured))
     assert measured == ["cpu-fp32", "cpu-fp32"]
+
+
+def test_another_processor_of_the_same_name_is_measured_anew(unmeasured, measured, monkeypatch):
+    # Virtual machines call them alike, and a home may be shared by all of them.
+    for extensions in (("avx2",), ("avx2", "avx512f"), ("avx2",)):
+        monkeypatch.setattr(proving, "vector_extensions", lambda found=extensions: found)
+        FlagModel(str(unmeasured))
+    assert measured == ["cpu-fp32", "cpu-fp32"]
+
+
+def test_another_gpu_is_measured_anew(tiny_bundle, measured, monkeypatch):
+    bundle = Bundle.at(tiny_bundle)
+    variant = replace(bundle.manifest.variants[0], device="cuda")
+    asked = []
+
+    def measure(_, variant):
+        asked.append(driver.gpus[0].name)
+        return None, variant.parity
+
+    monkeypatch.setattr(proving, "measure", measure)
+    for name in ("NVIDIA H100", "NVIDIA L4", "NVIDIA H100"):
+        gpu = gpus.Gpu(name=name, compute_capability="9.0", memory_bytes=2**36)
+        driver = gpus.Driver(version="580.65.06", cuda=(13, 0), gpus=(gpu,))
+        monkeypatch.setattr(gpus, "find_driver", lambda driver=driver: driver)
+        assert proving.measure_once(bundle, variant) == variant.parity
+    assert asked == ["NVIDIA H100", "NVIDIA L4"]
 
 
 def test_one_that_is_too_far_is_passed_over_with_a_warning(unmeasured, measured):
