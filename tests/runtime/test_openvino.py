@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,9 +182,39 @@ def test_hidden_states_are_not_computed(bundle: Path):
         engine.run(batch, batch, ["no such output"])
 
 
-def test_forked_child_opens_its_own(bundle: Path, tmp_path: Path):
-    import subprocess
+SHAPES = """
+import sys
+import numpy as np, psutil
+from bge_runtime import FlagModel
+from bge_runtime.engines import ov
+if sys.argv[2] != "ours":
+    ov._KERNELS_KEPT = sys.argv[2]
+engine = FlagModel(sys.argv[1], engine="openvino", use_fp16=False).engine
+def run(shapes):
+    for rows, columns in shapes:
+        ids = np.full((rows, columns), 1500)
+        engine.run(ids, np.ones_like(ids), ["sentence_embedding"])
+shapes = [(rows, columns) for columns in range(128, 0, -1) for rows in range(1, 10)]
+run(shapes[:576])
+before = psutil.Process().memory_info().rss
+run(shapes[576:])
+print(psutil.Process().memory_info().rss - before)
+"""
 
+
+def test_memory_does_not_grow_with_the_shapes_that_were_met(bundle: Path):
+    def growth(kept: str) -> int:
+        return int(
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", SHAPES, bundle, kept],
+                check=True, capture_output=True, text=True, timeout=300,
+            ).stdout
+        )  # fmt: skip
+
+    assert growth("ours") < growth("5000") / 3
+
+
+def test_forked_child_opens_its_own(bundle: Path, tmp_path: Path):
     program = f"""
 import os, signal, sys
 import numpy as np
