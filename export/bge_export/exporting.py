@@ -345,6 +345,10 @@ def write_tokenizer(draft: Path, tokenizer: Any, *, max_length: int) -> None:
         tokenizer.init_kwargs.pop(argument, None)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(draft)
+    named = draft / "special_tokens_map.json"
+    if not named.exists():  # transformers 5 writes it no more; fastembed reads it
+        text = json.dumps(tokenizer.special_tokens_map, indent=2, ensure_ascii=False)
+        named.write_text(text + "\n", encoding="utf-8")
     for extra in _WITHIN_TOKENIZER_FILE:
         (draft / extra).unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from bge_runtime.manifest import SENTENCE_EMBEDDING, past_names, present_names
 from bge_runtime.parity import TOLERANCES, compare
 from tests.decoders import SHAPES, write_tiny_decoder
 
-WIDE = {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 50.0}
+WIDE = {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 50}
 """A window and a cap that texts of 90 tokens come up against."""
 
 

@@ -388,7 +388,8 @@ def test_unusable_tokenizer(tiny_checkpoint: Path, tmp_path: Path, damage: str):
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:500])
     else:
-        (checkpoint / "special_tokens_map.json").unlink()
+        # transformers 5 has what it says in tokenizer_config.json alone.
+        (checkpoint / "special_tokens_map.json").unlink(missing_ok=True)
         config = json.loads((checkpoint / "tokenizer_config.json").read_text())
         config.pop("pad_token")
         (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))

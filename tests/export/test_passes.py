@@ -178,13 +178,15 @@ def test_attention_with_a_boolean_mask(traced):
     model = traced("cls")
     expected = run(model)
     attentions = [node for node in model.graph if node.op_type == "Attention"]
-    edit = Edit()
-    half = edit.constant(np.float32(-0.5), "half")
-    keep = edit.op("Greater", [attentions[0].inputs[3], half])
-    keep.type = ir.TensorType(ir.DataType.BOOL)
-    edit.insert_before(attentions[0])
-    for node in attentions:
-        node.replace_input_with(3, keep)
+    mask = attentions[0].inputs[3]
+    if mask.dtype != ir.DataType.BOOL:  # as it is with transformers 5
+        edit = Edit()
+        half = edit.constant(np.float32(-0.5), "half")
+        keep = edit.op("Greater", [mask, half])
+        keep.type = ir.TensorType(ir.DataType.BOOL)
+        edit.insert_before(attentions[0])
+        for node in attentions:
+            node.replace_input_with(3, keep)
     AttentionToMatMul()(model)
     assert close(run(model), expected)
 
@@ -236,6 +238,25 @@ def test_broadcast_mask_removes_the_square(traced):
     assert mask.shape[2] == 1
     AttentionToMatMul()(model)  # ONNX Runtime's own Attention wants the square
     assert close(run(model), expected)
+    assert not BroadcastMask()(model).modified
+
+
+@pytest.mark.parametrize("change", ["a bias that is learned", "another input"])
+def test_broadcast_mask_leaves_what_says_more_than_padding(traced, change: str):
+    import onnx_ir as ir
+
+    from bge_export.passes import BroadcastMask
+    from bge_export.passes._edit import Edit
+
+    model = traced("mean")
+    if change == "another input":
+        model.graph.inputs.append(ir.Value(name="bias", type=ir.TensorType(ir.DataType.FLOAT)))
+    for node in [node for node in model.graph if node.op_type == "Attention"]:
+        edit = Edit()
+        learned = edit.constant(np.zeros((7, 7), np.float32), f"{node.name}.learned")
+        bias = learned if change == "a bias that is learned" else model.graph.inputs[-1]
+        node.replace_input_with(3, edit.op("Add", [node.inputs[3], bias]))
+        edit.insert_before(node)
     assert not BroadcastMask()(model).modified
 
 

@@ -136,10 +136,12 @@ class _Selection:
     def _slice(self, value: ir.Value, *, axis: int) -> ir.Value:
         if self._index is not None:
             taken = self._edit.op("Gather", [value, self._index], {"axis": axis})
-            taken.type = value.type
-            return taken
-        start, end = self._constant("start", [0]), self._constant("end", [1])
-        return self._edit.op("Slice", [value, start, end, self._constant(f"axis_{axis}", [axis])])
+        else:
+            start, end = self._constant("start", [0]), self._constant("end", [1])
+            axes = self._constant(f"axis_{axis}", [axis])
+            taken = self._edit.op("Slice", [value, start, end, axes])
+        taken.type = value.type
+        return taken
 
     def _constant(self, stem: str, numbers: list[int]) -> ir.Value:
         if stem not in self._constants:
