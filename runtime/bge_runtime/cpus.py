@@ -68,7 +68,11 @@ def vector_extensions() -> tuple[str, ...]:
 
 
 def multiplies_in_8_bits() -> bool:
-    """Tell whether int8 can be faster than fp32 here; yes where the system does not say."""
+    """Tell whether int8 is faster than fp32 here; yes where the system does not say.
+
+    Without such products both engines were slower in it with AVX2 (bge-base, 8 x 128 tokens: 2.3
+    and 3.5 s, 2.3 in fp32), and at best an eighth faster (1 x 8 tokens: 32 ms, 36 in fp32).
+    """
     extensions = vector_extensions()
     return not extensions or not _PRODUCTS_IN_8_BITS.isdisjoint(extensions)
 

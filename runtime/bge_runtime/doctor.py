@@ -153,8 +153,8 @@ def examine() -> Iterator[Finding]:
             yield Finding(text=f"no 16-bit arithmetic: {reason}; fp32 is used", wrong=False)
     if not multiplies_in_8_bits():
         yield Finding(
-            text="int8 is slower than fp32 here: this processor has no products of 8 bits (VNNI, "
-            "AMX, or ARM's dot product)",
+            text="int8 is no faster than fp32 here, single short texts aside: this processor has "
+            "no products of 8 bits (VNNI, AMX, or ARM's dot product)",
             wrong=False,
         )
     if not os.access(_existing(cache_folder()), os.W_OK):
