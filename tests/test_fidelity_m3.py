@@ -196,7 +196,7 @@ def rounded_products(checkpoint: Path, texts: list[str], expected: Any) -> Parit
 
 def test_bf16_products_alone_miss_the_limit_of_colbert_vectors(rounded_products: Parity):
     # 5 % of the distance between tokens: 24 layers of seeded weights amplify the rounding.
-    # 5.9 % were measured, of which the rounded matrices alone make 4.6.
+    # With attention's products rounded as well, 5.9 % were measured; with matrices alone, 4.6.
     assert rounded_products.error_share > TOLERANCES["bf16"].max_error_share
 
 

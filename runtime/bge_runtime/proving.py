@@ -75,9 +75,8 @@ def measure_once(bundle: Bundle, variant: Variant) -> Parity:
     files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
     described = asdict(replace(variant, parity=None))
     versions = installed_versions(ENGINE_PACKAGES)
-    driver = None if variant.device == "cpu" else gpus.find_driver()
-    gpu = driver if driver is None or isinstance(driver, str) else asdict(driver)
-    key = json.dumps([described, files, versions, cpu_model(), vector_extensions(), gpu])
+    driver = "" if variant.device == "cpu" else repr(gpus.find_driver())
+    key = json.dumps([described, files, versions, cpu_model(), vector_extensions(), driver])
     known = cache.recall(_KIND, key)
     # Whatever is wrong with a note, the engine itself can be measured.
     with contextlib.suppress(TypeError, LookupError, ValueError):

@@ -249,14 +249,17 @@ def test_broadcast_mask_leaves_what_says_more_than_padding(traced, change: str):
     from bge_export.passes._edit import Edit
 
     model = traced("mean")
+    attentions = [node for node in model.graph if node.op_type == "Attention"]
+    edit = Edit()
     if change == "another input":
-        model.graph.inputs.append(ir.Value(name="bias", type=ir.TensorType(ir.DataType.FLOAT)))
-    for node in [node for node in model.graph if node.op_type == "Attention"]:
-        edit = Edit()
-        learned = edit.constant(np.zeros((7, 7), np.float32), f"{node.name}.learned")
-        bias = learned if change == "a bias that is learned" else model.graph.inputs[-1]
-        node.replace_input_with(3, edit.op("Add", [node.inputs[3], bias]))
-        edit.insert_before(node)
+        bias = ir.Value(name="bias", type=ir.TensorType(ir.DataType.FLOAT))
+        model.graph.inputs.append(bias)
+    else:
+        bias = edit.constant(np.zeros((7, 7), np.float32), "learned")
+    biased = edit.op("Add", [attentions[0].inputs[3], bias])
+    edit.insert_before(attentions[0])
+    for node in attentions:
+        node.replace_input_with(3, biased)
     assert not BroadcastMask()(model).modified
 
 

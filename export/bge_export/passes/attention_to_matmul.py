@@ -69,12 +69,17 @@ def spell_out(edit: Edit, graph: ir.Graph, node: ir.Node) -> ir.Value:
     scores = edit.op("MatMul", [scaled, turned])
     if mask is not None:
         if mask.dtype == ir.DataType.BOOL:
-            keep = edit.constant(np.float32(0), unique_name(graph, "attention.keep"))
-            drop = edit.constant(np.finfo(np.float32).min, unique_name(graph, "attention.drop"))
-            mask = edit.op("Where", [mask, keep, drop])
+            mask = to_add(edit, graph, mask)
         scores = edit.op("Add", [scores, mask])
     weights = edit.op("Softmax", [scores], {"axis": -1})
     return edit.op("MatMul", [weights, value])
+
+
+def to_add(edit: Edit, graph: ir.Graph, mask: ir.Value) -> ir.Value:
+    """Turn a boolean mask, true for what is attended to, into numbers to add to scores."""
+    keep = edit.constant(np.float32(0), unique_name(graph, "attention.keep"))
+    drop = edit.constant(np.finfo(np.float32).min, unique_name(graph, "attention.drop"))
+    return edit.op("Where", [mask, keep, drop])
 
 
 def _required(node: ir.Node, index: int) -> ir.Value:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.passes.attention_to_matmul import to_add
 
 _TOKENS = "attention_mask"
 
@@ -67,10 +68,8 @@ def _repeats(mask: ir.Value | None) -> bool:
 def _row(graph: ir.Graph, tokens: ir.Value) -> ir.Value:
     edit = Edit()
     axes = edit.constant(np.array([1, 2], np.int64), unique_name(graph, "attention.axes"))
-    keep = edit.constant(np.float32(0), unique_name(graph, "attention.keep"))
-    drop = edit.constant(np.finfo(np.float32).min, unique_name(graph, "attention.drop"))
     kept = edit.op("Cast", [edit.op("Unsqueeze", [tokens, axes])], {"to": ir.DataType.BOOL})
-    row = edit.op("Where", [kept, keep, drop])
+    row = to_add(edit, graph, kept)
     row.type = ir.TensorType(ir.DataType.FLOAT)
     if tokens.shape is not None:
         row.shape = ir.Shape([tokens.shape[0], 1, 1, tokens.shape[1]])
