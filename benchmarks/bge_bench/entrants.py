@@ -62,6 +62,7 @@ def line_up(
     threads: int,
     precisions: Sequence[str] = (),
     device: str = "cpu",
+    cuda_graphs: bool = False,
 ) -> tuple[list[Entrant], dict[str, str]]:
     """List who can take part on this machine.
 
@@ -72,6 +73,7 @@ def line_up(
         threads: Threads of each.
         precisions: Of the bundle; empty for all that it has and this machine runs.
         device: Device of all. On a GPU everyone is fast enough to be timed on all texts.
+        cuda_graphs: On a GPU, let ours take part once more with ``cuda_graphs``.
 
     Returns:
         The entrants, ours first, and the reason for each that is left out.
@@ -108,6 +110,18 @@ def line_up(
         )
         for precision in chosen
     ]
+    if on_gpu and cuda_graphs:
+        entrants += [
+            replace(
+                entrant,
+                label=f"{entrant.label}, CUDA graphs",
+                spec=replace(entrant.spec, cuda_graphs=True),
+            )
+            for entrant in entrants
+            if any(
+                v.engine == "onnxruntime" and v.precision == entrant.spec.precision for v in there
+            )
+        ]
     left_out = {}
     for side in GPU_BASELINES if on_gpu else BASELINES:
         if side not in baselines:

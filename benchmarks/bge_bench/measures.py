@@ -231,6 +231,7 @@ def measure_throughput(
 
 def measure_latency(
     entrants: Sequence[Entrant],
+    reference: SideSpec,
     points: Sequence[tuple[str, Sequence[str]]],
     *,
     calls: int,
@@ -241,6 +242,7 @@ def measure_latency(
 
     Args:
         entrants: Who is timed.
+        reference: How to open what computes the vectors that all are held against.
         points: A name and the texts of one call, for each kind of call.
         calls: Calls of each kind in a round.
         budget_s: Where they take longer than that together, fewer.
@@ -255,10 +257,24 @@ def measure_latency(
         worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
         return worker.query_ms(texts, calls=calls, budget_s=budget_s)
 
+    expected = _reference_vectors(
+        reference, [text for _, texts in points for text in texts], settings
+    )
+
+    def parity(worker: LazyWorker) -> dict[str, Any]:
+        settings.step(f"{worker.entrant.label}: the vectors")
+        # By the calls that were timed: a few texts at once may go another way than one.
+        vectors = np.concatenate([worker.embed(texts)[1] for _, texts in points])
+        return asdict(compare(vectors, expected))
+
     with _workers(entrants, settings) as workers:
         rows = [worker.row() for worker in workers]
         found = _take_turns(workers, dict(points), timed, settings)
-    return [row | {"ms": found[row["label"]]} for row in rows]
+        for worker, row in zip(workers, rows, strict=True):
+            label = worker.entrant.label
+            row["ms"] = found[label]
+            row["parity"] = settings.journal.get(f"parity/{label}", partial(parity, worker))
+    return rows
 
 
 def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> list[dict[str, Any]]:

@@ -17,7 +17,9 @@ Rows = list[list[str]]
 
 
 def failures(row: Document) -> list[str]:
-    """Name the limits that an entrant's vectors miss."""
+    """Name the limits that an entrant's vectors miss, where they were compared."""
+    if "parity" not in row:
+        return []
     return Parity.from_json(row["parity"]).failures(TOLERANCES[row["precision"]])
 
 
@@ -30,12 +32,16 @@ def best_of_ours(document: Document, precision: str) -> Document | None:
     """Find our row of a precision, if its vectors are right."""
     for row in document["rows"]:
         if row["ours"] and row["precision"] == precision:
-            return None if "parity" in row and failures(row) else row
+            return None if failures(row) else row
     return None
 
 
 def _precisions(document: Document) -> list[str]:
     return [row["precision"] for row in document["rows"] if row["ours"]]
+
+
+def _struck(cells: Sequence[str]) -> list[str]:
+    return [f"~~{cell}~~" if cell else "" for cell in cells]
 
 
 def throughput_rows(document: Document) -> Rows:
@@ -63,7 +69,7 @@ def throughput_rows(document: Document) -> Rows:
         ]
         failed = failures(row)
         if failed:
-            cells = [f"~~{cell}~~" if cell else "" for cell in cells]
+            cells = _struck(cells)
         for mine in ours.values():
             # Both in full, or both on the sample: never one by the other.
             common = "full" if mine["full_s"] and row["full_s"] else "sample"
@@ -75,13 +81,20 @@ def throughput_rows(document: Document) -> Rows:
 
 def latency_rows(document: Document) -> Rows:
     """One line an entrant and kind of call: p50, p95 and p99 over all rounds."""
+    # Older documents have no parity.
+    compared = all("parity" in row for row in document["rows"])
     rows = [["call", "", "p50", "p95", "p99", "calls", "precision"]]
+    if compared:
+        rows[0].append("min cosine")
     for name, point in document["points"].items():
         for row in document["rows"]:
             calls = [ms for one_round in row["ms"][name] for ms in one_round]
             percentiles = (f"{np.percentile(calls, at):.1f} ms" for at in (50, 95, 99))
             what = f"{point['texts']} x {point['tokens']} tokens"
-            rows.append([what, row["label"], *percentiles, str(len(calls)), row["precision"]])
+            cells = [what, row["label"], *percentiles, str(len(calls)), row["precision"]]
+            if compared:
+                cells.append(f"{row['parity']['min_cosine']:.6f}")
+            rows.append(_struck(cells) if failures(row) else cells)
     return rows
 
 
@@ -147,11 +160,11 @@ def notes(document: Document) -> list[str]:
             f"{sample['texts']} of them ({sample['tokens']:,} tokens) for the others and our "
             "ratio to them. Cosine is to transformers in fp32, one text at a time."
         )
-        said += [
-            f"{row['label']} is struck out: {'; '.join(failures(row))}"
-            for row in document["rows"]
-            if failures(row)
-        ]
+    said += [
+        f"{row['label']} is struck out: {'; '.join(failures(row))}"
+        for row in document["rows"]
+        if failures(row)
+    ]
     said += [f"Left out: {side}, since {why}" for side, why in document["left_out"].items()]
     return said + busy_notes(document["busy_percent_before"])
 

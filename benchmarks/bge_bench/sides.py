@@ -65,6 +65,7 @@ class SideSpec:
         all_outputs: Of BGE-M3, ask for lexical weights and ColBERT vectors too.
         device: ``"cpu"``, or a GPU's name such as ``"cuda:0"``: there the baselines compute in
             fp16, and `PYTORCH` in fp32 if ``precision`` says so.
+        cuda_graphs: Of ours, run single short texts as CUDA graphs.
     """
 
     side: str
@@ -77,6 +78,7 @@ class SideSpec:
     model_class: str = ENCODER_ONLY_BASE
     all_outputs: bool = False
     device: str = "cpu"
+    cuda_graphs: bool = False
 
     @property
     def torch_precision(self) -> str:
@@ -190,6 +192,7 @@ class _Ours:
         import bge_runtime
 
         self._spec = spec
+        graphs = {"engine": "onnxruntime", "cuda_graphs": True} if spec.cuda_graphs else {}
         with quiet():
             self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
                 spec.model,
@@ -199,6 +202,7 @@ class _Ours:
                 batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,
                 threads=spec.threads,
+                **graphs,
             )
         self.name = f"bge-runtime {bge_runtime.__version__}"
         self.precision = self._model.engine.info.precision

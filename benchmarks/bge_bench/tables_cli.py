@@ -38,7 +38,7 @@ from bge_bench.options import (
 from bge_bench.progress import progress
 from bge_bench.report_tables import document_tables
 from bge_bench.roofline import measure_rates, needed_flop
-from bge_bench.sides import BASELINES, GPU_BASELINES
+from bge_bench.sides import BASELINES, GPU_BASELINES, SideSpec
 from bge_bench.source import open_checkpoint
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
@@ -75,6 +75,17 @@ class _Run:
     settings: Settings
     tokenizer: TextTokenizer
     max_length: int
+
+    @property
+    def reference(self) -> SideSpec:
+        """What computes the vectors that all are held against, one text at a time."""
+        return replace(
+            self.entrants[0].spec,
+            side="transformers",
+            model=str(self.checkpoint.absolute()),
+            precision="fp32",
+            batch_size=1,
+        )
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of texts."""
@@ -175,6 +186,7 @@ def _measure(
                 threads=threads,
                 precisions=options["precisions"],
                 device=options["device"],
+                cuda_graphs=kind == "latency",
             )
             environment = describe_environment()
             header = {
@@ -261,15 +273,13 @@ def throughput(
         by_length = [texts[i] for i in sorted(range(len(texts)), key=lengths.__getitem__)]
         chosen = spread_sample(by_length, sample)
         random.Random(0).shuffle(chosen)  # noqa: S311  # callers do not sort
-        reference = replace(
-            run.entrants[0].spec,
-            side="transformers",
-            model=str(run.checkpoint.absolute()),
-            precision="fp32",
-            batch_size=1,
-        )
         rows = measure_throughput(
-            run.entrants, reference, texts, chosen, batch_sizes=batch_sizes, settings=run.settings
+            run.entrants,
+            run.reference,
+            texts,
+            chosen,
+            batch_sizes=batch_sizes,
+            settings=run.settings,
         )
         return {
             "texts": [*named],
@@ -311,7 +321,12 @@ def latency(bundle: Path, calls: int, budget_s: float, **options: Any) -> None:
                 points.append((f"{batch}x{tokens}", texts))
         points.insert(0, ("query", ["how long does glacier ice keep"]))
         rows = measure_latency(
-            run.entrants, points, calls=calls, budget_s=budget_s, settings=run.settings
+            run.entrants,
+            run.reference,
+            points,
+            calls=calls,
+            budget_s=budget_s,
+            settings=run.settings,
         )
         return {
             "points": {

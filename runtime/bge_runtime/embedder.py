@@ -5,6 +5,7 @@ texts ─ instruct ─ tokenize ─ plan batches ─ engine ─ post-process ─
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -98,6 +99,7 @@ class Embedder:
         options: ExportOptions,
         outputs: Sequence[str],
         prefix_cache_mb: int,
+        cuda_graphs: bool,
     ) -> None:
         """Find a model's bundle and open it.
 
@@ -113,6 +115,7 @@ class Embedder:
             outputs: Outputs of the graph that will be asked for; see
                 `bge_runtime.engines.open_engine`.
             prefix_cache_mb: Memory for prefixes of a causal model; 0 reuses none.
+            cuda_graphs: As in `bge_runtime.engines.open_engine`.
 
         Raises:
             ValueError: If ``prefix_cache_mb`` is no such number.
@@ -130,6 +133,7 @@ class Embedder:
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._threads = threads
         self._outputs = tuple(outputs)
+        self._cuda_graphs = cuda_graphs
         self._variants: dict[str, Variant] = {
             device: select_variant(self.bundle, device=device, engine=engine, precision=precision)
             for device in dict.fromkeys(self.target_devices)
@@ -199,7 +203,12 @@ class Embedder:
             pasts = past_names_of(self.bundle.graph(variant.graph).inputs)
             outputs = (*self._outputs, *map(present_name, pasts))
             engines[device] = open_engine(
-                self.bundle, variant, device=device, threads=self._threads, outputs=outputs
+                self.bundle,
+                variant,
+                device=device,
+                threads=self._threads,
+                outputs=outputs,
+                cuda_graphs=self._cuda_graphs,
             )
         return engines
 
@@ -335,6 +344,11 @@ def _share(
     run: Callable[[Engine, Batch], None],
 ) -> None:
     """Let each engine take the next batch until none is left, or one has failed."""
+    if len(engines) > 1:
+        first = list(itertools.islice(batches, 2))
+        batches = itertools.chain(first, batches)
+        if len(first) < 2:  # no threads for one query
+            engines = engines[:1]
     if len(engines) == 1:
         for batch in batches:
             run(engines[0], batch)

@@ -69,6 +69,7 @@ class FlagBase(Embedder):
         model_class: str | None = None,
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
         prefix_cache_mb: int = 0,
+        cuda_graphs: bool = False,
     ) -> None:
         """Open a model; the arguments are those of `bge_runtime.FlagModel`, and three more.
 
@@ -91,6 +92,7 @@ class FlagBase(Embedder):
             ),
             outputs=outputs,
             prefix_cache_mb=prefix_cache_mb,
+            cuda_graphs=cuda_graphs,
         )
         pooling = self.bundle.manifest.model.pooling
         if pooling_method not in (None, pooling):

@@ -39,6 +39,7 @@ class FlagModel(FlagDense):
         precision: str | None = None,
         threads: int | None = None,
         revision: str | None = None,
+        cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> None:
         """Open a model.
@@ -69,6 +70,8 @@ class FlagModel(FlagDense):
             precision: Name of a precision; wins over ``use_fp16`` and ``use_bf16``.
             threads: Threads to compute with. None means all that the process may use.
             revision: Branch, tag or commit on the hub.
+            cuda_graphs: On a GPU with ONNX Runtime, run single texts of up to 64 tokens as CUDA
+                graphs: for answering queries one by one. One batch is under way at a time then.
             **kwargs: ``passage_instruction_for_retrieval`` and
                 ``passage_instruction_format``. As in FlagEmbedding any other becomes
                 an attribute; here it also gives a warning.
@@ -100,6 +103,7 @@ class FlagModel(FlagDense):
             precision=precision,
             threads=threads,
             revision=revision,
+            cuda_graphs=cuda_graphs,
         )
         self.convert_to_numpy = convert_to_numpy
         self._keep_options(kwargs)

@@ -90,6 +90,7 @@ class BGEM3FlagModel(FlagBase):
         precision: str | None = None,
         threads: int | None = None,
         revision: str | None = None,
+        cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> None:
         """Open a model.
@@ -120,6 +121,7 @@ class BGEM3FlagModel(FlagBase):
             precision: As in `bge_runtime.FlagModel`.
             threads: As in `bge_runtime.FlagModel`.
             revision: As in `bge_runtime.FlagModel`.
+            cuda_graphs: As in `bge_runtime.FlagModel`, where dense vectors alone are asked for.
             **kwargs: As in `bge_runtime.FlagModel`.
 
         Raises:
@@ -149,6 +151,7 @@ class BGEM3FlagModel(FlagBase):
             precision=precision,
             threads=threads,
             revision=revision,
+            cuda_graphs=cuda_graphs,
             outputs=_outputs(return_dense, return_sparse, return_colbert_vecs)
             or (SENTENCE_EMBEDDING,),
         )

@@ -17,9 +17,10 @@ from bge_bench.cli import main
 from bge_bench.corpus import paragraphs
 from bge_bench.errors import BenchError
 from bge_bench.journal import Journal
-from bge_bench.report_tables import failures, markdown, throughput_rows
+from bge_bench.report_tables import failures, latency_rows, markdown, throughput_rows
 from bge_bench.roofline import needed_flop
 from bge_runtime import Bundle
+from tests.conftest import export
 
 
 def run(*arguments: object) -> str:
@@ -135,6 +136,22 @@ def test_who_cannot_take_part_is_named(
         entrants.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, precisions=["int8"], **options)
 
 
+def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tmp_path, monkeypatch):
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", targets=("cuda", "tensorrt"))
+    monkeypatch.setattr(entrants, "why_not", lambda _: None)
+
+    def labels(**options):
+        found, _ = entrants.line_up(
+            Bundle.open(bundle), tiny_checkpoint, baselines=[], threads=1, **options
+        )
+        return {entrant.label: entrant.spec.cuda_graphs for entrant in found}
+
+    plain, graphs = "bge-runtime fp16", "bge-runtime fp16, CUDA graphs"
+    assert labels(device="cuda:0", cuda_graphs=True) == {plain: False, graphs: True}
+    assert labels(device="cuda:0") == {plain: False}
+    assert labels(cuda_graphs=True) == {"bge-runtime fp32": False}
+
+
 def test_latency_and_cold_start(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path):
     common = ["--checkpoint", tiny_checkpoint, "--baseline", "onnxruntime", "--rounds", "1"]
     output = run("latency", tiny_bundle, *common, "--calls", "3", "--json", tmp_path / "l.json")
@@ -143,7 +160,15 @@ def test_latency_and_cold_start(tiny_bundle: Path, tiny_checkpoint: Path, tmp_pa
     assert document["points"]["32x128"]["texts"] == 32
     for row in document["rows"]:
         assert all(len(rounds[0]) == 3 for rounds in row["ms"].values())
+        assert row["parity"]["min_cosine"] > 0.999999
     assert "32 x 128 tokens" in output
+    lines = markdown(latency_rows(document)).splitlines()
+    assert lines[0].endswith("| min cosine |")
+    assert "~~" not in "".join(lines)
+    document["rows"][0]["parity"]["min_cosine"] = 0.9
+    assert "~~bge-runtime fp32~~" in markdown(latency_rows(document))
+    del document["rows"][0]["parity"]  # as in documents of before
+    assert "min cosine" not in markdown(latency_rows(document))
     output = run("cold-start", tiny_bundle, *common, "--json", tmp_path / "c.json")
     document = json.loads((tmp_path / "c.json").read_text())
     assert [len(row["first_vector_s"]) for row in document["rows"]] == [1, 1]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +26,7 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.engines import open_engine, ort_providers, trt
 from bge_runtime.engines.base import graph_inputs, inference_error
 from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_cuda import CapturedRuns
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import (
     DeviceError,
@@ -29,12 +35,15 @@ from bge_runtime.errors import (
     OutOfMemoryError,
     ProviderError,
 )
+from bge_runtime.registry import ENCODER_ONLY_M3
 from tests.conftest import export
 from tests.runtime.support import PROPERTY, TEXTS, WrappedEngine
 
 HAS_PROVIDER = CUDA in OrtEngine.load().get_available_providers()
 HAS_DRIVER = isinstance(gpus.find_driver(), gpus.Driver)
 WITHOUT_GPU = pytest.mark.skipif(HAS_DRIVER, reason="this machine has a GPU")
+
+IMITATION = Path(__file__).parents[1] / "cuda_imitation"
 
 HOPPER = gpus.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=141 << 30)
 DRIVER = gpus.Driver(version="580.65.06", cuda=(13, 0), gpus=(HOPPER, HOPPER))
@@ -94,8 +103,6 @@ def test_a_session_that_would_run_on_the_cpu_is_an_error(bundle, provider, capsy
 
 @pytest.mark.skipif(not HAS_PROVIDER, reason="this onnxruntime is the wheel for CPUs")
 def test_the_wheel_for_gpus_knows_our_options(bundle):
-    from pathlib import Path
-
     capi = Path(OrtEngine.load().__file__).parent / "capi"
     engine = object.__new__(trt.TensorRtEngine)
     engine._index, engine._graph = 0, SimpleNamespace(inputs=("input_ids",))
@@ -129,6 +136,140 @@ def test_packed_inputs_hold_each_token_once(lengths):
     assert (offsets.dtype, offsets.shape) == (np.dtype(np.int32), mask.shape)
     assert offsets.ravel()[: sum(lengths)].tolist() == np.flatnonzero(mask).tolist()
     assert sorted(offsets.ravel().tolist()) == list(range(mask.size))
+
+
+# ---- calls into CUDA
+
+
+@pytest.fixture(scope="module")
+def cuda_libraries(tmp_path_factory):
+    """Libraries that only bear the names of CUDA's."""
+    if not HAS_PROVIDER or HAS_DRIVER or shutil.which("cc") is None:
+        pytest.skip("needs the wheel for GPUs, no GPU and a C compiler: make gpu-wheel")
+    folder = tmp_path_factory.mktemp("cuda")
+    provider = Path(OrtEngine.load().__file__).parent / "capi/libonnxruntime_providers_cuda.so"
+    building = [sys.executable, IMITATION / "build.py", provider, folder]
+    subprocess.run(building, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["encoder", "m3"])
+def calls(request, bundle, tiny_m3_checkpoint, tmp_path_factory, cuda_libraries):
+    """What an engine calls of CUDA: without CUDA graphs, and with them."""
+    if request.param == "m3":
+        output = tmp_path_factory.mktemp("bundles") / "gpu-m3"
+        bundle = export(tiny_m3_checkpoint, output, targets=("cuda",), model_class=ENCODER_ONLY_M3)
+    counting = [sys.executable, IMITATION / "count_calls.py", cuda_libraries, bundle]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(cuda_libraries)}
+    found = subprocess.run(counting, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def test_streams_and_handles_do_not_grow_with_the_threads_that_call(calls):
+    # 24 threads; ONNX Runtime makes a stream and a handle for each that comes to it.
+    assert calls["plain"]["threads"]["kernels"] > 24 * 20
+    assert calls["plain"]["threads"]["streams"] <= 2
+    assert calls["plain"]["threads"]["handles"] <= 2
+    assert calls["graphs"]["threads"]["streams"] == 0
+    assert calls["graphs"]["threads"]["handles"] == 0
+
+
+def test_a_short_text_is_one_call_with_cuda_graphs(calls):
+    assert calls["graphs"]["in all"]["captured"] == 64
+    for text in ("query", "longest"):
+        found = calls["graphs"][text]
+        assert (found["replayed"], found["kernels"], found["allocations"]) == (1, 0, 0)
+        # Its tokens there, its vector back.
+        assert (found["copies"], found["copies_in_stream"]) == (2, 0)
+        assert calls["plain"][text]["kernels"] > 20
+
+
+def test_other_batches_run_as_without_cuda_graphs(calls):
+    for text in ("longer", "two"):
+        assert calls["graphs"][text]["replayed"] == 0
+        assert calls["graphs"][text]["kernels"] == calls["plain"][text]["kernels"]
+    assert calls["plain"]["in all"]["captured"] == 0
+
+
+class CpuMemory:
+    """ONNX Runtime with a CPU's memory where captured runs ask for a GPU's."""
+
+    def __init__(self):
+        self.OrtValue, self._real = self, OrtEngine.load()
+        self.__version__ = self._real.__version__
+
+    def ortvalue_from_numpy(self, array, device, index):
+        assert (device, index) == ("cuda", 3)
+        return self._real.OrtValue.ortvalue_from_numpy(array.copy())
+
+    def ortvalue_from_shape_and_type(self, shape, dtype, device, index):
+        assert (device, index) == ("cuda", 3)
+        return self._real.OrtValue.ortvalue_from_shape_and_type(shape, dtype)
+
+
+@pytest.fixture(scope="module")
+def packed_session(bundle):
+    """A session of the packed graph, brought into a form for a CPU."""
+    import onnx_ir as ir
+
+    from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
+
+    model = ir.load(bundle / "onnx" / "model_cuda_fp16.onnx")
+    SpellOutPacked()(model)
+    SixteenBitsOnCpu()(model)
+    file = bundle / "onnx" / "spelled_out.onnx"
+    ir.save(model, file)
+    ort = OrtEngine.load()
+    session = ort.InferenceSession(str(file), providers=[CPU])
+    file.unlink()
+    return session
+
+
+@pytest.fixture(scope="module")
+def captured(packed_session):
+    options = OrtEngine.load().RunOptions
+    return CapturedRuns(CpuMemory(), packed_session, lambda _: options(), index=3)
+
+
+@PROPERTY
+@given(texts=st.lists(st.lists(st.integers(5, 90), min_size=1, max_size=64), max_size=6))
+def test_captured_runs_give_each_text_its_own_vector(captured, packed_session, texts):
+    names = {value.name for value in packed_session.get_inputs()}
+    for text in texts:
+        ids = np.array([text])
+        feeds = graph_inputs(names, ids, np.ones_like(ids))
+        given_feeds = {name: feeds[name] for name in names}
+        (expected,) = packed_session.run(["sentence_embedding"], given_feeds)
+        assert captured.takes(["sentence_embedding"], feeds)
+        (vector,) = captured.run(feeds["input_ids"])
+        np.testing.assert_array_equal(vector, expected)
+
+
+@pytest.mark.parametrize("lengths", [[65], [3, 3], [1, 2]])
+def test_other_batches_are_not_captured(captured, lengths):
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    feeds = graph_inputs({"cumulative_sequence_length"}, mask, mask)
+    assert not captured.takes(["sentence_embedding"], feeds)
+    one = graph_inputs({"cumulative_sequence_length"}, mask[:1, :1], mask[:1, :1])
+    assert not captured.takes(["sentence_embedding", "token_weights"], one)
+
+
+def test_a_graph_that_cannot_be_captured_is_an_error(packed_session, monkeypatch):
+    class Refusing:
+        def __getattr__(self, name):
+            return getattr(packed_session, name)
+
+        def run_with_iobinding(self, binding, options):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(EngineError, match=r"of 1 tokens as a CUDA graph.*leave cuda_graphs out"):
+        CapturedRuns(CpuMemory(), Refusing(), lambda _: None, index=3)
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "onnxruntime"}])
+def test_cuda_graphs_without_a_gpu_are_an_error(bundle, options):
+    with pytest.raises(EngineError, match=r"requested cuda_graphs.*cpu.*devices='cuda'"):
+        FlagModel(str(bundle), cuda_graphs=True, **options)
 
 
 # ---- out of memory

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import Engine, EngineInfo
 from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_cuda import OrtCudaEngine
 from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.engines.trt import TensorRtEngine
 from bge_runtime.errors import DeviceError, EngineError
@@ -27,6 +28,9 @@ ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
 }
 """Every engine of this version, by name."""
 
+_ON_CUDA: dict[str, type[OrtEngine]] = {"onnxruntime": OrtCudaEngine}
+"""Those that another class runs on a GPU."""
+
 
 def open_engine(
     bundle: Bundle,
@@ -35,6 +39,7 @@ def open_engine(
     device: str | None = None,
     threads: int | None = None,
     outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+    cuda_graphs: bool = False,
 ) -> Engine:
     """Open one variant of a bundle.
 
@@ -45,16 +50,28 @@ def open_engine(
         threads: Threads to compute with; None for all that the process may use.
         outputs: Outputs that will be asked for. Others may be as well, which takes an
             engine that compiles its graphs the time of another start.
+        cuda_graphs: Run single short texts as CUDA graphs; see
+            `bge_runtime.engines.ort_cuda.OrtCudaEngine`.
 
     Raises:
-        EngineError: If this version has no such engine, or it runs elsewhere than
-            the variant says.
+        EngineError: If this version has no such engine, it runs elsewhere than
+            the variant says, or has no CUDA graphs.
         EngineNotInstalledError: If the engine's package is missing.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}")
     index = int((device or "").partition(":")[2] or 0)
-    return _engine(variant)(bundle, variant, index=index, threads=threads, outputs=outputs)
+    opened_by = _engine(variant)
+    if not cuda_graphs:
+        return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
+    if opened_by is not OrtCudaEngine:
+        raise EngineError(
+            f"requested cuda_graphs, which ONNX Runtime has on a GPU, but variant {variant.name!r} "
+            f"is {variant.engine}'s on {variant.device}. Pass devices='cuda', or leave it out"
+        )
+    return OrtCudaEngine(
+        bundle, variant, index=index, threads=threads, outputs=outputs, cuda_graphs=True
+    )
 
 
 def why_not(variant: Variant) -> str | None:
@@ -68,12 +85,13 @@ def why_not(variant: Variant) -> str | None:
 
 def _engine(variant: Variant) -> type[OrtEngine | OpenVinoEngine]:
     try:
-        return ENGINES[variant.engine]
+        by_name = ENGINES[variant.engine]
     except KeyError:
         raise EngineError(
             f"variant {variant.name!r} needs the engine {variant.engine!r}; this bge-runtime "
             f"has {', '.join(ENGINES)}. Run `pip install -U bge-runtime`"
         ) from None
+    return _ON_CUDA.get(variant.engine, by_name) if variant.device == "cuda" else by_name
 
 
 def device_kind(device: str) -> str:

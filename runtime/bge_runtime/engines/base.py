@@ -79,16 +79,22 @@ def graph_inputs(
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
     """
     if CUMULATIVE_LENGTHS in names:
-        return _packed_inputs(input_ids, attention_mask)
+        return packed_inputs(input_ids, attention_mask)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in names:
         inputs["token_type_ids"] = np.zeros_like(input_ids)
     return inputs
 
 
-def _packed_inputs(
+def packed_inputs(
     input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
+    """Name a batch's arrays as a packed graph wants them, padding left out.
+
+    Args:
+        input_ids: Token ids. Shape: ``(batch, sequence)``.
+        attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
+    """
     rows, columns = input_ids.shape
     kept = attention_mask.ravel() != 0
     places = np.arange(rows * columns, dtype=np.int32)

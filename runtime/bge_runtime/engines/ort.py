@@ -1,10 +1,10 @@
-"""ONNX Runtime as an engine."""
+"""ONNX Runtime as an engine, on a CPU; `bge_runtime.engines.ort_cuda` has it on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from bge_runtime.engines.base import (
     inference_error,
     padded_again,
 )
-from bge_runtime.engines.ort_providers import CPU, CUDA, INSTALL_GPU, Provider
+from bge_runtime.engines.ort_providers import CPU, INSTALL_GPU, Provider
 from bge_runtime.errors import (
     BundleError,
     DeviceError,
@@ -38,14 +38,6 @@ _BATCH_OVERHEAD_TOKENS = 16
 """Measured likewise: a run costs about as much as 6 to 10 more tokens, whatever its size.
 Rounded up for smaller models, where a run's fixed part weighs more."""
 
-_GPU_BATCH_TOKENS = 16384
-"""Tokens of a batch on a GPU. Not measured on one yet: at this number each matrix product of
-bge-base is some 20 GFLOP, a fiftieth of a millisecond's work for the largest."""
-
-_GPU_RUNS = 2
-"""Batches that are under way on a GPU at once: while one is computed, the next one is put
-together, and the vectors of the last one are brought to unit length."""
-
 _LARGE_RUN_TOKENS = 4096
 """Runs of more give the memory of their intermediate results back to the system."""
 
@@ -53,8 +45,11 @@ _LARGE_RUN_TOKENS = 4096
 class OrtEngine:
     """One ONNX Runtime session. See `bge_runtime.engines.Engine`."""
 
-    providers: ClassVar[dict[str, str]] = {"cpu": CPU, "cuda": CUDA}
-    """Execution provider for each kind of device."""
+    provider: ClassVar[str] = CPU
+    """Execution provider of its sessions."""
+
+    device: ClassVar[str] = "cpu"
+    """Kind of device that it serves."""
 
     load = staticmethod(ort_providers.load)
 
@@ -63,10 +58,9 @@ class OrtEngine:
         """Tell why this machine cannot run a variant; None if it can."""
         if importlib.util.find_spec("onnxruntime") is None:
             return "onnxruntime is not installed"
-        if variant.device not in cls.providers:
-            return f"this version's {variant.engine} engine serves {', '.join(cls.providers)} only"
-        provider = cls.providers[variant.device]
-        return None if provider == CPU else ort_providers.what_lacks(provider)
+        if variant.device != cls.device:
+            return f"this version's {variant.engine} engine serves {cls.device} only"
+        return None if cls.provider == CPU else ort_providers.what_lacks(cls.provider)
 
     def __init__(
         self,
@@ -93,29 +87,26 @@ class OrtEngine:
                 f"{variant.name!r} runs on ONNX Runtime, and onnxruntime cannot be imported "
                 f"({error}). Run `pip install 'bge-runtime[cpu]'`"
             ) from error
-        if variant.device not in self.providers:
+        if variant.device != self.device:
             raise DeviceError(
                 f"requested device {variant.device!r}, but this version's {variant.engine} engine "
-                f"serves {', '.join(self.providers)}"
+                f"serves {self.device}"
             )
         if (reason := self.why_not(variant)) is not None:
             raise ProviderError(
                 f"requested device {variant.device!r}, where variant {variant.name!r} runs on "
-                f"{self.providers[variant.device]}, but {reason}. Pass devices='cpu'; or, "
-                f"{INSTALL_GPU}"
+                f"{self.provider}, but {reason}. Pass devices='cpu'; or, {INSTALL_GPU}"
             )
         self._ort = ort
         self._bundle, self._graph = bundle, bundle.graph(variant.graph)
         self._index = index
-        self._on_cpu = variant.device == "cpu"
         self._threads = threads or usable_cpus()
         self._session: Any = self._first_session()
-        # Else every output is computed, whichever are asked for.
-        self._run_options: Any = ort.RunOptions()
-        self._run_options.only_execute_path_to_fetches = True
-        self._large_run_options: Any = ort.RunOptions()
-        self._large_run_options.only_execute_path_to_fetches = True
-        if self._on_cpu:
+        self._run_options, self._large_run_options = (
+            self._new_run_options(),
+            self._new_run_options(),
+        )
+        if self.provider == CPU:
             self._large_run_options.add_run_config_entry(
                 "memory.enable_memory_arena_shrinkage", "cpu:0"
             )
@@ -128,11 +119,6 @@ class OrtEngine:
         self.batch_tokens = max(2, self._threads) * _TOKENS_PER_THREAD
         self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
         self.parallel_runs = 1
-        if not self._on_cpu:
-            self.batch_tokens = _GPU_BATCH_TOKENS
-            # A packed batch has no padding to pay for; another one an eighth.
-            self.batch_overhead_tokens = _GPU_BATCH_TOKENS // (1 if self._packed else 8)
-            self.parallel_runs = _GPU_RUNS
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
@@ -146,8 +132,13 @@ class OrtEngine:
         )
 
     def _first_session(self) -> Any:
-        provider = (CPU, {}) if self._on_cpu else (CUDA, ort_providers.cuda_options(self._index))
-        return self._opened([provider])
+        return self._opened([(CPU, {})])
+
+    def _new_run_options(self) -> Any:
+        options = self._ort.RunOptions()
+        # Else every output is computed, whichever are asked for.
+        options.only_execute_path_to_fetches = True
+        return options
 
     def _opened(self, providers: Sequence[Provider]) -> Any:
         options = self._ort.SessionOptions()
@@ -158,7 +149,7 @@ class OrtEngine:
         # A plan to give a freed buffer to a later tensor keeps it from all tensors in between:
         # without it 26 batches of mixed length take 73 MB above the model, not 126 (bge-base),
         # and one of 8192 tokens 0.5 GB, not 0.7 (BGE-M3), in the same time, on a CPU.
-        options.enable_mem_reuse = not self._on_cpu
+        options.enable_mem_reuse = self.provider != CPU
         # Idle threads look for work without sleep, a millisecond and more, on the very
         # processors that another session or program wants: one query took 21 ms alone and
         # 49 ms in turns with two other models (bge-base, 2 cores); with 50 us, 20 ms both ways.
@@ -196,10 +187,8 @@ class OrtEngine:
         past: Sequence[NDArray[np.float32]] | None,
     ) -> list[NDArray[np.float32]]:
         feeds = graph_inputs(self._input_names, input_ids, attention_mask) | self._past.feeds(past)
-        large = input_ids.size > _LARGE_RUN_TOKENS
-        options = self._large_run_options if large else self._run_options
         try:
-            results: list[NDArray[np.float32]] = session.run(list(outputs), feeds, options)
+            results = self._computed(session, outputs, feeds)
         except Exception as error:  # one unrelated class for each status code
             raise inference_error("ONNX Runtime", input_ids, error) from error
         if self._packed:
@@ -207,11 +196,20 @@ class OrtEngine:
             return [padded_again(name, values, attention_mask) for name, values in pairs]
         return results
 
+    def _computed(
+        self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[np.float32]]:
+        large = feeds["input_ids"].size > _LARGE_RUN_TOKENS
+        options = self._large_run_options if large else self._run_options
+        results: list[NDArray[np.float32]] = session.run(list(outputs), feeds, options)
+        return results
+
     def abandon(self) -> None:
         """Leak the session; see `bge_runtime.engines.Engine.abandon`."""
-        _leak(self._session)
+        leak(self._session)
         self._session = None
 
 
-def _leak(session: object) -> None:
+def leak(session: object) -> None:
+    """Keep an object for good, so that nothing of it is closed."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from bge_runtime import cache, gpus
 from bge_runtime.engines import ort_providers
-from bge_runtime.engines.ort import OrtEngine, _leak
+from bge_runtime.engines.ort import leak
+from bge_runtime.engines.ort_cuda import OrtCudaEngine
 from bge_runtime.engines.ort_providers import CUDA, TENSORRT
 from bge_runtime.errors import EngineError, ProviderError
 from bge_runtime.manifest import Variant
@@ -115,11 +116,11 @@ def _version_of(library: ctypes.CDLL) -> str:
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
-class TensorRtEngine(OrtEngine):
+class TensorRtEngine(OrtCudaEngine):
     """Sessions of ONNX Runtime's TensorRT provider, one for each range of lengths."""
 
     _sessions: dict[Profile, Any]
-    providers: ClassVar[dict[str, str]] = {"cuda": TENSORRT}
+    provider: ClassVar[str] = TENSORRT
 
     @classmethod
     def why_not(cls, variant: Variant) -> str | None:
@@ -159,7 +160,7 @@ class TensorRtEngine(OrtEngine):
     def abandon(self) -> None:
         """Leak all sessions; see `bge_runtime.engines.Engine.abandon`."""
         for session in self._sessions.values():
-            _leak(session)
+            leak(session)
         self._sessions = {}
         self._session = None
 

@@ -1,0 +1,80 @@
+"""Tell what the engine for a GPU calls of CUDA, with libraries that only imitate it.
+
+    LD_LIBRARY_PATH=FOLDER python tests/cuda_imitation/count_calls.py FOLDER BUNDLE
+
+prints a JSON document. The vectors mean nothing: no kernel computes anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines import open_engine
+from bge_runtime.manifest import SENTENCE_EMBEDDING
+
+FUNCTIONS = {
+    "streams": "cudaStreamCreateWithFlags",
+    "kernels": "__cudaLaunchKernel",
+    "captured": "cudaGraphInstantiate",
+    "replayed": "cudaGraphLaunch",
+    "copies": "cudaMemcpy",
+    "copies_in_stream": "cudaMemcpyAsync",
+    "allocations": "cudaMalloc",
+}
+
+
+def main(folder: Path, path: Path) -> None:
+    """Print what is called when a bundle is opened, and for some runs."""
+    runtime = ctypes.CDLL(str(folder / "libcudart.so.13"))
+    cublas = ctypes.CDLL(str(folder / "libcublas.so.13"))
+    runtime.calls.restype = cublas.calls.restype = ctypes.c_long
+
+    def counts() -> dict[str, int]:
+        found = {key: runtime.calls(name.encode()) for key, name in FUNCTIONS.items()}
+        return {**found, "handles": cublas.calls(b"cublasCreate_v2")}
+
+    def called(work) -> dict[str, int]:
+        before = counts()
+        work()
+        return {key: value - before[key] for key, value in counts().items()}
+
+    bundle = Bundle.open(path)
+    (variant,) = (v for v in bundle.manifest.variants if v.name == "cuda-fp16")
+    document: dict[str, dict[str, dict[str, int]]] = {}
+    for kind, graphs in (("plain", False), ("graphs", True)):
+        engine = open_engine(bundle, variant, cuda_graphs=graphs)
+
+        def run(rows: int, tokens: int, engine=engine) -> None:
+            ids = np.full((rows, tokens), 7, dtype=np.int64)
+            (vectors,) = engine.run(ids, np.ones_like(ids), [SENTENCE_EMBEDDING])
+            assert vectors.shape == (rows, bundle.manifest.model.dim)
+
+        def from_threads(run=run) -> None:
+            for _ in range(6):
+                threads = [threading.Thread(target=run, args=(3, 20)) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+
+        run(1, 5)
+        document[kind] = {
+            "threads": called(from_threads),
+            "query": called(lambda run=run: run(1, 5)),
+            "longest": called(lambda run=run: run(1, 64)),
+            "longer": called(lambda run=run: run(1, 65)),
+            "two": called(lambda run=run: run(2, 5)),
+            "in all": counts(),
+        }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
