@@ -26,7 +26,7 @@ lint: $(VENV)/.ready
 unit: $(VENV)/.ready
 	$(PYTEST) -m "not network and not slow"
 
-slow: $(VENV)/.ready  ## The six BGE shapes at full size against FlagEmbedding: about 15 minutes
+slow: $(VENV)/.ready  ## The larger BGE shapes at full size against FlagEmbedding, and a gigabyte of weights
 	$(BIN)/pytest -m slow
 
 wheel: $(VENV)/.ready  ## Install the built wheel with the runtime's dependencies only, and use it

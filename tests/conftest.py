@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +50,37 @@ def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+@functools.cache
+def keep_traces() -> None:
+    """Let this process trace an encoder once, however many bundles are made of it.
+
+    Tracing takes most of the time of an export, 10 s of a tiny one on a slow machine. What is
+    done with a trace is done to a copy.
+    """
+    from bge_export import exporting
+
+    def keeping(trace):
+        kept: dict[str, Any] = {}
+
+        def traced(wrapped, **options):
+            facts = [wrapped.encoder.config.to_json_string(), wrapped.pooling, options]
+            key = hashlib.sha256(repr(facts).encode())
+            for name, tensor in wrapped.state_dict().items():
+                if ".pooler." not in name:  # no part of a trace, and random where a file lacks it
+                    key.update(name.encode() + tensor.numpy().tobytes())
+            found = kept.get(key.hexdigest())
+            if found is None:
+                found = kept[key.hexdigest()] = trace(wrapped, **options)
+            while len(kept) > 6:
+                del kept[next(iter(kept))]
+            return found.clone()
+
+        return traced
+
+    exporting.trace = keeping(exporting.trace)
+    exporting.trace_packed = keeping(exporting.trace_packed)
+
+
 def export(
     checkpoint: Path,
     output: Path,
@@ -58,6 +92,7 @@ def export(
     **options,
 ) -> Path:
     """Export a checkpoint in this process; by default the graphs in fp32."""
+    keep_traces()
     from bge_export.checkpoint import inspect_checkpoint
     from bge_export.exporting import export_bundle
     from bge_export.targets import select_targets

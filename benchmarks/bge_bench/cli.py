@@ -10,7 +10,13 @@ import click
 
 try:
     from bge_bench.console import one_line_errors, report
-    from bge_bench.corpus import PARAGRAPHS, paragraphs, read_texts, spread_sample
+    from bge_bench.corpus import (
+        PARAGRAPHS,
+        paragraphs,
+        read_texts,
+        spread_sample,
+        texts_of_every_length,
+    )
     from bge_bench.data_cli import data
     from bge_bench.environment import busy_percent
     from bge_bench.gpu_cli import gpu
@@ -66,21 +72,31 @@ main.add_command(gpu)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @checkpoint_option
 @click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Of all, references in fp32; cuda:0 for a GPU, where short texts run one by one as well.",
+)
+@click.option(
     "--against",
     multiple=True,
     type=click.Choice(REFERENCES),
     help="Repeatable. Default: all.",
 )
 @_texts_option
+@click.option("--every-length", is_flag=True, help="Add texts of 0 to 510 words.")
 @json_option
 def parity(
     bundle: Path,
     checkpoint: Path | None,
+    device: str,
     against: Sequence[str],
     texts_file: Path | None,
+    every_length: bool,
     json_file: Path | None,
 ) -> None:
-    """Compare the vectors of every variant of BUNDLE with its references'.
+    """Compare the vectors of every variant of BUNDLE that runs here with its references'.
 
     Exits with 1 where a tolerance is missed.
     """
@@ -92,13 +108,16 @@ def parity(
             texts = [*PARITY_TEXTS, *paragraphs(_MIXED_PARAGRAPHS)]
         else:
             texts = read_texts(texts_file)
+        if every_length:
+            texts = [*texts, *texts_of_every_length()]
         references = list(dict.fromkeys(against)) or list(REFERENCES)
         steps = len(references) + 1 + len(opened.manifest.variants)
         with open_checkpoint(opened, checkpoint) as folder, progress(steps) as step:
-            rows = measure_parity(opened, folder, references, texts, step=step)
+            rows = measure_parity(opened, folder, references, texts, device=device, step=step)
         passed = not any(row.failures for row in rows)
         document = {
             "texts": {"source": str(texts_file or "built in"), "count": len(texts)},
+            "device": device,
             "rows": [row.to_json() for row in rows],
             "passed": passed,
         }

@@ -110,6 +110,14 @@ _TOPICS = (
     ),
 )
 
+_COMMON = (
+    "time year way day man thing life child world school state family group country hand part "
+    "place case week company system work number night point home water room mother area money "
+    "story fact month lot right study book eye job word business side kind head house service "
+    "friend father power hour game line end law car city name team body back face door art war"
+)
+"""Each one token of most vocabularies."""
+
 _LINKS = ("", "", "", "Still,", "By then", "As a rule,", "Once more", "That week", "In the end")
 
 
@@ -129,6 +137,12 @@ def short_texts(count: int, *, words: int) -> list[str]:
     """Make texts of so many words each, no two alike as far as chance will have it."""
     chance = random.Random(words)  # noqa: S311  # no secret
     return [_paragraph(chance, words) for _ in range(count)]
+
+
+def texts_of_every_length(most: int = 510) -> list[str]:
+    """Make a text of no word, of one, and so on: of nearly as many tokens each."""
+    chance, common = random.Random(most), _COMMON.split()  # noqa: S311  # no secret
+    return [" ".join(chance.choices(common, k=words)) for words in range(most + 1)]
 
 
 def lengths_words(count: int) -> list[int]:

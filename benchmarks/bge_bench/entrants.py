@@ -12,6 +12,7 @@ from bge_bench.sides import BASELINES, GPU_BASELINES, OURS, SideSpec
 from bge_bench.speed import baseline_side, our_side
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import device_kind, why_not
+from bge_runtime.manifest import Variant
 from bge_runtime.registry import ENCODER_ONLY_BASE
 
 _PACKAGES = {
@@ -87,10 +88,8 @@ def line_up(
             f"{model.name} is of the class {model.model_class}; tables compare encoders of the "
             f"class {ENCODER_ONLY_BASE}. Time it beside FlagEmbedding with bge-bench speed"
         )
-    there = [v for v in bundle.manifest.variants if v.device == device_kind(device)]
-    able = {variant.precision for variant in there if why_not(variant) is None}
-    if not able and there:
-        raise BenchError(f"nothing of {bundle.path.name} runs on {device}: {why_not(there[0])}")
+    here = variants_here(bundle, device)
+    able = {variant.precision for variant in here}
     missing = sorted(set(precisions) - able)
     if missing:
         raise BenchError(
@@ -119,7 +118,7 @@ def line_up(
             )
             for entrant in entrants
             if any(
-                v.engine == "onnxruntime" and v.precision == entrant.spec.precision for v in there
+                v.engine == "onnxruntime" and v.precision == entrant.spec.precision for v in here
             )
         ]
     left_out = {}
@@ -135,6 +134,19 @@ def line_up(
             held = replace(spec, precision="fp32")
             entrants.append(Entrant(label=f"{side} held to fp32", spec=held, in_full=False))
     return entrants, left_out
+
+
+def variants_here(bundle: Bundle, device: str) -> list[Variant]:
+    """List the variants of a bundle that this machine runs on a device.
+
+    Raises:
+        BenchError: If there are some for it, and none that runs.
+    """
+    there = [v for v in bundle.manifest.variants if v.device == device_kind(device)]
+    here = [variant for variant in there if why_not(variant) is None]
+    if there and not here:
+        raise BenchError(f"nothing of {bundle.path.name} runs on {device}: {why_not(there[0])}")
+    return here
 
 
 def _installed(package: str) -> bool:

@@ -13,6 +13,8 @@ from bge_bench.sides import GPU_BASELINES
 from bge_bench.tables_cli import GPU_BATCH_SIZES, cold_start, latency, memory, throughput
 
 _TEXTS = 100_000
+TABLES = ("latency", "full-throughput", "mixed-throughput", "cold-start", "memory")
+"""In the order in which they are measured."""
 
 
 @click.command()
@@ -28,6 +30,9 @@ _TEXTS = 100_000
     type=click.Choice(GPU_BASELINES), help=f"Repeatable. Default: {', '.join(GPU_BASELINES)}.",
 )  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--only", multiple=True, type=click.Choice(TABLES), help="Repeatable. Default: all of them.",
+)  # fmt: skip
 @threads_option
 @timeout_option
 @click.pass_context
@@ -37,6 +42,7 @@ def gpu(
     bundle: Path,
     output: Path,
     baselines: Sequence[str],
+    only: Sequence[str],
     **options: Any,
 ) -> None:
     """Time a bundle on a GPU: full batches, mixed lengths, single texts, start, memory.
@@ -48,13 +54,15 @@ def gpu(
     common = {"bundle": bundle, "baselines": baselines, "precisions": (), **options}
     corpora = {"folder": None, "sample": 200, "batch_sizes": GPU_BATCH_SIZES}
     runs: tuple[tuple[str, click.Command, dict[str, Any]], ...] = (
+        ("latency", latency, {"calls": 100, "budget_s": 3.0}),
         ("full-throughput", throughput, {"named": ["full"], **corpora}),
         ("mixed-throughput", throughput, {"named": ["mixed"], **corpora}),
-        ("latency", latency, {"calls": 100, "budget_s": 3.0}),
         ("cold-start", cold_start, {}),
         ("memory", memory, {"count": _TEXTS, "baselines": ()}),
     )
     for name, command, more in runs:
+        if only and name not in only:
+            continue
         click.echo(f"\n{name}")
         json_file = output / f"gpu-{name}.json"
         context.invoke(command, **{**common, **more, "json_file": json_file})

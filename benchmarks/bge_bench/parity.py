@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_bench.entrants import variants_here
 from bge_bench.sides import SideSpec, open_side, quiet
 from bge_runtime import FlagModel
 from bge_runtime.bundle import Bundle
@@ -28,6 +29,7 @@ REFERENCES = tuple(_BATCH_SIZES)
 """What a bundle's vectors can be held against."""
 
 FLAG_MODEL = "FlagModel"
+ALONE = "FlagModel, one by one, CUDA graphs"
 PADDED = "padded"
 
 
@@ -37,8 +39,8 @@ class Row:
 
     Attributes:
         call: `FLAG_MODEL` for a call of that class, with its own choice of variant and
-            of batches; `PADDED` for a variant's engine itself, run on batches in which
-            short and long texts meet.
+            of batches; `ALONE` for a call for each text, with ``cuda_graphs``; `PADDED` for a
+            variant's engine itself, run on batches in which short and long texts meet.
         info: The variant that ran and what ran it, as the engine reports.
         reference: What it is compared with, and its version.
         reference_in_force: What ran that.
@@ -65,6 +67,7 @@ def measure_parity(
     references: Sequence[str],
     texts: Sequence[str],
     *,
+    device: str = "cpu",
     step: Callable[[str], object],
 ) -> list[Row]:
     """Compare a bundle with its references, one after another in this process.
@@ -74,15 +77,19 @@ def measure_parity(
         checkpoint: The checkpoint it was made from.
         references: Names out of `REFERENCES`.
         texts: At least two different texts.
+        device: Where all run; the references in fp32.
         step: Told what comes next.
 
     Returns:
-        For ``FlagModel`` and for each variant, one row a reference.
+        For ``FlagModel`` and for each variant of the device that this machine runs, one row a
+        reference.
 
     Raises:
-        BgeError: If a variant cannot be run.
+        BenchError: If there are none that this machine runs.
+        BgeError: If one cannot be run.
     """
     model = bundle.manifest.model
+    here = variants_here(bundle, device)
     max_length = min(model.max_length, 512)
 
     expected: list[tuple[str, str, NDArray[np.float32]]] = []
@@ -95,6 +102,7 @@ def measure_parity(
                 pooling=model.pooling,
                 max_length=max_length,
                 batch_size=_BATCH_SIZES[name],
+                device=device,
             )
         )
         expected.append((side.name, side.in_force, side.encode(texts)))
@@ -117,16 +125,26 @@ def measure_parity(
             )
 
     step("running FlagModel")
-    with quiet():  # random weights are this package's daily bread
-        flag_model = FlagModel(
-            str(bundle.path), use_fp16=False, devices="cpu", passage_max_length=max_length
-        )
+
+    def opened(**options: Any) -> FlagModel:
+        with quiet():  # random weights are this package's daily bread
+            return FlagModel(
+                str(bundle.path), devices=device, passage_max_length=max_length, **options
+            )
+
+    flag_model = opened(use_fp16=device != "cpu")
     add(FLAG_MODEL, flag_model.engine, flag_model.encode(texts, show_progress_bar=False))
     del flag_model
+    if device != "cpu" and any(variant.engine == "onnxruntime" for variant in here):
+        step("running FlagModel with CUDA graphs")
+        flag_model = opened(engine="onnxruntime", cuda_graphs=True)
+        vectors = np.stack([flag_model.encode(text) for text in texts])
+        add(ALONE, flag_model.engine, vectors)
+        del flag_model
     tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
-    for variant in bundle.manifest.variants:
+    for variant in here:
         step(f"running {variant.name}")
-        engine = open_engine(bundle, variant)
+        engine = open_engine(bundle, variant, device=device)
         vectors = padded_vectors(engine, tokens, pad_token_id=model.pad_token_id)
         add(PADDED, engine, vectors)
     return rows

@@ -16,7 +16,8 @@ from bge_bench.errors import BenchError
 
 _ROWS, _INPUTS, _OUTPUTS = 2048, 1024, 4096
 _GPU_SIZE = 8192
-_REPEATS = 9
+_REPEATS, _LEAST_REPEATS, _ENOUGH_S = 9, 3, 3.0
+"""Times that a product is taken, and how often where that takes longer than this."""
 _BLOCK = 128
 
 
@@ -67,13 +68,16 @@ def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
 
 
 def _rate(run: Callable[[], object]) -> float:
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(_REPEATS):
+    begin = time.perf_counter()
+    times: list[float] = []
+    for _ in range(3 + _REPEATS):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
+        if len(times) > _LEAST_REPEATS and time.perf_counter() - begin > _ENOUGH_S:
+            break
+    # The first ones find cold caches and idle threads.
+    times = times[min(3, len(times) - _LEAST_REPEATS) :]
     return 2 * _ROWS * _INPUTS * _OUTPUTS / statistics.median(times)
 
 

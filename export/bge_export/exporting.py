@@ -28,7 +28,7 @@ from bge_export.loading import (
 )
 from bge_export.output import check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
-from bge_export.targets import OPENVINO, PORTABLE, Target, for_length
+from bge_export.targets import OPENVINO, PORTABLE, Target, for_model
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace, trace_packed
 from bge_runtime import integrity
@@ -190,7 +190,7 @@ def export_bundle(
         step("computing PyTorch's vectors")
         reference = _make_reference(draft, wrapped, model, tokenizer)
         step("writing the graphs")
-        targets = [for_length(target, limit) for target in targets]
+        targets = [for_model(target, limit, heads=bool(heads)) for target in targets]
         graphs = write_graphs(traced, packed, draft, targets, token_ids=reference.token_ids)
         del wrapped, encoder, heads, traced, packed
         step("hashing the files")

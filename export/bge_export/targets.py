@@ -18,6 +18,7 @@ from bge_export.passes import (
     FuseForCuda,
     GeluToErf,
     HalfPrecision,
+    HeadsOnRequest,
     LowerOpset,
     PackAttention,
 )
@@ -184,7 +185,8 @@ above the loaded model at the peak, where whole layers took 523."""
 _LONG_CPU = replace(
     CPU,
     passes=lambda: (BroadcastMask(), FirstTokenOnly(), AttentionInBlocks(),
-                    GeluToErf(), FeedForwardInParts(_PART), *_standard_operators()),
+                    GeluToErf(), FeedForwardInParts(_PART), *_standard_operators(),
+                    HeadsOnRequest()),
     variants=CPU.variants[:1],
 )  # fmt: skip
 _LONG_PORTABLE = replace(PORTABLE, variants=(CPU.variants[1], *PORTABLE.variants))
@@ -192,13 +194,13 @@ _LONG_PORTABLE = replace(PORTABLE, variants=(CPU.variants[1], *PORTABLE.variants
 _LONG_INT8 = replace(INT8, variants=INT8.variants[:1])
 
 
-def for_length(target: Target, max_length: int) -> Target:
-    """Give a target's form for a model that reads so many tokens.
+def for_model(target: Target, max_length: int, *, heads: bool) -> Target:
+    """Give a target's form for a model that reads so many tokens, and has M3's heads or not.
 
-    For long ones the graph of ``cpu`` has operators that only ONNX Runtime knows, and
-    OpenVINO takes the portable one in fp32.
+    For long ones, and those with heads, the graph of ``cpu`` has what only ONNX Runtime runs
+    well, and OpenVINO takes the portable one in fp32.
     """
-    if max_length <= _LONG:
+    if max_length <= _LONG and not heads:
         return target
     long = {target.name: target for target in (_LONG_CPU, _LONG_PORTABLE, _LONG_INT8)}
     return long.get(target.name, target)

@@ -25,6 +25,10 @@ TOKEN_WEIGHTS, COLBERT_VECS = HEAD_OUTPUTS = ("token_weights", "colbert_vecs")
 """What the graphs of a model of M3's class give besides: a weight for each token, and a
 vector for each but the first, not normalised."""
 
+COMPUTE_HEADS = "compute_heads"
+"""Input of a graph that computes `HEAD_OUTPUTS` only where it is true, bool of shape ``()``; else
+they are empty."""
+
 CUMULATIVE_LENGTHS, TOKEN_OFFSET = "cumulative_sequence_length", "token_offset"
 """Inputs of a graph whose texts lie behind each other without padding: where each begins, int32
 of shape ``(batch + 1,)``; and where in a padded batch each token would be, then where the padding

@@ -5,9 +5,10 @@ import pytest
 from click.testing import CliRunner
 
 from bge_bench.cli import main
+from bge_runtime import gpus
 from bge_runtime.integrity import file_sha256
 from bge_runtime.registry import ModelFacts
-from tests.conftest import TINY, write_tiny_bert
+from tests.conftest import TINY, export, write_tiny_bert
 
 
 def run(*arguments):
@@ -92,6 +93,19 @@ def test_texts_of_ones_own_are_used(tiny_bundle, tmp_path):
     result = run(tiny_bundle, "--against", "transformers", "--texts", file, "--json", "-")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rows"][0]["parity"]["texts"] == 3
+
+
+def test_variants_of_a_gpu_are_left_to_a_machine_that_has_one(tiny_checkpoint, tmp_path):
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", targets=("cpu", "cuda"))
+    result = run(bundle, "--against", "transformers", "--every-length", "--json", "-")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["info"]["device"] for row in rows} == {"cpu"}
+    assert rows[0]["parity"]["texts"] > 550
+    if isinstance(gpus.find_driver(), str):
+        result = run(bundle, "--device", "cuda:0", "--against", "transformers")
+        assert result.exit_code == 1
+        assert "nothing of bundle runs on cuda:0: the installed onnxruntime" in result.stderr
 
 
 def test_another_checkpoint_is_refused(tiny_bundle, tmp_path):

@@ -188,13 +188,14 @@ print((peak() - before) * 1024)
 """
 
 
-def test_a_gigabyte_of_weights_takes_400_megabytes(tmp_path: Path):
+@pytest.mark.parametrize("layers", [16, pytest.param(32, marks=pytest.mark.slow)])
+def test_export_takes_less_memory_than_weights(tmp_path: Path, layers: int):
     from bge_export.random_decoder import write_random_decoder
     from bge_export.random_weights import make_tokenizer
     from bge_runtime.registry import DecoderShape
 
     shape = DecoderShape(
-        architecture="mistral", layers=32, hidden_size=1024, heads=8, kv_heads=2, head_dim=128,
+        architecture="mistral", layers=layers, hidden_size=1024, heads=8, kv_heads=2, head_dim=128,
         intermediate_size=4096, vocab_size=9000, max_length=4096,
     )  # fmt: skip
     checkpoint = tmp_path / "checkpoint"
@@ -202,11 +203,12 @@ def test_a_gigabyte_of_weights_takes_400_megabytes(tmp_path: Path):
     write_random_decoder(shape, checkpoint, seed=0)
     make_tokenizer(shape.vocab_size, "mistral").save_pretrained(checkpoint)
     weights = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-    assert weights > 0.99e9
+    assert weights > layers * 30e6
     command = [sys.executable, "-W", "ignore", "-c", MEMORY]
     done = subprocess.run(
         [*command, str(checkpoint), str(tmp_path / "bundle")],
         check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     shutil.rmtree(tmp_path)
-    assert int(done.stdout) < 400e6
+    # The same with 4, 8 and 16 layers.
+    assert int(done.stdout) < 300e6

@@ -75,6 +75,43 @@ def test_trace_carries_no_paths_of_this_machine(traced):
         assert trail.encode() not in serialized
 
 
+def test_heads_on_request(tiny_m3_checkpoint: Path):
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    from bge_export.checkpoint import inspect_checkpoint
+    from bge_export.loading import load_encoder, load_heads
+    from bge_export.passes import FeedForwardInParts, FirstTokenOnly, HeadsOnRequest
+    from bge_export.tracing import PooledEncoder, trace
+
+    checkpoint = inspect_checkpoint(
+        tiny_m3_checkpoint, source="tiny", pooling="cls", model_class="encoder-only-m3"
+    )
+    heads = load_heads(checkpoint, width=48)
+    encoder = load_encoder(checkpoint)
+    wrapped = PooledEncoder(encoder, pooling="cls", token_types=False, heads=heads)
+    model = trace(wrapped, max_length=512)
+    model.graph.outputs[:] = [v for v in model.graph.outputs if v.name != "last_hidden_state"]
+    for graph_pass in (FirstTokenOnly(), FeedForwardInParts(10)):  # the last layer is a loop, too
+        graph_pass(model)
+
+    def results(**more):
+        content = ir.to_proto(model).SerializeToString()
+        session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+        ids = np.arange(5, 49).reshape(2, 22)
+        names = ["sentence_embedding", "token_weights", "colbert_vecs"]
+        return session.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)} | more)
+
+    expected = results()
+    assert HeadsOnRequest()(model).modified
+    assert (operators(model)["If"], operators(model)["Relu"]) == (1, 0)
+    for found, plain in zip(results(compute_heads=np.array(True)), expected, strict=True):
+        np.testing.assert_array_equal(found, plain)
+    dense, weights, vectors = results(compute_heads=np.array(False))
+    np.testing.assert_array_equal(dense, expected[0])
+    assert (weights.shape, vectors.shape) == ((0, 0), (0, 0, 48))
+
+
 @pytest.mark.parametrize("masked_first", [False, True])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_attention_to_matmul(traced, pooling: str, masked_first: bool):
@@ -150,6 +187,12 @@ def test_one_token_a_text_is_left_by_feed_forward_in_parts(traced):
     # The hidden states are an output, too: the last layer is there twice.
     assert (operators(model)["Loop"], operators(model)["Gelu"]) == (alone - 1, 1)
     assert close(run(model), expected)
+
+
+def test_heads_on_request_leaves_a_model_without_heads_alone(traced):
+    from bge_export.passes import HeadsOnRequest
+
+    assert not HeadsOnRequest()(traced("cls")).modified
 
 
 def ir_branch(attribute, name: str):

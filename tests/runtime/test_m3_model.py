@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +66,32 @@ def assert_alike(ours, theirs, *, tolerance=TOLERANCE):
 def test_results_are_flag_embeddings(m3, theirs, asked):
     options = dict(zip(ALL, asked, strict=True))
     assert_alike(m3.encode(TEXTS, **options), theirs.encode(TEXTS, **options))
+
+
+def test_heads_are_computed_only_where_one_is_asked_for(tiny_m3_bundle, tmp_path):
+    """Counted in ONNX Runtime's own profile of each call."""
+
+    def products(path, **options):
+        model = BGEM3FlagModel(str(tiny_m3_bundle), use_fp16=False)
+        engine = model.engine
+        profiled = engine._ort.SessionOptions()
+        profiled.enable_profiling = True
+        profiled.profile_file_prefix = str(tmp_path / path)
+        graph = tiny_m3_bundle / engine._graph.file
+        session = engine._session = engine._ort.InferenceSession(str(graph), profiled)
+        found = model.encode(TEXTS[4], **options)
+        events = json.loads(Path(session.end_profiling()).read_text())
+        operators = Counter(event.get("args", {}).get("op_name") for event in events)
+        return found, operators["MatMul"] + operators["FusedMatMul"]
+
+    every, most = products("all", **ALL)
+    dense, fewest = products("dense", return_dense=True)
+    # The last layer's for all tokens (queries, output, feed-forward) and the heads' own.
+    assert most - fewest >= 5
+    np.testing.assert_array_equal(dense["dense_vecs"], every["dense_vecs"])
+    sparse, most = products("sparse", return_dense=False, return_sparse=True)
+    assert most > fewest
+    assert sparse["lexical_weights"] == every["lexical_weights"]
 
 
 def test_a_tokens_weights_are_a_part_of_the_vocabulary(m3):

@@ -163,31 +163,22 @@ def test_a_killed_download_leaves_nothing_that_is_used(
 
 
 OFFLINE = """
-import time
 from bge_runtime import FlagModel
-start = time.perf_counter()
 try:
     FlagModel("BAAI/bge-small-en-v1.5")
 except FileNotFoundError as error:
-    print(f"{time.perf_counter() - start:.3f}", type(error).__name__, error)
+    print(type(error).__name__, error)
 """
 
 
-def test_offline_with_an_empty_cache_fails_at_once_and_says_why(hub: LocalHub, tmp_path: Path):
+def test_offline_with_an_empty_cache_asks_nobody_and_says_why(hub: LocalHub, tmp_path: Path):
     environment = {**hub.environment(tmp_path), "HF_HUB_OFFLINE": "1"}
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True,
-            check=True,
-        ).stdout.split(maxsplit=2)
-        for _ in range(2)
-    ]  # fmt: skip
-    for _, kind, message in runs:
-        assert kind == "HubError"
-        assert "BAAI/bge-small-en-v1.5 is not in the hub's cache, and HF_HUB_OFFLINE" in message
+    command = [sys.executable, "-c", OFFLINE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    kind, message = done.stdout.split(maxsplit=1)
+    assert kind == "HubError"
+    assert "BAAI/bge-small-en-v1.5 is not in the hub's cache, and HF_HUB_OFFLINE" in message
     assert hub.requests == []
-    # The better of two: the first one may have to read packages from a cold disk.
-    assert min(float(seconds) for seconds, *_ in runs) < 1
 
 
 def test_a_private_repository_opens_with_the_token(hub: LocalHub, tmp_path: Path):

@@ -14,6 +14,7 @@ from bge_export.passes.fold_attention_bias import FoldAttentionBias
 from bge_export.passes.fuse_for_cuda import FuseForCuda
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.half_precision import HalfPrecision
+from bge_export.passes.heads_on_request import HeadsOnRequest
 from bge_export.passes.lower_opset import LowerOpset
 from bge_export.passes.packed_attention import PackAttention, SpellOutPacked
 from bge_export.passes.quantize_matrices import QuantizeMatrices
@@ -29,6 +30,7 @@ __all__ = [
     "FuseForCuda",
     "GeluToErf",
     "HalfPrecision",
+    "HeadsOnRequest",
     "LowerOpset",
     "PackAttention",
     "QuantizeMatrices",

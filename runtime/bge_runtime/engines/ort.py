@@ -28,7 +28,13 @@ from bge_runtime.errors import (
     EngineNotInstalledError,
     ProviderError,
 )
-from bge_runtime.manifest import CUMULATIVE_LENGTHS, Variant, past_names_of
+from bge_runtime.manifest import (
+    COMPUTE_HEADS,
+    CUMULATIVE_LENGTHS,
+    HEAD_OUTPUTS,
+    Variant,
+    past_names_of,
+)
 
 _TOKENS_PER_THREAD = 256
 """Measured on 2 cores with bge-base: 512 tokens a batch are as fast as any
@@ -102,10 +108,8 @@ class OrtEngine:
         self._index = index
         self._threads = threads or usable_cpus()
         self._session: Any = self._first_session()
-        self._run_options, self._large_run_options = (
-            self._new_run_options(),
-            self._new_run_options(),
-        )
+        self._run_options: Any = self._new_run_options()
+        self._large_run_options: Any = self._new_run_options()
         if self.provider == CPU:
             self._large_run_options.add_run_config_entry(
                 "memory.enable_memory_arena_shrinkage", "cpu:0"
@@ -135,10 +139,7 @@ class OrtEngine:
         return self._opened([(CPU, {})])
 
     def _new_run_options(self) -> Any:
-        options = self._ort.RunOptions()
-        # Else every output is computed, whichever are asked for.
-        options.only_execute_path_to_fetches = True
-        return options
+        return self._ort.RunOptions()
 
     def _opened(self, providers: Sequence[Provider]) -> Any:
         options = self._ort.SessionOptions()
@@ -187,6 +188,9 @@ class OrtEngine:
         past: Sequence[NDArray[np.float32]] | None,
     ) -> list[NDArray[np.float32]]:
         feeds = graph_inputs(self._input_names, input_ids, attention_mask) | self._past.feeds(past)
+        if COMPUTE_HEADS in self._input_names:
+            # Every output of a graph is computed, whichever are asked for.
+            feeds[COMPUTE_HEADS] = np.array(any(name in HEAD_OUTPUTS for name in outputs))
         try:
             results = self._computed(session, outputs, feeds)
         except Exception as error:  # one unrelated class for each status code
