@@ -1,7 +1,7 @@
 """Decoders against FlagEmbedding with eager attention, past the 4096 tokens of their windows.
 
 Three layers at true width ratios, seeded weights, the real Mistral tokenizer where it is, and
-English, Chinese and code of 1 to 4,500 tokens.
+English, Chinese and code of 1 to 4,500 tokens; the longest of those without a window are slow.
 """
 
 from __future__ import annotations
@@ -148,15 +148,27 @@ def check(vectors: np.ndarray, expected: np.ndarray, precision: str) -> None:
     assert compare(vectors, expected).failures(LIMITS[precision]) == []
 
 
-def test_passages_of_1_to_4500_tokens(sides: Sides):
+@pytest.mark.parametrize("longest", [1600, pytest.param(4500, marks=pytest.mark.slow)])
+def test_passages_of_every_length(sides: Sides, longest: int):
+    check_passages(sides, longest)
+
+
+def test_passages_longer_than_a_window(sides: Sides):
+    if "sliding_window" not in (sides.checkpoint / "config.json").read_text("utf-8"):
+        pytest.skip("has no window")
+    check_passages(sides, 4500)
+
+
+def check_passages(sides: Sides, longest: int) -> None:
     texts = corpus()
-    expected = sides.theirs(lambda model: model.encode_corpus(texts, batch_size=2, max_length=4500))
+    options = {"max_length": longest}
+    expected = sides.theirs(lambda model: model.encode_corpus(texts, batch_size=2, **options))
     for precision in precisions(sides):
         model = sides.ours(precision)
-        lengths = [len(ids) for ids in model.tokenizer.encode(texts, max_length=4500)]
+        lengths = [len(ids) for ids in model.tokenizer.encode(texts, **options)]
         assert min(lengths) <= 4
-        assert max(lengths) == 4500
-        check(model.encode_corpus(texts, max_length=4500), expected, precision)
+        assert max(lengths) == longest
+        check(model.encode_corpus(texts, **options), expected, precision)
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["prefix reused", "every token run"])

@@ -228,6 +228,7 @@ done.set()
 thread.join()
 assert result["colbert_vecs"][0].shape[0] == 8191
 np.save(sys.argv[3], result["dense_vecs"])
+model.encode(["another short text"])
 print((max(seen) - before) * 1024, (own() - before) * 1024)
 """
 
@@ -244,7 +245,7 @@ def test_8192_tokens_take_half_a_gibibyte_at_most(bundle: Path, checkpoint: Path
         check=True, capture_output=True, text=True, timeout=500,
     ).stdout  # fmt: skip
     peak, kept = map(int, said.split())
-    assert kept <= 2**27, f"{kept / 2**20:.0f} MiB"
+    assert kept <= 2**26, f"{kept / 2**20:.0f} MiB"
     with quiet():
         import torch
         from transformers import AutoModel, AutoTokenizer

@@ -36,8 +36,8 @@ def colbert_vectors(
     The end token keeps its row, as in FlagEmbedding.
 
     Args:
-        raw: The graph's output, which has no row for [CLS].
-            Shape: ``(texts, tokens - 1, width)``.
+        raw: The graph's output, which has no row for [CLS]; or an array of arrays of shape
+            ``(tokens - 1, width)``. Shape: ``(texts, tokens - 1, width)``.
         attention_mask: 1 for a token, and 0 for padding, which is on the right.
             Shape: ``(texts, tokens)``.
         normalize: Scale each vector to unit length.
@@ -47,8 +47,10 @@ def colbert_vectors(
         Arrays that own their memory, so keeping one does not keep the batch.
     """
     lengths = attention_mask.sum(axis=1) - 1
-    cut = postprocess.truncate(raw, dim)
-    rows = [vectors[:length] for vectors, length in zip(cut, lengths.tolist(), strict=True)]
+    rows = [
+        postprocess.truncate(vectors[:length], dim)
+        for vectors, length in zip(raw, lengths.tolist(), strict=True)
+    ]
     return [postprocess.normalize(part) if normalize else part.copy() for part in rows]
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_runtime import multivector
+from bge_runtime.engines.base import padded_again
 from bge_runtime.lexical import LexicalWeights, lexical_pair_scores
 from bge_runtime.multivector import (
     colbert_pair_scores,
@@ -36,6 +37,15 @@ def test_vectors_equal_flagembedding(normalized, dim):
     expected = upstream.encode(return_colbert_vecs=True)["colbert_vecs"]
     _, mask, _, raw, _ = upstream.graph(range(len(texts)))
     ours = colbert_vectors(raw, mask, normalize=normalized, dim=dim)
+    # As it comes from a graph without padding.
+    flat = np.concatenate([raw[:, :1], raw], axis=1)[mask == 1]
+    unpadded = padded_again("colbert_vecs", flat, mask)
+    assert all(np.shares_memory(row, flat) for row in unpadded if row.size)
+    for one, other in zip(
+        colbert_vectors(unpadded, mask, normalize=normalized, dim=dim), ours, strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+        assert not np.shares_memory(one, flat)
     for left, right, text in zip(ours, expected, texts, strict=True):
         assert left.dtype == right.dtype == np.float32
         assert left.shape == right.shape == (len(text.ids) - 1, min(dim or 8, 8))

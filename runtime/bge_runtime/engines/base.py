@@ -111,7 +111,7 @@ def packed_inputs(
 def padded_again(
     output: str, values: NDArray[np.float32], attention_mask: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Bring what a graph without padding gives into the shape that others give.
+    """Bring what a graph without padding gives into the form that others give.
 
     Args:
         output: Name of the output.
@@ -119,13 +119,20 @@ def padded_again(
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
 
     Returns:
-        One row a text, with zeros at padding.
+        One row a text: a number for each token with zeros at padding, or, not to copy 64 MB a
+        batch of M3, an array of arrays, which are views of ``values`` and have no padding.
     """
+    if output == COLBERT_VECS:
+        ends = np.cumsum(attention_mask.sum(axis=1))
+        rows = np.empty(len(ends), dtype=object)
+        for row, part in enumerate(np.split(values, ends[:-1])):
+            rows[row] = part[1:]
+        return rows
     if output not in HEAD_OUTPUTS:
         return values
-    padded = np.zeros((*attention_mask.shape, *values.shape[1:]), dtype=values.dtype)
+    padded = np.zeros(attention_mask.shape, dtype=values.dtype)
     padded[attention_mask != 0] = values
-    return padded[:, 1:] if output == COLBERT_VECS else padded
+    return padded
 
 
 def inference_error(engine: str, input_ids: NDArray[np.int64], error: Exception) -> InferenceError:
@@ -188,7 +195,8 @@ class Engine(Protocol):
                 Shape: ``(1, kv_heads, past, head_dim)`` each.
 
         Returns:
-            The outputs in the order asked for.
+            The outputs in the order asked for, each with a row for each text. Those of
+            ``colbert_vecs`` may be an array of arrays: then their rows have no padding.
 
         Raises:
             InferenceError: If the engine fails.

@@ -45,7 +45,8 @@ _BATCH_OVERHEAD_TOKENS = 16
 Rounded up for smaller models, where a run's fixed part weighs more."""
 
 _LARGE_RUN_TOKENS = 4096
-"""Runs of more give the memory of their intermediate results back to the system."""
+"""Runs of more give the memory of their intermediate results back to the system, and so does the
+one behind them."""
 
 
 class OrtEngine:
@@ -108,6 +109,7 @@ class OrtEngine:
         self._index = index
         self._threads = threads or usable_cpus()
         self._session: Any = self._first_session()
+        self._was_large = False
         self._run_options: Any = self._new_run_options()
         self._large_run_options: Any = self._new_run_options()
         if self.provider == CPU:
@@ -204,7 +206,9 @@ class OrtEngine:
         self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         large = feeds["input_ids"].size > _LARGE_RUN_TOKENS
-        options = self._large_run_options if large else self._run_options
+        # The results of a large run are still there when it ends, and keep what surrounds them.
+        options = self._large_run_options if large or self._was_large else self._run_options
+        self._was_large = large
         results: list[NDArray[np.float32]] = session.run(list(outputs), feeds, options)
         return results
 
