@@ -47,7 +47,8 @@ def main(folder: Path, path: Path) -> None:
 
     bundle = Bundle.open(path)
     (variant,) = (v for v in bundle.manifest.variants if v.name == "cuda-fp16")
-    document: dict[str, dict[str, dict[str, int]]] = {}
+    runtime.keep.restype = ctypes.c_char_p
+    document: dict[str, dict[str, object]] = {}
     for kind, graphs in (("plain", False), ("graphs", True)):
         engine = open_engine(bundle, variant, cuda_graphs=graphs)
 
@@ -73,6 +74,10 @@ def main(folder: Path, path: Path) -> None:
             "two": called(lambda run=run: run(2, 5)),
             "in all": counts(),
         }
+        if graphs:
+            runtime.keep(1)
+            run(1, 5)
+            document[kind]["order"] = runtime.keep(0).decode().split()
     print(json.dumps(document))
 
 

@@ -14,6 +14,8 @@ typedef struct {
 
 static Call called[256];
 static int lock;
+static char order[4096];
+static int keeping;
 
 void note(const char *name) {
     while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {
@@ -22,6 +24,10 @@ void note(const char *name) {
     while (called[i].name && strcmp(called[i].name, name)) i++;
     called[i].name = name;
     called[i].count++;
+    if (keeping && strlen(order) + strlen(name) + 2 < sizeof order) {
+        strcat(order, name);
+        strcat(order, " ");
+    }
     __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
 }
 
@@ -29,6 +35,12 @@ long calls(const char *name) {
     for (int i = 0; called[i].name; i++)
         if (!strcmp(called[i].name, name)) return called[i].count;
     return 0;
+}
+
+/* Keep the names of what is called from here on; gives those kept so far. */
+const char *keep(int on) {
+    keeping = on;
+    return order;
 }
 
 #define DO(body)        \

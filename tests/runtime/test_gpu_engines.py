@@ -184,6 +184,13 @@ def test_a_short_text_is_one_call_with_cuda_graphs(calls):
         assert calls["plain"][text]["kernels"] > 20
 
 
+def test_a_vector_is_read_when_it_is_there(calls):
+    # The graph's stream does not wait for the one that copies, nor the other way round.
+    order = [name for name in calls["graphs"]["order"] if not name.startswith("cudaGet")]
+    wait = "cudaStreamSynchronize"
+    assert order == ["cudaMemcpy", wait, "cudaGraphLaunch", wait, "cudaMemcpy"]
+
+
 def test_other_batches_run_as_without_cuda_graphs(calls):
     for text in ("longer", "two"):
         assert calls["graphs"][text]["replayed"] == 0
