@@ -195,6 +195,20 @@ def test_heads_on_request_leaves_a_model_without_heads_alone(traced):
     assert not HeadsOnRequest()(traced("cls")).modified
 
 
+@pytest.mark.parametrize("max_length", [128, 8192])
+def test_every_model_with_heads_has_a_branch_for_them(max_length: int):
+    from bge_export.passes import HeadsOnRequest
+    from bge_export.targets import CPU, PORTABLE, for_model
+
+    def branches(target, *, heads: bool) -> bool:
+        passes = for_model(target, max_length, heads=heads).passes()
+        return any(isinstance(graph_pass, HeadsOnRequest) for graph_pass in passes)
+
+    assert branches(CPU, heads=True)
+    assert not branches(PORTABLE, heads=True)  # other tools know no such input
+    assert for_model(CPU, 128, heads=False) is CPU
+
+
 def ir_branch(attribute, name: str):
     import onnx_ir as ir
 
