@@ -18,6 +18,7 @@ try:
         texts_of_every_length,
     )
     from bge_bench.data_cli import data
+    from bge_bench.entrants import variants_here
     from bge_bench.environment import busy_percent
     from bge_bench.gpu_cli import gpu
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
@@ -111,7 +112,8 @@ def parity(
         if every_length:
             texts = [*texts, *texts_of_every_length()]
         references = list(dict.fromkeys(against)) or list(REFERENCES)
-        steps = len(references) + 1 + len(opened.manifest.variants)
+        more = 1 if device == "cpu" else 2  # FlagModel, and once more with CUDA graphs
+        steps = len(references) + more + len(variants_here(opened, device))
         with open_checkpoint(opened, checkpoint) as folder, progress(steps) as step:
             rows = measure_parity(opened, folder, references, texts, device=device, step=step)
         passed = not any(row.failures for row in rows)

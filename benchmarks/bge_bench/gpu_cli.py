@@ -13,8 +13,15 @@ from bge_bench.sides import GPU_BASELINES
 from bge_bench.tables_cli import GPU_BATCH_SIZES, cold_start, latency, memory, throughput
 
 _TEXTS = 100_000
-TABLES = ("latency", "full-throughput", "mixed-throughput", "cold-start", "memory")
-"""In the order in which they are measured."""
+_CORPUS = {"folder": None, "sample": 200, "batch_sizes": GPU_BATCH_SIZES}
+_TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
+    "latency": (latency, {"calls": 100, "budget_s": 3.0}),
+    "full-throughput": (throughput, {"named": ["full"], **_CORPUS}),
+    "mixed-throughput": (throughput, {"named": ["mixed"], **_CORPUS}),
+    "cold-start": (cold_start, {}),
+    "memory": (memory, {"count": _TEXTS, "baselines": ()}),
+}
+"""In the order in which they are measured, each with the options that it has of its own."""
 
 
 @click.command()
@@ -31,7 +38,7 @@ TABLES = ("latency", "full-throughput", "mixed-throughput", "cold-start", "memor
 )  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option(
-    "--only", multiple=True, type=click.Choice(TABLES), help="Repeatable. Default: all of them.",
+    "--only", multiple=True, type=click.Choice(tuple(_TABLES)), help="Repeatable. Default: all.",
 )  # fmt: skip
 @threads_option
 @timeout_option
@@ -52,15 +59,7 @@ def gpu(
     """
     output.mkdir(parents=True, exist_ok=True)
     common = {"bundle": bundle, "baselines": baselines, "precisions": (), **options}
-    corpora = {"folder": None, "sample": 200, "batch_sizes": GPU_BATCH_SIZES}
-    runs: tuple[tuple[str, click.Command, dict[str, Any]], ...] = (
-        ("latency", latency, {"calls": 100, "budget_s": 3.0}),
-        ("full-throughput", throughput, {"named": ["full"], **corpora}),
-        ("mixed-throughput", throughput, {"named": ["mixed"], **corpora}),
-        ("cold-start", cold_start, {}),
-        ("memory", memory, {"count": _TEXTS, "baselines": ()}),
-    )
-    for name, command, more in runs:
+    for name, (command, more) in _TABLES.items():
         if only and name not in only:
             continue
         click.echo(f"\n{name}")

@@ -22,7 +22,7 @@ from bge_export.passes import (
 )
 from bge_export.targets import CUDA, TENSORRT, select_targets
 from bge_runtime.bundle import Bundle
-from bge_runtime.engines.base import graph_inputs, padded_again
+from bge_runtime.engines.base import by_text, graph_inputs
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.manifest import HEAD_OUTPUTS
@@ -187,7 +187,7 @@ def run(session, lengths, *, seed: int = 0):
     given = {name: array for name, array in feeds.items() if name in inputs}
     found = session.run(names, given)
     if "position_ids" in inputs:
-        found = [padded_again(name, value, mask) for name, value in zip(names, found, strict=True)]
+        found = [by_text(name, value, mask) for name, value in zip(names, found, strict=True)]
         found = [with_padding(value, mask) if value.dtype == object else value for value in found]
     by_name = dict(zip(names, found, strict=True))
     by_name.pop("last_hidden_state", None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_runtime import multivector
-from bge_runtime.engines.base import padded_again
+from bge_runtime.engines.base import by_text
 from bge_runtime.lexical import LexicalWeights, lexical_pair_scores
 from bge_runtime.multivector import (
     colbert_pair_scores,
@@ -39,7 +39,7 @@ def test_vectors_equal_flagembedding(normalized, dim):
     ours = colbert_vectors(raw, mask, normalize=normalized, dim=dim)
     # As it comes from a graph without padding.
     flat = np.concatenate([raw[:, :1], raw], axis=1)[mask == 1]
-    unpadded = padded_again("colbert_vecs", flat, mask)
+    unpadded = by_text("colbert_vecs", flat, mask)
     assert all(np.shares_memory(row, flat) for row in unpadded if row.size)
     for one, other in zip(
         colbert_vectors(unpadded, mask, normalize=normalized, dim=dim), ours, strict=True

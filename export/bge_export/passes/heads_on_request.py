@@ -87,9 +87,9 @@ def _nothing(heads: Iterable[ir.Value]) -> ir.Graph:
     for head in heads:
         assert head.shape is not None
         shape = [size if isinstance(size, int) else 0 for size in head.shape]
-        value = edit.op("Constant", [], {"value": ir.tensor(np.zeros([0, *shape[1:]], np.float32))})
+        value = edit.op("Constant", [], {"value": ir.tensor(np.zeros(shape, np.float32))})
         value.name = str(head.name).replace(".computed", ".none")
-        value.type, value.shape = head.type, ir.Shape([0, *shape[1:]])
+        value.type, value.shape = head.type, ir.Shape(shape)
         empty.append(value)
     nodes = list(edit.nodes)
     for value, node in zip(empty, nodes, strict=True):

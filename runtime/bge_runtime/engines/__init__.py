@@ -8,7 +8,8 @@ and gives named outputs. To add one, write a module with a class that satisfies
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import Engine, EngineInfo
@@ -61,17 +62,15 @@ def open_engine(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, but is {threads}")
     index = int((device or "").partition(":")[2] or 0)
-    opened_by = _engine(variant)
-    if not cuda_graphs:
-        return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
-    if opened_by is not OrtCudaEngine:
+    opened_by: Callable[..., Engine] = _engine(variant)
+    if cuda_graphs and opened_by is not OrtCudaEngine:
         raise EngineError(
             f"requested cuda_graphs, which ONNX Runtime has on a GPU, but variant {variant.name!r} "
             f"is {variant.engine}'s on {variant.device}. Pass devices='cuda', or leave it out"
         )
-    return OrtCudaEngine(
-        bundle, variant, index=index, threads=threads, outputs=outputs, cuda_graphs=True
-    )
+    if cuda_graphs:
+        opened_by = functools.partial(OrtCudaEngine, cuda_graphs=True)
+    return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
 
 
 def why_not(variant: Variant) -> str | None:

@@ -108,10 +108,10 @@ def packed_inputs(
     }
 
 
-def padded_again(
+def by_text(
     output: str, values: NDArray[np.float32], attention_mask: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Bring what a graph without padding gives into the form that others give.
+    """Give what a graph without padding gave for all tokens by text, as other graphs do.
 
     Args:
         output: Name of the output.

@@ -17,9 +17,9 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import (
     EngineInfo,
     PastInputs,
+    by_text,
     graph_inputs,
     inference_error,
-    padded_again,
 )
 from bge_runtime.engines.ort_providers import CPU, INSTALL_GPU, Provider
 from bge_runtime.errors import (
@@ -199,7 +199,7 @@ class OrtEngine:
             raise inference_error("ONNX Runtime", input_ids, error) from error
         if self._packed:
             pairs = zip(outputs, results, strict=True)
-            return [padded_again(name, values, attention_mask) for name, values in pairs]
+            return [by_text(name, values, attention_mask) for name, values in pairs]
         return results
 
     def _computed(

@@ -47,12 +47,10 @@ class OrtCudaEngine(OrtEngine):
         bundle: Bundle,
         variant: Variant,
         *,
-        index: int = 0,
-        threads: int | None = None,
-        outputs: Sequence[str] = (),
         cuda_graphs: bool = False,
+        **options: Any,
     ) -> None:
-        """Open a session as `OrtEngine` does.
+        """Open a session as `OrtEngine` does, which has the other options.
 
         With ``cuda_graphs`` a single text of up to 64 tokens is run as a CUDA graph, of which
         there is one for each length; one batch is under way at a time then.
@@ -63,7 +61,7 @@ class OrtCudaEngine(OrtEngine):
         """
         self._captured: CapturedRuns | None = None
         self._cuda_graphs = cuda_graphs
-        super().__init__(bundle, variant, index=index, threads=threads, outputs=outputs)
+        super().__init__(bundle, variant, **options)
         if cuda_graphs and not self._packed:
             raise EngineError(
                 f"requested cuda_graphs, but variant {variant.name!r} cannot be captured as one: "
@@ -78,7 +76,7 @@ class OrtCudaEngine(OrtEngine):
         self.batch_overhead_tokens = _BATCH_TOKENS // (1 if self._packed else 8)
         if cuda_graphs:
             capturing = self._workers.submit(
-                CapturedRuns, self._ort, self._session, self._new_run_options, index=index
+                CapturedRuns, self._ort, self._session, self._new_run_options, index=self._index
             )
             self._captured = capturing.result()
 
