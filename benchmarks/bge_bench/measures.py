@@ -116,9 +116,9 @@ class LazyWorker:
         answer = worker.ask("query", query=list(texts), calls=calls, budget_s=budget_s)
         return list(answer["ms"])
 
-    def memory(self) -> dict[str, int]:
-        """Tell the bytes that the process holds, and its peak."""
-        return self._started().ask("memory")
+    def state(self) -> dict[str, Any]:
+        """Tell the bytes that the process holds, its peak, and what is in force in it."""
+        return self._started().ask("state")
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def measure_throughput(
     def timed(worker: LazyWorker, corpus: Sequence[str]) -> dict[str, Any]:
         settings.step(f"{worker.entrant.label}: {len(corpus)} texts")
         seconds, vectors = worker.embed(corpus)
-        measured: dict[str, Any] = {"seconds": seconds, **worker.memory()}
+        measured: dict[str, Any] = {"seconds": seconds, **worker.state()}
         if corpus is sample:
             measured["parity"] = asdict(compare(vectors, expected))
         return measured
@@ -213,7 +213,8 @@ def measure_throughput(
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
         found = _take_turns(
             workers,
-            {"sample": sample, "full": texts},
+            # A sample is too short for what a process does once in a long run.
+            {"full": texts, "sample": sample},
             timed,
             settings,
             takes_part=lambda worker, kind: kind == "sample" or worker.entrant.in_full,
@@ -226,6 +227,7 @@ def measure_throughput(
             entry["peak_bytes"] for entries in runs.values() for entry in entries
         )
         row["parity"] = runs["sample"][-1]["parity"]
+        row["in_force"] = runs["sample"][-1]["in_force"]
     return rows
 
 
@@ -288,7 +290,7 @@ def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> li
         settings.step(f"{entrant.label}: cold start")
         time.sleep(_SETTLE_S)
         with Worker(entrant.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
-            peak = worker.ask("memory")["peak_bytes"]
+            peak = worker.ask("state")["peak_bytes"]
             return {**worker.ready, "process_s": worker.finish(), "peak_memory_bytes": peak}
 
     numbers = range(-1, settings.rounds)  # the first one reads files that the others find cached
@@ -367,13 +369,13 @@ def measure_memory(
         def watch(entrant: Entrant = entrant) -> dict[str, Any]:
             with _workers([entrant], settings) as (worker,):
                 row = worker.row()
-                held, texts = [worker.memory()["held_bytes"]], 0
+                held, texts = [worker.state()["held_bytes"]], 0
                 for chunk in chunks():
                     settings.step(f"{entrant.label}: texts {texts} to {texts + len(chunk)}")
                     worker.embed(chunk)
                     texts += len(chunk)
-                    held.append(worker.memory()["held_bytes"])
-                peak = worker.memory()["peak_bytes"]
+                    held.append(worker.state()["held_bytes"])
+                peak = worker.state()["peak_bytes"]
             return {**row, "texts": texts, "held_bytes": held, "peak_memory_bytes": peak}
 
         rows.append(settings.journal.get(f"memory/{entrant.label}", watch))

@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -45,8 +48,9 @@ def needed_flop(config: Mapping[str, Any], pooling: str, lengths: Sequence[int])
 def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
     """Measure the rate of large products in a process of its own.
 
-    fp32 and bf16 as PyTorch or OpenVINO multiplies them, whichever is faster, int8 as OpenVINO
-    multiplies matrices of 8 bits with what it rounds while it runs. On a GPU PyTorch's products
+    fp32 and bf16 as PyTorch or OpenVINO multiplies them, one product with all threads or one with
+    each, whichever is fastest, int8 as OpenVINO multiplies matrices of 8 bits with what it rounds
+    while it runs. On a GPU PyTorch's products
     in fp32 (without TF32), bf16 and fp16.
 
     Returns:
@@ -67,6 +71,17 @@ def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
     return rates
 
 
+def _fastest(make: Callable[[int, int], Callable[[], object]], threads: int) -> float:
+    """Measure one product with all threads, and one with each of them, side by side."""
+    together, apart = make(threads, 1), make(threads, threads)
+    with ThreadPoolExecutor(threads) as pool:
+
+        def run_apart() -> object:
+            return list(pool.map(lambda _: apart(), range(threads)))
+
+        return max(_rate(together), threads * _rate(run_apart))
+
+
 def _rate(run: Callable[[], object]) -> float:
     begin = time.perf_counter()
     times: list[float] = []
@@ -81,15 +96,15 @@ def _rate(run: Callable[[], object]) -> float:
     return 2 * _ROWS * _INPUTS * _OUTPUTS / statistics.median(times)
 
 
-def _pytorch(name: str, threads: int) -> Callable[[], object]:
+def _pytorch(name: str, threads: int, products: int) -> Callable[[], object]:
     import torch
 
-    torch.set_num_threads(threads)
     dtype = getattr(torch, name)
     rows = torch.randn(_ROWS, _INPUTS).to(dtype)
     matrix = torch.nn.Linear(_INPUTS, _OUTPUTS, bias=False).to(dtype)
 
     def run() -> object:
+        torch.set_num_threads(threads // products)  # of the calling thread, too
         with torch.inference_mode():
             return matrix(rows)
 
@@ -120,7 +135,7 @@ def _on_gpu(name: str, device: str) -> float:
     return 2 * _GPU_SIZE**3 / statistics.median(times[3:])
 
 
-def _openvino(precision: str, threads: int) -> Callable[[], object]:
+def _openvino(precision: str, threads: int, products: int) -> Callable[[], object]:
     import openvino as ov
     from openvino import opset13 as ops
 
@@ -138,12 +153,22 @@ def _openvino(precision: str, threads: int) -> Callable[[], object]:
     settings = {
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "INFERENCE_NUM_THREADS": str(threads),
-        "NUM_STREAMS": "1",
+        "NUM_STREAMS": str(products),
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_BLOCK),
     }
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    compiled = ov.Core().compile_model(model, "CPU", settings)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(products):
+        requests.put(compiled.create_infer_request())
     feed = rng.normal(size=(_ROWS, _INPUTS)).astype(np.float32)
-    return lambda: request.infer({0: feed}, share_inputs=True, share_outputs=True)
+
+    def run() -> object:
+        request = requests.get()
+        result = request.infer({0: feed}, share_inputs=True, share_outputs=True)
+        requests.put(request)
+        return result
+
+    return run
 
 
 def main() -> None:
@@ -155,13 +180,16 @@ def main() -> None:
         sys.stdout.write(json.dumps({key: _on_gpu(name, device) for key, name in names.items()}))
         return
     rates = {
-        precision: max(_rate(_pytorch(name, threads)), _rate(_openvino(precision, threads)))
+        precision: max(
+            _fastest(partial(_pytorch, name), threads),
+            _fastest(partial(_openvino, precision), threads),
+        )
         for precision, name in names.items()
     }
     # A processor that does not compute in bf16 has no rate of it.
     if rates["bf16"] < rates["fp32"]:
         del rates["bf16"]
-    rates["int8"] = _rate(_openvino("int8", threads))
+    rates["int8"] = _fastest(partial(_openvino, "int8"), threads)
     sys.stdout.write(json.dumps(rates))
 
 

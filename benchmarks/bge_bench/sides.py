@@ -206,7 +206,10 @@ class _Ours:
             )
         self.name = f"bge-runtime {bge_runtime.__version__}"
         self.precision = self._model.engine.info.precision
-        self.in_force = str(self._model.engine.info)
+
+    @property
+    def in_force(self) -> str:
+        return "; ".join(str(engine.info) for engine in self._model.engines)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._spec.dense(self._model, list(texts), show_progress_bar=False)

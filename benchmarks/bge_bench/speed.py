@@ -311,7 +311,7 @@ def measure_speed(
                     result.process_s.append(fresh.finish())
                     result.first_vector_s.append(fresh.ready["first_vector_s"])
         for worker, result in zip(workers, results, strict=True):
-            result.peak_memory_bytes = worker.ask("memory")["peak_bytes"]
+            result.peak_memory_bytes = worker.ask("state")["peak_bytes"]
         if lineup.reference in lineup.baselines:
             position = 1 + lineup.baselines.index(lineup.reference)
             reference, expected = results[position], vectors[position]

@@ -51,7 +51,7 @@ def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
 
     ``corpus``: embed the texts of a JSON file and save the vectors; ``query``: embed a
     query, or a list of them at once, a number of times, or until ``budget_s`` is spent;
-    ``memory``: tell what is held, and the peak so far.
+    ``state``: tell what is held, the peak so far, and what is in force by now.
     """
     if ask["do"] == "corpus":
         texts = json.loads(Path(ask["texts"]).read_text(encoding="utf-8"))
@@ -62,7 +62,8 @@ def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
         return {"seconds": seconds, "shape": vectors.shape, "dtype": str(vectors.dtype)}
     if ask["do"] == "query":
         return {"ms": _query_ms(side, ask)}
-    return {"peak_bytes": _status_bytes("VmHWM"), "held_bytes": _status_bytes("VmRSS")}
+    held = {"peak_bytes": _status_bytes("VmHWM"), "held_bytes": _status_bytes("VmRSS")}
+    return held | {"in_force": side.in_force}
 
 
 def _query_ms(side: Side, ask: dict[str, Any]) -> list[float]:

@@ -64,6 +64,23 @@ def plan_batches(
     return batches
 
 
+def even_batches(lengths: Sequence[int], max_tokens: int, *, runs: int) -> int:
+    """Give the most tokens of a batch with which as many batches come out for each run.
+
+    Args:
+        lengths: Tokens of each text.
+        max_tokens: Most tokens of a batch; texts that fit into one are not shared out.
+        runs: Batches that are under way at once.
+    """
+    tokens = sum(lengths)
+    if runs == 1 or tokens <= max_tokens:
+        return max_tokens
+    batches = runs * -(-tokens // (runs * max_tokens))
+    # The last text rarely fits exactly; without room for all but a token of it all batches would
+    # be a little smaller, and one more left over.
+    return min(max_tokens, -(-tokens // batches) + tokens // len(lengths) - 1)
+
+
 def pad_batch(
     rows: Sequence[NDArray[np.int64]], *, pad_token_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bge_runtime.batching import pad_batch, plan_batches
+from bge_runtime.batching import even_batches, pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
 from bge_runtime.causal import run_batch
 from bge_runtime.engines import Engine, device_kind, open_engine
@@ -30,6 +30,7 @@ from bge_runtime.manifest import Model, Variant, past_names_of, present_name
 from bge_runtime.prefix_cache import PrefixCache, Shared
 from bge_runtime.resolving import ExportOptions, find_bundle
 from bge_runtime.selection import select_variant
+from bge_runtime.side_by_side import SideBySide
 from bge_runtime.tokenization import TextTokenizer
 
 _WINDOW = 2048
@@ -100,6 +101,7 @@ class Embedder:
         outputs: Sequence[str],
         prefix_cache_mb: int,
         cuda_graphs: bool,
+        parallel_batches: bool,
     ) -> None:
         """Find a model's bundle and open it.
 
@@ -116,6 +118,7 @@ class Embedder:
                 `bge_runtime.engines.open_engine`.
             prefix_cache_mb: Memory for prefixes of a causal model; 0 reuses none.
             cuda_graphs: As in `bge_runtime.engines.open_engine`.
+            parallel_batches: Compute batches side by side on a CPU where that pays.
 
         Raises:
             ValueError: If ``prefix_cache_mb`` is no such number.
@@ -134,10 +137,12 @@ class Embedder:
         self._threads = threads
         self._outputs = tuple(outputs)
         self._cuda_graphs = cuda_graphs
+        self._parallel_batches = parallel_batches
         self._variants: dict[str, Variant] = {
             device: select_variant(self.bundle, device=device, engine=engine, precision=precision)
             for device in dict.fromkeys(self.target_devices)
         }
+        self._side_by_side: dict[str, SideBySide] = {}
         self._engines = self._opened_engines()
         # What texts begin with can be reused only where tokens do not see those behind them.
         causal = any(engine.past_names for engine in self._engines.values())
@@ -158,6 +163,12 @@ class Embedder:
         return self._open_engines()[self.target_devices[0]]
 
     @property
+    def engines(self) -> list[Engine]:
+        """All engines that are open: each device's, and one for batches side by side if it is."""
+        apart = [side_by_side.opened for side_by_side in self._side_by_side.values()]
+        return [*self._open_engines().values(), *(engine for engine in apart if engine is not None)]
+
+    @property
     def vector_dtype(self) -> np.dtype[Any]:
         """Type of the vectors that are handed out: FlagEmbedding's.
 
@@ -174,7 +185,7 @@ class Embedder:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_engines"], state["_lock"], state["tokenizer"]
+        del state["_engines"], state["_side_by_side"], state["_lock"], state["tokenizer"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -182,7 +193,7 @@ class Embedder:
         # The copy may be on another machine, or the bundle replaced in the meantime.
         self.bundle.check_files()
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
-        self._engines = {}
+        self._engines, self._side_by_side = {}, {}
         self._lock = threading.Lock()
         _alive.add(self)
 
@@ -200,17 +211,38 @@ class Embedder:
     def _opened_engines(self) -> dict[str, Engine]:
         engines = {}
         for device, variant in self._variants.items():
-            pasts = past_names_of(self.bundle.graph(variant.graph).inputs)
-            outputs = (*self._outputs, *map(present_name, pasts))
-            engines[device] = open_engine(
-                self.bundle,
-                variant,
-                device=device,
-                threads=self._threads,
-                outputs=outputs,
-                cuda_graphs=self._cuda_graphs,
-            )
+            engines[device] = self._opened_engine(device, variant)
+            if device == "cpu" and self._parallel_batches and engines[device].info.threads > 1:
+                weights = self.bundle.manifest.files[self.bundle.graph(variant.graph).weights]
+                self._side_by_side[device] = SideBySide(weights=weights.size_bytes)
         return engines
+
+    def _opened_engine(self, device: str, variant: Variant, *, runs: int = 1) -> Engine:
+        pasts = past_names_of(self.bundle.graph(variant.graph).inputs)
+        return open_engine(
+            self.bundle,
+            variant,
+            device=device,
+            threads=self._threads,
+            outputs=(*self._outputs, *map(present_name, pasts)),
+            cuda_graphs=self._cuda_graphs,
+            runs=runs,
+        )
+
+    def _engine_for(self, device: str, tokens: Sequence[NDArray[np.int64]]) -> Engine:
+        engine = self._open_engines()[device]
+        if device not in self._side_by_side:
+            return engine
+
+        def open_apart() -> Engine:
+            # Since the other one was opened, another export may have taken its place.
+            self.bundle.check_files()
+            variant, threads = self._variants[device], engine.info.threads
+            return self._opened_engine(device, variant, runs=threads)
+
+        return self._side_by_side[device].engine_for(
+            [len(ids) for ids in tokens], engine, open_apart=open_apart
+        )
 
     def drop_engines_of_parent(self) -> None:
         """Forget what did not survive a fork; called in the child.
@@ -221,7 +253,9 @@ class Embedder:
         # threads may have held the lock.
         for engine in self._engines.values():
             engine.abandon()
-        self._engines = {}
+        for side_by_side in self._side_by_side.values():
+            side_by_side.abandon()
+        self._engines, self._side_by_side = {}, {}
         self._prefixes.survive_fork()
         self._lock = threading.Lock()
 
@@ -248,13 +282,7 @@ class Embedder:
             devices: Devices to share the work.
             show_progress_bar: None shows it for a long call on a terminal.
         """
-        opened = self._open_engines()
-        engines = [
-            engine
-            for device in dict.fromkeys(devices)
-            for engine in [opened[device]] * opened[device].parallel_runs
-        ]
-        batches = self._batches(texts, reading, batch_size=batch_size, engines=engines)
+        windows = _tokenized_windows(texts, reading.tokenize)
         if show_progress_bar is None:
             show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
         # A hidden tqdm would not do: each takes a lock of the whole process, which a fork
@@ -264,7 +292,16 @@ class Embedder:
         # Closed here, whatever happens: left to the garbage collector, the generator would
         # wait for its tokenising thread in whichever thread the collector comes by, and
         # has been seen to lock the whole process in one that was just starting.
-        with closing(batches), nullcontext() if shown is None else shown:
+        with closing(windows), nullcontext() if shown is None else shown:
+            first = next(windows, (0, []))
+            engines = [
+                engine
+                for one in (self._engine_for(device, first[1]) for device in dict.fromkeys(devices))
+                for engine in [one] * one.parallel_runs
+            ]
+            batches = self._batches(
+                itertools.chain([first], windows), reading, batch_size=batch_size, engines=engines
+            )
 
             def run(engine: Engine, batch: Batch) -> None:
                 past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
@@ -286,25 +323,28 @@ class Embedder:
             _share(engines, batches, run)
 
     def _batches(
-        self, texts: Sequence[str], reading: Reading, *, batch_size: int, engines: Sequence[Engine]
-    ) -> Generator[Batch, None, None]:
+        self,
+        windows: Iterable[tuple[int, list[NDArray[np.int64]]]],
+        reading: Reading,
+        *,
+        batch_size: int,
+        engines: Sequence[Engine],
+    ) -> Iterator[Batch]:
         pad_token_id = self.bundle.manifest.model.pad_token_id
         engine = engines[0]
-        with closing(_tokenized_windows(texts, reading.tokenize)) as windows:
-            for start, tokens in windows:
-                shared = self._prefixes.share(
-                    list(dict.fromkeys(engines)), tokens, reading.expected
-                )
-                rest = tokens if shared is None else [ids[shared.length :] for ids in tokens]
-                plan = plan_batches(
-                    [len(ids) for ids in rest],
-                    max_tokens=engine.batch_tokens,
-                    max_rows=batch_size,
-                    max_padding=engine.batch_overhead_tokens,
-                )
-                for rows in plan:
-                    ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
-                    yield Batch(rows + start, ids, mask, shared)
+        for start, tokens in windows:
+            shared = self._prefixes.share(list(dict.fromkeys(engines)), tokens, reading.expected)
+            rest = tokens if shared is None else [ids[shared.length :] for ids in tokens]
+            lengths = [len(ids) for ids in rest]
+            plan = plan_batches(
+                lengths,
+                max_tokens=even_batches(lengths, engine.batch_tokens, runs=len(engines)),
+                max_rows=batch_size,
+                max_padding=engine.batch_overhead_tokens,
+            )
+            for rows in plan:
+                ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
+                yield Batch(rows + start, ids, mask, shared)
 
 
 def _halves(batch: Batch) -> Iterator[Batch]:

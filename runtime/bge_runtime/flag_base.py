@@ -70,6 +70,7 @@ class FlagBase(Embedder):
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
         prefix_cache_mb: int = 0,
         cuda_graphs: bool = False,
+        parallel_batches: bool = False,
     ) -> None:
         """Open a model; the arguments are those of `bge_runtime.FlagModel`, and three more.
 
@@ -93,6 +94,7 @@ class FlagBase(Embedder):
             outputs=outputs,
             prefix_cache_mb=prefix_cache_mb,
             cuda_graphs=cuda_graphs,
+            parallel_batches=parallel_batches,
         )
         pooling = self.bundle.manifest.model.pooling
         if pooling_method not in (None, pooling):

@@ -40,6 +40,7 @@ class FlagModel(FlagDense):
         threads: int | None = None,
         revision: str | None = None,
         cuda_graphs: bool = False,
+        parallel_batches: bool = True,
         **kwargs: Any,
     ) -> None:
         """Open a model.
@@ -72,6 +73,9 @@ class FlagModel(FlagDense):
             revision: Branch, tag or commit on the hub.
             cuda_graphs: On a GPU with ONNX Runtime, run single texts of up to 64 tokens as CUDA
                 graphs: for answering queries one by one. One batch is under way at a time then.
+            parallel_batches: On a CPU, let each thread compute a batch of its own, which is faster
+                from the second call or corpus of some 8,000 tokens on and takes the memory of the
+                weights once more. False keeps them once.
             **kwargs: ``passage_instruction_for_retrieval`` and
                 ``passage_instruction_format``. As in FlagEmbedding any other becomes
                 an attribute; here it also gives a warning.
@@ -104,6 +108,7 @@ class FlagModel(FlagDense):
             threads=threads,
             revision=revision,
             cuda_graphs=cuda_graphs,
+            parallel_batches=parallel_batches,
         )
         self.convert_to_numpy = convert_to_numpy
         self._keep_options(kwargs)

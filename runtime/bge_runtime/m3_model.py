@@ -91,6 +91,7 @@ class BGEM3FlagModel(FlagBase):
         threads: int | None = None,
         revision: str | None = None,
         cuda_graphs: bool = False,
+        parallel_batches: bool = True,
         **kwargs: Any,
     ) -> None:
         """Open a model.
@@ -122,6 +123,7 @@ class BGEM3FlagModel(FlagBase):
             threads: As in `bge_runtime.FlagModel`.
             revision: As in `bge_runtime.FlagModel`.
             cuda_graphs: As in `bge_runtime.FlagModel`, where dense vectors alone are asked for.
+            parallel_batches: As in `bge_runtime.FlagModel`.
             **kwargs: As in `bge_runtime.FlagModel`.
 
         Raises:
@@ -152,6 +154,7 @@ class BGEM3FlagModel(FlagBase):
             threads=threads,
             revision=revision,
             cuda_graphs=cuda_graphs,
+            parallel_batches=parallel_batches,
             outputs=_outputs(return_dense, return_sparse, return_colbert_vecs)
             or (SENTENCE_EMBEDDING,),
         )

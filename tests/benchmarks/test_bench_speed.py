@@ -203,7 +203,7 @@ def test_a_side_that_dies_between_questions_is_noticed(spec):
     with Worker(spec, query="q", timeout_s=60) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(BenchError, match="killed by signal 9"):
-            worker.ask("memory")
+            worker.ask("state")
 
 
 def test_a_side_that_does_not_answer_is_not_waited_for(spec):

@@ -41,6 +41,7 @@ def open_engine(
     threads: int | None = None,
     outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
     cuda_graphs: bool = False,
+    runs: int = 1,
 ) -> Engine:
     """Open one variant of a bundle.
 
@@ -53,6 +54,7 @@ def open_engine(
             engine that compiles its graphs the time of another start.
         cuda_graphs: Run single short texts as CUDA graphs; see
             `bge_runtime.engines.ort_cuda.OrtCudaEngine`.
+        runs: Batches to compute side by side on a CPU, with an equal share of the threads each.
 
     Raises:
         EngineError: If this version has no such engine, it runs elsewhere than
@@ -70,6 +72,8 @@ def open_engine(
         )
     if cuda_graphs:
         opened_by = functools.partial(OrtCudaEngine, cuda_graphs=True)
+    if runs > 1:
+        opened_by = functools.partial(opened_by, runs=runs)
     return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
 
 

@@ -25,6 +25,7 @@ class EngineInfo:
         provider: The engine's own name for what executes the graph.
         variant: Name of the bundle's variant.
         threads: Threads it computes with.
+        runs: Batches that share these threads evenly, side by side on a CPU.
     """
 
     engine: str
@@ -34,11 +35,13 @@ class EngineInfo:
     provider: str
     variant: str
     threads: int
+    runs: int = 1
 
     def __str__(self) -> str:
+        runs = f" for {self.runs} batches" if self.runs > 1 else ""
         return (
             f"{self.engine} {self.version} on {self.device} ({self.provider}), "
-            f"{self.precision}, variant {self.variant}, {self.threads} threads"
+            f"{self.precision}, variant {self.variant}, {self.threads} threads{runs}"
         )
 
 

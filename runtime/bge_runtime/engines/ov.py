@@ -145,6 +145,7 @@ class OpenVinoEngine:
         index: int = 0,  # noqa: ARG002  # all processors are one device
         threads: int | None = None,
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+        runs: int = 1,
     ) -> None:
         """Compile a model and check that it runs where and how it was asked to.
 
@@ -177,7 +178,7 @@ class OpenVinoEngine:
         self._settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
+            "NUM_STREAMS": str(runs),
             "INFERENCE_NUM_THREADS": str(threads),
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
         }
@@ -190,9 +191,8 @@ class OpenVinoEngine:
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
-        self.batch_tokens = max(2, threads) * _TOKENS_PER_THREAD
+        self.batch_tokens = threads // runs * _TOKENS_PER_THREAD
         self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
-        self.parallel_runs = 1
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
@@ -203,7 +203,9 @@ class OpenVinoEngine:
             provider=f"OpenVINO {device}",
             variant=variant.name,
             threads=int(self._model.compiled.get_property("INFERENCE_NUM_THREADS")),
+            runs=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
+        self.parallel_runs = self.info.runs
 
     def _compile(self, outputs: frozenset[str]) -> _Model:
         """Compile the graph for some of its outputs; the others are not computed."""

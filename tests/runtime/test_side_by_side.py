@@ -1,0 +1,394 @@
+"""Batches side by side on a CPU: when, which, and that no vector changes by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel, memory, side_by_side
+from bge_runtime.engines import EngineInfo
+from bge_runtime.errors import BundleError
+from bge_runtime.side_by_side import SideBySide
+from tests.runtime.support import PROPERTY, SAME_VALUE, TEXTS, assert_same
+
+# A hang fails after minutes instead of holding up the rest.
+pytestmark = pytest.mark.timeout(150)
+
+GIGABYTE = 1 << 30
+
+
+# -- Which engine ---------------------------------------------------------------------------
+
+
+class Fake:
+    """An engine of four threads that notes what it runs, and how much of it at once."""
+
+    past_names: tuple[str, ...] = ()
+    past_token_bytes = 0
+    batch_overhead_tokens = 16
+
+    def __init__(self, *, runs=1, threads=4):
+        self.info = EngineInfo(
+            engine="fake",
+            version="1",
+            device="cpu",
+            precision="fp32",
+            provider="fake",
+            variant="fake",
+            threads=threads,
+            runs=runs,
+        )
+        self.batch_tokens, self.parallel_runs = 512, runs
+        self.sizes, self.running, self.most = [], 0, 0
+        self.lock = threading.Lock()
+
+    def run(self, input_ids, attention_mask, outputs, *, past=None):
+        with self.lock:
+            self.sizes.append(input_ids.size)
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.01)
+        with self.lock:
+            self.running -= 1
+        return [np.zeros((len(input_ids), 1), np.float32) for _ in outputs]
+
+    def abandon(self):
+        self.sizes = None
+
+
+@pytest.fixture
+def enough_memory(monkeypatch):
+    monkeypatch.setattr(side_by_side, "available_memory", lambda: GIGABYTE)
+
+
+@pytest.fixture
+def opened(enough_memory, monkeypatch):
+    """One that is open: it, the engine for all threads, and the one with a thread for each."""
+    monkeypatch.setattr(side_by_side, "_PAYS_AFTER_TOKENS", 0)
+    sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
+    sharing.engine_for([100] * 100, together, open_apart=lambda: apart)
+    assert sharing.opened is apart
+    return sharing, together, apart
+
+
+def never():
+    raise AssertionError("there is one already")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shared"),
+    [
+        ([], False),
+        ([400], False),
+        ([100] * 5, False),  # 500 tokens are one batch
+        ([100] * 6, True),
+        ([64] * 8, False),  # exactly four runs of 128 tokens
+        ([512, 512], False),  # two threads would have nothing to do
+        ([512] * 4, True),
+        ([512, *[10] * 60], False),  # three threads would wait for one
+        ([512, *[10] * 130], True),
+        ([8192] * 100, False),  # each of them takes all threads
+        ([8192, *[100] * 20], True),
+    ],
+)
+def test_texts_are_shared_out_where_they_fill_a_batch_for_each_thread(opened, lengths, shared):
+    sharing, together, apart = opened
+    engine = sharing.engine_for(lengths, together, open_apart=never)
+    assert (engine is not together) == shared
+    if shared:
+        assert engine.info is apart.info
+        assert (engine.parallel_runs, engine.batch_tokens) == (4, 512)
+
+
+def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
+    sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
+    for _ in range(8):
+        # What could not have been shared out does not count.
+        assert sharing.engine_for([512], together, open_apart=never) is together
+    for _ in range(8):
+        assert sharing.engine_for([100] * 10, together, open_apart=never) is together
+    assert sharing.engine_for([100] * 10, together, open_apart=lambda: apart) is not together
+    assert sharing.engine_for([100] * 10, together, open_apart=never) is not together
+
+
+def test_a_corpus_opens_it_at_once(enough_memory):
+    sharing, together = SideBySide(weights=1000), Fake()
+    lengths = [100] * 100
+    engine = sharing.engine_for(lengths, together, open_apart=lambda: Fake(runs=4))
+    assert engine is not together
+
+
+@pytest.mark.parametrize(
+    ("available", "opens"), [(1999, False), (2000, True), (None, True)], ids=str
+)
+def test_it_is_opened_where_there_is_memory(monkeypatch, available, opens):
+    monkeypatch.setattr(side_by_side, "available_memory", lambda: available)
+    sharing = SideBySide(weights=1000)
+    for _ in range(2):
+        sharing.engine_for([100] * 100, Fake(), open_apart=lambda: Fake(runs=4))
+        assert (sharing.opened is not None) == opens
+    # Memory may be there later.
+    monkeypatch.setattr(side_by_side, "available_memory", lambda: GIGABYTE)
+    sharing.engine_for([100] * 100, Fake(), open_apart=lambda: Fake(runs=4))
+    assert sharing.opened is not None
+
+
+def test_one_that_cannot_be_opened_is_said_once_and_not_tried_again(enough_memory):
+    sharing, together = SideBySide(weights=1000), Fake()
+
+    def fail():
+        raise BundleError("model.onnx is gone")
+
+    with pytest.warns(UserWarning, match=r"one after the other.*model\.onnx is gone"):
+        engine = sharing.engine_for([100] * 100, together, open_apart=fail)
+    assert engine is together
+    assert sharing.engine_for([100] * 100, together, open_apart=never) is together
+
+
+def test_others_do_not_wait_while_it_is_opened(enough_memory):
+    sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        opening.set()
+        assert go_on.wait(30)
+        return apart
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(sharing.engine_for, [100] * 100, together, open_apart=slow)
+        assert opening.wait(30)
+        assert sharing.engine_for([100] * 100, together, open_apart=never) is together
+        go_on.set()
+        assert first.result().info is apart.info
+    assert sharing.opened is apart
+
+
+def test_long_batches_take_all_threads_one_after_the_other(opened):
+    sharing, together, apart = opened
+    engine = sharing.engine_for([8192, *[100] * 20], together, open_apart=never)
+    batches = [np.ones((1, 8192), np.int64)] * 5 + [np.ones((20, 100), np.int64)] * 8
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda ids: engine.run(ids, np.ones_like(ids), ["x"]), batches))
+    assert [len(values[0]) for values in done] == [1] * 5 + [20] * 8
+    assert together.sizes == [8192] * 5
+    assert together.most == 1
+    assert apart.sizes == [2000] * 8
+    assert apart.most > 1
+
+
+def test_abandoning_it_leaves_the_other_engine_alone(opened):
+    sharing, together, apart = opened
+    sharing.engine_for([100] * 100, together, open_apart=never).abandon()
+    assert apart.sizes == together.sizes == []
+    sharing.abandon()
+    assert (apart.sizes, together.sizes) == (None, [])
+    SideBySide(weights=1).abandon()
+
+
+# -- Real engines ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """No text is too few to be shared out."""
+    monkeypatch.setattr(side_by_side, "_PAYS_AFTER_TOKENS", 0)
+    monkeypatch.setattr(side_by_side, "_can_be_shared_out", lambda lengths, _: len(lengths) > 1)
+
+
+def side_by_side_of(model):
+    return model._side_by_side["cpu"].opened
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def both(request, full_tiny_bundle):
+    """A model that computes batches side by side, and one that does not."""
+    return [
+        FlagModel(
+            str(full_tiny_bundle),
+            engine=request.param,
+            use_fp16=False,
+            threads=3,
+            parallel_batches=parallel,
+        )
+        for parallel in (True, False)
+    ]
+
+
+words = st.text(max_size=30) | st.sampled_from(TEXTS)
+
+
+@PROPERTY
+@given(
+    st.lists(
+        words | st.builds(lambda word, times: f"{word} " * times, words, st.integers(1, 40)),
+        max_size=20,
+    ),
+    st.integers(1, 12),
+    st.sampled_from([1, 5, 2048]),
+)
+def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size, window):
+    shared, plain = both
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bge_runtime.embedder._WINDOW", window)
+        patch.setattr(side_by_side, "_PAYS_AFTER_TOKENS", 0)
+        patch.setattr(side_by_side, "_can_be_shared_out", lambda lengths, _: len(lengths) > 1)
+        found = shared.encode(texts, batch_size=batch_size)
+        expected = plain.encode(texts, batch_size=batch_size)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE)
+
+
+def test_what_is_in_force_is_what_was_asked_for(both, at_once):
+    shared, plain = both
+    shared.encode(TEXTS)
+    apart = side_by_side_of(shared).info
+    # OpenVINO takes no more threads than there are processors.
+    threads = shared.engine.info.threads
+    assert apart == dataclasses.replace(shared.engine.info, runs=threads)
+    assert str(apart).endswith(f"{threads} threads for {threads} batches")
+    assert [engine.info for engine in shared.engines] == [shared.engine.info, apart]
+    assert (plain._side_by_side, [plain.engine]) == ({}, plain.engines)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_any_number_of_callers_get_their_own_vectors(full_tiny_bundle, model, at_once, engine):
+    shared = FlagModel(str(full_tiny_bundle), engine=engine, use_fp16=False, threads=2)
+    texts = [[f"{text} {caller}" for text in TEXTS] for caller in range(8)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        found = list(pool.map(lambda mine: shared.encode(mine, batch_size=2), texts))
+    assert side_by_side_of(shared) is not None
+    for vectors, mine in zip(found, texts, strict=True):
+        expected = FlagModel.encode(shared, mine)
+        np.testing.assert_allclose(vectors, expected, rtol=0, atol=SAME_VALUE)
+
+
+def test_onnx_runtime_is_never_called_by_more_threads_than_asked_for(tiny_bundle, at_once):
+    shared = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
+    shared.encode(TEXTS)
+    apart, fake = side_by_side_of(shared), Fake()
+    session = apart._session
+
+    class Counted:
+        def run(self, names, feeds, options):
+            fake.run(feeds["input_ids"], None, [])
+            return session.run(names, feeds, options)
+
+    apart._session = Counted()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: shared.encode(TEXTS, batch_size=1), range(6)))
+    assert fake.most == 2
+
+
+def test_a_model_with_heads_gives_the_same_of_each(tiny_m3_bundle, at_once):
+    asked = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
+    options = {"use_fp16": False, "threads": 2}
+    shared = BGEM3FlagModel(str(tiny_m3_bundle), **options)
+    plain = BGEM3FlagModel(str(tiny_m3_bundle), **options, parallel_batches=False)
+    texts = [*TEXTS, "words enough for a batch that is run alone " * 300]
+    found = shared.encode(texts, max_length=1024, **asked)
+    expected = plain.encode(texts, max_length=1024, **asked)
+    assert side_by_side_of(shared) is not None
+    np.testing.assert_allclose(found["dense_vecs"], expected["dense_vecs"], rtol=0, atol=SAME_VALUE)
+    for ours, theirs in zip(found["colbert_vecs"], expected["colbert_vecs"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME_VALUE)
+    for ours, theirs in zip(found["lexical_weights"], expected["lexical_weights"], strict=True):
+        assert ours.keys() == theirs.keys()
+        np.testing.assert_allclose(
+            list(ours.values()), list(theirs.values()), rtol=0, atol=SAME_VALUE
+        )
+
+
+def test_one_thread_has_nothing_to_share(tiny_bundle):
+    assert FlagModel(str(tiny_bundle), threads=1)._side_by_side == {}
+
+
+def test_decoders_keep_their_weights_once(decoder):
+    assert FlagLLMModel(decoder.bundle, use_fp16=False, threads=2)._side_by_side == {}
+
+
+def test_a_small_model_of_few_texts_has_one_session(tiny_bundle):
+    model = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
+    model.encode(TEXTS)
+    assert side_by_side_of(model) is None
+    model.encode(TEXTS * 20)
+    assert side_by_side_of(model) is not None
+
+
+def test_another_export_in_its_place_is_not_mixed_with_it(
+    bundle_copy, tiny_mean_bundle, model, at_once
+):
+    opened = FlagModel(str(bundle_copy), use_fp16=False, threads=2)
+    shutil.rmtree(bundle_copy)
+    shutil.copytree(tiny_mean_bundle, bundle_copy)
+    with pytest.warns(UserWarning, match="one after the other"):
+        found = opened.encode(TEXTS)
+    assert_same(found, model.encode(TEXTS))
+
+
+def test_copies_and_children_open_their_own(tiny_bundle, at_once):
+    shared = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
+    expected = shared.encode(TEXTS)
+    apart = side_by_side_of(shared)
+    copy = pickle.loads(pickle.dumps(shared))
+    assert_same(copy.encode(TEXTS), expected)
+    assert side_by_side_of(copy) is not None
+    assert side_by_side_of(copy) is not apart
+    shared.drop_engines_of_parent()  # as in the child of a fork
+    assert_same(shared.encode(TEXTS), expected)
+    assert side_by_side_of(shared) is not apart
+
+
+# -- Memory that is left --------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with 8,000 kB left, whose cgroup files are the returned folder's."""
+    monkeypatch.setattr(memory, "_MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    (tmp_path / "memory").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, 8_192_000),
+        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, 8_192_000),
+        ({"memory.max": "3000", "memory.current": "1000", "memory.stat": "anon 9\n"}, 2000),
+        (
+            {"memory.max": "3000", "memory.current": "1000", "memory.stat": "inactive_file 400\n"},
+            2400,
+        ),
+        ({"memory.max": "3000"}, 8_192_000),
+        (
+            {
+                "memory/memory.limit_in_bytes": "3000",
+                "memory/memory.usage_in_bytes": "2000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300\n",
+            },
+            1300,
+        ),
+        ({"meminfo": ""}, None),
+        ({"meminfo": "MemAvailable: much"}, None),
+    ],
+)
+def test_memory_that_is_left_is_what_machine_and_container_allow(machine, files, left):
+    for name, content in files.items():
+        (machine / name).write_text(content)
+    assert memory.available_memory() == left
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says")
+def test_this_machine_has_some_left():
+    assert memory.available_memory() > 1 << 20
