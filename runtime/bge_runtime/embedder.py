@@ -293,14 +293,15 @@ class Embedder:
         # wait for its tokenising thread in whichever thread the collector comes by, and
         # has been seen to lock the whole process in one that was just starting.
         with closing(windows), nullcontext() if shown is None else shown:
-            first = next(windows, (0, []))
+            first = list(itertools.islice(windows, 1))
+            tokens = first[0][1] if first else []
             engines = [
                 engine
-                for one in (self._engine_for(device, first[1]) for device in dict.fromkeys(devices))
+                for one in (self._engine_for(device, tokens) for device in dict.fromkeys(devices))
                 for engine in [one] * one.parallel_runs
             ]
             batches = self._batches(
-                itertools.chain([first], windows), reading, batch_size=batch_size, engines=engines
+                itertools.chain(first, windows), reading, batch_size=batch_size, engines=engines
             )
 
             def run(engine: Engine, batch: Batch) -> None:

@@ -74,8 +74,8 @@ class FlagModel(FlagDense):
             cuda_graphs: On a GPU with ONNX Runtime, run single texts of up to 64 tokens as CUDA
                 graphs: for answering queries one by one. One batch is under way at a time then.
             parallel_batches: On a CPU, let each thread compute a batch of its own, which is faster
-                from the second call or corpus of some 8,000 tokens on and takes the memory of the
-                weights once more. False keeps them once.
+                and takes the memory of the weights once more. That begins with a corpus, or after
+                smaller calls, of some 16,000 tokens. False keeps the weights once.
             **kwargs: ``passage_instruction_for_retrieval`` and
                 ``passage_instruction_format``. As in FlagEmbedding any other becomes
                 an attribute; here it also gives a warning.

@@ -25,6 +25,8 @@ from tests.runtime.support import PROPERTY, SAME_VALUE, TEXTS, assert_same
 pytestmark = pytest.mark.timeout(150)
 
 GIGABYTE = 1 << 30
+CORPUS = [100] * 164
+"""Lengths of just enough texts to open an engine for."""
 
 
 # -- Which engine ---------------------------------------------------------------------------
@@ -76,7 +78,7 @@ def opened(enough_memory, monkeypatch):
     """One that is open: it, the engine for all threads, and the one with a thread for each."""
     monkeypatch.setattr(side_by_side, "_PAYS_AFTER_TOKENS", 0)
     sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
-    sharing.engine_for([100] * 100, together, open_apart=lambda: apart)
+    sharing.engine_for(CORPUS, together, open_apart=lambda: apart)
     assert sharing.opened is apart
     return sharing, together, apart
 
@@ -115,7 +117,7 @@ def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
     for _ in range(8):
         # What could not have been shared out does not count.
         assert sharing.engine_for([512], together, open_apart=never) is together
-    for _ in range(8):
+    for _ in range(16):
         assert sharing.engine_for([100] * 10, together, open_apart=never) is together
     assert sharing.engine_for([100] * 10, together, open_apart=lambda: apart) is not together
     assert sharing.engine_for([100] * 10, together, open_apart=never) is not together
@@ -123,8 +125,7 @@ def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
 
 def test_a_corpus_opens_it_at_once(enough_memory):
     sharing, together = SideBySide(weights=1000), Fake()
-    lengths = [100] * 100
-    engine = sharing.engine_for(lengths, together, open_apart=lambda: Fake(runs=4))
+    engine = sharing.engine_for(CORPUS, together, open_apart=lambda: Fake(runs=4))
     assert engine is not together
 
 
@@ -135,11 +136,11 @@ def test_it_is_opened_where_there_is_memory(monkeypatch, available, opens):
     monkeypatch.setattr(side_by_side, "available_memory", lambda: available)
     sharing = SideBySide(weights=1000)
     for _ in range(2):
-        sharing.engine_for([100] * 100, Fake(), open_apart=lambda: Fake(runs=4))
+        sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
         assert (sharing.opened is not None) == opens
     # Memory may be there later.
     monkeypatch.setattr(side_by_side, "available_memory", lambda: GIGABYTE)
-    sharing.engine_for([100] * 100, Fake(), open_apart=lambda: Fake(runs=4))
+    sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
     assert sharing.opened is not None
 
 
@@ -150,9 +151,9 @@ def test_one_that_cannot_be_opened_is_said_once_and_not_tried_again(enough_memor
         raise BundleError("model.onnx is gone")
 
     with pytest.warns(UserWarning, match=r"one after the other.*model\.onnx is gone"):
-        engine = sharing.engine_for([100] * 100, together, open_apart=fail)
+        engine = sharing.engine_for(CORPUS, together, open_apart=fail)
     assert engine is together
-    assert sharing.engine_for([100] * 100, together, open_apart=never) is together
+    assert sharing.engine_for(CORPUS, together, open_apart=never) is together
 
 
 def test_others_do_not_wait_while_it_is_opened(enough_memory):
@@ -165,9 +166,9 @@ def test_others_do_not_wait_while_it_is_opened(enough_memory):
         return apart
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(sharing.engine_for, [100] * 100, together, open_apart=slow)
+        first = pool.submit(sharing.engine_for, CORPUS, together, open_apart=slow)
         assert opening.wait(30)
-        assert sharing.engine_for([100] * 100, together, open_apart=never) is together
+        assert sharing.engine_for(CORPUS, together, open_apart=never) is together
         go_on.set()
         assert first.result().info is apart.info
     assert sharing.opened is apart
@@ -188,7 +189,7 @@ def test_long_batches_take_all_threads_one_after_the_other(opened):
 
 def test_abandoning_it_leaves_the_other_engine_alone(opened):
     sharing, together, apart = opened
-    sharing.engine_for([100] * 100, together, open_apart=never).abandon()
+    sharing.engine_for(CORPUS, together, open_apart=never).abandon()
     assert apart.sizes == together.sizes == []
     sharing.abandon()
     assert (apart.sizes, together.sizes) == (None, [])
@@ -319,7 +320,7 @@ def test_a_small_model_of_few_texts_has_one_session(tiny_bundle):
     model = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
     model.encode(TEXTS)
     assert side_by_side_of(model) is None
-    model.encode(TEXTS * 20)
+    model.encode(TEXTS * 30)
     assert side_by_side_of(model) is not None
 
 
