@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bge_bench.errors import BenchError
 from bge_bench.sides import BASELINES, GPU_BASELINES, OURS, SideSpec
@@ -64,6 +65,7 @@ def line_up(
     precisions: Sequence[str] = (),
     device: str = "cpu",
     cuda_graphs: bool = False,
+    one_by_one: bool = False,
 ) -> tuple[list[Entrant], dict[str, str]]:
     """List who can take part on this machine.
 
@@ -75,6 +77,7 @@ def line_up(
         precisions: Of the bundle; empty for all that it has and this machine runs.
         device: Device of all. On a GPU everyone is fast enough to be timed on all texts.
         cuda_graphs: On a GPU, let ours take part once more with ``cuda_graphs``.
+        one_by_one: On a CPU, let ours take part once more without ``parallel_batches``.
 
     Returns:
         The entrants, ours first, and the reason for each that is left out.
@@ -110,17 +113,11 @@ def line_up(
         for precision in chosen
     ]
     if on_gpu and cuda_graphs:
-        entrants += [
-            replace(
-                entrant,
-                label=f"{entrant.label}, CUDA graphs",
-                spec=replace(entrant.spec, cuda_graphs=True),
-            )
-            for entrant in entrants
-            if any(
-                v.engine == "onnxruntime" and v.precision == entrant.spec.precision for v in here
-            )
-        ]
+        on_it = {variant.precision for variant in here if variant.engine == "onnxruntime"}
+        capturing = [entrant for entrant in entrants if entrant.spec.precision in on_it]
+        entrants += _once_more(capturing, "CUDA graphs", cuda_graphs=True)
+    if one_by_one and not on_gpu:
+        entrants += _once_more(entrants, "one batch at a time", parallel_batches=False)
     left_out = {}
     for side in GPU_BASELINES if on_gpu else BASELINES:
         if side not in baselines:
@@ -134,6 +131,13 @@ def line_up(
             held = replace(spec, precision="fp32")
             entrants.append(Entrant(label=f"{side} held to fp32", spec=held, in_full=False))
     return entrants, left_out
+
+
+def _once_more(entrants: Sequence[Entrant], how: str, **changes: Any) -> list[Entrant]:
+    return [
+        replace(entrant, label=f"{entrant.label}, {how}", spec=replace(entrant.spec, **changes))
+        for entrant in entrants
+    ]
 
 
 def variants_here(bundle: Bundle, device: str) -> list[Variant]:

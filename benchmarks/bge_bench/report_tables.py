@@ -74,7 +74,7 @@ def throughput_rows(document: Document) -> Rows:
             # Both in full, or both on the sample: never one by the other.
             common = "full" if mine["full_s"] and row["full_s"] else "sample"
             faster = ratio(mine[f"{common}_s"], row[f"{common}_s"])
-            cells.append("" if row["ours"] or failed else f"{faster:.2f}x")
+            cells.append("" if row in ours.values() or failed else f"{faster:.2f}x")
         rows.append(cells)
     return rows
 

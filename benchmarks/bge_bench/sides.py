@@ -66,6 +66,7 @@ class SideSpec:
         device: ``"cpu"``, or a GPU's name such as ``"cuda:0"``: there the baselines compute in
             fp16, and `PYTORCH` in fp32 if ``precision`` says so.
         cuda_graphs: Of ours, run single short texts as CUDA graphs.
+        parallel_batches: Of ours, compute batches side by side on a CPU.
     """
 
     side: str
@@ -79,6 +80,7 @@ class SideSpec:
     all_outputs: bool = False
     device: str = "cpu"
     cuda_graphs: bool = False
+    parallel_batches: bool = True
 
     @property
     def torch_precision(self) -> str:
@@ -192,7 +194,11 @@ class _Ours:
         import bge_runtime
 
         self._spec = spec
-        graphs = {"engine": "onnxruntime", "cuda_graphs": True} if spec.cuda_graphs else {}
+        more: dict[str, Any] = {}
+        if spec.cuda_graphs:
+            more |= {"engine": "onnxruntime", "cuda_graphs": True}
+        if not spec.parallel_batches:
+            more["parallel_batches"] = False
         with quiet():
             self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
                 spec.model,
@@ -202,7 +208,7 @@ class _Ours:
                 batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,
                 threads=spec.threads,
-                **graphs,
+                **more,
             )
         self.name = f"bge-runtime {bge_runtime.__version__}"
         self.precision = self._model.engine.info.precision

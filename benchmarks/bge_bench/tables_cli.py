@@ -187,6 +187,7 @@ def _measure(
                 precisions=options["precisions"],
                 device=options["device"],
                 cuda_graphs=kind == "latency",
+                one_by_one=options.get("one_by_one", False),
             )
             environment = describe_environment()
             header = {
@@ -255,6 +256,10 @@ def _fingerprint(texts: Sequence[str]) -> str:
 @click.option(
     "--batch-size", "batch_sizes", multiple=True, default=_BATCH_SIZES, show_default=True,
     type=click.IntRange(min=1), help="Repeatable; each baseline gets the best of them.",
+)  # fmt: skip
+@click.option(
+    "--one-by-one", is_flag=True,
+    help="On a CPU, time ours once more with one batch at a time (parallel_batches=False).",
 )  # fmt: skip
 def throughput(
     bundle: Path,

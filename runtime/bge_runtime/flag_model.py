@@ -73,9 +73,10 @@ class FlagModel(FlagDense):
             revision: Branch, tag or commit on the hub.
             cuda_graphs: On a GPU with ONNX Runtime, run single texts of up to 64 tokens as CUDA
                 graphs: for answering queries one by one. One batch is under way at a time then.
-            parallel_batches: On a CPU, let each thread compute a batch of its own, which is faster
-                and takes the memory of the weights once more. That begins with a corpus, or after
-                smaller calls, of some 16,000 tokens. False keeps the weights once.
+            parallel_batches: On a CPU, let each thread compute a batch of its own where texts are
+                enough, which is faster. With OpenVINO that takes the memory of the weights once
+                more, and begins with a corpus, or after smaller calls, of some 16,000 tokens;
+                False keeps them once.
             **kwargs: ``passage_instruction_for_retrieval`` and
                 ``passage_instruction_format``. As in FlagEmbedding any other becomes
                 an attribute; here it also gives a warning.

@@ -152,6 +152,26 @@ def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tmp_path, monkeypatch)
     assert labels(cuda_graphs=True) == {"bge-runtime fp32": False}
 
 
+def test_ours_takes_part_once_more_with_one_batch_at_a_time(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"text number {i} " + "word " * (i % 30) for i in range(60)))
+    json_file = tmp_path / "t.json"
+    output = run(
+        "throughput", tiny_bundle, "--checkpoint", tiny_checkpoint, "--baseline", "transformers",
+        "--rounds", "1", "--texts", texts, "--sample", "4", "--batch-size", "2", "--one-by-one",
+        "--threads", "2", "--json", json_file,
+    )  # fmt: skip
+    rows = json.loads(json_file.read_text())["rows"]
+    label = "bge-runtime fp32, one batch at a time"
+    assert [row["label"] for row in rows] == ["bge-runtime fp32", label, "transformers"]
+    # How many times faster ours is stands in each line but its own.
+    lines = {line.split("  ")[0]: line for line in output.splitlines() if "bge-runtime" in line}
+    assert lines[label].rstrip().endswith("x")
+    assert not lines["bge-runtime fp32"].rstrip().endswith("x")
+
+
 def test_latency_and_cold_start(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path):
     common = ["--checkpoint", tiny_checkpoint, "--baseline", "onnxruntime", "--rounds", "1"]
     output = run("latency", tiny_bundle, *common, "--calls", "3", "--json", tmp_path / "l.json")

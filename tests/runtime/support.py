@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,9 @@ class WrappedEngine:
 
     def __init__(self, inner):
         self.inner = inner
-        self.info = inner.info
+        self.info = replace(inner.info, runs=1)  # every batch comes to ``run``
         self.batch_tokens = inner.batch_tokens
+        self.shared_batch_tokens = inner.shared_batch_tokens
         self.batch_overhead_tokens = inner.batch_overhead_tokens
         self.parallel_runs = inner.parallel_runs
         self.past_names = inner.past_names

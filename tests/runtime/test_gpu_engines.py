@@ -364,7 +364,7 @@ class InFp16(WrappedEngine):
 
     def __init__(self, inner):
         super().__init__(inner)
-        self.info = replace(inner.info, device="cuda", precision="fp16")
+        self.info = replace(self.info, device="cuda", precision="fp16")
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
 import shutil
 import threading
 import time
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel, memory, side_by_side
 from bge_runtime.engines import EngineInfo
-from bge_runtime.errors import BundleError
+from bge_runtime.errors import BundleError, InferenceError
 from bge_runtime.side_by_side import SideBySide
 from tests.runtime.support import PROPERTY, SAME_VALUE, TEXTS, assert_same
 
@@ -50,7 +53,7 @@ class Fake:
             threads=threads,
             runs=runs,
         )
-        self.batch_tokens, self.parallel_runs = 512, runs
+        self.batch_tokens, self.shared_batch_tokens, self.parallel_runs = 1024, 256, 1
         self.sizes, self.running, self.most = [], 0, 0
         self.lock = threading.Lock()
 
@@ -92,10 +95,10 @@ def never():
     [
         ([], False),
         ([400], False),
-        ([100] * 5, False),  # 500 tokens are one batch
-        ([100] * 6, True),
-        ([64] * 8, False),  # exactly four runs of 128 tokens
-        ([512, 512], False),  # two threads would have nothing to do
+        ([100] * 10, False),  # 1,000 tokens are one batch
+        ([100] * 11, True),
+        ([64] * 16, False),
+        ([512, 512, 512], False),  # a thread would have nothing to do
         ([512] * 4, True),
         ([512, *[10] * 60], False),  # three threads would wait for one
         ([512, *[10] * 130], True),
@@ -109,7 +112,7 @@ def test_texts_are_shared_out_where_they_fill_a_batch_for_each_thread(opened, le
     assert (engine is not together) == shared
     if shared:
         assert engine.info is apart.info
-        assert (engine.parallel_runs, engine.batch_tokens) == (4, 512)
+        assert (engine.parallel_runs, engine.batch_tokens) == (4, 256)
 
 
 def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
@@ -117,10 +120,19 @@ def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
     for _ in range(8):
         # What could not have been shared out does not count.
         assert sharing.engine_for([512], together, open_apart=never) is together
-    for _ in range(16):
-        assert sharing.engine_for([100] * 10, together, open_apart=never) is together
-    assert sharing.engine_for([100] * 10, together, open_apart=lambda: apart) is not together
-    assert sharing.engine_for([100] * 10, together, open_apart=never) is not together
+    for _ in range(13):
+        mixed = [8192, *[100] * 12]
+        assert sharing.engine_for(mixed, together, open_apart=never) is together
+    assert sharing.engine_for([100] * 12, together, open_apart=lambda: apart) is not together
+    assert sharing.engine_for([100] * 12, together, open_apart=never) is not together
+
+
+def test_none_is_opened_where_the_one_that_is_there_can_do_it():
+    sharing, together = SideBySide(weights=1000), Fake(runs=4)
+    assert sharing.engine_for([100] * 5, together, open_apart=never) is together
+    engine = sharing.engine_for([100] * 11, together, open_apart=never)
+    engine.run(np.ones((2, 100), np.int64), np.ones((2, 100), np.int64), ["x"])
+    assert (together.sizes, engine.parallel_runs, sharing.opened) == ([200], 4, None)
 
 
 def test_a_corpus_opens_it_at_once(enough_memory):
@@ -130,16 +142,22 @@ def test_a_corpus_opens_it_at_once(enough_memory):
 
 
 @pytest.mark.parametrize(
-    ("available", "opens"), [(1999, False), (2000, True), (None, True)], ids=str
+    ("available", "opens"),
+    [(2 * GIGABYTE - 1, False), (2 * GIGABYTE, True), (None, True)],
+    ids=str,
 )
 def test_it_is_opened_where_there_is_memory(monkeypatch, available, opens):
     monkeypatch.setattr(side_by_side, "available_memory", lambda: available)
-    sharing = SideBySide(weights=1000)
-    for _ in range(2):
-        sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
-        assert (sharing.opened is not None) == opens
+    sharing = SideBySide(weights=GIGABYTE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
+            assert (sharing.opened is not None) == opens
+    said = ["for which 2,048 MB must be free, and 2,047 are" in str(one.message) for one in told]
+    assert said == ([] if opens else [True])
     # Memory may be there later.
-    monkeypatch.setattr(side_by_side, "available_memory", lambda: GIGABYTE)
+    monkeypatch.setattr(side_by_side, "available_memory", lambda: 2 * GIGABYTE)
     sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
     assert sharing.opened is not None
 
@@ -206,7 +224,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(side_by_side, "_can_be_shared_out", lambda lengths, _: len(lengths) > 1)
 
 
-def side_by_side_of(model):
+def opened_by(model):
     return model._side_by_side["cpu"].opened
 
 
@@ -251,12 +269,17 @@ def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size,
 def test_what_is_in_force_is_what_was_asked_for(both, at_once):
     shared, plain = both
     shared.encode(TEXTS)
-    apart = side_by_side_of(shared).info
+    info = shared.engine.info
     # OpenVINO takes no more threads than there are processors.
-    threads = shared.engine.info.threads
-    assert apart == dataclasses.replace(shared.engine.info, runs=threads)
-    assert str(apart).endswith(f"{threads} threads for {threads} batches")
-    assert [engine.info for engine in shared.engines] == [shared.engine.info, apart]
+    threads = info.threads
+    if info.engine == "onnxruntime":
+        assert (info.runs, shared.engines) == (threads, [shared.engine])
+    else:
+        apart = opened_by(shared)
+        assert shared.engines == [shared.engine, apart]
+        assert (info.runs, apart.info) == (1, dataclasses.replace(info, runs=threads))
+    in_force = str(shared.engines[-1].info)
+    assert in_force.endswith(f"{threads} threads, up to {threads} batches side by side")
     assert (plain._side_by_side, [plain.engine]) == ({}, plain.engines)
 
 
@@ -266,27 +289,99 @@ def test_any_number_of_callers_get_their_own_vectors(full_tiny_bundle, model, at
     texts = [[f"{text} {caller}" for text in TEXTS] for caller in range(8)]
     with ThreadPoolExecutor(len(texts)) as pool:
         found = list(pool.map(lambda mine: shared.encode(mine, batch_size=2), texts))
-    assert side_by_side_of(shared) is not None
     for vectors, mine in zip(found, texts, strict=True):
-        expected = FlagModel.encode(shared, mine)
-        np.testing.assert_allclose(vectors, expected, rtol=0, atol=SAME_VALUE)
+        np.testing.assert_allclose(vectors, model.encode(mine), rtol=0, atol=SAME_VALUE)
 
 
-def test_onnx_runtime_is_never_called_by_more_threads_than_asked_for(tiny_bundle, at_once):
-    shared = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
-    shared.encode(TEXTS)
-    apart, fake = side_by_side_of(shared), Fake()
-    session = apart._session
+def test_onnx_runtime_computes_with_as_many_threads_as_asked_for(tiny_bundle, at_once):
+    shared = FlagModel(str(tiny_bundle), use_fp16=False, threads=3)
+    expected = shared.encode(TEXTS)
+    engine, callers, own = shared.engine, Fake(), Fake()
+    session = engine._session
 
     class Counted:
         def run(self, names, feeds, options):
-            fake.run(feeds["input_ids"], None, [])
+            callers.run(feeds["input_ids"], None, [])
             return session.run(names, feeds, options)
 
-    apart._session = Counted()
+        def run_async(self, names, feeds, take, data, options):
+            own.running += 1  # holding its turn, and let go of before the next one has it
+            own.most = max(own.most, own.running)
+
+            def taken(*answer):
+                own.running -= 1
+                take(*answer)
+
+            session.run_async(names, feeds, taken, data, options)
+
+    engine._session = Counted()
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: shared.encode(TEXTS, batch_size=1), range(6)))
-    assert fake.most == 2
+        found = list(pool.map(lambda _: shared.encode(TEXTS, batch_size=1), range(6)))
+    # One thread is the caller's, the others are the session's.
+    assert callers.most == 1
+    assert 1 <= own.most <= 2
+    for vectors in found:
+        np.testing.assert_allclose(vectors, expected, rtol=0, atol=SAME_VALUE)
+
+
+@pytest.fixture
+def led(tiny_bundle):
+    """An engine of ONNX Runtime in which another batch is under way."""
+    engine = FlagModel(str(tiny_bundle), use_fp16=False, threads=2).engine
+    with engine._leading:
+        yield engine
+
+
+def test_the_next_batch_is_run_on_a_thread_of_the_session(led):
+    ids = np.full((2, 7), 5, np.int64)
+    outputs = ["sentence_embedding"]
+    caller = threading.current_thread()
+    ran_on = []
+
+    class Watched:
+        def run_async(self, names, feeds, take, data, options):
+            def watched(*answer):
+                ran_on.append(threading.current_thread())
+                take(*answer)
+
+            session.run_async(names, feeds, watched, data, options)
+
+    session, led._session = led._session, Watched()
+    (found,) = led.run(ids, np.ones_like(ids), outputs)
+    led._session = session
+    assert ran_on
+    assert caller not in ran_on
+    (expected,) = led._session.run(
+        outputs,
+        {name: np.zeros_like(ids) for name in led._input_names}
+        | {"input_ids": ids, "attention_mask": np.ones_like(ids)},
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE)
+
+
+def test_what_fails_there_is_its_callers_error(led):
+    ids = np.full((1, 3), 1 << 40, np.int64)
+    with pytest.raises(InferenceError, match=r"1 texts of 3 tokens.*out of data bounds"):
+        led.run(ids, np.ones_like(ids), ["sentence_embedding"])
+    ids[:] = 5
+    assert np.isfinite(led.run(ids, np.ones_like(ids), ["sentence_embedding"])[0]).all()
+
+
+def test_what_is_read_there_outlives_an_interrupted_caller(led, monkeypatch):
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
+
+    ids = np.full((64, 500), 5, np.int64)
+    alive = weakref.ref(ids)
+    with monkeypatch.context() as patch:
+        patch.setattr("bge_runtime.engines.ort.threading.Event", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            led.run(ids, np.ones_like(ids), ["sentence_embedding"])
+    del ids
+    assert alive() is not None  # 32,000 tokens take longer than this
+    short = np.full((1, 3), 5, np.int64)
+    assert np.isfinite(led.run(short, np.ones_like(short), ["sentence_embedding"])[0]).all()
 
 
 def test_a_model_with_heads_gives_the_same_of_each(tiny_m3_bundle, at_once):
@@ -297,7 +392,6 @@ def test_a_model_with_heads_gives_the_same_of_each(tiny_m3_bundle, at_once):
     texts = [*TEXTS, "words enough for a batch that is run alone " * 300]
     found = shared.encode(texts, max_length=1024, **asked)
     expected = plain.encode(texts, max_length=1024, **asked)
-    assert side_by_side_of(shared) is not None
     np.testing.assert_allclose(found["dense_vecs"], expected["dense_vecs"], rtol=0, atol=SAME_VALUE)
     for ours, theirs in zip(found["colbert_vecs"], expected["colbert_vecs"], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME_VALUE)
@@ -316,36 +410,42 @@ def test_decoders_keep_their_weights_once(decoder):
     assert FlagLLMModel(decoder.bundle, use_fp16=False, threads=2)._side_by_side == {}
 
 
-def test_a_small_model_of_few_texts_has_one_session(tiny_bundle):
-    model = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
-    model.encode(TEXTS)
-    assert side_by_side_of(model) is None
-    model.encode(TEXTS * 30)
-    assert side_by_side_of(model) is not None
+@pytest.fixture
+def on_openvino(full_tiny_bundle):
+    return functools.partial(FlagModel, engine="openvino", use_fp16=False, threads=2)
+
+
+def test_few_texts_keep_weights_once(on_openvino, full_tiny_bundle):
+    opened = on_openvino(str(full_tiny_bundle))
+    opened.encode(TEXTS)
+    assert opened_by(opened) is None
+    opened.encode(TEXTS * 30)
+    assert opened_by(opened) is not None
 
 
 def test_another_export_in_its_place_is_not_mixed_with_it(
-    bundle_copy, tiny_mean_bundle, model, at_once
+    on_openvino, full_tiny_bundle, tiny_mean_bundle, tmp_path, model, at_once
 ):
-    opened = FlagModel(str(bundle_copy), use_fp16=False, threads=2)
-    shutil.rmtree(bundle_copy)
-    shutil.copytree(tiny_mean_bundle, bundle_copy)
+    folder = shutil.copytree(full_tiny_bundle, tmp_path / "bundle")
+    opened = on_openvino(str(folder))
+    shutil.rmtree(folder)
+    shutil.copytree(tiny_mean_bundle, folder)
     with pytest.warns(UserWarning, match="one after the other"):
         found = opened.encode(TEXTS)
-    assert_same(found, model.encode(TEXTS))
+    np.testing.assert_allclose(found, model.encode(TEXTS), rtol=0, atol=SAME_VALUE)
 
 
-def test_copies_and_children_open_their_own(tiny_bundle, at_once):
-    shared = FlagModel(str(tiny_bundle), use_fp16=False, threads=2)
+def test_copies_and_children_open_their_own(on_openvino, full_tiny_bundle, at_once):
+    shared = on_openvino(str(full_tiny_bundle))
     expected = shared.encode(TEXTS)
-    apart = side_by_side_of(shared)
+    apart = opened_by(shared)
     copy = pickle.loads(pickle.dumps(shared))
     assert_same(copy.encode(TEXTS), expected)
-    assert side_by_side_of(copy) is not None
-    assert side_by_side_of(copy) is not apart
+    assert opened_by(copy) is not None
+    assert opened_by(copy) is not apart
     shared.drop_engines_of_parent()  # as in the child of a fork
     assert_same(shared.encode(TEXTS), expected)
-    assert side_by_side_of(shared) is not apart
+    assert opened_by(shared) is not apart
 
 
 # -- Memory that is left --------------------------------------------------------------------

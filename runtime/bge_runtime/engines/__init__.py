@@ -54,7 +54,8 @@ def open_engine(
             engine that compiles its graphs the time of another start.
         cuda_graphs: Run single short texts as CUDA graphs; see
             `bge_runtime.engines.ort_cuda.OrtCudaEngine`.
-        runs: Batches to compute side by side on a CPU, with an equal share of the threads each.
+        runs: Batches to compute side by side with an equal share of the threads each, on OpenVINO.
+            ONNX Runtime on a CPU shares out its threads as batches come.
 
     Raises:
         EngineError: If this version has no such engine, it runs elsewhere than

@@ -25,7 +25,7 @@ class EngineInfo:
         provider: The engine's own name for what executes the graph.
         variant: Name of the bundle's variant.
         threads: Threads it computes with.
-        runs: Batches that share these threads evenly, side by side on a CPU.
+        runs: Batches that these threads compute side by side, if there are as many. On a CPU.
     """
 
     engine: str
@@ -38,7 +38,7 @@ class EngineInfo:
     runs: int = 1
 
     def __str__(self) -> str:
-        runs = f" for {self.runs} batches" if self.runs > 1 else ""
+        runs = f", up to {self.runs} batches side by side" if self.runs > 1 else ""
         return (
             f"{self.engine} {self.version} on {self.device} ({self.provider}), "
             f"{self.precision}, variant {self.variant}, {self.threads} threads{runs}"
@@ -165,6 +165,7 @@ class Engine(Protocol):
     Attributes:
         info: What is in force.
         batch_tokens: Tokens of a batch, padding included, at which it is fastest.
+        shared_batch_tokens: The same for one of ``info.runs`` batches side by side.
         batch_overhead_tokens: What starting a batch costs, in tokens of computing.
         parallel_runs: Batches under way at once at which it is fastest.
         past_names: Inputs of a causal graph that take keys and values of a prefix, in
@@ -174,6 +175,7 @@ class Engine(Protocol):
 
     info: EngineInfo
     batch_tokens: int
+    shared_batch_tokens: int
     batch_overhead_tokens: int
     parallel_runs: int
     past_names: tuple[str, ...]

@@ -97,7 +97,9 @@ class OrtCudaEngine(OrtEngine):
     ) -> list[NDArray[np.float32]]:
         if self._captured is not None and self._captured.takes(outputs, feeds):
             return self._workers.submit(self._captured.run, feeds["input_ids"]).result()
-        return self._workers.submit(super()._computed, session, outputs, feeds).result()
+        submitted = self._workers.submit(session.run, list(outputs), feeds, self._run_options)
+        results: list[NDArray[np.float32]] = submitted.result()
+        return results
 
     def abandon(self) -> None:
         """Leak the session and what belongs to it; see `bge_runtime.engines.Engine.abandon`."""

@@ -191,7 +191,8 @@ class OpenVinoEngine:
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
-        self.batch_tokens = threads // runs * _TOKENS_PER_THREAD
+        self.batch_tokens = threads * _TOKENS_PER_THREAD
+        self.shared_batch_tokens = _TOKENS_PER_THREAD
         self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
@@ -205,7 +206,7 @@ class OpenVinoEngine:
             threads=int(self._model.compiled.get_property("INFERENCE_NUM_THREADS")),
             runs=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
-        self.parallel_runs = self.info.runs
+        self.parallel_runs = 1
 
     def _compile(self, outputs: frozenset[str]) -> _Model:
         """Compile the graph for some of its outputs; the others are not computed."""
