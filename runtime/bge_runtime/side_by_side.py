@@ -2,7 +2,7 @@
 
 Threads that compute one batch together wait for each other after every step of every layer, and
 for whichever of them the system has put aside meanwhile. With a batch each they don't: on 2 cores
-with AVX2 ``encode`` of real texts in fp32 is 1.1 to 1.2 times as fast. A single batch is still
+with AVX2 ``encode`` of real texts in fp32 is 1.09 to 1.16 times as fast. A single batch is still
 faster on all threads.
 
 A session of ONNX Runtime computes either way. A model of OpenVINO has threads that work together
