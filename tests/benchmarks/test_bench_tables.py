@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ from bge_bench.errors import BenchError
 from bge_bench.journal import Journal
 from bge_bench.report_tables import failures, latency_rows, markdown, throughput_rows
 from bge_bench.roofline import needed_flop
+from bge_bench.sides import open_side
 from bge_runtime import Bundle
 from tests.conftest import export
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def run(*arguments: object) -> str:
@@ -153,23 +157,29 @@ def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tmp_path, monkeypatch)
 
 
 def test_ours_takes_part_once_more_with_one_batch_at_a_time(
-    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+    tiny_bundle: Path, tiny_checkpoint: Path
 ):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(f"text number {i} " + "word " * (i % 30) for i in range(60)))
-    json_file = tmp_path / "t.json"
-    output = run(
-        "throughput", tiny_bundle, "--checkpoint", tiny_checkpoint, "--baseline", "transformers",
-        "--rounds", "1", "--texts", texts, "--sample", "4", "--batch-size", "2", "--one-by-one",
-        "--threads", "2", "--json", json_file,
-    )  # fmt: skip
-    rows = json.loads(json_file.read_text())["rows"]
-    label = "bge-runtime fp32, one batch at a time"
-    assert [row["label"] for row in rows] == ["bge-runtime fp32", label, "transformers"]
+    found, _ = entrants.line_up(
+        Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[], threads=2, one_by_one=True
+    )
+    labels = ["bge-runtime fp32", "bge-runtime fp32, one batch at a time"]
+    assert [entrant.label for entrant in found] == labels
+    shares = [bool(open_side(entrant.spec)._model._side_by_side) for entrant in found]
+    assert shares == [True, False]
     # How many times faster ours is stands in each line but its own.
-    lines = {line.split("  ")[0]: line for line in output.splitlines() if "bge-runtime" in line}
-    assert lines[label].rstrip().endswith("x")
-    assert not lines["bge-runtime fp32"].rstrip().endswith("x")
+    file = RESULTS / "2026-11-26-bge-base-natural-throughput-avx2.json"
+    ratios = {row[0]: row[-1] for row in throughput_rows(json.loads(file.read_text("utf-8")))}
+    assert [ratios[label] for label in labels] == ["", "1.09x"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--one-by-one"]])
+def test_that_is_asked_for(tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, flags):
+    with pytest.MonkeyPatch.context() as patch:
+        line_up = Mock(side_effect=BenchError("enough"))
+        patch.setattr("bge_bench.tables_cli.line_up", line_up)
+        common = ["--checkpoint", str(tiny_checkpoint), "--texts", str(texts), *flags]
+        CliRunner().invoke(main, ["throughput", str(tiny_bundle), *common])
+    assert line_up.call_args.kwargs["one_by_one"] == bool(flags)
 
 
 def test_latency_and_cold_start(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path):
