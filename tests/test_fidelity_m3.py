@@ -150,7 +150,7 @@ def test_fp32(bundle: Path, texts: list[str], pairs: list[tuple[str, str]], expe
         np.testing.assert_allclose(scores[mode], values, rtol=0, atol=1e-5, err_msg=mode)
 
 
-@pytest.mark.skipif("BF16" not in ov._cpu_capabilities(), reason="no bf16 here")
+@pytest.mark.skipif("BF16" not in ov.cpu_capabilities(), reason="no bf16 here")
 def test_bf16(bundle: Path, texts: list[str], expected: Any):
     model = BGEM3FlagModel(str(bundle), precision="bf16")
     assert model.engine.info.variant == "openvino-bf16"
@@ -200,7 +200,7 @@ def test_bf16_products_alone_miss_the_limit_of_colbert_vectors(rounded_products:
     assert rounded_products.error_share > TOLERANCES["bf16"].max_error_share
 
 
-@pytest.mark.skipif("BF16" not in ov._cpu_capabilities(), reason="no bf16 here")
+@pytest.mark.skipif("BF16" not in ov.cpu_capabilities(), reason="no bf16 here")
 def test_bf16_moves_colbert_vectors_hardly_further_than_its_products(
     bundle: Path, texts: list[str], expected: Any, rounded_products: Parity
 ):

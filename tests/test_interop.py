@@ -24,7 +24,7 @@ from bge_bench.sides import quiet
 from bge_export.texts import PARITY_TEXTS
 from bge_runtime import FlagModel
 from bge_runtime.bundle import Bundle
-from bge_runtime.engines.ov import _cpu_capabilities
+from bge_runtime.engines.ov import cpu_capabilities
 from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.registry import MODELS
 from tests.runtime.support import TEXTS, assert_fp32_on_cpu
@@ -35,7 +35,7 @@ batch, which they fill unevenly, and cost the rest no padding."""
 
 BUNDLES = ["tiny-cls", "tiny-mean", "minilm-mean", "m3-cls"]
 WITH_OPENVINO = ["tiny-cls", "minilm-mean", "m3-cls"]
-HINTS = ["f32"] + ["bf16"] * ("BF16" in _cpu_capabilities())
+HINTS = ["f32"] + ["bf16"] * ("BF16" in cpu_capabilities())
 """OpenVINO's names of what this processor computes in."""
 
 OFFLINE_REMARK = "Could not infer whether the model was already converted"

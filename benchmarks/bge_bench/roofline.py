@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bge_bench.errors import BenchError
+from bge_runtime.engines.ov import cpu_capabilities
 
 _ROWS, _INPUTS, _OUTPUTS = 2048, 1024, 4096
 _GPU_SIZE = 8192
@@ -171,12 +172,6 @@ def _openvino(precision: str, threads: int, products: int) -> Callable[[], objec
     return run
 
 
-def _computes_in_bf16() -> bool:
-    import openvino as ov
-
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def main() -> None:
     """Print the rates as JSON."""
     threads, device = int(sys.argv[1]), sys.argv[2]
@@ -185,7 +180,7 @@ def main() -> None:
         names["fp16"] = "float16"
         sys.stdout.write(json.dumps({key: _on_gpu(name, device) for key, name in names.items()}))
         return
-    if not _computes_in_bf16():  # OpenVINO would take fp32, and PyTorch spell it out
+    if "BF16" not in cpu_capabilities():  # OpenVINO would take fp32, and PyTorch spell it out
         del names["bf16"]
     rates = {
         precision: max(

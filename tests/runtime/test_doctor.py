@@ -71,7 +71,7 @@ def test_a_sound_installation():
     result = examine()
     assert result.exit_code == 0, result.output
     assert "WRONG" not in result.output
-    bf16 = "BF16" in ov._cpu_capabilities()
+    bf16 = "BF16" in ov.cpu_capabilities()
     default = row(result.output, "use_fp16=True")
     assert default[-3:] == (["openvino", "in", "bf16"] if bf16 else ["onnxruntime", "in", "fp32"])
     assert row(result.output, "use_fp16=False")[-3:] == ["onnxruntime", "in", "fp32"]
@@ -87,7 +87,7 @@ def test_a_processor_without_products_of_8_bits_is_a_note(monkeypatch, extension
 
 
 def test_a_processor_without_bf16_is_a_note(monkeypatch):
-    monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
+    monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32",))
     result = examine()
     assert result.exit_code == 0
     assert "note: no 16-bit arithmetic: this processor does not compute in bf16" in result.output
@@ -141,7 +141,7 @@ def with_gpu(monkeypatch):
     """Make this machine look as if it had a GPU, a wheel for it, and a processor without lacks."""
 
     def make(*, driver=DRIVER, providers=(CUDA, TENSORRT, CPU), packages=("onnxruntime-gpu",)):
-        monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32", "BF16", "INT8"))
+        monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32", "BF16", "INT8"))
         monkeypatch.setattr(doctor, "multiplies_in_8_bits", lambda: True)
         versions = dict.fromkeys(packages, "1.31.1")
         monkeypatch.setattr(doctor, "installed_versions", lambda _: versions)
@@ -276,7 +276,7 @@ def test_other_tokens_fail(bundle):
 
 
 def test_a_variant_that_this_machine_cannot_run_is_said_and_is_no_failure(bundle, monkeypatch):
-    monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
+    monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32",))
     result = examine("--verify", bundle)
     assert result.exit_code == 0, result.output
     assert row(result.output, "openvino-bf16")[-2:] == ["not", "here"]

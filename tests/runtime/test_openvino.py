@@ -24,7 +24,7 @@ from tests.conftest import export
 from tests.test_fidelity import flag_embedding, real_texts
 
 computes_bf16 = pytest.mark.skipif(
-    "BF16" not in ov._cpu_capabilities(), reason="this processor does not compute in bf16"
+    "BF16" not in ov.cpu_capabilities(), reason="this processor does not compute in bf16"
 )
 
 
@@ -77,7 +77,7 @@ def test_auto_takes_openvino_in_fp32_where_onnxruntime_is_missing(
 
 
 def test_processor_without_bf16(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
+    monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32",))
     assert FlagModel(str(bundle)).engine.info.variant == "cpu-fp32"
     with pytest.raises(PrecisionError, match="neither AVX512-BF16 nor AMX"):
         FlagModel(str(bundle), use_bf16=True)
@@ -89,13 +89,13 @@ def test_export_on_a_processor_without_bf16_leaves_it_unmeasured(
     from bge_runtime.bundle import Bundle
 
     with monkeypatch.context() as patch:
-        patch.setattr(ov, "_cpu_capabilities", lambda: ("FP32",))
+        patch.setattr(ov, "cpu_capabilities", lambda: ("FP32",))
         export(tiny_checkpoint, tmp_path / "bundle", targets=())
     variants = {v.name: v for v in Bundle.open(tmp_path / "bundle").manifest.variants}
     assert variants["openvino-bf16"].parity is None
     assert variants["openvino-fp32"].parity is not None
     # A processor that could measures it, and takes it.
-    expected = "openvino-bf16" if "BF16" in ov._cpu_capabilities() else "cpu-fp32"
+    expected = "openvino-bf16" if "BF16" in ov.cpu_capabilities() else "cpu-fp32"
     assert FlagModel(str(tmp_path / "bundle")).engine.info.variant == expected
 
 

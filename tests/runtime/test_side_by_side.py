@@ -305,11 +305,13 @@ def test_onnx_runtime_computes_with_as_many_threads_as_asked_for(tiny_bundle, at
             return session.run(names, feeds, options)
 
         def run_async(self, names, feeds, take, data, options):
-            own.running += 1  # holding its turn, and let go of before the next one has it
-            own.most = max(own.most, own.running)
+            with own.lock:
+                own.running += 1  # holding its turn, and let go of before the next one has it
+                own.most = max(own.most, own.running)
 
             def taken(*answer):
-                own.running -= 1
+                with own.lock:
+                    own.running -= 1
                 take(*answer)
 
             session.run_async(names, feeds, taken, data, options)

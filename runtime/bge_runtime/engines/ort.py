@@ -218,8 +218,8 @@ class OrtEngine:
         with self._turns:
             # The first of several batches has its caller's thread and whichever of the session's
             # are idle; each other one has one of these. A second caller that computed by itself
-            # would be one thread too many: two at once were 5 to 12 % slower than one by one,
-            # this way they are 8 to 29 % faster (2 cores with AVX2; bge-base, bge-small).
+            # would be one thread too many: two at once were 0.88 to 1.1 times as fast as one by
+            # one, this way they are 1.08 to 1.29 times (2 cores with AVX2; bge-base, bge-small).
             if not self._leading.acquire(blocking=False):
                 return _run_on_own_thread(session, outputs, feeds, options)
             try:

@@ -75,7 +75,8 @@ def _load() -> Any:
 
 
 @functools.cache
-def _cpu_capabilities() -> tuple[str, ...]:
+def cpu_capabilities() -> tuple[str, ...]:
+    """Name what OpenVINO can compute on this processor, such as ``"BF16"``."""
     return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
@@ -86,7 +87,7 @@ def computing_precision(precision: str) -> str | None:
     that is the best that the processor has. None for a precision that this engine does not serve.
     """
     if precision in ("int8", "int4"):
-        return "bf16" if "BF16" in _cpu_capabilities() else "f32"
+        return "bf16" if "BF16" in cpu_capabilities() else "f32"
     return _PRECISIONS.get(precision)
 
 
@@ -133,7 +134,7 @@ class OpenVinoEngine:
             return "openvino is not installed"
         if variant.device not in _DEVICES:
             return f"this version's openvino engine serves {', '.join(_DEVICES)} only"
-        if variant.precision == "bf16" and "BF16" not in _cpu_capabilities():
+        if variant.precision == "bf16" and "BF16" not in cpu_capabilities():
             return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
         return None
 
