@@ -83,8 +83,15 @@ class Worker:
             self._process.stdin.flush()
         return self._next(do)
 
-    def embed(self, texts: Sequence[str], folder: Path) -> tuple[float, NDArray[np.float32]]:
+    def embed(
+        self, texts: Sequence[str], folder: Path, *, batch_size: int | None = None
+    ) -> tuple[float, NDArray[np.float32]]:
         """Let the side embed texts, which go through files in a folder.
+
+        Args:
+            texts: The texts.
+            folder: Where they are handed over.
+            batch_size: Most of them in a batch from now on; None leaves it.
 
         Returns:
             The seconds it took, and the vectors. Shape: ``(len(texts), dim)``.
@@ -94,7 +101,8 @@ class Worker:
         """
         file, vectors = folder / "texts.json", folder / "vectors"
         file.write_text(json.dumps(list(texts)), encoding="utf-8")
-        answer = self.ask("corpus", texts=str(file), vectors=str(vectors))
+        more = {} if batch_size is None else {"batch_size": batch_size}
+        answer = self.ask("corpus", texts=str(file), vectors=str(vectors), **more)
         return answer["seconds"], np.fromfile(vectors, answer["dtype"]).reshape(answer["shape"])
 
     def finish(self) -> float:

@@ -8,16 +8,24 @@ from typing import Any
 
 import click
 
-from bge_bench.options import checkpoint_option, threads_option, timeout_option
+from bge_bench.catalogue import DATASETS, check, data_folder
+from bge_bench.errors import BenchError
+from bge_bench.measures import Pool
+from bge_bench.options import checkpoint_option, data_option, threads_option, timeout_option
 from bge_bench.sides import GPU_BASELINES
 from bge_bench.tables_cli import GPU_BATCH_SIZES, cold_start, latency, memory, throughput
 
 _TEXTS = 100_000
-_CORPUS = {"folder": None, "sample": 200, "batch_sizes": GPU_BATCH_SIZES}
+_CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": None}
+_NATURAL, _DATASET = "natural-throughput", "xquad-en"
 _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
-    "latency": (latency, {"calls": 100, "budget_s": 3.0}),
-    "full-throughput": (throughput, {"named": ["full"], **_CORPUS}),
-    "mixed-throughput": (throughput, {"named": ["mixed"], **_CORPUS}),
+    "latency": (latency, {"calls": 100, "budget_s": 1.5}),
+    "full-throughput": (throughput, _CORPUS | {"named": ["full"]}),
+    "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
+    _NATURAL: (
+        throughput,
+        _CORPUS | {"named": [_DATASET, f"{_DATASET}-questions"], "count": 10_000},
+    ),
     "cold-start": (cold_start, {}),
     "memory": (memory, {"count": _TEXTS, "baselines": ()}),
 }
@@ -40,6 +48,7 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
 @click.option(
     "--only", multiple=True, type=click.Choice(tuple(_TABLES)), help="Repeatable. Default: all.",
 )  # fmt: skip
+@data_option
 @threads_option
 @timeout_option
 @click.pass_context
@@ -50,6 +59,7 @@ def gpu(
     output: Path,
     baselines: Sequence[str],
     only: Sequence[str],
+    folder: Path | None,
     **options: Any,
 ) -> None:
     """Time a bundle on a GPU: full batches, mixed lengths, single texts, start, memory.
@@ -59,9 +69,20 @@ def gpu(
     """
     output.mkdir(parents=True, exist_ok=True)
     common = {"bundle": bundle, "baselines": baselines, "precisions": (), **options}
-    for name, (command, more) in _TABLES.items():
-        if only and name not in only:
-            continue
-        click.echo(f"\n{name}")
-        json_file = output / f"gpu-{name}.json"
-        context.invoke(command, **{**common, **more, "json_file": json_file})
+    with Pool() as pool:
+        for name, (command, more) in _TABLES.items():
+            if only and name not in only:
+                continue
+            click.echo(f"\n{name}")
+            given = common | more | {"json_file": output / f"gpu-{name}.json"}
+            if command is throughput:
+                given["folder"] = folder
+            if command in (latency, throughput):  # the others are about new processes
+                given["pool"] = pool
+            if name == _NATURAL:
+                try:
+                    check(DATASETS[_DATASET], folder or data_folder())
+                except BenchError as error:
+                    click.echo(f"left out: {error}")
+                    continue
+            context.invoke(command, **given)

@@ -7,20 +7,23 @@ sample of the texts is timed of a slow entrant, ours is timed on that sample as 
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.driver import Worker
 from bge_bench.entrants import Entrant
+from bge_bench.errors import BenchError
 from bge_bench.journal import Journal
 from bge_bench.sides import SideSpec
 from bge_bench.speed import QUERY, what_runs
@@ -29,14 +32,54 @@ from bge_runtime.parity import compare
 Step = Callable[[str], object]
 Work = TypeVar("Work")
 
-_SETTLE_S = 0.3
-"""Pause before an entrant's turn: another's idle threads spin for some milliseconds."""
+_SETTLE_S, _SETTLE_ON_GPU_S = 0.3, 0.05
+"""Pause before an entrant's turn: another's idle threads spin for some milliseconds. On a GPU they
+are in nobody's way."""
 
 _TUNING_TEXTS = 32
 """Texts on which a baseline's batch size is chosen, and neighbours in length for one that is
 timed on all texts: there a batch of neighbours is hardly padded, as in a sample it is."""
 
 _WARM_UP_TEXTS = 8
+
+_UNTUNED = 256
+"""Batch size that a process of a pool is opened with; each call says its own."""
+
+
+class Pool:
+    """Processes that stay open from one table to the next, for a run on a GPU.
+
+    There a start takes longer than what is measured: PyTorch, the weights' way to the GPU,
+    and of a compiled model the compiler. What a process holds in memory is then what all of
+    its work so far has left there. Use it in a ``with`` statement.
+
+    Attributes:
+        rates: The machine's matrix rates, once they are measured.
+    """
+
+    def __init__(self) -> None:
+        """Open none yet."""
+        self.rates: dict[str, float] = {}
+        self._open: dict[SideSpec, Worker] = {}
+
+    def workers(self, specs: Sequence[SideSpec], *, timeout_s: float) -> list[Worker]:
+        """Give the process of each side; those that are not there start all at once."""
+        keys = [replace(spec, batch_size=_UNTUNED) for spec in specs]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._open]
+        with ThreadPoolExecutor(max(1, len(missing))) as starting:
+            begun = [
+                (key, starting.submit(Worker, key, query=QUERY, timeout_s=timeout_s))
+                for key in missing
+            ]
+            self._open |= {key: future.result() for key, future in begun}
+        return [self._open[key] for key in keys]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._open.values():
+            worker.kill()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +91,19 @@ class Settings:
         step: Told what comes next.
         rounds: How often everything is measured.
         timeout_s: Longest wait for any one answer.
+        pool: Processes to take; None starts new ones for each table.
     """
 
     journal: Journal
     step: Step
     rounds: int
     timeout_s: float
+    pool: Pool | None = None
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds to wait before an entrant's turn."""
+        return _SETTLE_S if self.pool is None else _SETTLE_ON_GPU_S
 
 
 class LazyWorker:
@@ -86,14 +136,18 @@ class LazyWorker:
     def _started(self) -> Worker:
         if self._worker is None:
             self._settings.step(f"{self.entrant.label}: start and warm up")
-            self._worker = Worker(self.spec, query=QUERY, timeout_s=self._settings.timeout_s)
+            pool, timeout_s = self._settings.pool, self._settings.timeout_s
+            if pool is None:
+                self._worker = Worker(self.spec, query=QUERY, timeout_s=timeout_s)
+            else:
+                (self._worker,) = pool.workers([self.spec], timeout_s=timeout_s)
             if self._warm_up:
-                self._worker.embed(self._warm_up, self._folder)
+                self.embed(self._warm_up)
         return self._worker
 
     def close(self) -> None:
-        """End the process, if there is one."""
-        if self._worker is not None:
+        """End the process, if there is one of its own."""
+        if self._worker is not None and self._settings.pool is None:
             self._worker.kill()
 
     def row(self) -> dict[str, Any]:
@@ -103,17 +157,26 @@ class LazyWorker:
         )
         return {"label": self.entrant.label, "ours": self.entrant.ours, **said}
 
-    def embed(self, texts: Sequence[str]) -> tuple[float, NDArray[np.float32]]:
+    def embed(
+        self, texts: Sequence[str], *, batch_size: int | None = None
+    ) -> tuple[float, NDArray[np.float32]]:
         """Give the seconds of one ``encode``, and the vectors."""
         worker = self._started()
-        time.sleep(_SETTLE_S)
-        return worker.embed(texts, self._folder)
+        time.sleep(self._settings.settle_s)
+        batch_size = batch_size or self.spec.batch_size
+        return worker.embed(texts, self._folder, batch_size=batch_size)
 
     def query_ms(self, texts: Sequence[str], *, calls: int, budget_s: float) -> list[float]:
         """Give the milliseconds of each call."""
         worker = self._started()
-        time.sleep(_SETTLE_S)
-        answer = worker.ask("query", query=list(texts), calls=calls, budget_s=budget_s)
+        time.sleep(self._settings.settle_s)
+        answer = worker.ask(
+            "query",
+            query=list(texts),
+            calls=calls,
+            budget_s=budget_s,
+            batch_size=self.spec.batch_size,
+        )
         return list(answer["ms"])
 
     def state(self) -> dict[str, Any]:
@@ -130,6 +193,9 @@ def _workers(
     warm_up: Sequence[str] = (),
 ) -> Iterator[list[LazyWorker]]:
     specs = specs or [entrant.spec for entrant in entrants]
+    if settings.pool is not None:
+        settings.step("all processes: start")
+        settings.pool.workers(specs, timeout_s=settings.timeout_s)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
         workers = [
@@ -288,7 +354,7 @@ def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> li
 
     def start(entrant: Entrant) -> dict[str, Any]:
         settings.step(f"{entrant.label}: cold start")
-        time.sleep(_SETTLE_S)
+        time.sleep(settings.settle_s)
         with Worker(entrant.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
             peak = worker.ask("state")["peak_bytes"]
             return {**worker.ready, "process_s": worker.finish(), "peak_memory_bytes": peak}
@@ -361,25 +427,42 @@ def measure_memory(
         settings: What all measures share.
 
     Returns:
-        One document an entrant, with bytes held before the first call and after each.
+        One document an entrant, with bytes held before the first call and after each; on a GPU
+        with those in use there as well, as the driver's ``nvidia-smi`` tells.
     """
     rows = []
     for entrant in entrants:
 
         def watch(entrant: Entrant = entrant) -> dict[str, Any]:
             with _workers([entrant], settings) as (worker,):
-                row = worker.row()
+                row, on_gpu = worker.row(), entrant.spec.device != "cpu"
                 held, texts = [worker.state()["held_bytes"]], 0
+                on_it = [_gpu_bytes(entrant.spec.device)] if on_gpu else []
                 for chunk in chunks():
                     settings.step(f"{entrant.label}: texts {texts} to {texts + len(chunk)}")
                     worker.embed(chunk)
                     texts += len(chunk)
                     held.append(worker.state()["held_bytes"])
+                    on_it += [_gpu_bytes(entrant.spec.device)] if on_gpu else []
                 peak = worker.state()["peak_bytes"]
-            return {**row, "texts": texts, "held_bytes": held, "peak_memory_bytes": peak}
+            more = {"gpu_bytes": on_it} if on_gpu else {}
+            return {**row, "texts": texts, "held_bytes": held, "peak_memory_bytes": peak, **more}
 
         rows.append(settings.journal.get(f"memory/{entrant.label}", watch))
     return rows
+
+
+def _gpu_bytes(device: str) -> int:
+    """Tell the bytes in use on a GPU, by whatever uses it."""
+    index = device.rpartition(":")[2] if ":" in device else "0"
+    asked = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.used", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, check=True, capture_output=True, text=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BenchError(
+            f"`{' '.join(asked)}` does not say what {device} holds: {error}"
+        ) from error
+    return int(done.stdout.split()[0]) << 20  # "1234 MiB"
 
 
 def _tuning_texts(entrant: Entrant, texts: Sequence[str], sample: Sequence[str]) -> list[str]:
@@ -395,16 +478,19 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
     if len(sizes) == 1:
         return sizes[0]
 
-    def seconds(size: int) -> float:
-        spec = replace(entrant.spec, batch_size=size)
-        with _workers([entrant], settings, specs=[spec], warm_up=texts[:2]) as (worker,):
-            settings.step(f"{entrant.label}: batches of {size}")
-            return worker.embed(texts)[0]
+    def seconds(worker: LazyWorker, size: int) -> float:
+        settings.step(f"{entrant.label}: batches of {size}")
+        if settings.pool is not None:  # a GPU's libraries choose how to go about a new shape
+            worker.embed(texts, batch_size=size)
+        return worker.embed(texts, batch_size=size)[0]
 
-    taken = {
-        size: settings.journal.get(f"tune/{entrant.label}/{size}", partial(seconds, size))
-        for size in sizes
-    }
+    with _workers([entrant], settings, warm_up=texts[:2]) as (worker,):
+        taken = {
+            size: settings.journal.get(
+                f"tune/{entrant.label}/{size}", partial(seconds, worker, size)
+            )
+            for size in sorted(sizes)
+        }
     return min(taken, key=lambda size: float(taken[size]))
 
 

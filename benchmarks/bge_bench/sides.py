@@ -147,12 +147,17 @@ class Side(Protocol):
     Attributes:
         name: Package and version.
         precision: Arithmetic in force; a key of `bge_runtime.parity.TOLERANCES`.
-        in_force: What executes it, in words.
+        batch_size: Most texts in a batch; may be set between calls.
     """
 
     name: str
     precision: str
-    in_force: str
+    batch_size: int
+
+    @property
+    def in_force(self) -> str:
+        """What executes it, in words."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts.
@@ -189,11 +194,26 @@ def open_side(spec: SideSpec) -> Side:
     return opened
 
 
+class Batched:
+    """What the baselines share: batches of a number of texts, which may be set between calls."""
+
+    def __init__(self, computes: str, batch_size: int) -> None:
+        """Take what computes, in words, and the first number."""
+        self._computes = computes
+        self.batch_size = batch_size
+
+    @property
+    def in_force(self) -> str:
+        """What executes it, in words."""
+        return f"{self._computes}, batches of {self.batch_size}"
+
+
 class _Ours:
     def __init__(self, spec: SideSpec) -> None:
         import bge_runtime
 
         self._spec = spec
+        self.batch_size = spec.batch_size
         more: dict[str, Any] = {}
         if spec.cuda_graphs:
             more |= {"engine": "onnxruntime", "cuda_graphs": True}
@@ -205,7 +225,6 @@ class _Ours:
                 precision=spec.precision,
                 devices=spec.device,
                 pooling_method=spec.pooling,
-                batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,
                 threads=spec.threads,
                 **more,
@@ -218,7 +237,9 @@ class _Ours:
         return "; ".join(str(engine.info) for engine in self._model.engines)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._spec.dense(self._model, list(texts), show_progress_bar=False)
+        return self._spec.dense(
+            self._model, list(texts), batch_size=self.batch_size, show_progress_bar=False
+        )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_bench.sides import SideSpec, quiet
+from bge_bench.sides import Batched, SideSpec, quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ class SentenceTransformersOnnx(SentenceTransformers):
             "session_options": _session_options(spec.threads),
         }
         super().__init__(spec, "onnx", options)
-        self.in_force = _session_in_force(self.transformer.model.model, spec)
+        self._computes = _session_in_force(self.transformer.model.model)
 
 
 class SentenceTransformersOpenVino(SentenceTransformers):
@@ -65,16 +65,15 @@ class SentenceTransformersOpenVino(SentenceTransformers):
         computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         # f16 on ARM, which no tolerance is known for, comes out as it is and is refused.
         self.precision = {"f32": "fp32"}.get(computing, computing)
-        self.in_force = (
+        self._computes = (
             f"openvino {openvino.__version__.partition('-')[0]} on "
             f"{', '.join(compiled.get_property('EXECUTION_DEVICES'))}, {file}, "
             f"INFERENCE_PRECISION_HINT {computing}, "
-            f"{compiled.get_property('INFERENCE_NUM_THREADS')} threads, "
-            f"batches of {spec.batch_size}"
+            f"{compiled.get_property('INFERENCE_NUM_THREADS')} threads"
         )
 
 
-class Optimum:
+class Optimum(Batched):
     """``ORTModelForFeatureExtraction`` as its documentation uses it, over sorted texts."""
 
     precision = "fp32"
@@ -95,15 +94,17 @@ class Optimum:
             )
         self._spec = spec
         self.name = f"optimum-onnx {importlib.metadata.version('optimum-onnx')}"
-        self.in_force = _session_in_force(self._model.model, spec)
+        super().__init__(_session_in_force(self._model.model), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.sides.Side`."""
         with quiet():
-            return encode_sorted(self._model, self._tokenizer, texts, self._spec)
+            return encode_sorted(
+                self._model, self._tokenizer, texts, self._spec, batch_size=self.batch_size
+            )
 
 
-class FastEmbed:
+class FastEmbed(Batched):
     """fastembed, with the bundle as a custom model."""
 
     precision = "fp32"
@@ -131,18 +132,17 @@ class FastEmbed:
                 specific_model_path=spec.model,
             )
             self._model.model.tokenizer.enable_truncation(spec.max_length)
-        self._batch_size = spec.batch_size
         self.name = f"fastembed {importlib.metadata.version('fastembed')}"
-        self.in_force = _session_in_force(self._model.model.model, spec)
+        super().__init__(_session_in_force(self._model.model.model), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.sides.Side`."""
         import numpy as np
 
-        return np.stack(list(self._model.embed(list(texts), batch_size=self._batch_size)))
+        return np.stack(list(self._model.embed(list(texts), batch_size=self.batch_size)))
 
 
-class OnnxRuntime:
+class OnnxRuntime(Batched):
     """The least that serves the bundle's ONNX file: a tokenizer, a session, a loop."""
 
     precision = "fp32"
@@ -163,17 +163,16 @@ class OnnxRuntime:
             providers=["CPUExecutionProvider"],
         )
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self._batch_size = spec.batch_size
         self.name = f"onnxruntime {onnxruntime.__version__}, bare"
-        self.in_force = _session_in_force(self._session, spec)
+        super().__init__(_session_in_force(self._session), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.sides.Side`."""
         import numpy as np
 
         batches = []
-        for start in range(0, len(texts), self._batch_size):
-            encoded = self._tokenizer.encode_batch(list(texts[start : start + self._batch_size]))
+        for start in range(0, len(texts), self.batch_size):
+            encoded = self._tokenizer.encode_batch(list(texts[start : start + self.batch_size]))
             feeds = {
                 "input_ids": np.array([text.ids for text in encoded]),
                 "attention_mask": np.array([text.attention_mask for text in encoded]),
@@ -195,11 +194,11 @@ def _session_options(threads: int | None) -> Any:
     return options
 
 
-def _session_in_force(session: Any, spec: SideSpec) -> str:
+def _session_in_force(session: Any) -> str:
     import onnxruntime
 
     threads = session.get_session_options().intra_op_num_threads or "default"
     return (
         f"onnxruntime {onnxruntime.__version__} on {', '.join(session.get_providers())}, "
-        f"{_ONNX_FILE}, fp32, {threads} threads, batches of {spec.batch_size}"
+        f"{_ONNX_FILE}, fp32, {threads} threads"
     )

@@ -7,14 +7,14 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bge_bench.sides import SideSpec, flagembedding, quiet
+from bge_bench.sides import Batched, SideSpec, flagembedding, quiet
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class FlagEmbedding:
+class FlagEmbedding(Batched):
     """FlagEmbedding's own class, in fp32; on a GPU in fp16, its default there."""
 
     def __init__(self, spec: SideSpec) -> None:
@@ -28,20 +28,19 @@ class FlagEmbedding:
                 device=spec.device,
                 use_fp16=self.precision == "fp16",
                 pooling_method=spec.pooling,
-                batch_size=spec.batch_size,
                 passage_max_length=spec.max_length,
             )
         self._spec = spec
         self.name = f"FlagEmbedding {importlib.metadata.version('FlagEmbedding')}"
-        self.in_force = f"{in_force}, batches of {spec.batch_size}"
+        super().__init__(in_force, spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.sides.Side`."""
         with quiet():
-            return self._spec.dense(self._model, list(texts))
+            return self._spec.dense(self._model, list(texts), batch_size=self.batch_size)
 
 
-class Transformers:
+class Transformers(Batched):
     """A plain forward pass of ``AutoModel``, over texts sorted by length.
 
     With a batch size of 1 nothing is padded: that is the reference for parity.
@@ -59,13 +58,14 @@ class Transformers:
         self._model: Any = model.eval().to(spec.device)
         self._spec = spec
         self.name = f"transformers {importlib.metadata.version('transformers')}"
-        padding = "one text at a time" if spec.batch_size == 1 else f"batches of {spec.batch_size}"
-        self.in_force = f"{in_force}, {padding}"
+        super().__init__(in_force, spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.sides.Side`."""
         with quiet():
-            return encode_sorted(self._model, self._tokenizer, texts, self._spec)
+            return encode_sorted(
+                self._model, self._tokenizer, texts, self._spec, batch_size=self.batch_size
+            )
 
 
 class TransformersCompiled(Transformers):
@@ -78,11 +78,11 @@ class TransformersCompiled(Transformers):
             import torch
 
             self._model = torch.compile(self._model, dynamic=True)
-        self.in_force += ", compiled"
+        self._computes += ", compiled"
 
 
 def encode_sorted(
-    model: Any, tokenizer: Any, texts: Sequence[str], spec: SideSpec
+    model: Any, tokenizer: Any, texts: Sequence[str], spec: SideSpec, *, batch_size: int
 ) -> NDArray[np.float32]:
     """Run a plain forward pass over texts sorted by their tokens, and pool.
 
@@ -90,7 +90,8 @@ def encode_sorted(
         model: Gives ``last_hidden_state``.
         tokenizer: transformers' tokenizer for it.
         texts: The texts.
-        spec: Says batch size, longest text and pooling.
+        spec: Says device, longest text and pooling.
+        batch_size: Most texts in a batch.
 
     Returns:
         Unit-length vectors in input order. Shape: ``(len(texts), dim)``.
@@ -102,8 +103,8 @@ def encode_sorted(
     order = sorted(range(len(texts)), key=lambda index: -lengths[index])
     rows: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
-        for start in range(0, len(order), spec.batch_size):
-            batch = order[start : start + spec.batch_size]
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
             chosen = {name: [values[index] for index in batch] for name, values in encoded.items()}
             padded = tokenizer.pad(chosen, return_tensors="pt").to(spec.device)
             hidden = model(**padded).last_hidden_state
@@ -114,14 +115,15 @@ def encode_sorted(
     return vectors
 
 
-class SentenceTransformers:
+class SentenceTransformers(Batched):
     """The modules that ``SentenceTransformer(folder)`` reads from ``modules.json``.
 
     Put together here, since a plain checkpoint has no such file.
     """
 
     def __init__(self, spec: SideSpec, backend: str, options: dict[str, Any]) -> None:
-        """Open it."""
+        """Open it; what computes is for the subclass to say."""
+        super().__init__("", spec.batch_size)
         with quiet():
             import torch
             from sentence_transformers import SentenceTransformer
@@ -139,7 +141,6 @@ class SentenceTransformers:
             self._model: Any = SentenceTransformer(
                 modules=[self.transformer, pooling], device=spec.device
             )
-        self._batch_size = spec.batch_size
         version = importlib.metadata.version("sentence-transformers")
         self.name = f"sentence-transformers {version} {backend}"
 
@@ -148,7 +149,7 @@ class SentenceTransformers:
         with quiet():
             vectors: NDArray[np.float32] = self._model.encode(
                 list(texts),
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 normalize_embeddings=True,
                 show_progress_bar=False,
             )
@@ -169,8 +170,7 @@ class SentenceTransformersTorch(SentenceTransformers):
         if flash:
             options["attn_implementation"] = "flash_attention_2"
         super().__init__(spec, "torch", options)
-        how = ", FlashAttention 2" if flash else ""
-        self.in_force = f"{torch_in_force(spec)}, batches of {spec.batch_size}{how}"
+        self._computes = torch_in_force(spec) + (", FlashAttention 2" if flash else "")
 
 
 class SentenceTransformersBf16(SentenceTransformers):
@@ -183,8 +183,7 @@ class SentenceTransformersBf16(SentenceTransformers):
         with quiet():
             import torch
         super().__init__(spec, "torch", {"dtype": torch.bfloat16})
-        in_force = torch_in_force(spec).replace("fp32", "bf16")
-        self.in_force = f"{in_force}, batches of {spec.batch_size}"
+        self._computes = torch_in_force(spec).replace("fp32", "bf16")
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.sides.Side`."""
@@ -193,7 +192,7 @@ class SentenceTransformersBf16(SentenceTransformers):
         with quiet():
             rows = self._model.encode(
                 list(texts),
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 convert_to_tensor=True,
                 show_progress_bar=False,
             )

@@ -20,6 +20,7 @@ from bge_bench.entrants import FASTEST, Entrant, line_up
 from bge_bench.environment import busy_percent, describe_environment
 from bge_bench.journal import Journal
 from bge_bench.measures import (
+    Pool,
     Settings,
     measure_cold_start,
     measure_latency,
@@ -138,7 +139,7 @@ _texts_option = click.option(
 )
 
 
-def _texts(named: Sequence[str], folder: Path | None) -> list[str]:
+def _texts(named: Sequence[str], folder: Path | None, count: int | None = None) -> list[str]:
     texts: list[str] = []
     for name in named:
         if name == "mixed":
@@ -150,7 +151,12 @@ def _texts(named: Sequence[str], folder: Path | None) -> list[str]:
             texts += read(name.removesuffix(_QUESTIONS), folder)
         else:
             texts += read_texts(Path(name))
-    return texts
+    return texts if count is None else _numbered(texts, count)
+
+
+def _numbered(texts: Sequence[str], count: int) -> list[str]:
+    """Give so many texts, repeated behind a number of their own."""
+    return [f"{number} {texts[number % len(texts)]}" for number in range(count)]
 
 
 def _measure(
@@ -173,6 +179,7 @@ def _measure(
         opened = Bundle.open(bundle)
         busy = busy_percent()
         threads = options["threads"] or usable_cpus()
+        pool: Pool | None = options.get("pool")
         json_file: Path | None = options["json_file"]
         keeps = json_file is not None and json_file != Path("-")
         with (
@@ -211,16 +218,21 @@ def _measure(
                     step=step,
                     rounds=options["rounds"],
                     timeout_s=options["timeout_s"],
+                    pool=pool,
                 ),
                 tokenizer=TextTokenizer(opened.tokenizer_file),
                 max_length=min(opened.manifest.model.max_length, 512),
             )
 
             def rates(when: str) -> dict[str, float]:
+                if pool is not None and pool.rates:
+                    return pool.rates
                 step("the machine's matrix rate")
                 found: dict[str, float] = journal.get(
                     f"rates {when}", lambda: measure_rates(threads, options["device"])
                 )
+                if pool is not None:
+                    pool.rates = found
                 return found
 
             before, measured, after = rates("before"), results(run), rates("after")
@@ -258,6 +270,10 @@ def _fingerprint(texts: Sequence[str]) -> str:
     type=click.IntRange(min=1), help="Repeatable; each baseline gets the best of them.",
 )  # fmt: skip
 @click.option(
+    "--count", type=click.IntRange(min=2),
+    help="So many texts: those named, repeated behind a number of their own.",
+)  # fmt: skip
+@click.option(
     "--one-by-one", is_flag=True,
     help="On a CPU, time ours once more with one batch at a time (parallel_batches=False).",
 )  # fmt: skip
@@ -267,6 +283,7 @@ def throughput(
     folder: Path | None,
     sample: int,
     batch_sizes: Sequence[int],
+    count: int | None,
     **options: Any,
 ) -> None:
     """Time all entrants on a corpus, vectors held against PyTorch's."""
@@ -303,7 +320,7 @@ def throughput(
         }
 
     with one_line_errors():
-        texts = _texts(named, folder)
+        texts = _texts(named, folder, count)
     what = {"texts": _fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
     _measure("throughput", bundle, options, what, results)
 
@@ -369,7 +386,7 @@ def scaling(
     """Time corpora of growing size, texts repeated behind a number of their own."""
 
     def results(run: _Run) -> dict[str, Any]:
-        texts = [f"{number} {given[number % len(given)]}" for number in range(max(sizes))]
+        texts = _numbered(given, max(sizes))
         lengths = run.lengths(texts)
         entrants = [entrant for entrant in run.entrants if entrant.in_full]
         return {

@@ -51,8 +51,10 @@ def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
 
     ``corpus``: embed the texts of a JSON file and save the vectors; ``query``: embed a
     query, or a list of them at once, a number of times, or until ``budget_s`` is spent;
-    ``state``: tell what is held, the peak so far, and what is in force by now.
+    ``state``: tell what is held, the peak so far, and what is in force by now. With
+    ``batch_size`` that holds from then on.
     """
+    side.batch_size = ask.get("batch_size", side.batch_size)
     if ask["do"] == "corpus":
         texts = json.loads(Path(ask["texts"]).read_text(encoding="utf-8"))
         start = time.perf_counter()
