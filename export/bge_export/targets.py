@@ -161,6 +161,16 @@ CUDA = Target(
     on_request=True,
 )  # fmt: skip
 
+CUDA_EVEN = replace(
+    CUDA,
+    name="cuda-even",
+    file="onnx/model_cuda_even_fp16.onnx",
+    passes=lambda: (FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=True),
+                    FuseForCuda(), LowerOpset(PORTABLE_OPSET), HalfPrecision()),
+    variants=(("cuda-even-fp16", "onnxruntime", "fp16"),),
+    description="the same for texts of one length, such as one; written with cuda, which uses it",
+)  # fmt: skip
+
 TENSORRT = Target(
     name="tensorrt",
     precision="fp16",
@@ -206,7 +216,7 @@ def for_model(target: Target, max_length: int, *, heads: bool) -> Target:
     return long.get(target.name, target)
 
 
-TARGETS = (OPENVINO, CPU, INT8, CUDA, TENSORRT, PORTABLE)
+TARGETS = (OPENVINO, CPU, INT8, CUDA, CUDA_EVEN, TENSORRT, PORTABLE)
 """In the order in which the runtime prefers them. Target and precision are unique."""
 
 
@@ -302,6 +312,8 @@ def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Targ
         ExportError: If a combination does not exist; the message holds the table.
     """
     chosen = _chosen(TARGETS, names, precisions)
+    if CUDA in chosen and CUDA_EVEN not in chosen:
+        chosen.insert(chosen.index(CUDA) + 1, CUDA_EVEN)
     return [*(target for target in chosen if target is not PORTABLE), PORTABLE]
 
 

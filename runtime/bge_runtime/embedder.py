@@ -37,6 +37,11 @@ _WINDOW = 2048
 """Texts that are tokenised and sorted together. While one window is computed the next
 one is tokenised; batches of 2,048 sorted texts hold next to no padding."""
 
+_FIRST_WINDOW_ON_GPU = 64
+"""A GPU waits for the first window, and is done with it so soon that this matters: 1,000 texts of
+512 tokens took an H100 a fifth less time once it did not wait for the tokens of all. So that window
+is small, and each one twice the last: tokenising is three times as fast as computing."""
+
 
 class Batch(NamedTuple):
     """Texts that are run together.
@@ -282,7 +287,11 @@ class Embedder:
             devices: Devices to share the work.
             show_progress_bar: None shows it for a long call on a terminal.
         """
-        windows = _tokenized_windows(texts, reading.tokenize)
+        first_engine = self._open_engines()[devices[0]]
+        waits = first_engine.info.device != "cpu" and not first_engine.past_names
+        windows = _tokenized_windows(
+            texts, reading.tokenize, _FIRST_WINDOW_ON_GPU if waits else _WINDOW
+        )
         if show_progress_bar is None:
             show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
         # A hidden tqdm would not do: each takes a lock of the whole process, which a fork
@@ -362,20 +371,23 @@ def _halves(batch: Batch) -> Iterator[Batch]:
 
 
 def _tokenized_windows(
-    texts: Sequence[str], tokenize: Tokenize
+    texts: Sequence[str], tokenize: Tokenize, first_window: int
 ) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
-    starts = range(0, len(texts), _WINDOW)
-    windows = [texts[start : start + _WINDOW] for start in starts]
+    starts, size = [0], first_window
+    while starts[-1] + size < len(texts):
+        starts.append(starts[-1] + size)
+        size = min(2 * size, _WINDOW)
+    windows = [texts[a:b] for a, b in itertools.pairwise([*starts, len(texts)])] if texts else []
     if len(windows) <= 1:
         for window in windows:
             yield 0, tokenize(window)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
         coming = background.submit(tokenize, windows[0])
-        for start, following in zip(starts, [*windows[1:], None], strict=True):
+        for start, window, following in zip(starts, windows, [*windows[1:], None], strict=True):
             tokens = coming.result()
             if following is not None:
-                coming = background.submit(tokenize, following, first=start + _WINDOW)
+                coming = background.submit(tokenize, following, first=start + len(window))
             yield start, tokens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from bge_export.passes import (
     SixteenBitsOnCpu,
     SpellOutPacked,
 )
-from bge_export.targets import CUDA, TENSORRT, select_targets
+from bge_export.targets import CUDA, CUDA_EVEN, TENSORRT, select_targets
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import by_text, graph_inputs
 from bge_runtime.engines.ort import OrtEngine
@@ -68,6 +69,7 @@ CUDA_KERNELS = {
     },
     "com.microsoft": {
         "BiasGelu": {"FLOAT16"},
+        "MultiHeadAttention": {"FLOAT16"},
         "PackedMultiHeadAttention": {"FLOAT16", "INT32"},
         "SkipLayerNormalization": {"FLOAT16"},
     },
@@ -228,6 +230,41 @@ def test_packed_texts_get_the_outputs_of_padded_ones(sessions, lengths):
     assert_close(run(packed, lengths), run(padded, lengths))
 
 
+@PROPERTY
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=6))
+def test_texts_of_one_length_get_the_outputs_of_others(engines, lengths):
+    """An engine sorts others by length itself."""
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(5, 90, mask.shape) * mask
+    names, even, packed = engines
+    results = (engine.run(ids, mask, names) for engine in (even, packed))
+    for name, ours, theirs in zip(names, *results, strict=True):
+        assert len(ours) == len(theirs) == len(lengths)
+        for row, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(row, other, rtol=0, atol=0.05, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=["tiny_gpu_bundle", "tiny_gpu_m3"])
+def engines(request):
+    """Names of outputs, and an engine on a CPU for each of the two graphs for CUDA."""
+    import onnx_ir as ir
+
+    folder = request.getfixturevalue(request.param)
+    bundle = Bundle.open(folder)
+    opened = []
+    for name in ("cuda-even", "cuda"):
+        graph = bundle.graph(name)
+        model = ir.load(folder / graph.file)
+        SpellOutPacked()(model)
+        SixteenBitsOnCpu()(model)
+        ir.save(model, folder / "onnx" / f"{name}-on-cpu.onnx")
+        graphs = {name: replace(graph, file=f"onnx/{name}-on-cpu.onnx")}
+        variant = next(v for v in bundle.manifest.variants if v.graph == name)
+        on_cpu = replace(variant, device="cpu")
+        opened.append(OrtEngine(Bundle(folder, replace(bundle.manifest, graphs=graphs)), on_cpu))
+    return bundle.graph("cuda").outputs, *opened
+
+
 @pytest.fixture(scope="module")
 def sessions(both):
     padded, packed = both
@@ -366,13 +403,18 @@ def test_variants_are_rehearsed_and_stay_unmeasured(tiny_checkpoint, tmp_path, t
     output = tmp_path / "bundle"
     rows = exporting.export_bundle(inspected, output, select_targets([target], []))
     bundle = Bundle.open(output)
-    row = next(row for row in rows if row.precision == "fp16")
-    assert row.parity is None
-    assert "has no" in row.provider
-    assert row.rehearsal.failures(TOLERANCES["fp16"]) == []
-    (variant,) = (v for v in bundle.manifest.variants if v.device == "cuda")
-    assert (variant.precision, variant.parity) == ("fp16", None)
-    assert variant.engine == {"cuda": "onnxruntime"}.get(target, target)
+    graphs = {"cuda": ["cuda", "cuda-even"]}.get(target, [target])
+    halves = [row for row in rows if row.precision == "fp16"]
+    assert len(halves) == len(graphs)
+    for row in halves:
+        assert row.parity is None
+        assert "has no" in row.provider
+        assert row.rehearsal.failures(TOLERANCES["fp16"]) == []
+    variants = [v for v in bundle.manifest.variants if v.device == "cuda"]
+    assert [variant.graph for variant in variants] == graphs
+    for variant in variants:
+        assert (variant.precision, variant.parity) == ("fp16", None)
+        assert variant.engine == {"cuda": "onnxruntime"}.get(target, target)
     assert not list(output.glob("onnx/rehearsal*"))
 
 
@@ -413,10 +455,11 @@ def test_both_share_one_file_of_weights_in_fp16(request, name: str):
     bundle = request.getfixturevalue(name)
     manifest = Bundle.open(bundle).manifest
     weights = {key: graph.weights for key, graph in manifest.graphs.items()}
-    assert weights["cuda"] == weights["tensorrt"] == "onnx/model_fp16.onnx_data"
+    assert weights["cuda"] == weights["cuda-even"] == "onnx/model_fp16.onnx_data"
+    assert weights["tensorrt"] == "onnx/model_fp16.onnx_data"
     whole = manifest.files["onnx/model.onnx_data"].size_bytes
     assert manifest.files["onnx/model_fp16.onnx_data"].size_bytes < 0.52 * whole
-    for target in (CUDA, TENSORRT):
+    for target in (CUDA, CUDA_EVEN, TENSORRT):
         inside = [
             value.const_value.nbytes
             for value in ir.load(bundle / target.file).graph.initializers.values()
@@ -428,7 +471,8 @@ def test_both_share_one_file_of_weights_in_fp16(request, name: str):
 
 @pytest.mark.parametrize("name", ["tiny_gpu_bundle", "tiny_gpu_m3"])
 @pytest.mark.parametrize(
-    ("target", "known"), [(CUDA, CUDA_KERNELS), (TENSORRT, TENSORRT_OPERATORS)]
+    ("target", "known"),
+    [(CUDA, CUDA_KERNELS), (CUDA_EVEN, CUDA_KERNELS), (TENSORRT, TENSORRT_OPERATORS)],
 )
 def test_every_operator_is_on_a_list(request, name: str, target, known):
     import onnx
@@ -482,7 +526,7 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
     encoder = load_encoder(inspect_checkpoint(minilm_checkpoint, source="minilm", pooling="mean"))
     wrapped = PooledEncoder(encoder, pooling="mean", token_types=True)
     vectors = exporting.reference_vectors(wrapped, texts)["sentence_embedding"]
-    assert set(seen) == {"cuda-fp16", "tensorrt-fp16"}
+    assert set(seen) == {"cuda-fp16", "cuda-even-fp16", "tensorrt-fp16"}
     for found in seen.values():
         parity = compare(found, np.stack(vectors))
         assert parity.min_cosine >= 0.9999
@@ -494,5 +538,5 @@ def test_they_are_written_when_asked_for_by_name():
         return [target.name for target in select_targets(*arguments)]
 
     assert not {"cuda", "tensorrt"} & set(chosen([], []))
-    assert chosen(["cuda"], []) == ["cuda", "portable"]
-    assert chosen([], ["fp16"]) == ["cuda", "tensorrt", "portable"]
+    assert chosen(["cuda"], []) == ["cuda", "cuda-even", "portable"]
+    assert chosen([], ["fp16"]) == ["cuda", "cuda-even", "tensorrt", "portable"]

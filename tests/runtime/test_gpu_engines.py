@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.engines import open_engine, ort_providers, trt
 from bge_runtime.engines.base import graph_inputs, inference_error
 from bge_runtime.engines.ort import OrtEngine
-from bge_runtime.engines.ort_cuda import CapturedRuns
+from bge_runtime.engines.ort_cuda import CapturedRuns, OrtCudaEngine
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import (
     DeviceError,
@@ -167,11 +168,10 @@ def calls(request, bundle, tiny_m3_checkpoint, tmp_path_factory, cuda_libraries)
 
 def test_streams_and_handles_do_not_grow_with_the_threads_that_call(calls):
     # 24 threads; ONNX Runtime makes a stream and a handle for each that comes to it.
-    assert calls["plain"]["threads"]["kernels"] > 24 * 20
-    assert calls["plain"]["threads"]["streams"] <= 2
-    assert calls["plain"]["threads"]["handles"] <= 2
-    assert calls["graphs"]["threads"]["streams"] == 0
-    assert calls["graphs"]["threads"]["handles"] == 0
+    for kind in ("plain", "graphs"):
+        assert calls[kind]["threads"]["kernels"] > 24 * 20
+        assert calls[kind]["threads"]["streams"] <= 2
+        assert calls[kind]["threads"]["handles"] <= 2
 
 
 def test_a_short_text_is_one_call_with_cuda_graphs(calls):
@@ -215,14 +215,13 @@ class CpuMemory:
 
 
 @pytest.fixture(scope="module")
-def packed_session(bundle):
-    """A session of the packed graph, brought into a form for a CPU."""
+def even_session(bundle):
+    """A session of the graph for texts of one length, brought into a form for a CPU."""
     import onnx_ir as ir
 
-    from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
+    from bge_export.passes import SixteenBitsOnCpu
 
-    model = ir.load(bundle / "onnx" / "model_cuda_fp16.onnx")
-    SpellOutPacked()(model)
+    model = ir.load(bundle / "onnx" / "model_cuda_even_fp16.onnx")
     SixteenBitsOnCpu()(model)
     file = bundle / "onnx" / "spelled_out.onnx"
     ir.save(model, file)
@@ -233,38 +232,95 @@ def packed_session(bundle):
 
 
 @pytest.fixture(scope="module")
-def captured(packed_session):
+def captured(even_session):
     options = OrtEngine.load().RunOptions
-    return CapturedRuns(CpuMemory(), packed_session, lambda _: options(), index=3)
+    return CapturedRuns(CpuMemory(), even_session, lambda _: options(), index=3)
 
 
 @PROPERTY
 @given(texts=st.lists(st.lists(st.integers(5, 90), min_size=1, max_size=64), max_size=6))
-def test_captured_runs_give_each_text_its_own_vector(captured, packed_session, texts):
-    names = {value.name for value in packed_session.get_inputs()}
+def test_captured_runs_give_each_text_its_own_vector(captured, even_session, texts):
+    names = {value.name for value in even_session.get_inputs()}
     for text in texts:
         ids = np.array([text])
         feeds = graph_inputs(names, ids, np.ones_like(ids))
         given_feeds = {name: feeds[name] for name in names}
-        (expected,) = packed_session.run(["sentence_embedding"], given_feeds)
-        assert captured.takes(["sentence_embedding"], feeds)
+        (expected,) = even_session.run(["sentence_embedding"], given_feeds)
+        assert captured.takes(len(text), ["sentence_embedding"])
         (vector,) = captured.run(feeds["input_ids"])
         np.testing.assert_array_equal(vector, expected)
 
 
-@pytest.mark.parametrize("lengths", [[65], [3, 3], [1, 2]])
-def test_other_batches_are_not_captured(captured, lengths):
-    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-    feeds = graph_inputs({"cumulative_sequence_length"}, mask, mask)
-    assert not captured.takes(["sentence_embedding"], feeds)
-    one = graph_inputs({"cumulative_sequence_length"}, mask[:1, :1], mask[:1, :1])
-    assert not captured.takes(["sentence_embedding", "token_weights"], one)
+class Taken:
+    """An engine that only says that it was chosen."""
+
+    captured = None
+
+    def run(self, *_, **__):
+        return "taken"
 
 
-def test_a_graph_that_cannot_be_captured_is_an_error(packed_session, monkeypatch):
+@pytest.fixture
+def chooses(monkeypatch):
+    """An engine of a packed graph that runs nothing, and says which engine would."""
+    monkeypatch.setattr(OrtEngine, "run", lambda *_, **__: "packed")
+    engine = object.__new__(OrtCudaEngine)
+    engine._even_engine, engine._open_even = None, Taken
+    engine._seen, engine._choosing = Counter(), threading.Lock()
+
+    def chosen(*lengths, outputs=("sentence_embedding",)):
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        return engine.run(mask, mask, outputs)
+
+    engine.chosen = chosen
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("lengths", "outputs", "chosen"),
+    [
+        ([64], ("sentence_embedding",), "taken"),
+        ([1], ("sentence_embedding",), "taken"),
+        ([65], ("sentence_embedding",), "packed"),
+        ([3, 3], ("sentence_embedding",), "packed"),
+        ([1, 2], ("sentence_embedding",), "packed"),
+        ([9], ("sentence_embedding", "token_weights"), "packed"),
+    ],
+)
+def test_one_short_text_is_captured(chooses, captured, lengths, outputs, chosen):
+    chooses._even_engine = Taken()
+    chooses._even_engine.captured = captured
+    assert chooses.chosen(*lengths, outputs=outputs) == chosen
+
+
+def test_full_batches_of_one_length_go_to_the_graph_for_them_once_that_pays(chooses):
+    often = [chooses.chosen(*[512] * 32) for _ in range(20)]
+    assert often == ["packed"] * 16 + ["taken"] * 4
+    # Another shape, batches with padding, and small ones count for themselves.
+    assert {chooses.chosen(*[512] * 31) for _ in range(16)} == {"packed"}
+    assert {chooses.chosen(*[512] * 31, 511) for _ in range(40)} == {"packed"}
+    assert {chooses.chosen(*[64] * 100) for _ in range(40)} == {"packed"}
+    assert chooses.chosen(*[512] * 32) == "taken"
+
+
+def test_without_memory_for_that_batches_go_on_as_before(chooses):
+    def fails():
+        raise EngineError("CUDA failure 2: out of memory")
+
+    chooses._open_even = fails
+    for _ in range(16):
+        chooses.chosen(*[512] * 32)
+    with pytest.warns(UserWarning, match=r"out of memory.*like all others"):
+        assert chooses.chosen(*[512] * 32) == "packed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chooses.chosen(*[512] * 32) == "packed"
+
+
+def test_a_graph_that_cannot_be_captured_is_an_error(even_session, monkeypatch):
     class Refusing:
         def __getattr__(self, name):
-            return getattr(packed_session, name)
+            return getattr(even_session, name)
 
         def run_with_iobinding(self, binding, options):
             raise RuntimeError("operation not permitted when stream is capturing")

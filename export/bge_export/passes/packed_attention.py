@@ -8,10 +8,10 @@ import onnx_ir as ir
 from bge_export.passes._edit import Edit, is_op, unique_name
 from bge_export.passes._heads import joined_of, sources_of, split_of
 from bge_export.passes.attention_to_matmul import spell_out
-from bge_runtime.manifest import CUMULATIVE_LENGTHS, TOKEN_OFFSET
+from bge_runtime.manifest import CUMULATIVE_LENGTHS, EVEN_BATCH, TOKEN_OFFSET
 
 CONTRIB = "com.microsoft"
-PACKED = "PackedMultiHeadAttention"
+PACKED, EVEN = "PackedMultiHeadAttention", "MultiHeadAttention"
 
 
 class PackAttention(ir.passes.InPlacePass):
@@ -21,12 +21,22 @@ class PackAttention(ir.passes.InPlacePass):
     and values apart and without a bias the CUDA provider gives them to FlashAttention as they
     are (``packed_multihead_attention.cc``).
 
+    With ``even`` it is MultiHeadAttention, for texts that all have one length: cuDNN's attention,
+    which on a Hopper GPU takes two thirds of the time, and no wait for the GPU in each layer to
+    see whether the input is right. On an H100 bge-large took 11.2 ms for 11.9 with 16 texts of 512
+    tokens, and as a CUDA graph 1.4 ms for 1.6 with one of 8.
+
     Requires: one row of tokens, of which the input ``cumulative_sequence_length`` says where
     the texts end; ``Attention`` as `AttentionInBlocks` wants it.
     Changes: those Attention nodes, whose masks go. There is a further input ``token_offset``:
     the operator reads batch and longest text off its shape ``(batch, longest)``, and other
-    kernels than that of FlashAttention read it.
+    kernels than that of FlashAttention read it. With ``even`` it is called ``even_batch``.
     """
+
+    def __init__(self, *, even: bool = False) -> None:
+        """Choose which texts it is for."""
+        super().__init__()
+        self._even = even
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass.
@@ -37,9 +47,12 @@ class PackAttention(ir.passes.InPlacePass):
         graph = model.graph
         nodes = [node for node in graph if is_op(node, "Attention")]
         lengths = next(value for value in graph.inputs if value.name == CUMULATIVE_LENGTHS)
-        offsets = ir.val(TOKEN_OFFSET, ir.DataType.INT32, ["batch", "longest"])
+        offsets = ir.val(
+            EVEN_BATCH if self._even else TOKEN_OFFSET, ir.DataType.INT32, ["batch", "longest"]
+        )
         graph.inputs.append(offsets)
         model.opset_imports[CONTRIB] = 1
+        in_texts: dict[int, ir.Value] = {}
         for node in nodes:
             sources, joined, split = sources_of(node), joined_of(node), split_of(node.inputs[0])
             plain = (
@@ -51,20 +64,30 @@ class PackAttention(ir.passes.InPlacePass):
                 raise ValueError(f"Attention node {node.name!r} is of a form that cannot be packed")
             heads, width = split
             edit = Edit()
-            flat, row = (
-                edit.constant(np.array(shape, np.int64), unique_name(graph, f"packed.{name}"))
-                for name, shape in (("flat", [-1, heads * width]), ("row", [1, -1, heads * width]))
-            )
+
+            def constant(name: str, shape: list[int], edit: Edit = edit) -> ir.Value:
+                array = np.array(shape, np.int64)
+                return edit.constant(array, unique_name(graph, f"packed.{name}"))
+
+            row = constant("row", [1, -1, heads * width])
+            if not self._even:
+                split_up = constant("flat", [-1, heads * width])
+            elif heads * width in in_texts:
+                split_up = in_texts[heads * width]
+            else:
+                whole = constant("width", [heads * width])
+                split_up = edit.op("Concat", [edit.op("Shape", [offsets]), whole], {"axis": 0})
+                in_texts[heads * width] = split_up
             attributes: dict[str, int | float] = {"num_heads": heads}
             if "scale" in node.attributes:
                 attributes["scale"] = node.attributes.get_float("scale", 1.0)
-            inputs = [edit.op("Reshape", [source, flat]) for source in sources]
-            attended = edit.op(
-                PACKED, [*inputs, None, offsets, lengths], attributes, domain=CONTRIB
-            )
+            inputs = [edit.op("Reshape", [source, split_up]) for source in sources]
+            name, more = (EVEN, []) if self._even else (PACKED, [None, offsets, lengths])
+            attended = edit.op(name, [*inputs, *more], attributes, domain=CONTRIB)
+            shape = ["batch", "longest"] if self._even else ["tokens"]
             for value in (*inputs, attended):
                 value.type = ir.TensorType(ir.DataType.FLOAT)
-                value.shape = ir.Shape(["tokens", heads * width])
+                value.shape = ir.Shape([*shape, heads * width])
             result = edit.op("Reshape", [attended, row])
             result.type, result.shape = joined.type, joined.shape
             edit.insert_before(node)

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.errors import InferenceError, OutOfMemoryError
-from bge_runtime.manifest import COLBERT_VECS, CUMULATIVE_LENGTHS, HEAD_OUTPUTS, TOKEN_OFFSET
+from bge_runtime.manifest import (
+    COLBERT_VECS,
+    CUMULATIVE_LENGTHS,
+    EVEN_BATCH,
+    HEAD_OUTPUTS,
+    TOKEN_OFFSET,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,10 @@ def graph_inputs(
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
     """
     if CUMULATIVE_LENGTHS in names:
-        return packed_inputs(input_ids, attention_mask)
+        packed = packed_inputs(input_ids, attention_mask)
+        if EVEN_BATCH in names:
+            packed[EVEN_BATCH] = packed.pop(TOKEN_OFFSET)
+        return packed
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in names:
         inputs["token_type_ids"] = np.zeros_like(input_ids)

@@ -32,6 +32,7 @@ from bge_runtime.errors import (
 from bge_runtime.manifest import (
     COMPUTE_HEADS,
     CUMULATIVE_LENGTHS,
+    EVEN_BATCH,
     HEAD_OUTPUTS,
     Variant,
     past_names_of,
@@ -122,7 +123,7 @@ class OrtEngine:
         )
         shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._input_names = frozenset(shapes)
-        self._packed = CUMULATIVE_LENGTHS in shapes
+        self._packed, self._even = CUMULATIVE_LENGTHS in shapes, EVEN_BATCH in shapes
         self._past = PastInputs(
             {name: (shapes[name][1], shapes[name][3]) for name in past_names_of(shapes)}
         )
@@ -195,6 +196,8 @@ class OrtEngine:
         outputs: Sequence[str],
         past: Sequence[NDArray[np.float32]] | None,
     ) -> list[NDArray[np.float32]]:
+        if self._even and not attention_mask.all():
+            return self._run_by_length(session, input_ids, attention_mask, outputs)
         feeds = graph_inputs(self._input_names, input_ids, attention_mask) | self._past.feeds(past)
         if COMPUTE_HEADS in self._input_names:
             # Every output of a graph is computed, whichever are asked for.
@@ -207,6 +210,31 @@ class OrtEngine:
             pairs = zip(outputs, results, strict=True)
             return [by_text(name, values, attention_mask) for name, values in pairs]
         return results
+
+    def _run_by_length(
+        self,
+        session: Any,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        outputs: Sequence[str],
+    ) -> list[NDArray[np.float32]]:
+        lengths = attention_mask.sum(axis=1)
+        together: dict[str, NDArray[Any]] = {}
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            ids = np.ascontiguousarray(input_ids[rows, :length])
+            found = self._run_in(session, ids, np.ones_like(ids), outputs, None)
+            for name, values in zip(outputs, found, strict=True):
+                by_token = name in HEAD_OUTPUTS and values.dtype != object
+                rest = lengths.max(keepdims=True) if by_token else values.shape[1:]
+                all_rows = together.setdefault(
+                    name, np.zeros((len(lengths), *rest), dtype=values.dtype)
+                )
+                if by_token:
+                    all_rows[rows, :length] = values
+                else:
+                    all_rows[rows] = values
+        return [together[name] for name in outputs]
 
     def _computed(
         self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
