@@ -1,26 +1,29 @@
 #!/usr/bin/env bash
-# The whole run on a machine with an NVIDIA GPU (Hopper was in mind): install, export, check,
-# measure. Not run on a GPU yet.
+# The whole run on a machine with an NVIDIA GPU: install, export, check, measure.
 #
 #     benchmarks/run_on_gpu.sh [FOLDER]      results; default: benchmarks/results
 #
 # A step that fails, or takes longer than STEP_LIMIT, does not keep the next ones from running: each
 # leaves its output in FOLDER/gpu-NAME.log and a line in FOLDER/gpu-steps.tsv (name, exit status,
-# seconds), and tables are written one by one.
+# seconds), and tables are written one by one. Exports go side by side.
 #
 # TRAINED    a checkpoint of trained weights, for parity at every length; POOLING says how it pools
-# MODELS     what is run with random weights, in this order; LAYERS cuts decoders down
-# TABLES     those of bge-bench gpu, all if empty
+# MODELS     what is run with random weights, in this order
+# LAYERS     of decoders, which are cut down to so many; TOKENIZER is the folder of theirs
+# TABLES     those of bge-bench gpu, all if empty; ROUNDS and CALLS of each
+# DATA       folder of bge-bench data, for the table of natural lengths
 # STEPS      kinds of steps: doctor export parity measure verify
+# DEVICE     the GPU
 #
-# Without a network: put wheels, or onnxruntime-gpu unpacked, into ./gpu-wheels first. What is
-# missing of the baselines is named as left out. Bundles are kept in BUNDLES for a second run.
+# Without a network: put wheels, or packages unpacked, into ./gpu-wheels first. What is missing of
+# the baselines is named as left out. Bundles are kept in BUNDLES for a second run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
 models=${MODELS-bge-large-en-v1.5 bge-m3 bge-en-icl}
 steps=${STEPS:-doctor export parity measure verify}
 limit=${STEP_LIMIT:-1h}
+device=${DEVICE:-cuda:0}
 python=${PYTHON:-python3}
 bundles=${BUNDLES:-$(mktemp -d)}
 mkdir -p "$results" "$bundles"
@@ -37,8 +40,8 @@ if [ -d gpu-wheels ]; then
             "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$wheel"
         done
     fi
-    export PYTHONPATH="$site:$PWD/runtime:$PWD/export:$PWD/benchmarks"
-else
+    export PYTHONPATH="$site:$PWD/runtime:$PWD/export:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+elif [ "$device" != cpu ]; then
     "$python" -m pip install --quiet '.[cuda,export,bench]'
     # The extras bring both wheels of ONNX Runtime, which overwrite each other.
     "$python" -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
@@ -46,51 +49,68 @@ else
 fi
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} PYTHONUNBUFFERED=1
 
-step() { # KIND NAME MODULE ARGUMENTS...
-    local kind=$1 name=$2 start=$SECONDS status
-    shift 2
+step() { # KIND NAME LIMIT MODULE ARGUMENTS...
+    local kind=$1 name=$2 seconds=$3 start=$SECONDS status
+    shift 3
     case " $steps " in *" $kind "*) ;; *) return 0 ;; esac
-    echo "== $name"
-    timeout "$limit" "$python" -W ignore -m "$@" 2>&1 | tee "$results/gpu-$name.log"
-    status=${PIPESTATUS[0]}
+    timeout "${seconds/-/$limit}" "$python" -W ignore -m "$@" >"$results/gpu-$name.log" 2>&1
+    status=$?
     printf '%s\t%s\t%s\n' "$name" "$status" "$((SECONDS - start))" | tee -a "$results/gpu-steps.tsv"
+    ${AFTER_STEP:-true}
     return "$status"
 }
 
-step doctor doctor bge_runtime.doctor doctor
+is_decoder() { [[ $1 == bge-en-icl || $1 == bge-multilingual-gemma2 ]]; }
 
+exported() { # MODEL: its bundle, and the checkpoint that the baselines read
+    local model=$1 target=(--target cuda) options=()
+    if is_decoder "$model"; then
+        target+=(--precision bf16)
+        options+=(${LAYERS:+--layers "$LAYERS"} ${TOKENIZER:+--tokenizer "$TOKENIZER"})
+    fi
+    if [ ! -d "$bundles/$model" ]; then
+        step export "$model-export" - bge_export.cli "$model" --random-weights "${target[@]}" \
+            "${options[@]}" --output "$bundles/$model" --force &
+    fi
+    if [ ! -d "$bundles/$model-checkpoint" ]; then
+        step export "$model-checkpoint" - bge_bench.cli checkpoint "$model" \
+            "$bundles/$model-checkpoint" "${options[@]}" &
+    fi
+    wait
+}
+
+step doctor doctor - bge_runtime.doctor doctor
+for model in $models; do
+    exported "$model" &
+done
 if [ -n "${TRAINED:-}" ]; then
-    step export trained-export bge_export.cli "$TRAINED" ${POOLING:+--pooling "$POOLING"} \
+    step export trained-export - bge_export.cli "$TRAINED" ${POOLING:+--pooling "$POOLING"} \
         --target cuda --output "$bundles/trained" --force
-    step parity trained-parity bge_bench.cli parity "$bundles/trained" --checkpoint "$TRAINED" \
-        --device cuda:0 --against transformers --every-length --json "$results/gpu-trained-parity.json"
+    step parity trained-parity - bge_bench.cli parity "$bundles/trained" --checkpoint "$TRAINED" \
+        --device "$device" --against transformers --every-length \
+        --json "$results/gpu-trained-parity.json"
 fi
+wait
 
 for model in $models; do
     bundle=$bundles/$model
     folder=$results/gpu-$model
+    given=("$bundle" --checkpoint "$bundle-checkpoint" --device "$device")
     mkdir -p "$folder"
-    case $model in
-    bge-en-icl | bge-multilingual-gemma2)
-        step export "$model-export" bge_export.cli "$model" --random-weights \
-            ${LAYERS:+--layers "$LAYERS"} --target cuda --precision bf16 --output "$bundle" --force
-        step measure "$model-prefix" bge_bench.cli prefix "$bundle" --device cuda:0 \
+    if is_decoder "$model"; then
+        step measure "$model-prefix" "${PREFIX_LIMIT:--}" bge_bench.cli prefix "${given[@]}" \
             --json "$folder/gpu-prefix.json"
-        ;;
-    bge-m3)
-        step export "$model-export" bge_export.cli "$model" --random-weights --target cuda \
-            --output "$bundle" --force
-        step measure "$model-speed" bge_bench.cli speed "$bundle" --device cuda:0 --outputs all \
+    elif [ "$model" = bge-m3 ]; then
+        step measure "$model-speed" "${SPEED_LIMIT:--}" bge_bench.cli speed "${given[@]}" \
+            --outputs all --sample "${M3_TEXTS:-1000}" --rounds "${M3_ROUNDS:-3}" \
             --baseline-batch-size 64 --json "$folder/gpu-speed.json"
-        ;;
-    *)
-        step export "$model-export" bge_export.cli "$model" --random-weights --target cuda \
-            --output "$bundle" --force
+    else
         only=()
         for table in ${TABLES:-}; do only+=(--only "$table"); done
-        step measure "$model-tables" bge_bench.cli gpu "$bundle" --output "$folder" "${only[@]}"
-        ;;
-    esac
-    step verify "$model-verify" bge_runtime.doctor doctor --verify "$bundle"
+        step measure "$model-tables" "${TABLES_LIMIT:--}" bge_bench.cli gpu "${given[@]}" \
+            --output "$folder" --rounds "${ROUNDS:-3}" --calls "${CALLS:-100}" \
+            ${DATA:+--data "$DATA"} "${only[@]}"
+    fi
+    step verify "$model-verify" - bge_runtime.doctor doctor --verify "$bundle"
 done
 echo "bundles: $bundles"

@@ -36,6 +36,7 @@ try:
     from bge_bench.report_cli import report as report_command
     from bge_bench.retrieval_cli import retrieval
     from bge_bench.sides import BASELINES, GPU_BASELINES
+    from bge_bench.source import checkpoint as checkpoint_command
     from bge_bench.source import open_checkpoint
     from bge_bench.speed import Workload, line_up, measure_speed, step_count
     from bge_bench.tables_cli import COMMANDS
@@ -67,6 +68,7 @@ for command in COMMANDS:
     main.add_command(command)
 main.add_command(retrieval)
 main.add_command(gpu)
+main.add_command(checkpoint_command)
 
 
 @main.command()

@@ -19,7 +19,7 @@ _TEXTS = 100_000
 _CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": None}
 _NATURAL, _DATASET = "natural-throughput", "xquad-en"
 _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
-    "latency": (latency, {"calls": 100, "budget_s": 1.5}),
+    "latency": (latency, {"budget_s": 1.5}),
     "full-throughput": (throughput, _CORPUS | {"named": ["full"]}),
     "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
     _NATURAL: (
@@ -45,6 +45,7 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
     type=click.Choice(GPU_BASELINES), help=f"Repeatable. Default: {', '.join(GPU_BASELINES)}.",
 )  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--calls", default=100, show_default=True, help="Of each kind, for latency.")
 @click.option(
     "--only", multiple=True, type=click.Choice(tuple(_TABLES)), help="Repeatable. Default: all.",
 )  # fmt: skip
@@ -59,6 +60,7 @@ def gpu(
     output: Path,
     baselines: Sequence[str],
     only: Sequence[str],
+    calls: int,
     folder: Path | None,
     **options: Any,
 ) -> None:
@@ -77,6 +79,8 @@ def gpu(
             given = common | more | {"json_file": output / f"gpu-{name}.json"}
             if command is throughput:
                 given["folder"] = folder
+            if command is latency:
+                given["calls"] = calls
             if command in (latency, throughput):  # the others are about new processes
                 given["pool"] = pool
             if name == _NATURAL:

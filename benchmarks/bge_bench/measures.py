@@ -193,9 +193,6 @@ def _workers(
     warm_up: Sequence[str] = (),
 ) -> Iterator[list[LazyWorker]]:
     specs = specs or [entrant.spec for entrant in entrants]
-    if settings.pool is not None:
-        settings.step("all processes: start")
-        settings.pool.workers(specs, timeout_s=settings.timeout_s)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
         workers = [
@@ -205,6 +202,14 @@ def _workers(
         for worker in workers:
             stack.callback(worker.close)
         yield workers
+
+
+def _start_all(entrants: Sequence[Entrant], reference: SideSpec, settings: Settings) -> None:
+    """Start the processes of a pool at once; without one each starts when it is needed."""
+    if settings.pool is not None:
+        settings.step("all processes: start")
+        specs = [*(entrant.spec for entrant in entrants), reference]
+        settings.pool.workers(specs, timeout_s=settings.timeout_s)
 
 
 def _take_turns(
@@ -256,6 +261,7 @@ def measure_throughput(
     Returns:
         One document an entrant.
     """
+    _start_all(entrants, reference, settings)
     specs = [
         entrant.spec
         if entrant.ours
@@ -325,6 +331,7 @@ def measure_latency(
         worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
         return worker.query_ms(texts, calls=calls, budget_s=budget_s)
 
+    _start_all(entrants, reference, settings)
     expected = _reference_vectors(
         reference, [text for _, texts in points for text in texts], settings
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("libraries.c")
 LIBRARIES = (
     "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcuda.so.1",
+    "libcudnn.so",
 )  # fmt: skip
 
 
@@ -25,6 +26,8 @@ def build(provider: Path, folder: Path) -> None:
     listing = ["readelf", "--dyn-syms", "--wide", str(provider)]
     listed = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
     wanted = set(re.findall(r"UND ((?:__cuda|cuda|cublas|curand|cu[A-Z])\w*)", listed))
+    # cuDNN is opened by name, and so are its functions.
+    wanted |= {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)\0", provider.read_bytes())}
     source = SOURCE.read_text("utf-8")
     for name in sorted(wanted):
         if not re.search(rf"\b{name}\(", source):

@@ -157,7 +157,11 @@ class OrtCudaEngine(OrtEngine):
                 return None
             if self._even_engine is None:
                 try:
-                    self._even_engine = self._open_even()
+                    opened = self._open_even()
+                    # What it lacks beside memory, such as cuDNN, shows when it runs.
+                    one = np.ones((1, 1), dtype=np.int64)
+                    opened.run(one, one, outputs)
+                    self._even_engine = opened
                 except BgeError as error:
                     self._open_even = None
                     warnings.warn(

@@ -58,7 +58,8 @@ def load() -> Any:
 def cuda_options(index: int) -> dict[str, str]:
     """Give the CUDA provider's options, for the GPU of a number."""
     return {
-        "device_id": str(index),
+        # Where it is named, ONNX Runtime 1.31 warns that no plugin serves that GPU, on stderr.
+        **({"device_id": str(index)} if index else {}),
         # On by default: products of float32 with 10 bits of mantissa.
         "use_tf32": "0",
         # Off, the kernel sums squares in the type of the tensor: in fp16 a norm is then right to
