@@ -134,7 +134,8 @@ class PackedEncoder(torch.nn.Module):
         row = input_ids[None]
         positions = self._positions(input_ids, position_ids)[None]
         inputs = {"input_ids": row, "position_ids": positions}
-        if self.pooled.token_types:
+        # Even if there is one type only: an encoder's own zeros are no more than a text has tokens.
+        if "token_type_ids" in inspect.signature(self.pooled.encoder.forward).parameters:
             inputs["token_type_ids"] = torch.zeros_like(row)
         hidden = self.pooled.encoder(**inputs, return_dict=True).last_hidden_state
         vectors = self._pool(hidden, cumulative_lengths)

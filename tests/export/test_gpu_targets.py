@@ -230,6 +230,12 @@ def test_packed_texts_get_the_outputs_of_padded_ones(sessions, lengths):
     assert_close(run(packed, lengths), run(padded, lengths))
 
 
+def test_more_tokens_in_a_batch_than_a_text_may_have(sessions):
+    padded, packed = sessions
+    lengths = [500, 499, 30]
+    assert_close(run(packed, lengths), run(padded, lengths))
+
+
 @PROPERTY
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=6))
 def test_texts_of_one_length_get_the_outputs_of_others(engines, lengths):
