@@ -19,15 +19,15 @@ _TEXTS = 100_000
 _CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": None}
 _NATURAL, _DATASET = "natural-throughput", "xquad-en"
 _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
-    "latency": (latency, {"budget_s": 1.5}),
     "full-throughput": (throughput, _CORPUS | {"named": ["full"]}),
-    "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
     _NATURAL: (
         throughput,
         _CORPUS | {"named": [_DATASET, f"{_DATASET}-questions"], "count": 10_000},
     ),
-    "cold-start": (cold_start, {}),
+    "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
     "memory": (memory, {"count": _TEXTS, "baselines": ()}),
+    "latency": (latency, {"budget_s": 1.5}),
+    "cold-start": (cold_start, {}),
 }
 """In the order in which they are measured, each with the options that it has of its own."""
 

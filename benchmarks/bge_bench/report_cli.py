@@ -79,9 +79,11 @@ def section(path: Path, document: dict[str, Any]) -> str:
     # A virtual machine may call all processors of a maker alike.
     extensions = hardware.get("vector_extensions", ())
     able = f" with {' '.join(extensions)}" if extensions else ""
+    gpus = hardware.get("nvidia", {}).get("gpus", ())
+    on_gpu = gpus and document.get("device", "cpu") != "cpu"
+    machine = gpus[0]["name"] if on_gpu else f"{hardware['cpu']}{able}"
     where = (
-        f"{hardware['cpu']}{able}, {document['threads']} threads, {document['time'][:10]}; raw: "
-        f"`{path.name}`."
+        f"{machine}, {document['threads']} threads, {document['time'][:10]}; raw: `{path.name}`."
     )
     return "\n\n".join([f"{title} ({where})", markdown(ROWS[document["kind"]](document)),
                         "\n".join(f"- {note}" for note in notes(document))])  # fmt: skip

@@ -166,6 +166,8 @@ def notes(document: Document) -> list[str]:
         if failures(row)
     ]
     said += [f"Left out: {side}, since {why}" for side, why in document["left_out"].items()]
+    if "interrupted" in document:
+        said.append(document["interrupted"])
     return said + busy_notes(document["busy_percent_before"])
 
 

@@ -157,7 +157,7 @@ CUDA = Target(
     weights=_HALF_WEIGHTS,
     variants=(("cuda-fp16", "onnxruntime", "fp16"),),
     device="cuda",
-    description="ONNX Runtime on an NVIDIA GPU, texts packed without padding; not yet run on one",
+    description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",
     on_request=True,
 )  # fmt: skip
 
@@ -273,7 +273,7 @@ DECODER_TARGETS = (
         variants=(("cuda-bf16", "onnxruntime", "bf16"),),
         device="cuda",
         storage=ir.DataType.BFLOAT16,
-        description="decoders: ONNX Runtime on an NVIDIA GPU; not yet run on one",
+        description="decoders: ONNX Runtime on an NVIDIA GPU",
     ),
     DecoderTarget(
         name="cuda",
