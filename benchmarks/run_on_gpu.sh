@@ -14,6 +14,7 @@
 # DATA       folder of bge-bench data, for the table of natural lengths
 # STEPS      kinds of steps: doctor export parity measure verify
 # DEVICE     the GPU
+# AFTER_STEP a command to run after each step, which may take the results away
 #
 # Without a network: put wheels, or packages unpacked, into ./gpu-wheels first. What is missing of
 # the baselines is named as left out. Bundles are kept in BUNDLES for a second run.
@@ -73,6 +74,7 @@ exported() { # MODEL: its bundle, and the checkpoint that the baselines read
             "${options[@]}" --output "$bundles/$model" --force &
     fi
     if [ ! -d "$bundles/$model-checkpoint" ]; then
+        rm -rf "$bundles/$model-checkpoint.part"
         step export "$model-checkpoint" - bge_bench.cli checkpoint "$model" \
             "$bundles/$model-checkpoint" "${options[@]}" &
     fi

@@ -10,10 +10,10 @@ import click
 
 from bge_bench.catalogue import DATASETS, check, data_folder
 from bge_bench.errors import BenchError
-from bge_bench.measures import Pool
 from bge_bench.options import checkpoint_option, data_option, threads_option, timeout_option
 from bge_bench.sides import GPU_BASELINES
 from bge_bench.tables_cli import GPU_BATCH_SIZES, cold_start, latency, memory, throughput
+from bge_bench.workers import Pool
 
 _TEXTS = 100_000
 _CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": None}
@@ -29,7 +29,7 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
     "latency": (latency, {"budget_s": 1.5}),
     "cold-start": (cold_start, {}),
 }
-"""In the order in which they are measured, each with the options that it has of its own."""
+"""Each with the options that it has of its own."""
 
 
 @click.command()
@@ -45,7 +45,10 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
     type=click.Choice(GPU_BASELINES), help=f"Repeatable. Default: {', '.join(GPU_BASELINES)}.",
 )  # fmt: skip
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--calls", default=100, show_default=True, help="Of each kind, for latency.")
+@click.option(
+    "--calls", default=100, show_default=True, type=click.IntRange(min=1),
+    help="Of each kind, for latency.",
+)  # fmt: skip
 @click.option(
     "--only", multiple=True, type=click.Choice(tuple(_TABLES)), help="Repeatable. Default: all.",
 )  # fmt: skip
@@ -64,29 +67,35 @@ def gpu(
     folder: Path | None,
     **options: Any,
 ) -> None:
-    """Time a bundle on a GPU: full batches, mixed lengths, single texts, start, memory.
+    """Time a bundle on a GPU: full batches, natural and mixed lengths, single texts; memory, start.
 
     Baselines compute in fp16, each with its best batch size. Parity is measured with each
     corpus, on the GPU, against PyTorch in fp32.
     """
     output.mkdir(parents=True, exist_ok=True)
     common = {"bundle": bundle, "baselines": baselines, "precisions": (), **options}
+
+    def measure(name: str, **more: Any) -> None:
+        command, given = _TABLES[name]
+        if only and name not in only:
+            return
+        click.echo(f"\n{name}")
+        json_file = output / f"gpu-{name}.json"
+        context.invoke(command, **{**common, **given, **more, "json_file": json_file})
+
     with Pool() as pool:
-        for name, (command, more) in _TABLES.items():
-            if only and name not in only:
-                continue
-            click.echo(f"\n{name}")
-            given = common | more | {"json_file": output / f"gpu-{name}.json"}
-            if command is throughput:
-                given["folder"] = folder
-            if command is latency:
-                given["calls"] = calls
-            if command in (latency, throughput):  # the others are about new processes
-                given["pool"] = pool
-            if name == _NATURAL:
-                try:
-                    check(DATASETS[_DATASET], folder or data_folder())
-                except BenchError as error:
-                    click.echo(f"left out: {error}")
-                    continue
-            context.invoke(command, **given)
+        for name in ("full-throughput", *_natural(folder), "mixed-throughput"):
+            measure(name, pool=pool, folder=folder)
+        measure("latency", pool=pool, calls=calls)
+    # Each with new processes, and none beside them.
+    for name in ("memory", "cold-start"):
+        measure(name)
+
+
+def _natural(folder: Path | None) -> list[str]:
+    try:
+        check(DATASETS[_DATASET], folder or data_folder())
+    except BenchError as error:
+        click.echo(f"\n{_NATURAL} is left out: {error}")
+        return []
+    return [_NATURAL]

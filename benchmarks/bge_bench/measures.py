@@ -8,15 +8,11 @@ sample of the texts is timed of a slow entrant, ours is timed on that sample as 
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,184 +20,19 @@ from numpy.typing import NDArray
 from bge_bench.driver import Worker
 from bge_bench.entrants import Entrant
 from bge_bench.errors import BenchError
-from bge_bench.journal import Journal
 from bge_bench.sides import SideSpec
-from bge_bench.speed import QUERY, what_runs
+from bge_bench.speed import QUERY
+from bge_bench.workers import LazyWorker, Settings, open_workers
 from bge_runtime.parity import compare
 
-Step = Callable[[str], object]
 Work = TypeVar("Work")
 
-_SETTLE_S, _SETTLE_ON_GPU_S = 0.3, 0.05
-"""Pause before an entrant's turn: another's idle threads spin for some milliseconds. On a GPU they
-are in nobody's way."""
-
 _TUNING_TEXTS = 32
-"""Texts on which a baseline's batch size is chosen, and neighbours in length for one that is
-timed on all texts: there a batch of neighbours is hardly padded, as in a sample it is."""
+"""Texts on which a baseline's batch size is chosen, from a sample. For one that is timed on all
+texts they are four groups of neighbours in length, each as large as the largest batch: there a
+batch of neighbours is hardly padded, as in a sample it is."""
 
 _WARM_UP_TEXTS = 8
-
-_UNTUNED = 256
-"""Batch size that a process of a pool is opened with; each call says its own."""
-
-
-class Pool:
-    """Processes that stay open from one table to the next, for a run on a GPU.
-
-    There a start takes longer than what is measured: PyTorch, the weights' way to the GPU,
-    and of a compiled model the compiler. What a process holds in memory is then what all of
-    its work so far has left there. Use it in a ``with`` statement.
-
-    Attributes:
-        rates: The machine's matrix rates, once they are measured.
-    """
-
-    def __init__(self) -> None:
-        """Open none yet."""
-        self.rates: dict[str, float] = {}
-        self._open: dict[SideSpec, Worker] = {}
-
-    def workers(self, specs: Sequence[SideSpec], *, timeout_s: float) -> list[Worker]:
-        """Give the process of each side; those that are not there start all at once."""
-        keys = [replace(spec, batch_size=_UNTUNED) for spec in specs]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._open]
-        with ThreadPoolExecutor(max(1, len(missing))) as starting:
-            begun = [
-                (key, starting.submit(Worker, key, query=QUERY, timeout_s=timeout_s))
-                for key in missing
-            ]
-            self._open |= {key: future.result() for key, future in begun}
-        return [self._open[key] for key in keys]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self._open.values():
-            worker.kill()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all measures share.
-
-    Attributes:
-        journal: Where measurements are kept.
-        step: Told what comes next.
-        rounds: How often everything is measured.
-        timeout_s: Longest wait for any one answer.
-        pool: Processes to take; None starts new ones for each table.
-    """
-
-    journal: Journal
-    step: Step
-    rounds: int
-    timeout_s: float
-    pool: Pool | None = None
-
-    @property
-    def settle_s(self) -> float:
-        """Seconds to wait before an entrant's turn."""
-        return _SETTLE_S if self.pool is None else _SETTLE_ON_GPU_S
-
-
-class LazyWorker:
-    """An entrant's process, started when it is first asked for something."""
-
-    def __init__(
-        self,
-        entrant: Entrant,
-        spec: SideSpec,
-        settings: Settings,
-        folder: Path,
-        warm_up: Sequence[str],
-    ) -> None:
-        """Take an entrant.
-
-        Args:
-            entrant: Whose process it is.
-            spec: How to open it; may have another batch size than the entrant's own.
-            settings: What all measures share.
-            folder: Where texts and vectors are handed over.
-            warm_up: Texts to embed at the start, which do not count.
-        """
-        self.entrant = entrant
-        self.spec = spec
-        self._settings = settings
-        self._folder = folder
-        self._warm_up = warm_up
-        self._worker: Worker | None = None
-
-    def _started(self) -> Worker:
-        if self._worker is None:
-            self._settings.step(f"{self.entrant.label}: start and warm up")
-            pool, timeout_s = self._settings.pool, self._settings.timeout_s
-            if pool is None:
-                self._worker = Worker(self.spec, query=QUERY, timeout_s=timeout_s)
-            else:
-                (self._worker,) = pool.workers([self.spec], timeout_s=timeout_s)
-            if self._warm_up:
-                self.embed(self._warm_up)
-        return self._worker
-
-    def close(self) -> None:
-        """End the process, if there is one of its own."""
-        if self._worker is not None and self._settings.pool is None:
-            self._worker.kill()
-
-    def row(self) -> dict[str, Any]:
-        """Begin the entrant's document: label, name, precision and what is in force."""
-        said = self._settings.journal.get(
-            f"ready/{self.entrant.label}", lambda: what_runs(self._started())
-        )
-        return {"label": self.entrant.label, "ours": self.entrant.ours, **said}
-
-    def embed(
-        self, texts: Sequence[str], *, batch_size: int | None = None
-    ) -> tuple[float, NDArray[np.float32]]:
-        """Give the seconds of one ``encode``, and the vectors."""
-        worker = self._started()
-        time.sleep(self._settings.settle_s)
-        batch_size = batch_size or self.spec.batch_size
-        return worker.embed(texts, self._folder, batch_size=batch_size)
-
-    def query_ms(self, texts: Sequence[str], *, calls: int, budget_s: float) -> list[float]:
-        """Give the milliseconds of each call."""
-        worker = self._started()
-        time.sleep(self._settings.settle_s)
-        answer = worker.ask(
-            "query",
-            query=list(texts),
-            calls=calls,
-            budget_s=budget_s,
-            batch_size=self.spec.batch_size,
-        )
-        return list(answer["ms"])
-
-    def state(self) -> dict[str, Any]:
-        """Tell the bytes that the process holds, its peak, and what is in force in it."""
-        return self._started().ask("state")
-
-
-@contextmanager
-def _workers(
-    entrants: Sequence[Entrant],
-    settings: Settings,
-    *,
-    specs: Sequence[SideSpec] | None = None,
-    warm_up: Sequence[str] = (),
-) -> Iterator[list[LazyWorker]]:
-    specs = specs or [entrant.spec for entrant in entrants]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
-        workers = [
-            LazyWorker(entrant, spec, settings, folder, warm_up)
-            for entrant, spec in zip(entrants, specs, strict=True)
-        ]
-        for worker in workers:
-            stack.callback(worker.close)
-        yield workers
 
 
 def _start_all(entrants: Sequence[Entrant], reference: SideSpec, settings: Settings) -> None:
@@ -267,7 +98,12 @@ def measure_throughput(
         if entrant.ours
         else replace(
             entrant.spec,
-            batch_size=_best(entrant, _tuning_texts(entrant, texts, sample), batch_sizes, settings),
+            batch_size=_best(
+                entrant,
+                _tuning_texts(entrant, texts, sample, largest=max(batch_sizes)),
+                batch_sizes,
+                settings,
+            ),
         )
         for entrant in entrants
     ]
@@ -281,7 +117,7 @@ def measure_throughput(
             measured["parity"] = asdict(compare(vectors, expected))
         return measured
 
-    with _workers(entrants, settings, specs=specs, warm_up=sample[:_WARM_UP_TEXTS]) as workers:
+    with open_workers(entrants, settings, specs=specs, warm_up=sample[:_WARM_UP_TEXTS]) as workers:
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
         found = _take_turns(
             workers,
@@ -342,7 +178,7 @@ def measure_latency(
         vectors = np.concatenate([worker.embed(texts)[1] for _, texts in points])
         return asdict(compare(vectors, expected))
 
-    with _workers(entrants, settings) as workers:
+    with open_workers(entrants, settings) as workers:
         rows = [worker.row() for worker in workers]
         found = _take_turns(workers, dict(points), timed, settings)
         for worker, row in zip(workers, rows, strict=True):
@@ -412,7 +248,7 @@ def measure_scaling(
         return worker.embed(corpus)[0]
 
     corpora = {str(size): texts[:size] for size in sizes}
-    with _workers(entrants, settings, warm_up=texts[:_WARM_UP_TEXTS]) as workers:
+    with open_workers(entrants, settings, warm_up=texts[:_WARM_UP_TEXTS]) as workers:
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
         found = _take_turns(workers, corpora, timed, settings)
     return [row | {"seconds": found[row["label"]]} for row in rows]
@@ -441,7 +277,7 @@ def measure_memory(
     for entrant in entrants:
 
         def watch(entrant: Entrant = entrant) -> dict[str, Any]:
-            with _workers([entrant], settings) as (worker,):
+            with open_workers([entrant], settings) as (worker,):
                 row, on_gpu = worker.row(), entrant.spec.device != "cpu"
                 held, texts = [worker.state()["held_bytes"]], 0
                 on_it = [_gpu_bytes(entrant.spec.device)] if on_gpu else []
@@ -472,12 +308,15 @@ def _gpu_bytes(device: str) -> int:
     return int(done.stdout.split()[0]) << 20  # "1234 MiB"
 
 
-def _tuning_texts(entrant: Entrant, texts: Sequence[str], sample: Sequence[str]) -> list[str]:
+def _tuning_texts(
+    entrant: Entrant, texts: Sequence[str], sample: Sequence[str], *, largest: int
+) -> list[str]:
     if not entrant.in_full:
         return list(sample[:: max(1, len(sample) // _TUNING_TEXTS)][:_TUNING_TEXTS])
+    group = min(largest, max(1, len(texts) // 4))
     by_length = sorted(texts, key=len)
-    starts = [max(0, len(texts) * eighth // 8 - _TUNING_TEXTS // 2) for eighth in (1, 3, 5, 7)]
-    return [text for start in starts for text in by_length[start : start + _TUNING_TEXTS]]
+    starts = [max(0, len(texts) * eighth // 8 - group // 2) for eighth in (1, 3, 5, 7)]
+    return [text for start in starts for text in by_length[start : start + group]]
 
 
 def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings: Settings) -> int:
@@ -487,11 +326,13 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
 
     def seconds(worker: LazyWorker, size: int) -> float:
         settings.step(f"{entrant.label}: batches of {size}")
-        if settings.pool is not None:  # a GPU's libraries choose how to go about a new shape
+        # The first ones find a cold process, and on a GPU libraries that choose how to go about
+        # each new shape.
+        if size == min(sizes) or settings.pool is not None:
             worker.embed(texts, batch_size=size)
         return worker.embed(texts, batch_size=size)[0]
 
-    with _workers([entrant], settings, warm_up=texts[:2]) as (worker,):
+    with open_workers([entrant], settings, warm_up=texts[:2]) as (worker,):
         taken = {
             size: settings.journal.get(
                 f"tune/{entrant.label}/{size}", partial(seconds, worker, size)
@@ -507,7 +348,7 @@ def _reference_vectors(
     entrant = Entrant(label="the reference", spec=reference, in_full=False)
 
     def vectors() -> list[list[float]]:
-        with _workers([entrant], settings) as (worker,):
+        with open_workers([entrant], settings) as (worker,):
             settings.step(f"the reference's vectors of {len(sample)} texts")
             rows: list[list[float]] = worker.embed(sample)[1].astype(float).tolist()
             return rows

@@ -76,12 +76,15 @@ def section(path: Path, document: dict[str, Any]) -> str:
     title = f"**{document['model']}, {document['kind']}**"
     if "texts" in document:
         title += f" on {', '.join(document['texts'])}"
+    if document.get("repeated_to"):
+        title += f", repeated to {document['repeated_to']:,} texts"
     # A virtual machine may call all processors of a maker alike.
     extensions = hardware.get("vector_extensions", ())
     able = f" with {' '.join(extensions)}" if extensions else ""
     gpus = hardware.get("nvidia", {}).get("gpus", ())
-    on_gpu = gpus and document.get("device", "cpu") != "cpu"
-    machine = gpus[0]["name"] if on_gpu else f"{hardware['cpu']}{able}"
+    kind, _, index = document.get("device", "cpu").partition(":")
+    on_gpu = gpus and kind != "cpu"
+    machine = gpus[int(index or 0)]["name"] if on_gpu else f"{hardware['cpu']}{able}"
     where = (
         f"{machine}, {document['threads']} threads, {document['time'][:10]}; raw: `{path.name}`."
     )

@@ -124,11 +124,14 @@ def memory_rows(document: Document) -> Rows:
     """One line an entrant: held at the beginning, after a tenth, at the end."""
     rows = [["", "texts", "before", "after a tenth", "after half", "at the end", "peak"]]
     for row in document["rows"]:
-        held = row["held_bytes"]
-        last = len(held) - 1
-        marks = (held[0], held[max(1, last // 10)], held[max(1, last // 2)], held[last])
-        figures = (f"{value / 1e6:,.0f} MB" for value in (*marks, row["peak_memory_bytes"]))
-        rows.append([row["label"], f"{row['texts']:,}", *figures])
+        lines = [(row["label"], row["held_bytes"], row["peak_memory_bytes"])]
+        if "gpu_bytes" in row:
+            lines.append((f"{row['label']}, on the GPU", row["gpu_bytes"], max(row["gpu_bytes"])))
+        for label, held, peak in lines:
+            last = len(held) - 1
+            marks = (held[0], held[max(1, last // 10)], held[max(1, last // 2)], held[last])
+            figures = (f"{value / 1e6:,.0f} MB" for value in (*marks, peak))
+            rows.append([label, f"{row['texts']:,}", *figures])
     return rows
 
 

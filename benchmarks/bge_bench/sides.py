@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bge_runtime.registry import (
@@ -234,7 +234,10 @@ class _Ours:
 
     @property
     def in_force(self) -> str:
-        return "; ".join(str(engine.info) for engine in self._model.engines)
+        infos = [engine.info for engine in self._model.engines]
+        if not self._spec.parallel_batches:  # it could, and was asked not to
+            infos = [replace(info, runs=1) for info in infos]
+        return "; ".join(map(str, infos))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._spec.dense(

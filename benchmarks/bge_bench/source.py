@@ -91,8 +91,13 @@ def checkpoint(
         from bge_export.random_weights import random_model_facts, write_random_checkpoint
 
         facts = random_model_facts(model)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_random_checkpoint(facts, folder, seed=seed, tokenizer=tokenizer, layers=layers)
+        if folder.exists():
+            raise BenchError(f"{folder} is already there; name another folder, or remove it")
+        # Renamed once it is whole: it may be cut off.
+        part = folder.with_name(f"{folder.name}.part")
+        part.mkdir(parents=True)
+        write_random_checkpoint(facts, part, seed=seed, tokenizer=tokenizer, layers=layers)
+        part.rename(folder)
 
 
 def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:

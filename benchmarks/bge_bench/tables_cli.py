@@ -20,8 +20,6 @@ from bge_bench.entrants import FASTEST, Entrant, line_up
 from bge_bench.environment import busy_percent, describe_environment
 from bge_bench.journal import Journal
 from bge_bench.measures import (
-    Pool,
-    Settings,
     measure_cold_start,
     measure_latency,
     measure_memory,
@@ -41,6 +39,7 @@ from bge_bench.report_tables import document_tables
 from bge_bench.roofline import measure_rates, needed_flop
 from bge_bench.sides import BASELINES, GPU_BASELINES, SideSpec
 from bge_bench.source import open_checkpoint
+from bge_bench.workers import Pool, Settings
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.tokenization import TextTokenizer
@@ -305,6 +304,7 @@ def throughput(
         )
         return {
             "texts": [*named],
+            "repeated_to": count,
             **{
                 part: {
                     "texts": len(part_texts),

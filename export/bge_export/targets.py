@@ -168,7 +168,7 @@ CUDA_EVEN = replace(
     passes=lambda: (FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=True),
                     FuseForCuda(), LowerOpset(PORTABLE_OPSET), HalfPrecision()),
     variants=(("cuda-even-fp16", "onnxruntime", "fp16"),),
-    description="the same for texts of one length, such as one; written with cuda, which uses it",
+    description="the same for texts of one length, for CUDA graphs; written with cuda",
 )  # fmt: skip
 
 TENSORRT = Target(
@@ -282,7 +282,7 @@ DECODER_TARGETS = (
         variants=(("cuda-fp16", "onnxruntime", "fp16"),),
         device="cuda",
         storage=ir.DataType.FLOAT16,
-        description="decoders: the same in fp16; take bf16 for Gemma 2",
+        description="decoders: the same in fp16, not yet run on one; take bf16 for Gemma 2",
     ),
     DecoderTarget(
         name="tensorrt",

@@ -169,9 +169,14 @@ class Embedder:
 
     @property
     def engines(self) -> list[Engine]:
-        """All engines that are open: each device's, and one for batches side by side if it is."""
+        """All engines that are open: each device's, and those beside them.
+
+        These are one for batches side by side, and one for CUDA graphs.
+        """
+        first = list(self._open_engines().values())
         apart = [side_by_side.opened for side_by_side in self._side_by_side.values()]
-        return [*self._open_engines().values(), *(engine for engine in apart if engine is not None)]
+        beside = [*apart, *(engine.companion for engine in first)]
+        return [*first, *(engine for engine in beside if engine is not None)]
 
     @property
     def vector_dtype(self) -> np.dtype[Any]:

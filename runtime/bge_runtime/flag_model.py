@@ -72,7 +72,8 @@ class FlagModel(FlagDense):
             threads: Threads to compute with. None means all that the process may use.
             revision: Branch, tag or commit on the hub.
             cuda_graphs: On a GPU with ONNX Runtime, run single texts of up to 64 tokens as CUDA
-                graphs: for answering queries one by one. One batch is under way at a time then.
+                graphs: for answering queries one by one. That takes weights and working memory
+                once more there.
             parallel_batches: On a CPU, let each thread compute a batch of its own where texts are
                 enough, which is faster. With OpenVINO that takes the memory of the weights once
                 more, and begins with a corpus, or after smaller calls, of some 16,000 tokens;

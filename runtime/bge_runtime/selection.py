@@ -7,7 +7,7 @@ import warnings
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import ENGINES, device_kind, why_not
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
-from bge_runtime.manifest import Variant
+from bge_runtime.manifest import EVEN_BATCH, Variant
 from bge_runtime.parity import TOLERANCES
 from bge_runtime.proving import measure_once
 
@@ -45,7 +45,12 @@ def select_variant(
             f"the bundle {bundle.path.name} has no variants. Export it again with "
             "bge-export --force"
         )
-    found = [variant for variant in bundle.manifest.variants if variant.device == kind]
+    found = [
+        variant
+        for variant in bundle.manifest.variants
+        # One for texts of one length goes with another one, and would be slow by itself.
+        if variant.device == kind and EVEN_BATCH not in bundle.graph(variant.graph).inputs
+    ]
     if not found:
         kinds = sorted({variant.device for variant in bundle.manifest.variants})
         raise DeviceError(

@@ -118,6 +118,7 @@ class _Sharing:
         self.batch_tokens = self.shared_batch_tokens = apart.shared_batch_tokens
         self.batch_overhead_tokens = apart.batch_overhead_tokens
         self.parallel_runs = apart.info.runs
+        self.companion = None
         self.past_names = apart.past_names
         self.past_token_bytes = apart.past_token_bytes
 

@@ -164,8 +164,9 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     )
     labels = ["bge-runtime fp32", "bge-runtime fp32, one batch at a time"]
     assert [entrant.label for entrant in found] == labels
-    shares = [bool(open_side(entrant.spec)._model._side_by_side) for entrant in found]
-    assert shares == [True, False]
+    sides = [open_side(entrant.spec) for entrant in found]
+    assert [bool(side._model._side_by_side) for side in sides] == [True, False]
+    assert ["side by side" in side.in_force for side in sides] == [True, False]
     # How many times faster ours is stands in each line but its own.
     file = RESULTS / "2026-11-26-bge-base-natural-throughput-avx2.json"
     ratios = {row[0]: row[-1] for row in throughput_rows(json.loads(file.read_text("utf-8")))}

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bge_runtime import proving
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import open_engine
 from bge_runtime.manifest import SENTENCE_EMBEDDING
+from bge_runtime.parity import Parity
 
 FUNCTIONS = {
     "streams": "cudaStreamCreateWithFlags",
@@ -44,6 +46,10 @@ def main(folder: Path, path: Path) -> None:
         before = counts()
         work()
         return {key: value - before[key] for key, value in counts().items()}
+
+    # Nothing is computed, and so nothing can be proven.
+    same = Parity(texts=1, min_cosine=1.0, mean_cosine=1.0, max_error=0.0, error_share=0.0)
+    proving.measure_once = lambda *_: same
 
     bundle = Bundle.open(path)
     (variant,) = (v for v in bundle.manifest.variants if v.name == "cuda-fp16")

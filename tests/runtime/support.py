@@ -68,6 +68,7 @@ class WrappedEngine:
         self.shared_batch_tokens = inner.shared_batch_tokens
         self.batch_overhead_tokens = inner.batch_overhead_tokens
         self.parallel_runs = inner.parallel_runs
+        self.companion = inner.companion
         self.past_names = inner.past_names
         self.past_token_bytes = inner.past_token_bytes
 

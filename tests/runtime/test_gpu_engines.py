@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +23,10 @@ from hypothesis import strategies as st
 
 from bge_runtime import BGEM3FlagModel, FlagModel, gpus
 from bge_runtime.bundle import Bundle
-from bge_runtime.engines import open_engine, ort_providers, trt
+from bge_runtime.engines import open_engine, ort_cuda, ort_providers, trt
 from bge_runtime.engines.base import graph_inputs, inference_error
 from bge_runtime.engines.ort import OrtEngine
-from bge_runtime.engines.ort_cuda import CapturedRuns, OrtCudaEngine
+from bge_runtime.engines.ort_cuda import CapturedEngine, CapturedRuns, OrtCudaEngine
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import (
     DeviceError,
@@ -36,7 +35,9 @@ from bge_runtime.errors import (
     OutOfMemoryError,
     ProviderError,
 )
+from bge_runtime.parity import Parity
 from bge_runtime.registry import ENCODER_ONLY_M3
+from bge_runtime.selection import select_variant
 from tests.conftest import export
 from tests.runtime.support import PROPERTY, TEXTS, WrappedEngine
 
@@ -255,71 +256,50 @@ def test_captured_runs_give_each_text_its_own_vector(captured, even_session, tex
         np.testing.assert_array_equal(vector, expected)
 
 
-class Taken:
-    """An engine that only says that it was chosen."""
-
-    captured = None
-
-    def run(self, *_, **__):
-        return "taken"
-
-
-@pytest.fixture
-def chooses(monkeypatch):
-    """An engine of a packed graph that runs nothing, and says which engine would."""
-    monkeypatch.setattr(OrtEngine, "run", lambda *_, **__: "packed")
-    engine = object.__new__(OrtCudaEngine)
-    engine._even_engine, engine._open_even = None, Taken
-    engine._seen, engine._choosing = Counter(), threading.Lock()
-
-    def chosen(*lengths, outputs=("sentence_embedding",)):
-        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-        return engine.run(mask, mask, outputs)
-
-    engine.chosen = chosen
-    return engine
-
-
 @pytest.mark.parametrize(
     ("lengths", "outputs", "chosen"),
     [
-        ([64], ("sentence_embedding",), "taken"),
-        ([1], ("sentence_embedding",), "taken"),
-        ([65], ("sentence_embedding",), "packed"),
-        ([3, 3], ("sentence_embedding",), "packed"),
-        ([1, 2], ("sentence_embedding",), "packed"),
-        ([9], ("sentence_embedding", "token_weights"), "packed"),
+        ([64], ["sentence_embedding"], "captured"),
+        ([1], ["sentence_embedding"], "captured"),
+        ([65], ["sentence_embedding"], "packed"),
+        ([3, 3], ["sentence_embedding"], "packed"),
+        ([1, 2], ["sentence_embedding"], "packed"),
+        ([9], ["sentence_embedding", "token_weights"], "packed"),
     ],
 )
-def test_one_short_text_is_captured(chooses, captured, lengths, outputs, chosen):
-    chooses._even_engine = Taken()
-    chooses._even_engine.captured = captured
-    assert chooses.chosen(*lengths, outputs=outputs) == chosen
+def test_one_short_text_goes_to_the_companion(monkeypatch, captured, lengths, outputs, chosen):
+    companion, engine = object.__new__(CapturedEngine), object.__new__(OrtCudaEngine)
+    companion._captured, companion.companion, engine.companion = captured, None, companion
+    ran = {id(companion): "captured", id(engine): "packed"}
+    monkeypatch.setattr(OrtEngine, "run", lambda self, *_, **__: ran[id(self)])
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    assert engine.run(mask, mask, outputs) == chosen
 
 
-def test_full_batches_of_one_length_go_to_the_graph_for_them_once_that_pays(chooses):
-    often = [chooses.chosen(*[512] * 32) for _ in range(20)]
-    assert often == ["packed"] * 16 + ["taken"] * 4
-    # Another shape, batches with padding, and small ones count for themselves.
-    assert {chooses.chosen(*[512] * 31) for _ in range(16)} == {"packed"}
-    assert {chooses.chosen(*[512] * 31, 511) for _ in range(40)} == {"packed"}
-    assert {chooses.chosen(*[64] * 100) for _ in range(40)} == {"packed"}
-    assert chooses.chosen(*[512] * 32) == "taken"
+def test_the_companion_has_to_be_near_pytorch_here(bundle, monkeypatch):
+    opened = Bundle.open(bundle)
+    packed = variant(bundle, "cuda-fp16")
+    near = Parity(texts=3, min_cosine=1.0, mean_cosine=1.0, max_error=0.0, error_share=0.0)
+    measured = []
+
+    def measure(of, even):
+        measured.append(even.name)
+        return near
+
+    monkeypatch.setattr("bge_runtime.proving.measure_once", measure)
+    assert ort_cuda._proven_even_variant(opened, packed).name == "cuda-even-fp16"
+    near = replace(near, min_cosine=0.99)
+    with pytest.raises(EngineError, match=r"cuda-even-fp16.*too far.*0\.99"):
+        ort_cuda._proven_even_variant(opened, packed)
+    assert measured == ["cuda-even-fp16"] * 2
+    with pytest.raises(EngineError, match="no graph for them beside variant 'tensorrt-fp16'"):
+        ort_cuda._proven_even_variant(opened, variant(bundle, "tensorrt-fp16"))
 
 
-@pytest.mark.parametrize("when", ["opened", "run"])
-def test_without_memory_for_that_batches_go_on_as_before(chooses, when):
-    def fails(*_, **__):
-        raise EngineError("CUDA failure 2: out of memory")
-
-    chooses._open_even = fails if when == "opened" else lambda: SimpleNamespace(run=fails)
-    for _ in range(16):
-        chooses.chosen(*[512] * 32)
-    with pytest.warns(UserWarning, match=r"out of memory.*like all others"):
-        assert chooses.chosen(*[512] * 32) == "packed"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert chooses.chosen(*[512] * 32) == "packed"
+def test_the_companion_is_never_chosen_for_itself(bundle, monkeypatch):
+    monkeypatch.setattr("bge_runtime.selection.why_not", lambda _: None)
+    monkeypatch.setattr("bge_runtime.selection._is_proven", lambda _, v: v.engine == "tensorrt")
+    assert select_variant(Bundle.open(bundle), device="cuda").name == "tensorrt-fp16"
 
 
 def test_a_graph_that_cannot_be_captured_is_an_error(even_session, monkeypatch):

@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel, memory, side_by_side
-from bge_runtime.engines import EngineInfo
-from bge_runtime.errors import BundleError, InferenceError
+from bge_runtime.bundle import Bundle
+from bge_runtime.engines import EngineInfo, open_engine
+from bge_runtime.errors import BundleError, EngineError, InferenceError
 from bge_runtime.side_by_side import SideBySide
 from tests.runtime.support import PROPERTY, SAME_VALUE, TEXTS, assert_same
 
@@ -264,6 +265,13 @@ def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size,
         found = shared.encode(texts, batch_size=batch_size)
         expected = plain.encode(texts, batch_size=batch_size)
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE)
+
+
+def test_onnx_runtime_is_not_opened_for_several_at_once(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    variant = next(v for v in bundle.manifest.variants if v.engine == "onnxruntime")
+    with pytest.raises(EngineError, match=r"runs=2.*OpenVINO.*is onnxruntime's"):
+        open_engine(bundle, variant, runs=2)
 
 
 def test_what_is_in_force_is_what_was_asked_for(both, at_once):

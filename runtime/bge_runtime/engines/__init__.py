@@ -59,7 +59,7 @@ def open_engine(
 
     Raises:
         EngineError: If this version has no such engine, it runs elsewhere than
-            the variant says, or has no CUDA graphs.
+            the variant says, or has no CUDA graphs or no ``runs`` to open it with.
         EngineNotInstalledError: If the engine's package is missing.
     """
     if threads is not None and threads < 1:
@@ -74,6 +74,11 @@ def open_engine(
     if cuda_graphs:
         opened_by = functools.partial(OrtCudaEngine, cuda_graphs=True)
     if runs > 1:
+        if opened_by is not OpenVinoEngine:
+            raise EngineError(
+                f"requested runs={runs}, which OpenVINO is opened with, but variant "
+                f"{variant.name!r} is {variant.engine}'s, which needs no such thing. Leave it out"
+            )
         opened_by = functools.partial(opened_by, runs=runs)
     return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
 

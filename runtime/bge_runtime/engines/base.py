@@ -190,6 +190,11 @@ class Engine(Protocol):
     past_names: tuple[str, ...]
     past_token_bytes: int
 
+    @property
+    def companion(self) -> Engine | None:
+        """Another engine that it hands some batches to; None for nearly all."""
+        ...
+
     def run(
         self,
         input_ids: NDArray[np.int64],

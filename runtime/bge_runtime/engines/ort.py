@@ -131,6 +131,7 @@ class OrtEngine:
         self.shared_batch_tokens = _LEAST_BATCH_TOKENS
         self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
         self.parallel_runs = 1
+        self.companion: OrtEngine | None = None
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
@@ -226,7 +227,7 @@ class OrtEngine:
             found = self._run_in(session, ids, np.ones_like(ids), outputs, None)
             for name, values in zip(outputs, found, strict=True):
                 by_token = name in HEAD_OUTPUTS and values.dtype != object
-                rest = lengths.max(keepdims=True) if by_token else values.shape[1:]
+                rest = (int(lengths.max()),) if by_token else values.shape[1:]
                 all_rows = together.setdefault(
                     name, np.zeros((len(lengths), *rest), dtype=values.dtype)
                 )

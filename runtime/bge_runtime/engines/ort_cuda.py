@@ -7,10 +7,6 @@ bge-large.
 
 from __future__ import annotations
 
-import functools
-import threading
-import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
@@ -23,12 +19,14 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import graph_inputs
 from bge_runtime.engines.ort import OrtEngine, leak
 from bge_runtime.engines.ort_providers import CUDA
-from bge_runtime.errors import BgeError, EngineError
-from bge_runtime.manifest import CUMULATIVE_LENGTHS, EVEN_BATCH, SENTENCE_EMBEDDING, Variant
+from bge_runtime.errors import EngineError
+from bge_runtime.manifest import EVEN_BATCH, SENTENCE_EMBEDDING, Variant
+from bge_runtime.parity import TOLERANCES
 
-_BATCH_TOKENS = 32768
-"""Tokens of a batch. With 16,384 mixed and natural lengths were 0 to 4 % slower, with 65,536 1 to
-2 % faster, for twice the memory: 268 MB for the widest tensor of bge-large at this number."""
+_BATCH_TOKENS, _PACKED_BATCH_TOKENS = 16384, 32768
+"""Tokens of a batch. Without padding, mixed and natural lengths were 0 to 4 % slower with 16,384,
+and with 65,536 1 to 2 % faster for twice the memory: 268 MB for the widest tensor of bge-large at
+32,768. With padding nothing has been measured."""
 
 _RUNS = 2
 """Batches that are under way at once: while one is computed, the next one is put together, and
@@ -38,14 +36,6 @@ once a layer, to see whether its input was right: the other batch fills that gap
 _CAPTURED_TOKENS = 64
 """Longest text that is run as a CUDA graph: there are as many graphs as lengths."""
 
-_EVEN_TOKENS = 8192
-"""Tokens of a batch from which on cuDNN's attention wins: 8 % with 16,384, nothing with 4,096."""
-
-_EVEN_RUNS = 16
-"""Batches of one shape before that takes over: cuDNN makes a plan for each shape and thread, which
-takes some 50 ms, and saves 3 of 48 in a run of 32,768 tokens. As in renting skis, one that is
-never used again costs no more than what came before it might have saved."""
-
 _NO_GRAPH = -1
 
 
@@ -54,6 +44,7 @@ class OrtCudaEngine(OrtEngine):
 
     provider: ClassVar[str] = CUDA
     device: ClassVar[str] = "cuda"
+    _runs: ClassVar[int] = _RUNS
 
     def __init__(
         self,
@@ -65,68 +56,27 @@ class OrtCudaEngine(OrtEngine):
     ) -> None:
         """Open a session as `OrtEngine` does, which has the other options.
 
-        A packed graph may have a companion for texts of one length. Large batches of them go
-        there once their shape has come up often, with a second copy of the weights on the GPU;
-        and with ``cuda_graphs`` a single text of up to 64 tokens, which is run as a CUDA graph, one
-        for each length.
+        With ``cuda_graphs`` a single text of up to 64 tokens is run as a CUDA graph by a
+        companion: another session, which has weights and working memory of its own on the GPU.
 
         Raises:
-            EngineError: If CUDA graphs are asked for, and the variant's graph has no such
-                companion or that cannot be captured.
+            EngineError: If CUDA graphs are asked for, and the bundle has no graph for them, or
+                that is too far from PyTorch here, or cannot be captured.
         """
-        self.captured: CapturedRuns | None = None
-        self._even_engine: OrtCudaEngine | None = None
-        # Of the companion itself, whose session has the CUDA graphs.
-        self._captures = cuda_graphs and EVEN_BATCH in bundle.graph(variant.graph).inputs
         super().__init__(bundle, variant, **options)
-        self._open_even = self._even_opener(variant, options) if not self._even else None
-        self._seen: Counter[tuple[int, ...]] = Counter()
-        self._choosing = threading.Lock()
-        if cuda_graphs and not self._captures:
-            if self._open_even is None:
-                raise EngineError(
-                    f"requested cuda_graphs, but variant {variant.name!r} cannot be captured as "
-                    "one: this version does that for encoders on ONNX Runtime (--target cuda). "
-                    "Leave it out, or export such a bundle again"
-                )
-            self._even_engine = self._open_even(cuda_graphs=True)
         # ONNX Runtime makes a stream and handles of cuBLAS for every thread that ever calls it:
         # here it is called by the same few.
-        self.parallel_runs = 1 if self._captures else _RUNS
-        self._workers = ThreadPoolExecutor(self.parallel_runs, thread_name_prefix="bge-cuda")
-        self.batch_tokens = _BATCH_TOKENS
+        self._workers = ThreadPoolExecutor(self._runs, thread_name_prefix="bge-cuda")
+        self.parallel_runs = self._runs
         # A packed batch has no padding to pay for; another one an eighth.
-        self.batch_overhead_tokens = _BATCH_TOKENS // (1 if self._packed else 8)
-        if self._captures:
-            capturing = self._workers.submit(
-                CapturedRuns, self._ort, self._session, self._new_run_options, index=self._index
-            )
-            self.captured = capturing.result()
-
-    def _even_opener(
-        self, variant: Variant, options: dict[str, Any]
-    ) -> Callable[..., OrtCudaEngine] | None:
-        """Give what opens the companion for texts of one length, if there is one."""
-        bundle, precision = self._bundle, variant.precision
-        for other in bundle.manifest.variants:
-            even = EVEN_BATCH in bundle.graph(other.graph).inputs
-            if self._packed and even and (other.engine, other.precision) == (
-                variant.engine, precision,
-            ):  # fmt: skip
-                return functools.partial(OrtCudaEngine, bundle, other, **options)
-        return None
+        self.batch_tokens = _PACKED_BATCH_TOKENS if self._packed else _BATCH_TOKENS
+        self.batch_overhead_tokens = self.batch_tokens // (1 if self._packed else 8)
+        if cuda_graphs:
+            even = _proven_even_variant(bundle, variant)
+            self.companion: CapturedEngine | None = CapturedEngine(bundle, even, **options)
 
     def _first_session(self) -> Any:
-        options = ort_providers.cuda_options(self._index)
-        if self._captures:
-            options["enable_cuda_graph"] = "1"
-        return self._opened([(CUDA, options)])
-
-    def _new_run_options(self, graph: int = _NO_GRAPH) -> Any:
-        options = super()._new_run_options()
-        if self._captures:
-            options.add_run_config_entry("gpu_graph_id", str(graph))
-        return options
+        return self._opened([(CUDA, ort_providers.cuda_options(self._index))])
 
     def run(
         self,
@@ -137,57 +87,94 @@ class OrtCudaEngine(OrtEngine):
         past: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        even = self._even_engine_for(attention_mask, outputs)
-        if even is not None:
-            return even.run(input_ids, attention_mask, outputs)
+        rows, columns = input_ids.shape
+        if self.companion is not None and self.companion.takes(rows, columns, outputs):
+            return self.companion.run(input_ids, attention_mask, outputs)
         return super().run(input_ids, attention_mask, outputs, past=past)
-
-    def _even_engine_for(
-        self, attention_mask: NDArray[np.int64], outputs: Sequence[str]
-    ) -> OrtCudaEngine | None:
-        rows, columns = attention_mask.shape
-        captured = self._even_engine.captured if self._even_engine is not None else None
-        if captured is not None and rows == 1 and captured.takes(columns, outputs):
-            return self._even_engine
-        if self._open_even is None or rows * columns < _EVEN_TOKENS or not attention_mask.all():
-            return None
-        with self._choosing:
-            self._seen[rows, columns] += 1
-            if self._seen[rows, columns] <= _EVEN_RUNS:
-                return None
-            if self._even_engine is None:
-                try:
-                    opened = self._open_even()
-                    # What it lacks beside memory, such as cuDNN, shows when it runs.
-                    one = np.ones((1, 1), dtype=np.int64)
-                    opened.run(one, one, outputs)
-                    self._even_engine = opened
-                except BgeError as error:
-                    self._open_even = None
-                    warnings.warn(
-                        "batches of texts of one length would be faster with a second copy of "
-                        f"the weights on the GPU, which cannot be opened: {error}. They are run "
-                        "like all others",
-                        stacklevel=2,
-                    )
-            return self._even_engine
 
     def _computed(
         self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        alone = len(feeds.get(CUMULATIVE_LENGTHS, ())) == 2
-        if alone and self.captured and self.captured.takes(len(feeds["input_ids"]), outputs):
-            return self._workers.submit(self.captured.run, feeds["input_ids"]).result()
         submitted = self._workers.submit(session.run, list(outputs), feeds, self._run_options)
         results: list[NDArray[np.float32]] = submitted.result()
         return results
 
     def abandon(self) -> None:
-        """Leak the session and what belongs to it; see `bge_runtime.engines.Engine.abandon`."""
+        """Leak the session and its companion; see `bge_runtime.engines.Engine.abandon`."""
         super().abandon()
-        leak(self.captured)
-        if self._even_engine is not None:
-            self._even_engine.abandon()
+        if self.companion is not None:
+            self.companion.abandon()
+
+
+def _proven_even_variant(bundle: Bundle, variant: Variant) -> Variant:
+    """Give the variant for texts of one length that is to go with another one.
+
+    Raises:
+        EngineError: If there is none, or it is too far from PyTorch's vectors on this machine.
+    """
+    # It opens engines itself.
+    from bge_runtime.proving import measure_once
+
+    beside = (variant.engine, variant.device, variant.precision)
+    for even in bundle.manifest.variants:
+        of_one_length = EVEN_BATCH in bundle.graph(even.graph).inputs
+        if of_one_length and (even.engine, even.device, even.precision) == beside:
+            parity = even.parity or measure_once(bundle, even)
+            if failures := parity.failures(TOLERANCES[even.precision]):
+                raise EngineError(
+                    f"requested cuda_graphs, but variant {even.name!r}, which has them, is too far "
+                    f"from PyTorch's vectors on this machine ({'; '.join(failures)}). Leave it out"
+                )
+            return even
+    raise EngineError(
+        f"requested cuda_graphs, but the bundle {bundle.path.name} has no graph for them beside "
+        f"variant {variant.name!r}: this version writes one of encoders for ONNX Runtime "
+        "(--target cuda). Leave it out, or export the bundle again"
+    )
+
+
+class CapturedEngine(OrtCudaEngine):
+    """A session that runs single short texts, each as a CUDA graph."""
+
+    _runs: ClassVar[int] = 1
+
+    def __init__(self, bundle: Bundle, variant: Variant, **options: Any) -> None:
+        """Open the session and capture each length.
+
+        Raises:
+            EngineError: If ONNX Runtime cannot capture it.
+        """
+        super().__init__(bundle, variant, **options)
+        capturing = self._workers.submit(
+            CapturedRuns, self._ort, self._session, self._new_run_options, index=self._index
+        )
+        self._captured = capturing.result()
+
+    def takes(self, rows: int, columns: int, outputs: Sequence[str]) -> bool:
+        """Tell whether this is for a batch of so many texts of so many tokens."""
+        return rows == 1 and self._captured.takes(columns, outputs)
+
+    def _first_session(self) -> Any:
+        options = ort_providers.cuda_options(self._index) | {"enable_cuda_graph": "1"}
+        return self._opened([(CUDA, options)])
+
+    def _new_run_options(self, graph: int = _NO_GRAPH) -> Any:
+        options = super()._new_run_options()
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options
+
+    def _computed(
+        self,
+        session: Any,  # noqa: ARG002  # that of the graphs
+        outputs: Sequence[str],  # noqa: ARG002  # `takes` has seen to it
+        feeds: Mapping[str, NDArray[Any]],
+    ) -> list[NDArray[np.float32]]:
+        return self._workers.submit(self._captured.run, feeds["input_ids"]).result()
+
+    def abandon(self) -> None:
+        """Leak the session and its graphs; see `bge_runtime.engines.Engine.abandon`."""
+        super().abandon()
+        leak(self._captured)
 
 
 class _Captured(NamedTuple):

@@ -208,6 +208,7 @@ class OpenVinoEngine:
             runs=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
         self.parallel_runs = 1
+        self.companion = None
 
     def _compile(self, outputs: frozenset[str]) -> _Model:
         """Compile the graph for some of its outputs; the others are not computed."""

@@ -1,0 +1,198 @@
+"""The processes of entrants: started when they are needed, kept for as long as they are wanted."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_bench.driver import Worker
+from bge_bench.entrants import Entrant
+from bge_bench.journal import Journal
+from bge_bench.sides import SideSpec
+from bge_bench.speed import QUERY, what_runs
+
+Step = Callable[[str], object]
+
+_SETTLE_S, _SETTLE_ON_GPU_S = 0.3, 0.05
+"""Pause before an entrant's turn: another's idle threads spin for some milliseconds. On a GPU they
+are in nobody's way."""
+
+_UNTUNED = 256
+"""Batch size that a process of a pool is opened with; each call says its own."""
+
+
+class Pool:
+    """Processes that stay open from one table to the next, for a run on a GPU.
+
+    There a start takes longer than what is measured: PyTorch, the weights' way to the GPU,
+    and of a compiled model the compiler. What a process holds in memory is then what all of
+    its work so far has left there. Use it in a ``with`` statement.
+
+    Attributes:
+        rates: The machine's matrix rates, once they are measured.
+    """
+
+    def __init__(self) -> None:
+        """Open none yet."""
+        self.rates: dict[str, float] = {}
+        self._open: dict[SideSpec, Worker] = {}
+
+    def workers(self, specs: Sequence[SideSpec], *, timeout_s: float) -> list[Worker]:
+        """Give the process of each side; those that are not there start all at once."""
+        keys = [replace(spec, batch_size=_UNTUNED) for spec in specs]
+
+        def start(key: SideSpec) -> None:
+            # Kept at once: should another one not start, this one is to end as well.
+            self._open[key] = Worker(key, query=QUERY, timeout_s=timeout_s)
+
+        missing = [key for key in dict.fromkeys(keys) if key not in self._open]
+        with ThreadPoolExecutor(max(1, len(missing))) as starting:
+            for started in [starting.submit(start, key) for key in missing]:
+                started.result()
+        return [self._open[key] for key in keys]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._open.values():
+            worker.kill()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all measures share.
+
+    Attributes:
+        journal: Where measurements are kept.
+        step: Told what comes next.
+        rounds: How often everything is measured.
+        timeout_s: Longest wait for any one answer.
+        pool: Processes to take; None starts new ones for each table.
+    """
+
+    journal: Journal
+    step: Step
+    rounds: int
+    timeout_s: float
+    pool: Pool | None = None
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds to wait before an entrant's turn."""
+        return _SETTLE_S if self.pool is None else _SETTLE_ON_GPU_S
+
+
+class LazyWorker:
+    """An entrant's process, started when it is first asked for something."""
+
+    def __init__(
+        self,
+        entrant: Entrant,
+        spec: SideSpec,
+        settings: Settings,
+        folder: Path,
+        warm_up: Sequence[str],
+    ) -> None:
+        """Take an entrant.
+
+        Args:
+            entrant: Whose process it is.
+            spec: How to open it; may have another batch size than the entrant's own.
+            settings: What all measures share.
+            folder: Where texts and vectors are handed over.
+            warm_up: Texts to embed at the start, which do not count.
+        """
+        self.entrant = entrant
+        self.spec = spec
+        self._settings = settings
+        self._folder = folder
+        self._warm_up = warm_up
+        self._worker: Worker | None = None
+
+    def _started(self) -> Worker:
+        if self._worker is None:
+            self._settings.step(f"{self.entrant.label}: start and warm up")
+            pool, timeout_s = self._settings.pool, self._settings.timeout_s
+            if pool is None:
+                self._worker = Worker(self.spec, query=QUERY, timeout_s=timeout_s)
+            else:
+                (self._worker,) = pool.workers([self.spec], timeout_s=timeout_s)
+            if self._warm_up:
+                self.embed(self._warm_up)
+        return self._worker
+
+    def close(self) -> None:
+        """End the process, if there is one of its own."""
+        if self._worker is not None and self._settings.pool is None:
+            self._worker.kill()
+
+    def row(self) -> dict[str, Any]:
+        """Begin the entrant's document: label, name, precision and what is in force."""
+        said = self._settings.journal.get(
+            f"ready/{self.entrant.label}", lambda: what_runs(self._started())
+        )
+        return {"label": self.entrant.label, "ours": self.entrant.ours, **said}
+
+    def embed(
+        self, texts: Sequence[str], *, batch_size: int | None = None
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Give the seconds of one ``encode``, and the vectors."""
+        worker = self._started()
+        time.sleep(self._settings.settle_s)
+        batch_size = batch_size or self.spec.batch_size
+        return worker.embed(texts, self._folder, batch_size=batch_size)
+
+    def query_ms(self, texts: Sequence[str], *, calls: int, budget_s: float) -> list[float]:
+        """Give the milliseconds of each call."""
+        worker = self._started()
+        time.sleep(self._settings.settle_s)
+        answer = worker.ask(
+            "query",
+            query=list(texts),
+            calls=calls,
+            budget_s=budget_s,
+            batch_size=self.spec.batch_size,
+        )
+        return list(answer["ms"])
+
+    def state(self) -> dict[str, Any]:
+        """Tell the bytes that the process holds, its peak, and what is in force in it."""
+        return self._started().ask("state")
+
+
+@contextmanager
+def open_workers(
+    entrants: Sequence[Entrant],
+    settings: Settings,
+    *,
+    specs: Sequence[SideSpec] | None = None,
+    warm_up: Sequence[str] = (),
+) -> Iterator[list[LazyWorker]]:
+    """Give the process of each entrant, none of them started, and end those that were in the end.
+
+    Args:
+        entrants: Whose processes.
+        settings: What all measures share; those of its pool do not end.
+        specs: How to open each, if not as the entrant says.
+        warm_up: Texts that each embeds at its start, which do not count.
+    """
+    specs = specs or [entrant.spec for entrant in entrants]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
+        workers = [
+            LazyWorker(entrant, spec, settings, folder, warm_up)
+            for entrant, spec in zip(entrants, specs, strict=True)
+        ]
+        for worker in workers:
+            stack.callback(worker.close)
+        yield workers
