@@ -146,13 +146,18 @@ INT8 = Target(
     on_request=True,
 )  # fmt: skip
 
+
+def _packed(*, even: bool) -> Sequence[ir.passes.InPlacePass]:
+    return (FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=even), FuseForCuda(),
+            LowerOpset(PORTABLE_OPSET), HalfPrecision())  # fmt: skip
+
+
 CUDA = Target(
     name="cuda",
     precision="fp16",
     file="onnx/model_cuda_fp16.onnx",
     outputs=CPU.outputs,
-    passes=lambda: (FoldAttentionBias(), FirstTokenOnly(), PackAttention(), FuseForCuda(),
-                    LowerOpset(PORTABLE_OPSET), HalfPrecision()),
+    passes=lambda: _packed(even=False),
     packed=True,
     weights=_HALF_WEIGHTS,
     variants=(("cuda-fp16", "onnxruntime", "fp16"),),
@@ -165,8 +170,7 @@ CUDA_EVEN = replace(
     CUDA,
     name="cuda-even",
     file="onnx/model_cuda_even_fp16.onnx",
-    passes=lambda: (FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=True),
-                    FuseForCuda(), LowerOpset(PORTABLE_OPSET), HalfPrecision()),
+    passes=lambda: _packed(even=True),
     variants=(("cuda-even-fp16", "onnxruntime", "fp16"),),
     description="the same for texts of one length, for CUDA graphs; written with cuda",
 )  # fmt: skip
