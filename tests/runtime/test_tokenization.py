@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bge_runtime import tokenization
 from bge_runtime.errors import BundleError
 from bge_runtime.tokenization import TextTokenizer
 from tests.runtime.support import PROPERTY, TEXTS
@@ -65,6 +67,34 @@ def test_ids_of_any_text_equal_transformers(both, texts, max_length):
 def test_ids_of_100_000_words_equal_transformers(both):
     texts = ["many words of different lengths " * 20_000, "short"]
     assert_same_ids(*both, texts, 512)
+
+
+@PROPERTY
+@given(st.lists(st.text(max_size=6), max_size=9), st.integers(1, 12))
+def test_texts_are_tokenised_few_characters_at_once(both, texts, most):
+    # What `tokenizers` answers takes 130 bytes a token, and was the most that a window took.
+    ours, _ = both
+    expected = [ids.tolist() for ids in ours.encode(texts, max_length=512)]
+    given_at_once = []
+
+    class Watched:
+        def encode_batch_fast(self, some, **options):
+            given_at_once.append(some)
+            return ours.tokenizer.encode_batch_fast(some, **options)
+
+    watched = copy.copy(ours)
+    watched.tokenizer = Watched()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization, "_CHARACTERS_AT_ONCE", most)
+        assert [ids.tolist() for ids in watched.encode(texts, max_length=512)] == expected
+    assert [text for some in given_at_once for text in some] == texts
+    assert all(len(some) == 1 or len("".join(some)) <= most for some in given_at_once)
+
+
+def test_a_bad_text_far_behind_is_named_by_its_place(both, monkeypatch):
+    monkeypatch.setattr(tokenization, "_CHARACTERS_AT_ONCE", 4)
+    with pytest.raises(ValueError, match="text 12 is not valid Unicode"):
+        both[0].encode(["good", "good", "b\ud800d"], max_length=8, first=10)
 
 
 def test_no_texts_give_no_ids(both):
