@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bge_runtime.cpus import usable_cpus
 from bge_runtime.registry import BertShape
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -22,7 +23,14 @@ TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the tests off the hub, but for those that are run by ``pytest -m network``."""
+    """Keep the tests off the hub, but for those that are run by ``pytest -m network``.
+
+    PyTorch's threads wait for one another without sleep, so that several workers, each with as
+    many as there are processors, spend a quarter of their time on waiting. They share them.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:  # read when PyTorch is imported, also by the processes that tests start
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
     if config.option.markexpr != "network":
         # Read when huggingface_hub is imported; those that use the stand-in start processes.
         os.environ["HF_HUB_OFFLINE"] = "1"

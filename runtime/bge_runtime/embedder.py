@@ -319,21 +319,10 @@ class Embedder:
             )
 
             def run(engine: Engine, batch: Batch) -> None:
-                past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
-                try:
-                    results = run_batch(
-                        engine, batch.input_ids, batch.attention_mask, outputs, past
-                    )
-                except OutOfMemoryError as error:
-                    if len(batch.rows) == 1:
-                        raise
-                    warnings.warn(f"{error}. It is run in two halves", stacklevel=2)
-                    for half in _halves(batch):
-                        run(engine, half)
-                    return
-                take(batch, results)
-                if shown is not None:
-                    shown.update(len(batch.rows))
+                for part, results in _results(engine, batch, outputs):
+                    take(part, results)
+                    if shown is not None:
+                        shown.update(len(part.rows))
 
             _share(engines, batches, run)
 
@@ -360,6 +349,27 @@ class Embedder:
             for rows in plan:
                 ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
                 yield Batch(rows + start, ids, mask, shared)
+
+
+def _results(
+    engine: Engine, batch: Batch, outputs: Sequence[str]
+) -> Iterator[tuple[Batch, list[NDArray[np.float32]]]]:
+    """Give a batch and its outputs, or its parts and theirs where the memory is too short.
+
+    Not a closure that calls itself: such a one is a cycle, and what it can reach, every vector of
+    the call among it, stays in memory until the garbage collector's last generation has its turn.
+    """
+    past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
+    try:
+        results = run_batch(engine, batch.input_ids, batch.attention_mask, outputs, past)
+    except OutOfMemoryError as error:
+        if len(batch.rows) == 1:
+            raise
+        warnings.warn(f"{error}. It is run in two halves", stacklevel=2)
+        for half in _halves(batch):
+            yield from _results(engine, half, outputs)
+        return
+    yield batch, results
 
 
 def _halves(batch: Batch) -> Iterator[Batch]:
