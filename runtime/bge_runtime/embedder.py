@@ -438,8 +438,8 @@ def _share(
 
     with ThreadPoolExecutor(len(engines), thread_name_prefix="bge-engine") as pool:
         try:
-            for future in [pool.submit(work, engine) for engine in engines]:
-                future.result()
+            # Unlike futures of ours, it keeps no error that keeps this frame in turn.
+            list(pool.map(work, engines))
         except BaseException:
             failed.set()  # an interrupt reaches only the calling thread
             raise

@@ -74,13 +74,14 @@ def test_batches_that_were_halved(model, monkeypatch):
     assert unreachable_after(encode) == 0
 
 
-def test_a_text_that_fails(model, monkeypatch):
+@pytest.mark.parametrize("texts", [TEXTS[0], MANY], ids=["one", "many"])
+def test_texts_that_fail(model, monkeypatch, texts):
     def fail(*_):
         raise InferenceError("no")
 
     def encode():
         with contextlib.suppress(InferenceError):
-            model.encode(TEXTS[0])
+            model.encode(texts)
 
     monkeypatch.setattr(embedder, "run_batch", fail)
     assert unreachable_after(encode) == 0
