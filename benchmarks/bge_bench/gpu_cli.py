@@ -25,11 +25,11 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
         _CORPUS | {"named": [_DATASET, f"{_DATASET}-questions"], "count": 10_000},
     ),
     "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
-    "memory": (memory, {"count": _TEXTS, "baselines": ()}),
     "latency": (latency, {"budget_s": 1.5}),
+    "memory": (memory, {"count": _TEXTS, "baselines": ()}),
     "cold-start": (cold_start, {}),
 }
-"""Each with the options that it has of its own."""
+"""In the order in which they are run, each with the options that it has of its own."""
 
 
 @click.command()
