@@ -25,8 +25,9 @@ TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the tests off the hub, but for those that are run by ``pytest -m network``.
 
-    PyTorch's threads wait for one another without sleep, so that several workers, each with as
-    many as there are processors, spend a quarter of their time on waiting. They share them.
+    PyTorch's threads wait for one another without sleep. Two workers, each with as many as there
+    are processors, spent a quarter of their time on that in the two files that were tried (export
+    and fidelity, 2 cores). So workers share the processors.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:  # read when PyTorch is imported, also by the processes that tests start

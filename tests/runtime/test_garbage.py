@@ -13,7 +13,7 @@ import warnings
 import pytest
 
 from bge_runtime import BGEM3FlagModel, FlagLLMModel, embedder
-from bge_runtime.errors import InferenceError
+from bge_runtime.errors import InferenceError, OutOfMemoryError
 from tests.runtime.support import TEXTS
 
 MANY = [f"{text} {number}" for number in range(40) for text in TEXTS]
@@ -63,7 +63,7 @@ def test_vectors_of_a_decoder_with_a_prefix(decoder):
 def test_batches_that_were_halved(model, monkeypatch):
     def short_of_memory(engine, ids, *rest):
         if len(ids) > 2:
-            raise embedder.OutOfMemoryError("too large")
+            raise OutOfMemoryError("too large")
         return run_batch(engine, ids, *rest)
 
     def encode():
