@@ -398,11 +398,12 @@ def _tokenized_windows(
             yield 0, tokenize(window)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
-        coming = background.submit(tokenize, windows[0])
+        # Taken out before it is asked: an error would keep this frame, and the frame the error.
+        coming = [background.submit(tokenize, windows[0])]
         for start, window, following in zip(starts, windows, [*windows[1:], None], strict=True):
-            tokens = coming.result()
+            tokens = coming.pop().result()
             if following is not None:
-                coming = background.submit(tokenize, following, first=start + len(window))
+                coming.append(background.submit(tokenize, following, first=start + len(window)))
             yield start, tokens
 
 

@@ -76,6 +76,15 @@ def test_batches_that_were_halved(model, monkeypatch):
     assert unreachable_after(encode) == 0
 
 
+def test_a_bad_text_in_a_later_window(model, monkeypatch):
+    def encode():
+        with contextlib.suppress(ValueError):
+            model.encode([*MANY, "\ud800"])
+
+    monkeypatch.setattr(embedder, "_WINDOW", 50)
+    assert unreachable_after(encode) == 0
+
+
 @pytest.mark.parametrize("texts", [TEXTS[0], MANY], ids=["one", "many"])
 def test_texts_that_fail(model, monkeypatch, texts):
     def fail(*_):

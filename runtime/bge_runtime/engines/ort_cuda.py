@@ -95,8 +95,9 @@ class OrtCudaEngine(OrtEngine):
     def _computed(
         self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        submitted = self._workers.submit(session.run, list(outputs), feeds, self._run_options)
-        results: list[NDArray[np.float32]] = submitted.result()
+        results: list[NDArray[np.float32]] = self._workers.submit(
+            session.run, list(outputs), feeds, self._run_options
+        ).result()  # with no name for the future, an error keeps nothing of this frame in a cycle
         return results
 
     def abandon(self) -> None:
