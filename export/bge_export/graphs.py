@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +13,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from bge_export.branches import choose_by_length
 from bge_export.calibration import largest_inputs
 from bge_export.passes.quantize_matrices import BLOCK, QuantizeMatrices
 from bge_export.targets import INT8, OPENVINO, PORTABLE, Target
+from bge_export.weights import identity
 from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.manifest import HEAD_OUTPUTS, Graph
 
@@ -93,15 +94,11 @@ def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
         for value in ir.load(graph).graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.location == weights.name:
-                written[_identity(tensor)] = tensor
+                written[identity(tensor)] = tensor
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.const_value = written.get(_identity(value.const_value), value.const_value)
+            value.const_value = written.get(identity(value.const_value), value.const_value)
     ir.save(model, path)
-
-
-def _identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
-    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
 
 
 def write_openvino(model: ir.Model, folder: Path) -> Graph:
@@ -126,6 +123,8 @@ def _lowered(traced: ir.Model, target: Target) -> ir.Model:
     for graph_pass in target.passes():
         graph_pass(model)
     RemoveUnusedNodesPass()(model)
+    if target.for_one_length is not None:
+        model = choose_by_length(model, _lowered(traced, target.for_one_length))
     return model
 
 

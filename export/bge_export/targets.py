@@ -70,12 +70,14 @@ class Target(AnyTarget):
         outputs: Outputs of the graph, the first one first.
         passes: Makes the passes that lead to it, in order.
         packed: Whether they begin with the trace over texts that lie behind each other.
+        for_one_length: The form of its branch for texts of one length, if it has one.
         weights: Path of the file that its weights lie in.
     """
 
     outputs: tuple[str, ...]
     passes: Callable[[], Sequence[ir.passes.InPlacePass]]
     packed: bool = False
+    for_one_length: Target | None = None
     weights: str = "onnx/model.onnx_data"
 
 
@@ -152,27 +154,28 @@ def _packed(*, even: bool) -> Sequence[ir.passes.InPlacePass]:
             LowerOpset(PORTABLE_OPSET), HalfPrecision())  # fmt: skip
 
 
-CUDA = Target(
-    name="cuda",
+CUDA_EVEN = Target(
+    name="cuda-even",
     precision="fp16",
-    file="onnx/model_cuda_fp16.onnx",
+    file="onnx/model_cuda_even_fp16.onnx",
     outputs=CPU.outputs,
-    passes=lambda: _packed(even=False),
+    passes=lambda: _packed(even=True),
     packed=True,
     weights=_HALF_WEIGHTS,
-    variants=(("cuda-fp16", "onnxruntime", "fp16"),),
+    variants=(("cuda-even-fp16", "onnxruntime", "fp16"),),
     device="cuda",
-    description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",
+    description="for texts of one length only, as CUDA graphs; written with cuda",
     on_request=True,
 )  # fmt: skip
 
-CUDA_EVEN = replace(
-    CUDA,
-    name="cuda-even",
-    file="onnx/model_cuda_even_fp16.onnx",
-    passes=lambda: _packed(even=True),
-    variants=(("cuda-even-fp16", "onnxruntime", "fp16"),),
-    description="the same for texts of one length, for CUDA graphs; written with cuda",
+CUDA = replace(
+    CUDA_EVEN,
+    name="cuda",
+    file="onnx/model_cuda_fp16.onnx",
+    passes=lambda: _packed(even=False),
+    for_one_length=CUDA_EVEN,
+    variants=(("cuda-fp16", "onnxruntime", "fp16"),),
+    description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",
 )  # fmt: skip
 
 TENSORRT = Target(

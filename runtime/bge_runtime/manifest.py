@@ -39,6 +39,10 @@ EVEN_BATCH = "even_batch"
 """Input in the place of `TOKEN_OFFSET` where all texts of a batch must have one length: of the same
 type and shape, and nothing but the shape is read."""
 
+ONE_LENGTH = "one_length"
+"""Input of a graph that has a branch of its own for texts of one length, and takes it where this is
+true, bool of shape ``()``."""
+
 _PAST, _PRESENT = "past_key_values.", "present."
 
 

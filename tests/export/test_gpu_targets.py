@@ -53,6 +53,7 @@ CUDA_KERNELS = {
         "GatherElements": SHAPE,
         "GatherND": SHAPE,
         "GreaterOrEqual": {"BOOL", *INDEX},
+        "If": {"BOOL", "FLOAT"},
         "LayerNormalization": {"FLOAT16"},
         "Less": {"BOOL", *INDEX},
         "MatMul": {"FLOAT16"},

@@ -21,7 +21,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime import BGEM3FlagModel, FlagModel, gpus
+from bge_runtime import BGEM3FlagModel, FlagModel, embedder, gpus
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import open_engine, ort_cuda, ort_providers, trt
 from bge_runtime.engines.base import graph_inputs, inference_error
@@ -175,7 +175,8 @@ def test_streams_and_handles_do_not_grow_with_the_threads_that_call(calls):
     # 24 threads; ONNX Runtime makes a stream and a handle for each that comes to it.
     for kind in ("plain", "graphs"):
         assert calls[kind]["threads"]["kernels"] > 24 * 20
-        assert calls[kind]["threads"]["streams"] <= 2
+        # Two workers, and one for the graph and for its branch.
+        assert calls[kind]["threads"]["streams"] <= 2 * 2
         assert calls[kind]["threads"]["handles"] <= 4
 
 
@@ -320,6 +321,87 @@ def test_cuda_graphs_without_a_gpu_are_an_error(bundle, options):
         FlagModel(str(bundle), cuda_graphs=True, **options)
 
 
+# ---- texts of one length
+
+
+class Branches:
+    """Runs of a graph with a branch for texts of one length, which is ``off`` by so much."""
+
+    def __init__(self, off: float | Exception = 0.0):
+        self.off, self.taken = off, []
+
+    def __call__(self, feeds):
+        one_length = bool(feeds["one_length"])
+        self.taken.append(one_length)
+        if one_length and isinstance(self.off, Exception):
+            raise self.off
+        rng = np.random.default_rng(0)
+        vectors = rng.standard_normal((len(feeds["token_offset"]), 8)).astype(np.float32)
+        vectors[:, 0] += self.off if one_length else 0
+        return [vectors]
+
+
+def feeds_of(rows: int, columns: int, *, short: int = 0):
+    mask = np.ones((rows, columns), dtype=np.int64)
+    mask[-1, columns - short :] = 0
+    return graph_inputs({"cumulative_sequence_length", "one_length"}, mask, mask)
+
+
+@pytest.fixture
+def one_length(bundle):
+    return ort_cuda._OneLength(variant(bundle, "cuda-fp16"))
+
+
+def test_a_shape_that_comes_up_often_gets_the_branch_for_it(one_length):
+    branches = Branches()
+    runs = ort_cuda._ONE_LENGTH_RUNS
+    for _ in range(runs + 3):
+        one_length.run(branches, feeds_of(64, 512))
+        one_length.run(branches, feeds_of(64, 100))  # too small
+        one_length.run(branches, feeds_of(64, 512, short=1))
+    assert not any(branches.taken[: 3 * runs])
+    # By both, the first time.
+    assert branches.taken[3 * runs :] == [False, True, False, False, *[True, False, False] * 2]
+
+
+def test_another_shape_is_not_proven_anew(one_length):
+    branches = Branches()
+    for shape in ((64, 512), (32, 512)):
+        for _ in range(ort_cuda._ONE_LENGTH_RUNS + 1):
+            one_length.run(branches, feeds_of(*shape))
+    assert branches.taken.count(True) == 2
+
+
+@pytest.mark.parametrize("off", [0.5, float("nan"), RuntimeError("cuDNN has no plan")])
+def test_a_branch_that_does_not_agree_is_left_out_for_good(one_length, off):
+    branches, expected = Branches(off), Branches()(feeds_of(64, 512))
+
+    def run_often():
+        return [
+            one_length.run(branches, feeds_of(64, 512))[0]
+            for _ in range(2 * ort_cuda._ONE_LENGTH_RUNS)
+        ]
+
+    with pytest.warns(UserWarning, match=r"'cuda-fp16' for texts of one length.*out: ") as said:
+        found = run_often()
+    assert len(said) == 1
+    assert branches.taken.count(True) == 1
+    for vectors in found:
+        np.testing.assert_array_equal(vectors, expected[0])
+
+
+def test_texts_that_are_all_the_same_prove_it_as_well(one_length):
+    taken = []
+
+    def run(feeds):
+        taken.append(bool(feeds["one_length"]))
+        return [np.ones((64, 8), dtype=np.float32)]
+
+    for _ in range(ort_cuda._ONE_LENGTH_RUNS + 2):
+        one_length.run(run, feeds_of(64, 512))
+    assert taken[-1]
+
+
 # ---- out of memory
 
 
@@ -420,9 +502,19 @@ def test_vectors_of_a_gpu_in_fp16_have_flag_embeddings_type(tiny_bundle, tiny_me
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize(
+    ("length", "texts"), [(0, 2048), (20, 2048), (770, 128), (2_500, 32), (10**6, 16)]
+)
+def test_the_first_texts_for_a_gpu_fill_about_one_batch(length, texts):
+    assert embedder._first_window_on_gpu(["x" * length] * 3) == texts
+
+
 def test_a_gpu_does_not_wait_for_the_tokens_of_all_texts(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(
+        embedder, "_FIRST_CHARACTERS_ON_GPU", 64 * sum(map(len, TEXTS)) // len(TEXTS)
+    )
     model = FlagModel(str(tiny_bundle), use_fp16=False)
-    texts = [f"{number} {text}" for number in range(40) for text in TEXTS][:400]
+    texts = [text for _ in range(40) for text in TEXTS][:400]
     expected = model.encode(texts)
     encode, windows = model.tokenizer.encode, []
 

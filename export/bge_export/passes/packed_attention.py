@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -108,11 +110,12 @@ class SpellOutPacked(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        graph = model.graph
-        nodes = [node for node in graph if node.op_type == PACKED]
+        nodes = [node for node in model.graph.all_nodes() if node.op_type == PACKED]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
-        mask = _same_text(graph, nodes[0])
+        graph = nodes[0].graph  # they are all in one: a branch, or that of the model
+        assert isinstance(graph, ir.Graph)
+        mask = _same_text(model.graph.inputs, nodes[0])
         for node in nodes:
             edit = Edit()
             heads = node.attributes.get_int("num_heads")
@@ -144,13 +147,13 @@ class SpellOutPacked(ir.passes.InPlacePass):
             narrow = edit.op("Cast", [turned], {"to": query.dtype or ir.DataType.FLOAT})
             result = edit.op("Reshape", [narrow, join])
             result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
-            edit.insert_before(node)
+            _insert_named(edit, node, f"{node.outputs[0].name}.spelled")
             ir.convenience.replace_all_uses_with(node.outputs[0], result)
             graph.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _same_text(graph: ir.Graph, before: ir.Node) -> ir.Value:
+def _same_text(inputs: Sequence[ir.Value], before: ir.Node) -> ir.Value:
     """Tell of each pair of tokens whether they are of one text.
 
     Shape: ``(1, 1, tokens, tokens)``.
@@ -159,20 +162,27 @@ def _same_text(graph: ir.Graph, before: ir.Node) -> ir.Value:
 
     def ints(name: str, *numbers: int) -> ir.Value:
         shaped = numbers[0] if len(numbers) == 1 else numbers
-        return edit.constant(np.array(shaped, np.int64), unique_name(graph, f"same_text.{name}"))
+        return edit.constant(np.array(shaped, np.int64), f"same_text.{name}")
 
-    lengths = next(value for value in graph.inputs if value.name == CUMULATIVE_LENGTHS)
-    ids = next(value for value in graph.inputs if value.name == "input_ids")
+    lengths = next(value for value in inputs if value.name == CUMULATIVE_LENGTHS)
+    ids = next(value for value in inputs if value.name == "input_ids")
     zero, one = ints("zero", 0), ints("one", 1)
     count = edit.op("Squeeze", [edit.op("Shape", [ids])])
     tokens = edit.op("Unsqueeze", [edit.op("Range", [zero, count, one]), one])
     ends = edit.op("Cast", [lengths], {"to": ir.DataType.INT64})
     over = edit.op("Cast", [edit.op("GreaterOrEqual", [tokens, ends])], {"to": ir.DataType.INT64})
-    axis = edit.constant(np.array([1], np.int64), unique_name(graph, "same_text.axis"))
+    axis = edit.constant(np.array([1], np.int64), "same_text.axis")
     text = edit.op("ReduceSum", [over, axis], {"keepdims": 0})
     same = edit.op("Equal", [edit.op("Unsqueeze", [text, one]), edit.op("Unsqueeze", [text, zero])])
-    first = edit.constant(np.array([0, 1], np.int64), unique_name(graph, "same_text.first"))
+    first = edit.constant(np.array([0, 1], np.int64), "same_text.first")
     mask = edit.op("Unsqueeze", [same, first])
     mask.type = ir.TensorType(ir.DataType.BOOL)
-    edit.insert_before(before)
+    _insert_named(edit, before, "same_text")
     return mask
+
+
+def _insert_named(edit: Edit, before: ir.Node, stem: str) -> None:
+    # In a branch names that come by themselves may be those of what is around it.
+    for number, value in enumerate(value for node in edit.nodes for value in node.outputs):
+        value.name = f"{stem}.{number}"
+    edit.insert_before(before)

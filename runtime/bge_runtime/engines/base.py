@@ -15,6 +15,7 @@ from bge_runtime.manifest import (
     CUMULATIVE_LENGTHS,
     EVEN_BATCH,
     HEAD_OUTPUTS,
+    ONE_LENGTH,
     TOKEN_OFFSET,
 )
 
@@ -91,6 +92,8 @@ def graph_inputs(
         packed = packed_inputs(input_ids, attention_mask)
         if EVEN_BATCH in names:
             packed[EVEN_BATCH] = packed.pop(TOKEN_OFFSET)
+        if ONE_LENGTH in names:
+            packed[ONE_LENGTH] = np.array(attention_mask.all())
         return packed
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in names:

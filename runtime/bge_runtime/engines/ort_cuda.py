@@ -7,8 +7,12 @@ bge-large.
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,8 +24,14 @@ from bge_runtime.engines.base import graph_inputs
 from bge_runtime.engines.ort import OrtEngine, leak
 from bge_runtime.engines.ort_providers import CUDA
 from bge_runtime.errors import EngineError
-from bge_runtime.manifest import EVEN_BATCH, SENTENCE_EMBEDDING, Variant
-from bge_runtime.parity import TOLERANCES
+from bge_runtime.manifest import (
+    EVEN_BATCH,
+    ONE_LENGTH,
+    SENTENCE_EMBEDDING,
+    TOKEN_OFFSET,
+    Variant,
+)
+from bge_runtime.parity import TOLERANCES, compare
 
 _BATCH_TOKENS, _PACKED_BATCH_TOKENS = 16384, 32768
 """Tokens of a batch. Without padding, mixed and natural lengths were 0 to 4 % slower with 16,384,
@@ -32,6 +42,15 @@ _RUNS = 2
 """Batches that are under way at once: while one is computed, the next one is put together, and
 the vectors of the last one are brought to unit length. PackedMultiHeadAttention waits for the GPU
 once a layer, to see whether its input was right: the other batch fills that gap, too."""
+
+_ONE_LENGTH_TOKENS = 8192
+"""Tokens of a batch from which on the branch for texts of one length is faster: by 8 % with 16,384,
+not at all with 4,096."""
+
+_ONE_LENGTH_RUNS = 8
+"""Batches of one shape before that branch takes over. cuDNN plans for each shape and thread, which
+takes some 50 ms, and then saves 2 of 42 in each run of 32,768 tokens. Shapes that come up again and
+again are those of texts that were cut at one length."""
 
 _CAPTURED_TOKENS = 64
 """Longest text that is run as a CUDA graph: there are as many graphs as lengths."""
@@ -71,6 +90,7 @@ class OrtCudaEngine(OrtEngine):
         # A packed batch has no padding to pay for; another one an eighth.
         self.batch_tokens = _PACKED_BATCH_TOKENS if self._packed else _BATCH_TOKENS
         self.batch_overhead_tokens = self.batch_tokens // (1 if self._packed else 8)
+        self._one_length = _OneLength(variant) if ONE_LENGTH in self._input_names else None
         if cuda_graphs:
             even = _proven_even_variant(bundle, variant)
             self.companion: CapturedEngine | None = CapturedEngine(bundle, even, **options)
@@ -95,16 +115,84 @@ class OrtCudaEngine(OrtEngine):
     def _computed(
         self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        results: list[NDArray[np.float32]] = self._workers.submit(
-            session.run, list(outputs), feeds, self._run_options
-        ).result()  # with no name for the future, an error keeps nothing of this frame in a cycle
-        return results
+        def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+            results: list[NDArray[np.float32]] = self._workers.submit(
+                session.run, list(outputs), feeds, self._run_options
+            ).result()  # with no name for the future, an error keeps nothing of this frame
+            return results
+
+        return run(feeds) if self._one_length is None else self._one_length.run(run, feeds)
 
     def abandon(self) -> None:
         """Leak the session and its companion; see `bge_runtime.engines.Engine.abandon`."""
         super().abandon()
         if self.companion is not None:
             self.companion.abandon()
+
+
+class _OneLength:
+    """Which batches go through a graph's branch for texts of one length.
+
+    Before the first one counts, the other branch computes it as well: that one is what was
+    compared with PyTorch.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        """Take the variant, whose precision says how far the branches may be apart."""
+        self._variant = variant
+        self._seen: Counter[tuple[int, ...]] = Counter()
+        self._lock = threading.Lock()
+        self._proven: bool | None = None
+
+    def run(
+        self,
+        run: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[np.float32]]],
+        feeds: Mapping[str, NDArray[Any]],
+    ) -> list[NDArray[np.float32]]:
+        """Run a batch by the branch that is right for it."""
+        plain = {**feeds, ONE_LENGTH: np.array(False)}
+        if not self._takes(feeds):
+            return run(plain)
+        if self._proven:
+            return run(feeds)
+        expected = run(plain)
+        try:
+            found = run(feeds)
+            reason = self._why_not(found, expected, texts=len(feeds[TOKEN_OFFSET]))
+        except Exception as error:  # noqa: BLE001  # one unrelated class for each status code
+            reason = str(error)
+        with self._lock:
+            if self._proven is None and reason:
+                warnings.warn(
+                    f"the branch of variant {self._variant.name!r} for texts of one length, which "
+                    f"would be faster here, is left out: {reason}",
+                    stacklevel=2,
+                )
+            self._proven = not reason
+        return expected
+
+    def _takes(self, feeds: Mapping[str, NDArray[Any]]) -> bool:
+        shape, tokens = feeds[TOKEN_OFFSET].shape, feeds["input_ids"].size
+        if not feeds[ONE_LENGTH] or tokens < _ONE_LENGTH_TOKENS or self._proven is False:
+            return False
+        with self._lock:
+            self._seen[shape] += 1
+            return self._seen[shape] > _ONE_LENGTH_RUNS
+
+    def _why_not(
+        self,
+        found: Sequence[NDArray[np.float32]],
+        expected: Sequence[NDArray[np.float32]],
+        *,
+        texts: int,
+    ) -> str:
+        failures: list[str] = []
+        for one, other in zip(found, expected, strict=True):
+            parity = compare(one.reshape(texts, -1), other.reshape(texts, -1))
+            # Texts may be all the same, and then have no distance between them.
+            parity = replace(parity, error_share=0.0)
+            failures += parity.failures(TOLERANCES[self._variant.precision])
+        return "; ".join(failures)
 
 
 def _proven_even_variant(bundle: Bundle, variant: Variant) -> Variant:
