@@ -19,7 +19,7 @@ _TEXTS = 100_000
 _CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": 10_000}
 _NATURAL, _DATASET = "natural-throughput", "xquad-en"
 _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
-    "full-throughput": (throughput, _CORPUS | {"named": ["full"], "count": 4_000}),
+    "full-throughput": (throughput, _CORPUS | {"named": ["full"], "count": 2_000}),
     _NATURAL: (throughput, _CORPUS | {"named": [_DATASET, f"{_DATASET}-questions"]}),
     "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
     "latency": (latency, {"budget_s": 1.5}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from bge_bench.errors import BenchError
 class Journal:
     """Measurements by key, each written down as soon as it is known.
 
-    The first line says what is measured; a file that says otherwise is not continued.
+    The first line says what is measured; a file that says otherwise is not continued. Each other
+    one has the seconds from the opening to it: of a run that was cut short they tell where the
+    time went.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
@@ -28,6 +31,7 @@ class Journal:
         """
         self._path = path
         self._entries: dict[str, Any] = {}
+        self._opened = time.perf_counter()
         first = json.dumps(header, sort_keys=True)
         if path is None:
             return
@@ -53,7 +57,9 @@ class Journal:
         """Give what was measured under a key, or measure it now and write it down."""
         if key not in self._entries:
             # As it would be read back: a resumed run is to give the same document.
-            line = json.dumps({"key": key, "value": measure()})
+            value = measure()
+            seconds = round(time.perf_counter() - self._opened, 1)
+            line = json.dumps({"key": key, "value": value, "at_s": seconds})
             self._entries[key] = json.loads(line)["value"]
             if self._path is not None:
                 with self._path.open("a", encoding="utf-8") as file:

@@ -326,9 +326,11 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
 
     def seconds(worker: LazyWorker, size: int) -> float:
         settings.step(f"{entrant.label}: batches of {size}")
-        # The first ones find a cold process, and on a GPU libraries that choose how to go about
-        # each new shape.
-        if size == min(sizes) or settings.pool is not None:
+        # The first ones find a cold process, and on a GPU, where one batch is enough for that,
+        # libraries that choose how to go about each new shape.
+        if settings.pool is not None:
+            worker.embed(texts[:size], batch_size=size)
+        elif size == min(sizes):
             worker.embed(texts, batch_size=size)
         return worker.embed(texts, batch_size=size)[0]
 
