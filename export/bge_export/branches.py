@@ -53,11 +53,12 @@ def _taken_out(graph: ir.Graph, *, suffix: str) -> ir.Graph:
     nodes, outputs = list(graph), list(graph.outputs)
     graph.outputs.clear()
     graph.remove(nodes)
+    branch = ir.Graph([], outputs, nodes=nodes, name=suffix)
     # Names of one branch must not be those of the other, nor of what is around it.
-    for node in nodes:
+    for node in ir.traversal.RecursiveGraphIterator(branch):
         for value in node.outputs:
             value.name = f"{value.name}.{suffix}"
-    return ir.Graph([], outputs, nodes=nodes, name=suffix)
+    return branch
 
 
 def _content(value: ir.Value) -> ir.TensorProtocol:

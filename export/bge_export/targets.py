@@ -172,8 +172,9 @@ CUDA = replace(
     CUDA_EVEN,
     name="cuda",
     file="onnx/model_cuda_fp16.onnx",
-    passes=lambda: _packed(even=False),
-    for_one_length=CUDA_EVEN,
+    passes=lambda: (*_packed(even=False), HeadsOnRequest()),
+    # A CUDA graph has no branches, and so the one for them computes the heads every time.
+    for_one_length=replace(CUDA_EVEN, passes=lambda: (*_packed(even=True), HeadsOnRequest())),
     variants=(("cuda-fp16", "onnxruntime", "fp16"),),
     description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",
 )  # fmt: skip

@@ -26,7 +26,7 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.engines.base import by_text, graph_inputs
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.errors import ExportError
-from bge_runtime.manifest import HEAD_OUTPUTS
+from bge_runtime.manifest import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.parity import TOLERANCES, compare
 from bge_runtime.proving import padded_vectors
 from tests.conftest import export, write_tiny_bert
@@ -44,6 +44,7 @@ CUDA_KERNELS = {
         "And": {"BOOL"},
         "Cast": {"BOOL", "FLOAT", "FLOAT16", *INDEX},
         "Concat": SHAPE,
+        "Constant": {"FLOAT"},
         "ConstantOfShape": SHAPE,
         "CumSum": SHAPE,
         "Div": {"FLOAT16"},
@@ -76,7 +77,8 @@ CUDA_KERNELS = {
     },
 }
 """Operators that a graph for CUDA may have, and in which types: each has a row with them in the
-section on CUDAExecutionProvider of ONNX Runtime's docs/OperatorKernels.md. onnxruntime-gpu 1.31.1
+section on CUDAExecutionProvider of ONNX Runtime's docs/OperatorKernels.md, but for Constant, which
+it turns into an initializer. onnxruntime-gpu 1.31.1
 gave all nodes of these graphs but arithmetic on shapes to CUDAExecutionProvider, when it opened
 them with libraries in the place of CUDA's that compute nothing."""
 
@@ -186,7 +188,7 @@ def run(session, lengths, *, seed: int = 0):
     ids[:, 3:4] = 1
     names = [value.name for value in session.get_outputs()]
     inputs = {value.name for value in session.get_inputs()}
-    feeds = graph_inputs(inputs, ids, mask)
+    feeds = graph_inputs(inputs, ids, mask) | {COMPUTE_HEADS: np.array(True)}
     given = {name: array for name, array in feeds.items() if name in inputs}
     found = session.run(names, given)
     if "position_ids" in inputs:
@@ -207,9 +209,9 @@ def run(session, lengths, *, seed: int = 0):
 def packed_for_cpu(packed, *, half: bool = False):
     """Bring a packed trace into CUDA's form, and that into one for a CPU."""
     model = packed.clone()
-    passes = CUDA.passes() if half else CUDA.passes()[:-1]
-    for graph_pass in (*passes, SpellOutPacked()):
-        graph_pass(model)
+    for graph_pass in (*CUDA.passes(), SpellOutPacked()):
+        if half or not isinstance(graph_pass, HalfPrecision):
+            graph_pass(model)
     if half:
         SixteenBitsOnCpu()(model)
     return model
@@ -249,6 +251,17 @@ def test_texts_of_one_length_get_the_outputs_of_others(engines, lengths):
         assert len(ours) == len(theirs) == len(lengths)
         for row, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(row, other, rtol=0, atol=0.05, err_msg=name)
+
+
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [9, 4]])
+def test_vectors_do_not_need_the_heads(engines, lengths):
+    names, _, packed = engines
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(5, 90, mask.shape) * mask
+    assert (COMPUTE_HEADS in packed._input_names) == (len(names) > 1)
+    with_heads, (alone,) = packed.run(ids, mask, names), packed.run(ids, mask, names[:1])
+    assert names[0] == "sentence_embedding"
+    np.testing.assert_array_equal(with_heads[0], alone)
 
 
 @pytest.fixture(scope="module", params=["tiny_gpu_bundle", "tiny_gpu_m3"])

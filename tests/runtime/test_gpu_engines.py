@@ -172,12 +172,12 @@ def calls(request, bundle, tiny_m3_checkpoint, tmp_path_factory, cuda_libraries)
 
 
 def test_streams_and_handles_do_not_grow_with_the_threads_that_call(calls):
-    # 24 threads; ONNX Runtime makes a stream and a handle for each that comes to it.
+    # 24 threads; ONNX Runtime makes a stream and a handle for each that comes to it, and a stream
+    # for each that comes to a branch. Here two of its own do.
     for kind in ("plain", "graphs"):
         assert calls[kind]["threads"]["kernels"] > 24 * 20
-        # Two workers, and one for the graph and for its branch.
         assert calls[kind]["threads"]["streams"] <= 2 * 2
-        assert calls[kind]["threads"]["handles"] <= 4
+        assert calls[kind]["threads"]["handles"] <= 2 * 4
 
 
 def test_a_short_text_is_one_call_with_cuda_graphs(calls):

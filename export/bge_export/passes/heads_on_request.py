@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.passes._edit import Edit
 from bge_runtime.manifest import COMPUTE_HEADS, HEAD_OUTPUTS
@@ -30,6 +31,8 @@ class HeadsOnRequest(ir.passes.InPlacePass):
         heads = [value for value in graph.outputs if value.name in HEAD_OUTPUTS]
         if not heads:
             return ir.passes.PassResult(model, modified=False)
+        # What other passes have left would stay, and read what is moved.
+        RemoveUnusedNodesPass()(model)
         others = [value for value in graph.outputs if value not in heads]
         alone = _leading_to(graph, heads) - _leading_to(graph, others)
         moved = [node for node in graph if node in alone]

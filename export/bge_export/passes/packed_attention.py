@@ -111,12 +111,14 @@ class SpellOutPacked(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         nodes = [node for node in model.graph.all_nodes() if node.op_type == PACKED]
-        if not nodes:
-            return ir.passes.PassResult(model, modified=False)
-        graph = nodes[0].graph  # they are all in one: a branch, or that of the model
-        assert isinstance(graph, ir.Graph)
-        mask = _same_text(model.graph.inputs, nodes[0])
+        masks: dict[ir.Graph, ir.Value] = {}
         for node in nodes:
+            graph = node.graph
+            assert isinstance(graph, ir.Graph)
+            if graph not in masks:
+                stem = f"same_text.{len(masks)}"
+                masks[graph] = _same_text(model.graph.inputs, node, stem=stem)
+            mask = masks[graph]
             edit = Edit()
             heads = node.attributes.get_int("num_heads")
             query = node.inputs[0]
@@ -125,7 +127,7 @@ class SpellOutPacked(ir.passes.InPlacePass):
             whole = query.shape[1]
             assert isinstance(whole, int)
             split, join = (
-                edit.constant(np.array(shape, np.int64), unique_name(graph, f"spelled.{name}"))
+                edit.constant(np.array(shape, np.int64), name)
                 for name, shape in (
                     ("split", [1, -1, heads, whole // heads]),
                     ("join", [-1, whole]),
@@ -150,10 +152,10 @@ class SpellOutPacked(ir.passes.InPlacePass):
             _insert_named(edit, node, f"{node.outputs[0].name}.spelled")
             ir.convenience.replace_all_uses_with(node.outputs[0], result)
             graph.remove(node, safe=True)
-        return ir.passes.PassResult(model, modified=True)
+        return ir.passes.PassResult(model, modified=bool(nodes))
 
 
-def _same_text(inputs: Sequence[ir.Value], before: ir.Node) -> ir.Value:
+def _same_text(inputs: Sequence[ir.Value], before: ir.Node, *, stem: str) -> ir.Value:
     """Tell of each pair of tokens whether they are of one text.
 
     Shape: ``(1, 1, tokens, tokens)``.
@@ -162,7 +164,7 @@ def _same_text(inputs: Sequence[ir.Value], before: ir.Node) -> ir.Value:
 
     def ints(name: str, *numbers: int) -> ir.Value:
         shaped = numbers[0] if len(numbers) == 1 else numbers
-        return edit.constant(np.array(shaped, np.int64), f"same_text.{name}")
+        return edit.constant(np.array(shaped, np.int64), name)
 
     lengths = next(value for value in inputs if value.name == CUMULATIVE_LENGTHS)
     ids = next(value for value in inputs if value.name == "input_ids")
@@ -171,18 +173,19 @@ def _same_text(inputs: Sequence[ir.Value], before: ir.Node) -> ir.Value:
     tokens = edit.op("Unsqueeze", [edit.op("Range", [zero, count, one]), one])
     ends = edit.op("Cast", [lengths], {"to": ir.DataType.INT64})
     over = edit.op("Cast", [edit.op("GreaterOrEqual", [tokens, ends])], {"to": ir.DataType.INT64})
-    axis = edit.constant(np.array([1], np.int64), "same_text.axis")
+    axis = edit.constant(np.array([1], np.int64), "axis")
     text = edit.op("ReduceSum", [over, axis], {"keepdims": 0})
     same = edit.op("Equal", [edit.op("Unsqueeze", [text, one]), edit.op("Unsqueeze", [text, zero])])
-    first = edit.constant(np.array([0, 1], np.int64), "same_text.first")
+    first = edit.constant(np.array([0, 1], np.int64), "first")
     mask = edit.op("Unsqueeze", [same, first])
     mask.type = ir.TensorType(ir.DataType.BOOL)
-    _insert_named(edit, before, "same_text")
+    _insert_named(edit, before, stem)
     return mask
 
 
 def _insert_named(edit: Edit, before: ir.Node, stem: str) -> None:
     # In a branch names that come by themselves may be those of what is around it.
-    for number, value in enumerate(value for node in edit.nodes for value in node.outputs):
+    made = (value for node in edit.nodes for value in node.outputs)
+    for number, value in enumerate((*edit.initializers, *made)):
         value.name = f"{stem}.{number}"
     edit.insert_before(before)

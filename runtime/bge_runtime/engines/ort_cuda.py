@@ -44,8 +44,8 @@ the vectors of the last one are brought to unit length. PackedMultiHeadAttention
 once a layer, to see whether its input was right: the other batch fills that gap, too."""
 
 _ONE_LENGTH_TOKENS = 8192
-"""Tokens of a batch from which on the branch for texts of one length is 5 % faster; with 4,096 it is
-3 % (an H200)."""
+"""Tokens of a batch from which on the branch for texts of one length is 5 % faster (an H200); with
+4,096 it is 3 %."""
 
 _ONE_LENGTH_RUNS = 8
 """Batches of one shape before that branch takes over. cuDNN plans for each shape and thread, which
