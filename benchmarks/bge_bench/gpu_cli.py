@@ -74,25 +74,29 @@ def gpu(
 
     def measure(name: str, **more: Any) -> None:
         command, given = _TABLES[name]
-        if only and name not in only:
-            return
         click.echo(f"\n{name}")
         json_file = output / f"gpu-{name}.json"
         context.invoke(command, **{**common, **given, **more, "json_file": json_file})
 
+    wanted = [name for name in _TABLES if name in (only or _TABLES)]
+    if _NATURAL in wanted and not _can_be_read(folder):
+        wanted.remove(_NATURAL)
     with Pool() as pool:
-        for name in ("full-throughput", *_natural(folder), "mixed-throughput"):
-            measure(name, pool=pool, folder=folder)
-        measure("latency", pool=pool, calls=calls)
-    # Each with new processes, and none beside them.
-    for name in ("memory", "cold-start"):
-        measure(name)
+        for name in wanted:
+            if _TABLES[name][0] is throughput:
+                measure(name, pool=pool, folder=folder)
+            elif _TABLES[name][0] is latency:
+                measure(name, pool=pool, calls=calls)
+    # Each of the others with new processes, and none beside them.
+    for name in wanted:
+        if _TABLES[name][0] in (memory, cold_start):
+            measure(name)
 
 
-def _natural(folder: Path | None) -> list[str]:
+def _can_be_read(folder: Path | None) -> bool:
     try:
         check(DATASETS[_DATASET], folder or data_folder())
     except BenchError as error:
         click.echo(f"\n{_NATURAL} is left out: {error}")
-        return []
-    return [_NATURAL]
+        return False
+    return True

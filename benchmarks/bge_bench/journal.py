@@ -14,9 +14,9 @@ from bge_bench.errors import BenchError
 class Journal:
     """Measurements by key, each written down as soon as it is known.
 
-    The first line says what is measured; a file that says otherwise is not continued. Each other
-    one has the seconds from the opening to it: of a run that was cut short they tell where the
-    time went.
+    The first line says what is measured; a file that says otherwise is not continued. Every further
+    line also says how many seconds after the opening it was written: where the time of a run went
+    that was cut short.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:

@@ -32,6 +32,8 @@ _TUNING_TEXTS = 32
 texts they are four groups of neighbours in length, each as large as the largest batch: there a
 batch of neighbours is hardly padded, as in a sample it is."""
 
+_TUNING_GROUPS = 4
+
 _WARM_UP_TEXTS = 8
 
 
@@ -93,6 +95,8 @@ def measure_throughput(
         One document an entrant.
     """
     _start_all(entrants, reference, settings)
+    if settings.pool is not None:
+        _warm_up_like_baselines(entrants, texts, sample, batch_sizes, settings)
     specs = [
         entrant.spec
         if entrant.ours
@@ -313,10 +317,36 @@ def _tuning_texts(
 ) -> list[str]:
     if not entrant.in_full:
         return list(sample[:: max(1, len(sample) // _TUNING_TEXTS)][:_TUNING_TEXTS])
-    group = min(largest, max(1, len(texts) // 4))
+    group = min(largest, max(1, len(texts) // _TUNING_GROUPS))
     by_length = sorted(texts, key=len)
-    starts = [max(0, len(texts) * eighth // 8 - group // 2) for eighth in (1, 3, 5, 7)]
+    middles = (
+        len(texts) * (2 * number + 1) // (2 * _TUNING_GROUPS) for number in range(_TUNING_GROUPS)
+    )
+    starts = [max(0, middle - group // 2) for middle in middles]
     return [text for start in starts for text in by_length[start : start + group]]
+
+
+def _warm_up_like_baselines(
+    entrants: Sequence[Entrant],
+    texts: Sequence[str],
+    sample: Sequence[str],
+    batch_sizes: Sequence[int],
+    settings: Settings,
+) -> None:
+    """Let ours embed what baselines embed while their batch size is chosen, as many times."""
+    for entrant in entrants:
+        if entrant.ours:
+            given = _tuning_texts(entrant, texts, sample, largest=max(batch_sizes))
+            with open_workers([entrant], settings) as (worker,):
+                for _ in batch_sizes:
+                    worker.embed(given)
+
+
+def _one_batch_a_group(texts: Sequence[str], size: int) -> list[str]:
+    group = -(-len(texts) // _TUNING_GROUPS)
+    return [
+        text for at in range(0, len(texts), group) for text in texts[at : at + min(size, group)]
+    ]
 
 
 def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings: Settings) -> int:
@@ -326,10 +356,10 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
 
     def seconds(worker: LazyWorker, size: int) -> float:
         settings.step(f"{entrant.label}: batches of {size}")
-        # The first ones find a cold process, and on a GPU, where one batch is enough for that,
-        # libraries that choose how to go about each new shape.
+        # The first ones find a cold process, and on a GPU libraries that choose how to go about
+        # each new shape: there a batch of each length is enough.
         if settings.pool is not None:
-            worker.embed(texts[:size], batch_size=size)
+            worker.embed(_one_batch_a_group(texts, size), batch_size=size)
         elif size == min(sizes):
             worker.embed(texts, batch_size=size)
         return worker.embed(texts, batch_size=size)[0]

@@ -11,14 +11,13 @@ from bge_runtime.manifest import ONE_LENGTH
 def choose_by_length(packed: ir.Model, even: ir.Model) -> ir.Model:
     """Join a graph for any texts and one for texts of one length, which it takes where told to.
 
-    One session then has both, and the weights once. All nodes are inside of the branches: to
-    enter one takes a session some 30 microseconds, which is little once a run, and a millisecond
-    if each layer had its own.
+    One session then has both, and the weights once. All nodes are inside of the branches, which
+    are entered once a run and not in each layer.
 
     Args:
         packed: The one for any texts. It is changed, and given back.
-        even: The other one, with inputs of the same kinds in the same order, and outputs of the
-            same names. It is used up.
+        even: The other one, with inputs of the same kinds in the same order, outputs of the same
+            names, and the same opsets. It is used up.
 
     Returns:
         The graph of ``packed`` with a further input ``one_length``, bool of shape ``()``.
@@ -34,22 +33,22 @@ def choose_by_length(packed: ir.Model, even: ir.Model) -> ir.Model:
         else:
             value.name = f"{name}.one_length"
             graph.register_initializer(value)
-    told = ir.Value(name=ONE_LENGTH, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
-    graph.inputs.append(told)
+    one_length = ir.Value(name=ONE_LENGTH, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    graph.inputs.append(one_length)
     results = [
         ir.Value(name=value.name, shape=value.shape, type=value.type) for value in graph.outputs
     ]
     branches = {
-        "then_branch": _taken_out(even.graph, suffix="one_length"),
-        "else_branch": _taken_out(graph, suffix="any_length"),
+        "then_branch": _as_branch(even.graph, suffix="one_length"),
+        "else_branch": _as_branch(graph, suffix="any_length"),
     }
     graph.outputs.extend(results)
     attributes = [ir.AttrGraph(name, branch) for name, branch in branches.items()]
-    graph.append(ir.Node("", "If", [told], attributes, outputs=results, name="by_length"))
+    graph.append(ir.Node("", "If", [one_length], attributes, outputs=results, name="by_length"))
     return packed
 
 
-def _taken_out(graph: ir.Graph, *, suffix: str) -> ir.Graph:
+def _as_branch(graph: ir.Graph, *, suffix: str) -> ir.Graph:
     nodes, outputs = list(graph), list(graph.outputs)
     graph.outputs.clear()
     graph.remove(nodes)

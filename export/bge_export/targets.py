@@ -173,7 +173,7 @@ CUDA = replace(
     name="cuda",
     file="onnx/model_cuda_fp16.onnx",
     passes=lambda: (*_packed(even=False), HeadsOnRequest()),
-    # A CUDA graph has no branches, and so the one for them computes the heads every time.
+    # Only here: what is captured as a CUDA graph must have no branches.
     for_one_length=replace(CUDA_EVEN, passes=lambda: (*_packed(even=True), HeadsOnRequest())),
     variants=(("cuda-fp16", "onnxruntime", "fp16"),),
     description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",

@@ -26,7 +26,7 @@ from bge_runtime.proving import measure
 from bge_runtime.resolving import find_bundle
 from bge_runtime.table import format_table
 from bge_runtime.tokenization import TextTokenizer
-from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
+from bge_runtime.versions import ENGINE_PACKAGES, in_one_folder, installed_versions
 
 _INSTALL = "Run `pip install 'bge-runtime[cpu]'`"
 
@@ -132,7 +132,8 @@ def doctor(model: str | None) -> None:
 def examine() -> Iterator[Finding]:
     """Look for what is wrong with this installation, and what is merely worth knowing."""
     installed = installed_versions(ENGINE_PACKAGES)
-    if {"onnxruntime", "onnxruntime-gpu"} <= set(installed):
+    both = ("onnxruntime", "onnxruntime-gpu")
+    if set(both) <= set(installed) and in_one_folder(*both):
         yield Finding(
             text="onnxruntime and onnxruntime-gpu are both installed and overwrite each other's "
             "files. Run `pip uninstall onnxruntime onnxruntime-gpu`, then install the one you want",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -15,9 +15,11 @@ from bge_runtime.batching import pad_batch
 from bge_runtime.bundle import COLBERT_TOKENS, Bundle, Reference
 from bge_runtime.cpus import cpu_model, vector_extensions
 from bge_runtime.engines import Engine, EngineInfo, open_engine
+from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.manifest import (
     COLBERT_VECS,
     HEAD_OUTPUTS,
+    ONE_LENGTH,
     SENTENCE_EMBEDDING,
     TOKEN_WEIGHTS,
     Variant,
@@ -33,6 +35,8 @@ def measure(
     bundle: Bundle, variant: Variant, reference: Reference | None = None
 ) -> tuple[EngineInfo, Parity]:
     """Measure how far a variant is from PyTorch's vectors, on this machine.
+
+    A graph with a branch for texts of one length is measured by both branches.
 
     Args:
         bundle: The bundle.
@@ -52,17 +56,29 @@ def measure(
     names = (SENTENCE_EMBEDDING, *heads)
     engine = open_engine(bundle, variant, outputs=names)
     pad_token_id = bundle.manifest.model.pad_token_id
-    outputs = padded_outputs(engine, reference.token_ids, names, pad_token_id=pad_token_id)
-    parity = compare(np.stack(outputs[SENTENCE_EMBEDDING]), reference.vectors)
-    if reference.token_weights is not None and reference.colbert_vecs is not None:
-        weights = np.concatenate(outputs[TOKEN_WEIGHTS])
-        tokens = np.concatenate(
-            [rows for rows in outputs[COLBERT_VECS] if len(rows) < COLBERT_TOKENS]
+
+    def distance(rows: int) -> Parity:
+        outputs = padded_outputs(
+            engine, reference.token_ids, names, pad_token_id=pad_token_id, rows=rows
         )
-        parity = parity.worst(compare(tokens, reference.colbert_vecs)).worst(
-            replace(parity, max_error=float(np.abs(weights - reference.token_weights).max()))
-        )
+        return _distance(outputs, reference)
+
+    parity = distance(_ROWS)
+    if isinstance(engine, OrtEngine) and ONE_LENGTH in bundle.graph(variant.graph).inputs:
+        engine.always_take_branch()
+        parity = parity.worst(distance(1))
     return engine.info, parity
+
+
+def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Reference) -> Parity:
+    parity = compare(np.stack(outputs[SENTENCE_EMBEDDING]), reference.vectors)
+    if reference.token_weights is None or reference.colbert_vecs is None:
+        return parity
+    weights = np.concatenate(outputs[TOKEN_WEIGHTS])
+    tokens = np.concatenate([rows for rows in outputs[COLBERT_VECS] if len(rows) < COLBERT_TOKENS])
+    return parity.worst(compare(tokens, reference.colbert_vecs)).worst(
+        replace(parity, max_error=float(np.abs(weights - reference.token_weights).max()))
+    )
 
 
 def measure_once(bundle: Bundle, variant: Variant) -> Parity:
@@ -115,6 +131,7 @@ def padded_outputs(
     names: Sequence[str],
     *,
     pad_token_id: int,
+    rows: int = _ROWS,
 ) -> dict[str, list[NDArray[np.float32]]]:
     """Compute outputs as `padded_vectors` does.
 
@@ -123,6 +140,7 @@ def padded_outputs(
         token_ids: Tokens of each text, special tokens included. At least one text.
         names: Outputs to compute.
         pad_token_id: Id that fills shorter rows.
+        rows: Texts of a batch.
 
     Returns:
         By name, one array a text in input order, without padding.
@@ -131,7 +149,7 @@ def padded_outputs(
         InferenceError: If the engine fails.
     """
     order = np.argsort([len(ids) for ids in token_ids], kind="stable")
-    count = -(-len(order) // _ROWS)
+    count = -(-len(order) // rows)
     found: dict[str, dict[int, NDArray[np.float32]]] = {name: {} for name in names}
     for number in range(count):
         batch = order[number::count].tolist()
@@ -141,4 +159,4 @@ def padded_outputs(
                 tokens = len(token_ids[row])
                 length = {TOKEN_WEIGHTS: tokens, COLBERT_VECS: tokens - 1}.get(name)
                 found[name][row] = value if length is None else value[:length]
-    return {name: [rows[row] for row in range(len(token_ids))] for name, rows in found.items()}
+    return {name: [by_row[row] for row in range(len(token_ids))] for name, by_row in found.items()}

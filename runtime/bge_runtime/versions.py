@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable
 
 ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
-"""Distributions that hold an engine. The first two overwrite each other."""
+"""Distributions that hold an engine. In one folder the first two overwrite each other."""
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -23,3 +23,11 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def in_one_folder(*packages: str) -> bool:
+    """Tell whether packages that are installed lie beside each other, and so can share files."""
+    folders = {
+        str(importlib.metadata.distribution(package).locate_file("")) for package in packages
+    }
+    return len(folders) == 1

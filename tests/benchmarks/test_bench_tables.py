@@ -217,6 +217,7 @@ def test_scaling_and_memory(tiny_bundle: Path, tiny_checkpoint: Path, texts: Pat
     )  # fmt: skip
     document = json.loads((tmp_path / "s.json").read_text())
     assert document["sizes"]["30"]["tokens"] > document["sizes"]["8"]["tokens"]
+    assert [row["label"] for row in document["rows"]] == ["bge-runtime fp32", "onnxruntime"]
     assert list(document["rows"][0]["seconds"]) == ["8", "30"]
     run("memory", tiny_bundle, *common, "--count", 1000, "--json", tmp_path / "m.json")
     (row,) = json.loads((tmp_path / "m.json").read_text())["rows"]

@@ -258,10 +258,16 @@ def test_vectors_do_not_need_the_heads(engines, lengths):
     names, _, packed = engines
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     ids = np.random.default_rng(0).integers(5, 90, mask.shape) * mask
-    assert (COMPUTE_HEADS in packed._input_names) == (len(names) > 1)
     with_heads, (alone,) = packed.run(ids, mask, names), packed.run(ids, mask, names[:1])
     assert names[0] == "sentence_embedding"
     np.testing.assert_array_equal(with_heads[0], alone)
+    if len(names) > 1:
+        feeds = graph_inputs(packed._input_names, ids, mask)
+        assert feeds["one_length"] == (len(set(lengths)) == 1)
+        for asked, sizes in ((True, [sum(lengths)] * 2), (False, [0, 0])):
+            feeds[COMPUTE_HEADS] = np.array(asked)
+            _, *heads = packed._session.run(list(names), feeds)
+            assert [len(head) for head in heads] == sizes
 
 
 @pytest.fixture(scope="module", params=["tiny_gpu_bundle", "tiny_gpu_m3"])
@@ -468,6 +474,24 @@ def test_a_broken_graph_is_not_written(tiny_checkpoint, tmp_path, monkeypatch, t
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_broken_branch_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
+    import onnx_ir as ir
+
+    from bge_export import graphs
+
+    real = graphs.choose_by_length
+
+    def broken(packed, even):
+        for node in even.graph:
+            if "epsilon" in node.attributes:
+                node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1.0)
+        return real(packed, even)
+
+    monkeypatch.setattr(graphs, "choose_by_length", broken)
+    with pytest.raises(ExportError, match=r"model_cuda_fp16.*too far from PyTorch's vectors"):
+        export(tiny_checkpoint, tmp_path / "bundle", targets=("cuda",))
+
+
 @pytest.mark.parametrize("name", ["tiny_gpu_bundle", "tiny_gpu_m3"])
 def test_both_share_one_file_of_weights_in_fp16(request, name: str):
     import onnx_ir as ir
@@ -536,7 +560,7 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
         return padded_vectors(engine, texts, pad_token_id=0)
 
     rng = np.random.default_rng(0)
-    lengths = [*range(1, 33), *range(48, 513, 16)]
+    lengths = [*range(1, 33), *range(64, 513, 64)]
     texts = [np.r_[101, rng.integers(1000, 30000, length)][:length] for length in lengths]
     real = exporting.measure
     targets = ("cuda", "tensorrt")

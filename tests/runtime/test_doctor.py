@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bge_export.targets import TARGETS
-from bge_runtime import FlagModel, cpus, doctor, gpus
+from bge_runtime import FlagModel, cpus, doctor, gpus, versions
 from bge_runtime.engines import ort_providers, ov, trt
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import BundleIntegrityError
@@ -99,10 +99,24 @@ def test_a_processor_without_bf16_is_a_note(monkeypatch):
 def test_both_wheels_of_onnxruntime_are_wrong(monkeypatch):
     both = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(doctor, "installed_versions", lambda names: both)
+    monkeypatch.setattr(doctor, "in_one_folder", lambda *names: True)
     result = examine()
     assert result.exit_code == 1
     assert "WRONG: onnxruntime and onnxruntime-gpu are both installed" in result.output
     assert "pip uninstall onnxruntime onnxruntime-gpu" in result.output
+    # One before the other on the path does no harm.
+    monkeypatch.setattr(doctor, "in_one_folder", lambda *names: False)
+    assert "both installed" not in examine().output
+
+
+def test_packages_in_one_folder_are_told_from_others(tmp_path, monkeypatch):
+    for folder, name in (("a", "one"), ("a", "two"), ("b", "three")):
+        info = tmp_path / folder / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    assert versions.in_one_folder("one", "two")
+    assert not versions.in_one_folder("one", "three")
 
 
 def test_one_engine_missing_is_a_note_and_both_are_wrong(monkeypatch):

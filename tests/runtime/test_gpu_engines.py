@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -325,20 +326,16 @@ def test_cuda_graphs_without_a_gpu_are_an_error(bundle, options):
 
 
 class Branches:
-    """Runs of a graph with a branch for texts of one length, which is ``off`` by so much."""
+    """A session of a graph with a branch for texts of one length, which fails with an error."""
 
-    def __init__(self, off: float | Exception = 0.0):
-        self.off, self.taken = off, []
+    def __init__(self, error: Exception | None = None):
+        self.error, self.taken = error, []
 
-    def __call__(self, feeds):
-        one_length = bool(feeds["one_length"])
-        self.taken.append(one_length)
-        if one_length and isinstance(self.off, Exception):
-            raise self.off
-        rng = np.random.default_rng(0)
-        vectors = rng.standard_normal((len(feeds["token_offset"]), 8)).astype(np.float32)
-        vectors[:, 0] += self.off if one_length else 0
-        return [vectors]
+    def run(self, _outputs, feeds, _options):
+        self.taken.append(bool(feeds["one_length"]))
+        if self.error is not None and self.taken[-1]:
+            raise self.error
+        return [np.ones((len(feeds["token_offset"]), 8), dtype=np.float32)]
 
 
 def feeds_of(rows: int, columns: int, *, short: int = 0):
@@ -348,58 +345,66 @@ def feeds_of(rows: int, columns: int, *, short: int = 0):
 
 
 @pytest.fixture
-def one_length(bundle):
-    return ort_cuda._OneLength(variant(bundle, "cuda-fp16"))
+def compute():
+    """What an engine for a GPU does with a session and a batch."""
+    engine = object.__new__(OrtCudaEngine)
+    engine._run_options = None
+    engine._one_length = ort_cuda._OneLength()
+    with ThreadPoolExecutor(2) as engine._workers:
+        yield lambda session, feeds: engine._computed(session, ["sentence_embedding"], feeds)
 
 
-def test_a_shape_that_comes_up_often_gets_the_branch_for_it(one_length):
-    branches = Branches()
-    runs = ort_cuda._ONE_LENGTH_RUNS
-    for _ in range(runs + 3):
-        one_length.run(branches, feeds_of(64, 512))
-        one_length.run(branches, feeds_of(64, 100))  # too small
-        one_length.run(branches, feeds_of(64, 512, short=1))
-    assert not any(branches.taken[: 3 * runs])
-    # By both, the first time.
-    assert branches.taken[3 * runs :] == [False, True, False, False, *[True, False, False] * 2]
+def test_a_shape_that_comes_up_often_gets_the_branch_for_it(compute):
+    session, runs = Branches(), ort_cuda._ONE_LENGTH_RUNS
+    for _ in range(runs + 2):
+        compute(session, feeds_of(64, 512))
+        compute(session, feeds_of(64, 100))  # too small
+        compute(session, feeds_of(64, 512, short=1))
+    assert session.taken == [False] * 3 * runs + [True, False, False] * 2
+    compute(session, feeds_of(32, 512))
+    assert not session.taken[-1]
 
 
-def test_another_shape_is_not_proven_anew(one_length):
-    branches = Branches()
-    for shape in ((64, 512), (32, 512)):
-        for _ in range(ort_cuda._ONE_LENGTH_RUNS + 1):
-            one_length.run(branches, feeds_of(*shape))
-    assert branches.taken.count(True) == 2
+def test_one_text_takes_it_as_well(compute):
+    session = Branches()
+    for _ in range(ort_cuda._ONE_LENGTH_RUNS + 1):
+        compute(session, feeds_of(1, 8192))
+    assert session.taken[-1]
 
 
-@pytest.mark.parametrize("off", [0.5, float("nan"), RuntimeError("cuDNN has no plan")])
-def test_a_branch_that_does_not_agree_is_left_out_for_good(one_length, off):
-    branches, expected = Branches(off), Branches()(feeds_of(64, 512))
+def test_a_branch_that_fails_is_left_out_for_good(compute):
+    session = Branches(RuntimeError("cuDNN has no plan"))
 
     def run_often():
-        return [
-            one_length.run(branches, feeds_of(64, 512))[0]
-            for _ in range(2 * ort_cuda._ONE_LENGTH_RUNS)
-        ]
+        return [compute(session, feeds_of(64, 512)) for _ in range(40)]
 
-    with pytest.warns(UserWarning, match=r"'cuda-fp16' for texts of one length.*out: ") as said:
+    with pytest.warns(UserWarning, match=r"one length.*fails.*no plan.*left out") as said:
         found = run_often()
-    assert len(said) == 1
-    assert branches.taken.count(True) == 1
-    for vectors in found:
-        np.testing.assert_array_equal(vectors, expected[0])
+    assert (len(found), len(said), session.taken.count(True)) == (40, 1, 1)
+    assert all(vectors.shape == (64, 8) for (vectors,) in found)
 
 
-def test_texts_that_are_all_the_same_prove_it_as_well(one_length):
-    taken = []
+def test_memory_that_is_too_short_is_not_the_branchs_fault(compute):
+    session = Branches(RuntimeError("Failed to allocate memory for requested buffer"))
+    for _ in range(ort_cuda._ONE_LENGTH_RUNS):
+        compute(session, feeds_of(64, 512))
+    # The batch is run in halves, elsewhere.
+    with pytest.raises(RuntimeError, match="allocate"):
+        compute(session, feeds_of(64, 512))
+    session.error = None
+    compute(session, feeds_of(64, 512))
+    assert session.taken[-1]
 
-    def run(feeds):
-        taken.append(bool(feeds["one_length"]))
-        return [np.ones((64, 8), dtype=np.float32)]
 
-    for _ in range(ort_cuda._ONE_LENGTH_RUNS + 2):
-        one_length.run(run, feeds_of(64, 512))
-    assert taken[-1]
+def test_it_can_be_asked_to_take_it_always():
+    session = Branches()
+    engine = object.__new__(OrtCudaEngine)
+    engine._one_length, engine._run_options = ort_cuda._OneLength(), None
+    engine.always_take_branch()
+    with ThreadPoolExecutor(1) as engine._workers:
+        for feeds in (feeds_of(1, 3), feeds_of(2, 3, short=1)):
+            engine._computed(session, ["sentence_embedding"], feeds)
+    assert session.taken == [True, False]
 
 
 # ---- out of memory
@@ -503,10 +508,18 @@ def test_vectors_of_a_gpu_in_fp16_have_flag_embeddings_type(tiny_bundle, tiny_me
 
 
 @pytest.mark.parametrize(
-    ("length", "texts"), [(0, 2048), (20, 2048), (770, 128), (2_500, 32), (10**6, 16)]
+    ("lengths", "texts"),
+    [
+        ([0] * 5000, 2048),
+        ([20] * 5000, 2048),
+        ([770] * 500, 64),
+        ([10**6] * 5, 1),
+        ([10] * 100 + [4000] * 500, 64),  # not judged by the first ones
+        ([], 1),
+    ],
 )
-def test_the_first_texts_for_a_gpu_fill_about_one_batch(length, texts):
-    assert embedder._first_window_on_gpu(["x" * length] * 3) == texts
+def test_the_first_texts_for_a_gpu_fill_about_one_batch(lengths, texts):
+    assert embedder._first_window_on_gpu(["x" * length for length in lengths]) == texts
 
 
 def test_a_gpu_does_not_wait_for_the_tokens_of_all_texts(tiny_bundle, monkeypatch):

@@ -153,10 +153,14 @@ def by_text(
 def inference_error(engine: str, input_ids: NDArray[np.int64], error: Exception) -> InferenceError:
     """Say which engine failed on a batch of what size."""
     rows, columns = input_ids.shape
-    lacks_memory = any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
-    return (OutOfMemoryError if lacks_memory else InferenceError)(
+    return (OutOfMemoryError if lacks_memory(error) else InferenceError)(
         f"{engine} failed on a batch of {rows} texts of {columns} tokens: {error}"
     )
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Tell whether an engine's error says that its memory is too short."""
+    return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 _OUT_OF_MEMORY = (

@@ -257,6 +257,12 @@ class OrtEngine:
                 self._leading.release()
             return results
 
+    def always_take_branch(self) -> None:
+        """Take a branch for texts of one length whenever it can be taken, to prove it.
+
+        Nothing to do: on a CPU, where graphs for a GPU are rehearsed, it always is.
+        """
+
     def abandon(self) -> None:
         """Leak the session; see `bge_runtime.engines.Engine.abandon`."""
         leak(self._session)
