@@ -28,11 +28,12 @@ from bge_runtime.parity import compare
 Work = TypeVar("Work")
 
 _TUNING_TEXTS = 32
-"""Texts on which a baseline's batch size is chosen, from a sample. For one that is timed on all
-texts they are four groups of neighbours in length, each as large as the largest batch: there a
-batch of neighbours is hardly padded, as in a sample it is."""
+"""Texts on which a baseline's batch size is chosen, from a sample."""
 
 _TUNING_GROUPS = 4
+"""For a baseline that is timed on all texts they are so many groups of neighbours in length, each
+as large as the largest batch: there batches of neighbours are hardly padded, and in a sample they
+would be."""
 
 _WARM_UP_TEXTS = 8
 

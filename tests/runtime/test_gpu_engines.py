@@ -345,13 +345,19 @@ def feeds_of(rows: int, columns: int, *, short: int = 0):
 
 
 @pytest.fixture
-def compute():
-    """What an engine for a GPU does with a session and a batch."""
+def branching():
+    """An engine for a GPU without its session."""
     engine = object.__new__(OrtCudaEngine)
     engine._run_options = None
     engine._one_length = ort_cuda._OneLength()
     with ThreadPoolExecutor(2) as engine._workers:
-        yield lambda session, feeds: engine._computed(session, ["sentence_embedding"], feeds)
+        yield engine
+
+
+@pytest.fixture
+def compute(branching):
+    """What that engine does with a session and a batch."""
+    return lambda session, feeds: branching._computed(session, ["sentence_embedding"], feeds)
 
 
 def test_a_shape_that_comes_up_often_gets_the_branch_for_it(compute):
@@ -396,14 +402,11 @@ def test_memory_that_is_too_short_is_not_the_branchs_fault(compute):
     assert session.taken[-1]
 
 
-def test_it_can_be_asked_to_take_it_always():
+def test_it_can_be_asked_to_take_it_always(branching, compute):
     session = Branches()
-    engine = object.__new__(OrtCudaEngine)
-    engine._one_length, engine._run_options = ort_cuda._OneLength(), None
-    engine.always_take_branch()
-    with ThreadPoolExecutor(1) as engine._workers:
-        for feeds in (feeds_of(1, 3), feeds_of(2, 3, short=1)):
-            engine._computed(session, ["sentence_embedding"], feeds)
+    branching.always_take_branch()
+    for feeds in (feeds_of(1, 3), feeds_of(2, 3, short=1)):
+        compute(session, feeds)
     assert session.taken == [True, False]
 
 

@@ -21,7 +21,7 @@ class HeadsOnRequest(ir.passes.InPlacePass):
     heads: 4 % of the arithmetic.
 
     Requires: outputs out of `HEAD_OUTPUTS`; without them nothing is done.
-    Changes: the nodes that lead to those outputs alone. There is a further input
+    Changes: the nodes that lead to those outputs alone; unused ones go. There is a further input
     ``compute_heads``, bool of shape ``()``; where it is false those outputs are empty.
     """
 

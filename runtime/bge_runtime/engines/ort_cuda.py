@@ -47,9 +47,9 @@ _ONE_LENGTH_TOKENS = 8192
 batches under way 5 to 8 % (an H200, where it is cuDNN's attention)."""
 
 _ONE_LENGTH_RUNS = 32
-"""Batches of one shape before that branch takes over. cuDNN plans for each shape and thread, for 50
-ms and more, and then saves some 2 of 42 in a run of 32,768 tokens: shapes that pay for it are those
-of many texts that were cut at one length."""
+"""Batches of one shape before that branch takes over. cuDNN plans for each shape and thread, which
+takes far longer than the 1 to 2 of 42 ms that a run of 32,768 tokens then saves: shapes that pay
+for it are those of many texts that were cut at one length."""
 
 _CAPTURED_TOKENS = 64
 """Longest text that is run as a CUDA graph: there are as many graphs as lengths."""
@@ -89,8 +89,7 @@ class OrtCudaEngine(OrtEngine):
         # A packed batch has no padding to pay for; another one an eighth.
         self.batch_tokens = _PACKED_BATCH_TOKENS if self._packed else _BATCH_TOKENS
         self.batch_overhead_tokens = self.batch_tokens // (1 if self._packed else 8)
-        has_branch = ONE_LENGTH in self._input_names
-        self._one_length = _OneLength() if has_branch else None
+        self._one_length = _OneLength() if ONE_LENGTH in self._input_names else None
         if cuda_graphs:
             even = _proven_even_variant(bundle, variant)
             self.companion: CapturedEngine | None = CapturedEngine(bundle, even, **options)
