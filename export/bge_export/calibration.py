@@ -1,9 +1,10 @@
-"""How large what an encoder's matrices multiply becomes, channel by channel."""
+"""What an encoder's matrices multiply, and what its graph gives for some texts."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,22 @@ from bge_runtime.engines.base import graph_inputs
 from bge_runtime.engines.ort import OrtEngine
 
 
-def largest_inputs(
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """The channels of what a matrix multiplies, over all tokens of some texts.
+
+    Attributes:
+        largest: The largest magnitude of each. Shape: ``(channels,)``.
+        mean: The mean of each. Shape: ``(channels,)``.
+    """
+
+    largest: NDArray[np.float32]
+    mean: NDArray[np.float32]
+
+
+def watch_inputs(
     model: ir.Model, token_ids: Sequence[NDArray[np.int64]], *, folder: Path
-) -> dict[ir.Value, NDArray[np.float32]]:
+) -> dict[ir.Value, Channels]:
     """Run texts through a graph and watch what its matrices multiply.
 
     Args:
@@ -26,26 +40,56 @@ def largest_inputs(
         folder: Where the graph can be written for the time of the run.
 
     Returns:
-        The largest magnitude of each channel over all tokens, by what is multiplied.
-        Shape: ``(channels,)`` each.
+        The channels, by what is multiplied.
     """
     watched = list(matrices_by_input(model))
     outputs = model.graph.outputs
     kept = list(outputs)
     # Already an output, it would be one twice.
     outputs.extend(value for value in watched if value not in kept)
+    largest = [np.zeros(())] * len(watched)
+    sums, tokens = list(largest), [0] * len(watched)
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
-            ir.save(model, file.name)
-            ort = OrtEngine.load()
-            session = ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])
+        for arrays in run_texts(model, watched, token_ids, folder=folder):
+            for number, array in enumerate(arrays):
+                rows = array.reshape(-1, array.shape[-1])
+                largest[number] = np.maximum(largest[number], np.abs(rows).max(axis=0))
+                sums[number] = sums[number] + rows.sum(axis=0)
+                tokens[number] += len(rows)
     finally:
         outputs[:] = kept
-    names = [value.name for value in watched]
+    return {
+        value: Channels(
+            largest=largest[number].astype(np.float32),
+            mean=(sums[number] / tokens[number]).astype(np.float32),
+        )
+        for number, value in enumerate(watched)
+    }
+
+
+def run_texts(
+    model: ir.Model,
+    outputs: Sequence[ir.Value],
+    token_ids: Sequence[NDArray[np.int64]],
+    *,
+    folder: Path,
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Run texts through a graph on ONNX Runtime, one by one.
+
+    Args:
+        model: The graph; weights in files lie in ``folder``.
+        outputs: Which of its outputs to give.
+        token_ids: Tokens of each text.
+        folder: Where the graph can be written for a moment.
+
+    Yields:
+        The outputs of each text.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
+        ir.save(model, file.name)
+        ort = OrtEngine.load()
+        session = ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])
+    names = [value.name for value in outputs]
     inputs = {value.name for value in session.get_inputs()}
-    peaks: list[NDArray[np.float32]] = []
     for ids in token_ids:
-        rows = session.run(names, graph_inputs(inputs, ids[None], np.ones_like(ids[None])))
-        found = [np.abs(array).reshape(-1, array.shape[-1]).max(axis=0) for array in rows]
-        peaks = [np.maximum(*pair) for pair in zip(peaks or found, found, strict=True)]
-    return dict(zip(watched, peaks, strict=True))
+        yield session.run(names, graph_inputs(inputs, ids[None], np.ones_like(ids[None])))

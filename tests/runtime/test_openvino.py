@@ -99,6 +99,12 @@ def test_export_on_a_processor_without_bf16_leaves_it_unmeasured(
     assert FlagModel(str(tmp_path / "bundle")).engine.info.variant == expected
 
 
+def test_the_graph_for_bf16_has_the_biases_that_were_found_nearer(bundle: Path, trained: Path):
+    graph = Path("openvino", "openvino_model.xml")
+    assert ".for_bf16" in (bundle / graph).read_text("utf-8")
+    assert ".for_bf16" not in (trained / graph).read_text("utf-8")
+
+
 def test_another_precision_in_force_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     import openvino
 

@@ -7,6 +7,7 @@ file and put it into the list of the targets that want it, in `bge_export.target
 
 from bge_export.passes.attention_in_blocks import AttentionInBlocks
 from bge_export.passes.attention_to_matmul import AttentionToMatMul
+from bge_export.passes.bf16_products import CorrectBiases, RoundProducts
 from bge_export.passes.broadcast_mask import BroadcastMask
 from bge_export.passes.feed_forward_in_parts import FeedForwardInParts
 from bge_export.passes.first_token_only import FirstTokenOnly
@@ -24,6 +25,7 @@ __all__ = [
     "AttentionInBlocks",
     "AttentionToMatMul",
     "BroadcastMask",
+    "CorrectBiases",
     "FeedForwardInParts",
     "FirstTokenOnly",
     "FoldAttentionBias",
@@ -34,6 +36,7 @@ __all__ = [
     "LowerOpset",
     "PackAttention",
     "QuantizeMatrices",
+    "RoundProducts",
     "SixteenBitsOnCpu",
     "SpellOutPacked",
 ]
