@@ -185,7 +185,7 @@ def test_only_corrected_biases_bring_bf16_within_the_limit_of_colbert_vectors(
 ):
     import onnx_ir as ir
 
-    from bge_export.graphs import for_bf16
+    from bge_export.openvino_graphs import for_bf16
 
     model = ir.load(bundle / "onnx" / "model.onnx")
     if corrected:

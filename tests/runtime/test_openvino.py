@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from bge_export.texts import PARITY_TEXTS
-from bge_runtime import FlagModel
+from bge_runtime import Bundle, FlagModel
 from bge_runtime.engines import ov
 from bge_runtime.errors import (
     EngineNotInstalledError,
@@ -99,10 +100,38 @@ def test_export_on_a_processor_without_bf16_leaves_it_unmeasured(
     assert FlagModel(str(tmp_path / "bundle")).engine.info.variant == expected
 
 
-def test_the_graph_for_bf16_has_the_biases_that_were_found_nearer(bundle: Path, trained: Path):
-    graph = Path("openvino", "openvino_model.xml")
-    assert ".for_bf16" in (bundle / graph).read_text("utf-8")
-    assert ".for_bf16" not in (trained / graph).read_text("utf-8")
+def test_biases_are_corrected_for_bf16_only_where_that_helps(bundle: Path, trained: Path):
+    def graph(folder: Path) -> str:
+        opened = Bundle.open(folder)
+        (variant,) = (v for v in opened.manifest.variants if v.name == "openvino-bf16")
+        return opened.graph(variant.graph).file
+
+    assert graph(bundle) == "openvino/bf16.xml"
+    assert graph(trained) == "openvino/openvino_model.xml"
+    assert not (trained / "openvino" / "bf16.xml").exists()
+
+
+def test_corrected_biases_share_the_weights_with_the_graph_for_other_tools(bundle: Path):
+    import openvino
+
+    folder = bundle / "openvino"
+    names = ("openvino_model", "bf16")
+    texts = [(folder / name).with_suffix(".xml").read_text("utf-8") for name in names]
+    assert [".for_bf16" in text for text in texts] == [False, True]
+    weights = folder / "openvino_model.bin"
+    constants = re.findall(r'offset="(\d+)" size="(\d+)"', texts[1])
+    assert max(int(offset) + int(size) for offset, size in constants) == weights.stat().st_size
+    assert weights.stat().st_size < 0.55 * (bundle / "onnx" / "model.onnx_data").stat().st_size
+    ids = np.array([[101, 2023, 2003, 102]])
+    vectors = []
+    for name in names:
+        model = openvino.Core().read_model((folder / name).with_suffix(".xml"), weights)
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        found = compiled(feeds | {"token_type_ids": np.zeros_like(ids)})["sentence_embedding"]
+        vectors.append(found / np.linalg.norm(found))
+    # In fp32 the correction is an error, as large as what it mends in bf16.
+    assert 1e-4 < np.abs(vectors[0] - vectors[1]).max() < 1e-2
 
 
 def test_another_precision_in_force_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -155,7 +184,7 @@ def test_gate_refuses_an_ignored_mask_in_bf16(
         return ids, np.ones_like(mask)
 
     monkeypatch.setattr(proving, "pad_batch", without_mask)
-    with pytest.raises(ExportError, match=r"openvino_model\.xml in bf16 .* is too far"):
+    with pytest.raises(ExportError, match=r"openvino/\w+\.xml in bf16 .* is too far"):
         export(tiny_checkpoint, tmp_path / "bundle", targets=())
 
 

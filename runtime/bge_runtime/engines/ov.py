@@ -188,6 +188,9 @@ class OpenVinoEngine:
             # By itself it rounds 32 channels together, and spends a sixth more time on it.
             self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(graph.quantization_block)
         self._path = bundle.path / graph.file
+        # Two graphs of OpenVINO's own may share a file of weights; ONNX says itself where they are.
+        own = self._path.suffix == ".xml"
+        self._weights = bundle.path / graph.weights if own else None
         self._device = device
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
@@ -215,7 +218,7 @@ class OpenVinoEngine:
         ov = self.load()
         try:
             core = ov.Core()
-            model = core.read_model(self._path)
+            model = core.read_model(self._path, *filter(None, [self._weights]))
             for result in model.get_results():
                 if not outputs & result.output(0).get_names():
                     model.remove_result(result)
