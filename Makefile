@@ -7,7 +7,7 @@ GPU_WHEEL := .onnxruntime-gpu
 TRANSFORMERS_5 := .transformers-5
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint unit slow wheel gpu-wheel transformers-5 clean
 

@@ -1,4 +1,4 @@
-"""Checkpoints and bundles that the tests share. Each is made once a session."""
+"""Checkpoints and bundles that the tests share. Each is made once, for all workers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.registry import BertShape
@@ -122,15 +124,35 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 3 layers, 48 wide, with random weights."""
-    return write_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "tiny")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder once for all workers; later ones wait for the first, and take its."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    root = root / "made-once"
+    root.mkdir(exist_ok=True)
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made_once
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(made_once: Callable[..., Path]) -> Path:
+    """A BERT of 3 layers, 48 wide, with random weights."""
+    return made_once("tiny", write_tiny_bert)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
     """The tiny BERT with [CLS] pooling. Shared: copy it before changing it."""
-    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
+    return made_once("tiny-cls-bundle", partial(export, tiny_checkpoint))
 
 
 @pytest.fixture(scope="session")
@@ -147,30 +169,36 @@ def published(
 
 
 @pytest.fixture(scope="session")
-def tiny_mean_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_mean_bundle(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
     """The tiny BERT with mean pooling. Shared: copy it before changing it."""
-    output = tmp_path_factory.mktemp("bundles") / "tiny-mean"
-    return export(tiny_checkpoint, output, pooling="mean")
+    return made_once("tiny-mean-bundle", partial(export, tiny_checkpoint, pooling="mean"))
 
 
 @pytest.fixture(scope="session")
-def full_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_tiny_bundle(made_once: Callable[..., Path]) -> Path:
     """The tiny BERT with [CLS] pooling and every graph, named as a model with an instruction."""
-    checkpoint = write_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "bge-small-en-v1.5")
-    return export(checkpoint, tmp_path_factory.mktemp("bundles") / "full-tiny", targets=())
+    checkpoint = made_once("bge-small-en-v1.5", write_tiny_bert)
+    return made_once("full-tiny-bundle", partial(export, checkpoint, targets=()))
 
 
 @pytest.fixture(scope="session")
-def tiny_m3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_gpu_bundle(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
+    """The tiny BERT with [CLS] pooling and the graphs for a GPU. Shared, too."""
+    targets = ("cuda", "tensorrt", "cpu")
+    return made_once("tiny-gpu-bundle", partial(export, tiny_checkpoint, targets=targets))
+
+
+@pytest.fixture(scope="session")
+def tiny_m3_checkpoint(made_once: Callable[..., Path]) -> Path:
     """A tiny XLM-RoBERTa that reads 1024 tokens, with M3's heads."""
-    return write_tiny_m3(tmp_path_factory.mktemp("checkpoints") / "tiny-m3")
+    return made_once("tiny-m3", write_tiny_m3)
 
 
 @pytest.fixture(scope="session")
-def tiny_m3_bundle(tiny_m3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_m3_bundle(tiny_m3_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
     """The tiny M3 with every graph there is. Shared: copy it before changing it."""
-    output = tmp_path_factory.mktemp("bundles") / "tiny-m3"
-    return export(tiny_m3_checkpoint, output, targets=(), model_class="encoder-only-m3")
+    make = partial(export, tiny_m3_checkpoint, targets=(), model_class="encoder-only-m3")
+    return made_once("tiny-m3-bundle", make)
 
 
 @pytest.fixture
@@ -188,26 +216,21 @@ def minilm_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_bundle(
-    minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def minilm_bundle(minilm_checkpoint: Path, made_once: Callable[..., Path]) -> Callable[[str], Path]:
     """Bundles of all-MiniLM-L6-v2, by pooling."""
-    made: dict[str, Path] = {}
 
     def bundle(pooling: str) -> Path:
-        if pooling not in made:
-            output = tmp_path_factory.mktemp("bundles") / f"minilm-{pooling}"
-            made[pooling] = export(minilm_checkpoint, output, pooling=pooling)
-        return made[pooling]
+        make = partial(export, minilm_checkpoint, pooling=pooling)
+        return made_once(f"minilm-{pooling}-bundle", make)
 
     return bundle
 
 
 @pytest.fixture(scope="session")
-def full_minilm_bundle(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full_minilm_bundle(minilm_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
     """all-MiniLM-L6-v2 with mean pooling and every graph there is."""
-    output = tmp_path_factory.mktemp("bundles") / "full-minilm"
-    return export(minilm_checkpoint, output, pooling="mean", targets=())
+    make = partial(export, minilm_checkpoint, pooling="mean", targets=())
+    return made_once("full-minilm-bundle", make)
 
 
 @pytest.fixture(scope="session")

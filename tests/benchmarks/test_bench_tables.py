@@ -23,7 +23,6 @@ from bge_bench.report_tables import failures, latency_rows, markdown, throughput
 from bge_bench.roofline import needed_flop
 from bge_bench.sides import open_side
 from bge_runtime import Bundle
-from tests.conftest import export
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -143,13 +142,12 @@ def test_who_cannot_take_part_is_named(
         entrants.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, precisions=["int8"], **options)
 
 
-def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tmp_path, monkeypatch):
-    bundle = export(tiny_checkpoint, tmp_path / "bundle", targets=("cuda", "tensorrt"))
+def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tiny_gpu_bundle, monkeypatch):
     monkeypatch.setattr(entrants, "why_not", lambda _: None)
 
     def labels(**options):
         found, _ = entrants.line_up(
-            Bundle.open(bundle), tiny_checkpoint, baselines=[], threads=1, **options
+            Bundle.open(tiny_gpu_bundle), tiny_checkpoint, baselines=[], threads=1, **options
         )
         return {entrant.label: entrant.spec.cuda_graphs for entrant in found}
 

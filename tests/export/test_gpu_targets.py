@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -112,12 +113,6 @@ TENSORRT_OPERATORS = {
     },
 }
 """Likewise for TensorRT: the table of docs/operators.md of onnx/onnx-tensorrt 10."""
-
-
-@pytest.fixture(scope="module")
-def tiny_gpu_bundle(tiny_checkpoint: Path, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("bundles") / "gpu"
-    return export(tiny_checkpoint, output, targets=("cuda", "tensorrt", "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +282,9 @@ def engines(request):
         model = ir.load(folder / graph.file)
         SpellOutPacked()(model)
         SixteenBitsOnCpu()(model)
-        ir.save(model, folder / "onnx" / f"{name}-on-cpu.onnx")
-        graphs = {name: replace(graph, file=f"onnx/{name}-on-cpu.onnx")}
+        file = f"onnx/{name}-on-cpu-{os.getpid()}.onnx"  # the bundle is all workers'
+        ir.save(model, folder / file)
+        graphs = {name: replace(graph, file=file)}
         variant = next(v for v in bundle.manifest.variants if v.graph == name)
         on_cpu = replace(variant, device="cpu")
         opened.append(OrtEngine(Bundle(folder, replace(bundle.manifest, graphs=graphs)), on_cpu))

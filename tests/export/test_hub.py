@@ -48,7 +48,8 @@ def export(
 
 def test_hub_id_is_fetched_once_and_pinned(hub: LocalHub, tmp_path: Path):
     environment = hub.environment(tmp_path)
-    first = export(environment, tmp_path, "BAAI/bge-small-en", "--revision", "v1")
+    arguments = ["BAAI/bge-small-en", "--revision", "v1", "--target", "cpu"]
+    first = export(environment, tmp_path, *arguments)
     assert first.returncode == 0, first.stderr
     manifest = json.loads((tmp_path / "bge-small-en" / "bge.json").read_text())
     assert manifest["provenance"]["revision"] == hub.refs["BAAI/bge-small-en"]["v1"]
@@ -57,9 +58,7 @@ def test_hub_id_is_fetched_once_and_pinned(hub: LocalHub, tmp_path: Path):
     assert not [line for line in hub.requests if "tf_model" in line or "pytorch_model" in line]
 
     hub.requests.clear()
-    offline = export(
-        environment, tmp_path, "BAAI/bge-small-en", "--revision", "v1", "--offline", "--force"
-    )
+    offline = export(environment, tmp_path, *arguments, "--offline", "--force")
     assert offline.returncode == 0, offline.stderr
     assert hub.requests == []
 

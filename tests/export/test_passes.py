@@ -488,21 +488,3 @@ def test_corrected_biases_leave_alone_what_nobody_watched():
 
     model, _, _ = biased_product(np.random.default_rng(0), 16, 8)
     assert not CorrectBiases({})(model).modified
-
-
-def test_biases_are_corrected_only_where_that_helps(
-    tiny_bundle: Path, minilm_bundle: Callable[[str], Path]
-):
-    import onnx_ir as ir
-
-    from bge_export.graphs import for_bf16
-    from bge_runtime import Bundle
-
-    def biases(bundle: Path) -> tuple[int, bool]:
-        model = ir.load(bundle / "onnx" / "model.onnx")
-        token_ids = Bundle.open(bundle).reference().token_ids
-        found = for_bf16(model, token_ids, folder=bundle / "onnx")
-        return sum(".for_bf16" in name for name in found.graph.initializers), found is model
-
-    assert biases(tiny_bundle) == (18, False)  # six a layer
-    assert biases(minilm_bundle("mean")) == (0, True)

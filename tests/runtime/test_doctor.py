@@ -17,21 +17,14 @@ from bge_runtime import FlagModel, cpus, doctor, gpus, versions
 from bge_runtime.engines import ort_providers, ov, trt
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import BundleIntegrityError
-from tests.conftest import export
 from tests.runtime.support import replace_file
 from tests.runtime.test_selection import scramble_reference
 
 
-@pytest.fixture(scope="module")
-def whole_bundle(tiny_checkpoint, tmp_path_factory):
-    """The tiny BERT with every graph there is."""
-    return export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny", targets=())
-
-
 @pytest.fixture
-def bundle(whole_bundle, tmp_path):
-    """One of one's own."""
-    return shutil.copytree(whole_bundle, tmp_path / "copied")
+def bundle(full_tiny_bundle, tmp_path):
+    """The tiny BERT with every graph there is, of one's own."""
+    return shutil.copytree(full_tiny_bundle, tmp_path / "copied")
 
 
 def examine(*arguments):

@@ -190,6 +190,7 @@ def test_attributes_set_later_work_as_in_flagembedding(pair):
         assert_same(getattr(ours, method)(TEXTS), getattr(theirs, method)(TEXTS))
 
 
+@pytest.mark.slow  # both of its processes import all of it
 @pytest.mark.timeout(120)
 def test_two_cpus_give_what_flagembeddings_two_processes_give(pair):
     ours, theirs = pair(devices=["cpu", "cpu"])

@@ -53,9 +53,8 @@ DRIVER = gpus.Driver(version="580.65.06", cuda=(13, 0), gpus=(HOPPER, HOPPER))
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint, tmp_path_factory):
-    output = tmp_path_factory.mktemp("bundles") / "gpu"
-    return export(tiny_checkpoint, output, targets=("cuda", "tensorrt", "cpu"))
+def bundle(tiny_gpu_bundle):
+    return tiny_gpu_bundle
 
 
 def variant(bundle, name):
@@ -230,7 +229,7 @@ def even_session(bundle):
 
     model = ir.load(bundle / "onnx" / "model_cuda_even_fp16.onnx")
     SixteenBitsOnCpu()(model)
-    file = bundle / "onnx" / "spelled_out.onnx"
+    file = bundle / "onnx" / f"spelled_out-{os.getpid()}.onnx"  # the bundle is all workers'
     ir.save(model, file)
     ort = OrtEngine.load()
     session = ort.InferenceSession(str(file), providers=[CPU])
