@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Every table of benchmarks/README.md that is measured on a CPU: export, measure, write JSON.
+# Throughput, latency, start, scaling and memory on a CPU, and BGE-M3: export, measure, write JSON.
 #
 #     benchmarks/run_on_cpu.sh FOLDER
 #
 # Models have random weights, each in every precision that this machine runs. Run it again with
 # the same FOLDER after it was stopped: bundles and tables that are there stay, and a table that was
 # begun goes on, but for that of BGE-M3. A table that fails does not keep the next from running;
-# FOLDER/NAME.log has what it said. On 2 cores allow half an hour for a table of bge-base, three
-# times that for bge-large. Needs `pip install 'bge-runtime[bench]'`.
+# FOLDER/NAME.log has what it said. All of it takes hours on 2 cores. Needs
+# `pip install 'bge-runtime[bench]'`.
 #
 # TABLES     which, in this order; default: all
 # ROUNDS     of throughput; default: 1

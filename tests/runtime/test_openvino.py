@@ -184,7 +184,7 @@ def test_gate_refuses_an_ignored_mask_in_bf16(
         return ids, np.ones_like(mask)
 
     monkeypatch.setattr(proving, "pad_batch", without_mask)
-    with pytest.raises(ExportError, match=r"openvino/\w+\.xml in bf16 .* is too far"):
+    with pytest.raises(ExportError, match=r"openvino/bf16\.xml in bf16 .* is too far"):
         export(tiny_checkpoint, tmp_path / "bundle", targets=())
 
 
