@@ -30,6 +30,21 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.domain == "" and node.op_type in op_types
 
 
+def constant_array(value: ir.Value | None) -> np.ndarray | None:
+    """Give a constant's content; None for what is computed."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def bias_of(add: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+    """Find the constant of one dimension that an Add adds, and its content."""
+    for value in add.inputs:
+        array = constant_array(value)
+        if value is not None and array is not None and array.ndim == 1:
+            return value, array
+    return None
+
+
 def unique_name(graph: ir.Graph, stem: str) -> str:
     """Find an initializer name that is free."""
     if stem not in graph.initializers:

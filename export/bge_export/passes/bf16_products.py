@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, unique_name
 
 
 class CorrectBiases(ir.passes.InPlacePass):
@@ -32,20 +31,20 @@ class CorrectBiases(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         found = [
-            (x, product, add, index)
-            for product, add, index in _biased_products(model)
+            (x, product, add)
+            for product, add in _biased_products(model)
             if (x := product.inputs[0]) in self.means
         ]
-        for x, product, add, index in found:
-            bias = add.inputs[index]
+        for x, product, add in found:
+            matrix, bias = constant_array(product.inputs[1]), bias_of(add)
             assert x is not None
+            assert matrix is not None
             assert bias is not None
-            matrix = _array(product.inputs[1])
-            corrected = _array(bias) + self.means[x] @ (matrix - stored_in_bf16(matrix))
+            corrected = bias[1] + self.means[x] @ (matrix - stored_in_bf16(matrix))
             edit = Edit()
-            name = unique_name(model.graph, f"{bias.name}.for_bf16")
+            name = unique_name(model.graph, f"{bias[0].name}.for_bf16")
             constant = edit.constant(corrected.astype(np.float32), name)
-            add.replace_input_with(index, constant)
+            add.replace_input_with(add.inputs.index(bias[0]), constant)
             edit.insert_before(add)
         return ir.passes.PassResult(model, modified=bool(found))
 
@@ -63,17 +62,15 @@ class RoundProducts(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        sums = {product: (add, bias) for product, add, bias in _biased_products(model)}
-        products = [node for node in model.graph if _matrix_of(node) is not None]
+        sums = dict(_biased_products(model))
+        products = [node for node in model.graph if _has_matrix(node)]
         for product in products:
             _round_input(product, 0, ir.DataType.BFLOAT16)
             _round_input(product, 1, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-            if product in sums:
-                add, bias = sums[product]
-                _round_input(add, bias, ir.DataType.BFLOAT16)
-                _round_result(add)
-            else:
-                _round_result(product)
+            add = sums.get(product)
+            if add is not None and (bias := bias_of(add)) is not None:
+                _round_input(add, add.inputs.index(bias[0]), ir.DataType.BFLOAT16)
+            _round_result(add or product)
         return ir.passes.PassResult(model, modified=bool(products))
 
 
@@ -82,34 +79,19 @@ def stored_in_bf16(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     return matrix.astype(np.float16).astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def _biased_products(model: ir.Model) -> list[tuple[ir.Node, ir.Node, int]]:
-    """Find products with stored matrices, the Add behind each, and where that has its bias."""
+def _biased_products(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
+    """Find products with stored matrices, each with the Add of a bias behind it."""
     found = []
     for node in model.graph:
-        users = node.outputs[0].consumers()
-        if _matrix_of(node) is None or len(users) != 1 or not is_op(users[0], "Add"):
-            continue
-        for index, value in enumerate(users[0].inputs):
-            if _rank(value) == 1:
-                found.append((node, users[0], index))
+        users = node.outputs[0].consumers() if _has_matrix(node) else ()
+        if len(users) == 1 and is_op(users[0], "Add") and bias_of(users[0]) is not None:
+            found.append((node, users[0]))
     return found
 
 
-def _rank(value: ir.Value | None) -> int | None:
-    """Give the number of a stored tensor's dimensions; None for what is computed."""
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None else len(tensor.shape)
-
-
-def _matrix_of(node: ir.Node) -> ir.Value | None:
-    weight = node.inputs[1] if is_op(node, "MatMul") else None
-    return weight if _rank(weight) == 2 else None
-
-
-def _array(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
+def _has_matrix(node: ir.Node) -> bool:
+    weight = node.inputs[1].const_value if is_op(node, "MatMul") and node.inputs[1] else None
+    return weight is not None and len(weight.shape) == 2
 
 
 def _rounded(edit: Edit, value: ir.Value, *types: ir.DataType) -> ir.Value:

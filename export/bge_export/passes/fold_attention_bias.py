@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, unique_name
 
 
 class FoldAttentionBias(ir.passes.InPlacePass):
@@ -38,8 +38,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     end = _only_user(projection, "Add")
     if projection is None or end is None:
         return False
-    weight, bias = _constant(projection.inputs[1]), _bias_of(end)
-    value_bias = _bias_of(value)
+    weight, bias = constant_array(projection.inputs[1]), bias_of(end)
+    value_bias = bias_of(value)
     if weight is None or bias is None or value_bias is None:
         return False
     added = value_bias[1].astype(np.float64) @ weight.astype(np.float64)
@@ -62,7 +62,7 @@ def _biased(value: ir.Value | None) -> ir.Node | None:
         if node is None or not is_op(node, op_type) or len(node.outputs[0].consumers()) != 1:
             return None
         value = node.inputs[0]
-    return node if node is not None and _bias_of(node) is not None else None
+    return node if node is not None and bias_of(node) is not None else None
 
 
 def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
@@ -72,20 +72,7 @@ def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return users[0] if len(users) == 1 and is_op(users[0], op_type) else None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if tensor is None else tensor.numpy()
-
-
-def _bias_of(add: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
-    for value in add.inputs:
-        array = _constant(value)
-        if value is not None and array is not None and array.ndim == 1:
-            return value, array
-    return None
-
-
 def _product_of(add: ir.Node) -> ir.Value:
-    product = next(value for value in add.inputs if _constant(value) is None)
+    product = next(value for value in add.inputs if constant_array(value) is None)
     assert product is not None
     return product
