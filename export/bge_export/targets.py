@@ -15,6 +15,7 @@ from bge_export.passes import (
     FeedForwardInParts,
     FirstTokenOnly,
     FoldAttentionBias,
+    FoldQueryBias,
     FuseForCuda,
     GeluToErf,
     HalfPrecision,
@@ -150,8 +151,8 @@ INT8 = Target(
 
 
 def _packed(*, even: bool) -> Sequence[ir.passes.InPlacePass]:
-    return (FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=even), FuseForCuda(),
-            LowerOpset(PORTABLE_OPSET), HalfPrecision())  # fmt: skip
+    return (FoldQueryBias(), FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=even),
+            FuseForCuda(), LowerOpset(PORTABLE_OPSET), HalfPrecision())  # fmt: skip
 
 
 CUDA_EVEN = Target(
@@ -184,8 +185,10 @@ TENSORRT = Target(
     precision="fp16",
     file="onnx/model_tensorrt_fp16.onnx",
     outputs=CPU.outputs,
-    passes=lambda: (BroadcastMask(), FoldAttentionBias(), FirstTokenOnly(), AttentionToMatMul(),
-                    GeluToErf(), LowerOpset(PORTABLE_OPSET), HalfPrecision()),
+    # Biases are folded as in the graphs that it shares its weights with.
+    passes=lambda: (BroadcastMask(), FoldQueryBias(), FoldAttentionBias(), FirstTokenOnly(),
+                    AttentionToMatMul(), GeluToErf(), LowerOpset(PORTABLE_OPSET),
+                    HalfPrecision()),
     weights=_HALF_WEIGHTS,
     variants=(("tensorrt-fp16", "tensorrt", "fp16"),),
     device="cuda",

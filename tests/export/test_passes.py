@@ -488,3 +488,63 @@ def test_corrected_biases_leave_alone_what_nobody_watched():
 
     model, _, _ = biased_product(np.random.default_rng(0), 16, 8)
     assert not CorrectBiases({})(model).modified
+
+
+def norms_before_queries(model) -> list:
+    """Give the norms whose output the matrices of queries read."""
+    found = []
+    for node in model.graph:
+        if node.op_type == "Attention":
+            while node.op_type != "MatMul":
+                node = node.inputs[0].producer()  # noqa: PLW2901  # climbs
+            found.append(node.inputs[0].producer())
+    return found
+
+
+def set_constant(value, array: np.ndarray) -> None:
+    import onnx_ir as ir
+
+    value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.2])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_fold_query_bias(traced, pooling: str, bias: float):
+    """With a small bias the norm's has to be moved, with a large one it stays as it is."""
+    from bge_export.passes import FoldQueryBias
+    from bge_export.passes._edit import constant_array
+
+    model = traced(pooling)
+    for norm in norms_before_queries(model):
+        scattered = np.random.default_rng(0).normal(bias, 0.01, norm.inputs[2].shape[0])
+        set_constant(norm.inputs[2], scattered)
+    biases = [constant_array(norm.inputs[2]) for norm in norms_before_queries(model)]
+    expected, before = run(model), operators(model)
+    assert FoldQueryBias()(model).modified
+    after = operators(model)
+    assert before["Add"] - after["Add"] == after["Attention"] > 0
+    assert close(run(model), expected)
+    for norm, old in zip(norms_before_queries(model), biases, strict=True):
+        moved = np.abs(constant_array(norm.inputs[2]) - old).max()
+        assert 0.01 < moved < 0.3 if bias == 0 else moved == 0
+    assert not FoldQueryBias()(model).modified
+
+
+@pytest.mark.parametrize("change", ["no gain", "a tiny gain", "another reader"])
+def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
+    import onnx_ir as ir
+
+    from bge_export.passes import FoldQueryBias
+    from bge_export.passes._edit import constant_array
+
+    model = traced("cls")
+    for norm in norms_before_queries(model):
+        if change == "another reader":
+            other = ir.node("Neg", [norm.outputs[0]])
+            model.graph.insert_after(norm, other)
+        else:
+            gain = constant_array(norm.inputs[1]).copy()
+            gain[3] = 0 if change == "no gain" else 1e-9
+            set_constant(norm.inputs[1], gain)
+            set_constant(norm.inputs[2], np.zeros_like(gain))
+    assert not FoldQueryBias()(model).modified

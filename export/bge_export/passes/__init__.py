@@ -12,6 +12,7 @@ from bge_export.passes.broadcast_mask import BroadcastMask
 from bge_export.passes.feed_forward_in_parts import FeedForwardInParts
 from bge_export.passes.first_token_only import FirstTokenOnly
 from bge_export.passes.fold_attention_bias import FoldAttentionBias
+from bge_export.passes.fold_query_bias import FoldQueryBias
 from bge_export.passes.fuse_for_cuda import FuseForCuda
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.half_precision import HalfPrecision
@@ -29,6 +30,7 @@ __all__ = [
     "FeedForwardInParts",
     "FirstTokenOnly",
     "FoldAttentionBias",
+    "FoldQueryBias",
     "FuseForCuda",
     "GeluToErf",
     "HalfPrecision",

@@ -45,6 +45,14 @@ def bias_of(add: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
     return None
 
 
+def only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    """Give the one node that uses what a node makes, if it is of this kind."""
+    if node is None or node.outputs[0].is_graph_output():
+        return None
+    users = node.outputs[0].consumers()
+    return users[0] if len(users) == 1 and is_op(users[0], op_type) else None
+
+
 def unique_name(graph: ir.Graph, stem: str) -> str:
     """Find an initializer name that is free."""
     if stem not in graph.initializers:

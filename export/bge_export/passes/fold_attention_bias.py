@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, unique_name
+from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, only_user, unique_name
 
 
 class FoldAttentionBias(ir.passes.InPlacePass):
@@ -34,8 +34,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     key, value = (_biased(node.inputs[index]) for index in (1, 2))
     if key is None or value is None:
         return False
-    projection = _only_user(_only_user(_only_user(node, "Transpose"), "Reshape"), "MatMul")
-    end = _only_user(projection, "Add")
+    projection = only_user(only_user(only_user(node, "Transpose"), "Reshape"), "MatMul")
+    end = only_user(projection, "Add")
     if projection is None or end is None:
         return False
     weight, bias = constant_array(projection.inputs[1]), bias_of(end)
@@ -63,13 +63,6 @@ def _biased(value: ir.Value | None) -> ir.Node | None:
             return None
         value = node.inputs[0]
     return node if node is not None and bias_of(node) is not None else None
-
-
-def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
-    if node is None or node.outputs[0].is_graph_output():
-        return None
-    users = node.outputs[0].consumers()
-    return users[0] if len(users) == 1 and is_op(users[0], op_type) else None
 
 
 def _product_of(add: ir.Node) -> ir.Value:
