@@ -19,8 +19,8 @@ _TEXTS = 100_000
 _CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": 10_000}
 _NATURAL, _DATASET = "natural-throughput", "xquad-en"
 _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
-    "full-throughput": (throughput, _CORPUS | {"named": ["full"], "count": 2_000}),
     _NATURAL: (throughput, _CORPUS | {"named": [_DATASET, f"{_DATASET}-questions"]}),
+    "full-throughput": (throughput, _CORPUS | {"named": ["full"], "count": 2_000}),
     "mixed-throughput": (throughput, _CORPUS | {"named": ["mixed"]}),
     "latency": (latency, {"budget_s": 1.5}),
     "memory": (memory, {"count": _TEXTS, "baselines": ()}),
@@ -64,7 +64,7 @@ def gpu(
     folder: Path | None,
     **options: Any,
 ) -> None:
-    """Time a bundle on a GPU: full batches, natural and mixed lengths, single texts; memory, start.
+    """Time a bundle on a GPU: natural lengths, full batches, mixed lengths, single texts; memory, start.
 
     Baselines compute in fp16, each with its best batch size. Parity is measured with each
     corpus, on the GPU, against PyTorch in fp32.
