@@ -64,7 +64,7 @@ def gpu(
     folder: Path | None,
     **options: Any,
 ) -> None:
-    """Time a bundle on a GPU: natural lengths, full batches, mixed lengths, single texts; memory, start.
+    """Time a bundle on a GPU: natural, full and mixed lengths, single texts; memory and start.
 
     Baselines compute in fp16, each with its best batch size. Parity is measured with each
     corpus, on the GPU, against PyTorch in fp32.
