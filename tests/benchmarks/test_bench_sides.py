@@ -46,6 +46,27 @@ def test_a_side_computes_our_vectors_and_says_with_what(name, tiny):
     assert not compare(ours, vectors).failures(TOLERANCES[side.precision])
 
 
+def test_what_is_compiled_is_one_layer_for_all(tiny_bundle, tiny_checkpoint, monkeypatch):
+    import torch
+    from torch._dynamo.utils import counters
+
+    real = torch.nn.Module.compile
+    # Traced, and left at that: the compiler itself takes half a minute.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *a, **k: real(*a, backend="eager", **k))
+    torch.compiler.reset()
+    counters.clear()
+    side, plain = (
+        open_side(spec(name, tiny_bundle, tiny_checkpoint))
+        for name in ("transformers-compiled", "transformers")
+    )
+    assert ", compiled" in side.in_force
+    assert not compare(side.encode(TEXTS), plain.encode(TEXTS)).failures(TOLERANCES["fp32"])
+    assert len(side.encode(["a single text"])) == 1
+    # However many layers: one for batches with padding, one without, one for a single text.
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+    assert counters["frames"]["total"] <= 3
+
+
 def test_a_wrong_pooling_is_noticed(tiny_bundle, tiny_checkpoint):
     ours = open_side(spec(OURS, tiny_bundle, tiny_checkpoint)).encode(TEXTS)
     for name in ("sentence-transformers", "fastembed"):
