@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
 GPU_WHEEL := .onnxruntime-gpu
+GPU_BASELINES := .gpu-baselines
 TRANSFORMERS_5 := .transformers-5
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint unit slow wheel gpu-wheel transformers-5 clean
+.PHONY: demo test check lint unit slow wheel gpu-wheel gpu-baselines transformers-5 clean
 
 demo: $(VENV)/.ready  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.demo
@@ -47,6 +48,16 @@ gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without 
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
 	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/test_gpu_engines.py
 
+gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, as they are here, for a GPU without a network
+	rm -rf $(GPU_BASELINES)
+	$(BIN)/pip list --format=freeze >$(GPU_BASELINES).txt
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile -c $(GPU_BASELINES).txt \
+	    --target $(GPU_BASELINES) FlagEmbedding datasets dill huggingface-hub multiprocess \
+	    sentence-transformers tokenizers transformers
+	PYTHONPATH=$(GPU_BASELINES) $(BIN)/python -W ignore -c "from FlagEmbedding import FlagModel"
+	mkdir -p gpu-wheels
+	tar -cJf gpu-wheels/baselines.tar.xz --exclude=__pycache__ -C $(GPU_BASELINES) .
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
@@ -55,4 +66,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(TRANSFORMERS_5) dist demo-bundle
+	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TRANSFORMERS_5) dist demo-bundle

@@ -16,8 +16,9 @@
 # DEVICE     the GPU
 # AFTER_STEP a command to run after each step, which may take the results away
 #
-# Without a network: put wheels, or packages unpacked, into ./gpu-wheels first. What is missing of
-# the baselines is named as left out. Bundles are kept in BUNDLES for a second run.
+# Without a network: put wheels, or archives of unpacked packages, into ./gpu-wheels first, those of
+# the baselines by `make gpu-baselines`. What is missing of these is named as left out. Bundles and
+# packages are kept in BUNDLES for a second run, which may bring more of both.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
@@ -31,16 +32,16 @@ mkdir -p "$results" "$bundles"
 
 if [ -d gpu-wheels ]; then
     site=$bundles/site
-    if [ ! -d "$site" ]; then
-        mkdir -p "$site"
-        shopt -s nullglob
-        for archive in gpu-wheels/*.tar.xz; do
-            tar -xJf "$archive" -C "$site"
-        done
-        for wheel in gpu-wheels/*.whl; do
-            "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$wheel"
-        done
-    fi
+    mkdir -p "$site"
+    shopt -s nullglob
+    for package in gpu-wheels/*.tar.xz gpu-wheels/*.whl; do
+        there=$site/.${package##*/}
+        [ -e "$there" ] && continue
+        case $package in
+        *.whl) "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$package" ;;
+        *) tar -xJf "$package" -C "$site" ;;
+        esac && touch "$there"
+    done
     export PYTHONPATH="$site:$PWD/runtime:$PWD/export:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 elif [ "$device" != cpu ]; then
     "$python" -m pip install --quiet '.[cuda,export,bench]'

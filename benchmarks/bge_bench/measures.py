@@ -38,14 +38,6 @@ would be."""
 _WARM_UP_TEXTS = 8
 
 
-def _start_all(entrants: Sequence[Entrant], reference: SideSpec, settings: Settings) -> None:
-    """Start the processes of a pool at once; without one each starts when it is needed."""
-    if settings.pool is not None:
-        settings.step("all processes: start")
-        specs = [*(entrant.spec for entrant in entrants), reference]
-        settings.pool.workers(specs, timeout_s=settings.timeout_s)
-
-
 def _take_turns(
     workers: Sequence[LazyWorker],
     kinds: Mapping[str, Work],
@@ -95,7 +87,6 @@ def measure_throughput(
     Returns:
         One document an entrant.
     """
-    _start_all(entrants, reference, settings)
     if settings.pool is not None:
         _warm_up_like_baselines(entrants, texts, sample, batch_sizes, settings)
     specs = [
@@ -172,7 +163,6 @@ def measure_latency(
         worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
         return worker.query_ms(texts, calls=calls, budget_s=budget_s)
 
-    _start_all(entrants, reference, settings)
     expected = _reference_vectors(
         reference, [text for _, texts in points for text in texts], settings
     )

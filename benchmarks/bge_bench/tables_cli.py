@@ -79,17 +79,45 @@ class _Run:
     @property
     def reference(self) -> SideSpec:
         """What computes the vectors that all are held against, one text at a time."""
-        return replace(
-            self.entrants[0].spec,
-            side="transformers",
-            model=str(self.checkpoint.absolute()),
-            precision="fp32",
-            batch_size=1,
-        )
+        return _reference(self.entrants[0].spec, self.checkpoint)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of texts."""
         return [len(ids) for ids in self.tokenizer.encode(texts, max_length=self.max_length)]
+
+
+def _reference(ours: SideSpec, checkpoint: Path) -> SideSpec:
+    return replace(
+        ours,
+        side="transformers",
+        model=str(checkpoint.absolute()),
+        precision="fp32",
+        batch_size=1,
+    )
+
+
+def _started(
+    pool: Pool, entrants: Sequence[Entrant], checkpoint: Path, *, timeout_s: float
+) -> tuple[list[Entrant], dict[str, str]]:
+    """Start all processes of a pool at once, and leave out the baselines that do not start.
+
+    A lease of a GPU is short: one that is broken there is not to cost the others theirs.
+
+    Raises:
+        BenchError: If ours, or what all are held against, does not start.
+    """
+    specs = [entrant.spec for entrant in entrants]
+    reference = _reference(specs[0], checkpoint)
+    *errors, of_reference = pool.start([*specs, reference], timeout_s=timeout_s)
+    for error in (of_reference, *(e for e, one in zip(errors, entrants, strict=True) if one.ours)):
+        if error is not None:
+            raise error
+    failed = {
+        entrant.label: f"it does not start: {str(error).splitlines()[-1].strip()}"
+        for entrant, error in zip(entrants, errors, strict=True)
+        if error is not None
+    }
+    return [entrant for entrant in entrants if entrant.label not in failed], failed
 
 
 def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
@@ -195,6 +223,10 @@ def _measure(
                 cuda_graphs=kind == "latency",
                 one_by_one=options.get("one_by_one", False),
             )
+            if pool is not None:
+                step("all processes: start")
+                entrants, failed = _started(pool, entrants, folder, timeout_s=options["timeout_s"])
+                left_out |= failed
             environment = describe_environment()
             header = {
                 "kind": kind,

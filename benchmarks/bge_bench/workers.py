@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bge_bench.driver import Worker
 from bge_bench.entrants import Entrant
+from bge_bench.errors import BenchError
 from bge_bench.journal import Journal
 from bge_bench.sides import SideSpec
 from bge_bench.speed import QUERY, what_runs
@@ -45,20 +46,38 @@ class Pool:
         """Open none yet."""
         self.rates: dict[str, float] = {}
         self._open: dict[SideSpec, Worker] = {}
+        self._failed: dict[SideSpec, BenchError] = {}
 
-    def workers(self, specs: Sequence[SideSpec], *, timeout_s: float) -> list[Worker]:
-        """Give the process of each side; those that are not there start all at once."""
-        keys = [replace(spec, batch_size=_UNTUNED) for spec in specs]
+    def start(self, specs: Sequence[SideSpec], *, timeout_s: float) -> list[BenchError | None]:
+        """Start the processes of sides that are not there, all at once.
+
+        Returns:
+            For each side what kept it from starting, now or before; None if it is there.
+        """
+        keys = [_pooled(spec) for spec in specs]
 
         def start(key: SideSpec) -> None:
-            # Kept at once: should another one not start, this one is to end as well.
-            self._open[key] = Worker(key, query=QUERY, timeout_s=timeout_s)
+            try:
+                self._open[key] = Worker(key, query=QUERY, timeout_s=timeout_s)
+            except BenchError as error:
+                self._failed[key] = error
 
-        missing = [key for key in dict.fromkeys(keys) if key not in self._open]
+        tried = {*self._open, *self._failed}
+        missing = [key for key in dict.fromkeys(keys) if key not in tried]
         with ThreadPoolExecutor(max(1, len(missing))) as starting:
-            for started in [starting.submit(start, key) for key in missing]:
-                started.result()
-        return [self._open[key] for key in keys]
+            list(starting.map(start, missing))
+        return [self._failed.get(key) for key in keys]
+
+    def worker(self, spec: SideSpec, *, timeout_s: float) -> Worker:
+        """Give the process of a side, started if it is not there.
+
+        Raises:
+            BenchError: If it does not start.
+        """
+        (error,) = self.start([spec], timeout_s=timeout_s)
+        if error is not None:
+            raise error
+        return self._open[_pooled(spec)]
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +85,10 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         for worker in self._open.values():
             worker.kill()
+
+
+def _pooled(spec: SideSpec) -> SideSpec:
+    return replace(spec, batch_size=_UNTUNED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +149,7 @@ class LazyWorker:
             if pool is None:
                 self._worker = Worker(self.spec, query=QUERY, timeout_s=timeout_s)
             else:
-                (self._worker,) = pool.workers([self.spec], timeout_s=timeout_s)
+                self._worker = pool.worker(self.spec, timeout_s=timeout_s)
             if self._warm_up:
                 self.embed(self._warm_up)
         return self._worker

@@ -74,9 +74,42 @@ def test_one_that_does_not_start_leaves_none_behind(tiny_bundle: Path, started):
         side="bge-runtime", model=str(tiny_bundle), pooling="cls", max_length=64, batch_size=8
     )
     bad = SideSpec(**(vars(good) | {"model": "/nothing/here"}))
-    with pytest.raises(BenchError, match="process died"), Pool() as pool:
-        pool.workers([bad, good], timeout_s=120)
+    with Pool() as pool:
+        error, none = pool.start([bad, good], timeout_s=120)
+        assert isinstance(error, BenchError)
+        assert none is None
+        with pytest.raises(BenchError, match="process died"):
+            pool.worker(bad, timeout_s=120)
     assert [worker._process.poll() is not None for worker in pool._open.values()] == [True]
+    assert len(started) == 2  # none is tried again
+
+
+@pytest.mark.parametrize("broken", ["sentence-transformers", "bge-runtime"])
+def test_a_baseline_that_does_not_start_is_left_out(
+    broken: str, tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch
+):
+    class Breaking(workers.Worker):
+        def __init__(self, spec, **options):
+            if spec.side == broken:
+                raise BenchError("the process died; its last words:\n    ImportError: datasets\n")
+            super().__init__(spec, **options)
+
+    monkeypatch.setattr(workers, "Worker", Breaking)
+    monkeypatch.setattr("bge_bench.tables_cli.measure_rates", lambda *_: {"fp32": 1e11})
+    given = [
+        "gpu", tiny_bundle, "--checkpoint", tiny_checkpoint, "--device", "cpu", "--rounds", "1",
+        "--calls", "1", "--baseline", "transformers", "--baseline", "sentence-transformers",
+        "--only", "latency", "--output", tmp_path,
+    ]  # fmt: skip
+    result = CliRunner().invoke(main, [str(argument) for argument in given])
+    if broken == "bge-runtime":
+        assert result.exit_code == 1
+        assert "ImportError: datasets" in result.output
+        return
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "gpu-latency.json").read_text("utf-8"))
+    assert document["left_out"] == {broken: "it does not start: ImportError: datasets"}
+    assert [row["label"] for row in document["rows"]] == ["bge-runtime fp32", "transformers"]
 
 
 def test_memory_of_a_gpu_is_what_its_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
