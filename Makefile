@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
 GPU_WHEEL := .onnxruntime-gpu
 GPU_BASELINES := .gpu-baselines
+GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
 PIP_FLAGS := --quiet --disable-pip-version-check
 
@@ -48,13 +49,16 @@ gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without 
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
 	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/test_gpu_engines.py
 
-gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, as they are here, for a GPU without a network
-	rm -rf $(GPU_BASELINES)
+gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, in the versions tested here, for run_on_gpu.sh
+	rm -rf $(GPU_BASELINES)*
 	$(BIN)/pip list --format=freeze >$(GPU_BASELINES).txt
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile -c $(GPU_BASELINES).txt \
-	    --target $(GPU_BASELINES) FlagEmbedding datasets dill huggingface-hub multiprocess \
-	    sentence-transformers tokenizers transformers
-	PYTHONPATH=$(GPU_BASELINES) $(BIN)/python -W ignore -c "from FlagEmbedding import FlagModel"
+	    --target $(GPU_BASELINES) FlagEmbedding
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile -c $(GPU_BASELINES).txt \
+	    --python-version $(GPU_PYTHON) --only-binary=:all: --target $(GPU_BASELINES) \
+	    datasets dill huggingface-hub multiprocess sentence-transformers tokenizers transformers
+	cd $(GPU_BASELINES) && ../$(BIN)/python -W ignore -c \
+	    'from FlagEmbedding import FlagModel; import sentence_transformers'
 	mkdir -p gpu-wheels
 	tar -cJf gpu-wheels/baselines.tar.xz --exclude=__pycache__ -C $(GPU_BASELINES) .
 

@@ -17,8 +17,9 @@
 # AFTER_STEP a command to run after each step, which may take the results away
 #
 # Without a network: put wheels, or archives of unpacked packages, into ./gpu-wheels first, those of
-# the baselines by `make gpu-baselines`. What is missing of these is named as left out. Bundles and
-# packages are kept in BUNDLES for a second run, which may bring more of both.
+# the baselines by `make gpu-baselines`; where that folder is, nothing is fetched. What is missing of
+# the baselines is named as left out. Bundles and packages are kept in BUNDLES for a second run, which
+# may bring more of both.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
@@ -36,9 +37,10 @@ if [ -d gpu-wheels ]; then
     shopt -s nullglob
     for package in gpu-wheels/*.tar.xz gpu-wheels/*.whl; do
         there=$site/.${package##*/}
-        [ -e "$there" ] && continue
+        [ "$there" -nt "$package" ] && continue
         case $package in
-        *.whl) "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$package" ;;
+        *.whl) "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" \
+            "$package" ;;
         *) tar -xJf "$package" -C "$site" ;;
         esac && touch "$there"
     done

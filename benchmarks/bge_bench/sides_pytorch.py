@@ -72,8 +72,8 @@ class TransformersCompiled(Transformers):
     """The same with each layer behind ``torch.compile``, for free lengths.
 
     All layers are one piece of code, which is then compiled once for all of them. As a whole
-    bge-large is 24 times as much to compile, for each of a handful of kinds of batch: on an H200
-    with 16 processors minutes, in which nothing is measured.
+    bge-large is 24 times as much to compile, for each of a few kinds of batch: with an H200 and 16
+    processors that took minutes, in which nothing was measured.
     """
 
     def __init__(self, spec: SideSpec) -> None:

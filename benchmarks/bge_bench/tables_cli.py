@@ -112,11 +112,12 @@ def _started(
     for error in (of_reference, *(e for e, one in zip(errors, entrants, strict=True) if one.ours)):
         if error is not None:
             raise error
-    failed = {
-        entrant.label: f"it does not start: {str(error).splitlines()[-1].strip()}"
-        for entrant, error in zip(entrants, errors, strict=True)
-        if error is not None
-    }
+    failed = {}
+    for entrant, error in zip(entrants, errors, strict=True):
+        if error is not None:
+            # How it ended, and the last of its last words.
+            lines = str(error).split("\n")
+            failed[entrant.label] = " … ".join(dict.fromkeys((lines[0], lines[-1].strip())))
     return [entrant for entrant in entrants if entrant.label not in failed], failed
 
 
@@ -223,10 +224,6 @@ def _measure(
                 cuda_graphs=kind == "latency",
                 one_by_one=options.get("one_by_one", False),
             )
-            if pool is not None:
-                step("all processes: start")
-                entrants, failed = _started(pool, entrants, folder, timeout_s=options["timeout_s"])
-                left_out |= failed
             environment = describe_environment()
             header = {
                 "kind": kind,
@@ -240,6 +237,10 @@ def _measure(
             }
             path = json_file.with_name(f"{json_file.name}.journal") if json_file and keeps else None
             journal = Journal(path, header)
+            if pool is not None:
+                step("all processes: start")
+                entrants, failed = _started(pool, entrants, folder, timeout_s=options["timeout_s"])
+                left_out |= failed
             run = _Run(
                 bundle=opened,
                 checkpoint=folder,

@@ -56,7 +56,7 @@ class Pool:
         """
         keys = [_pooled(spec) for spec in specs]
 
-        def start(key: SideSpec) -> None:
+        def try_one(key: SideSpec) -> None:
             try:
                 self._open[key] = Worker(key, query=QUERY, timeout_s=timeout_s)
             except BenchError as error:
@@ -65,7 +65,7 @@ class Pool:
         tried = {*self._open, *self._failed}
         missing = [key for key in dict.fromkeys(keys) if key not in tried]
         with ThreadPoolExecutor(max(1, len(missing))) as starting:
-            list(starting.map(start, missing))
+            list(starting.map(try_one, missing))
         return [self._failed.get(key) for key in keys]
 
     def worker(self, spec: SideSpec, *, timeout_s: float) -> Worker:

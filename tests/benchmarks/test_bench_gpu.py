@@ -91,7 +91,9 @@ def test_a_baseline_that_does_not_start_is_left_out(
     class Breaking(workers.Worker):
         def __init__(self, spec, **options):
             if spec.side == broken:
-                raise BenchError("the process died; its last words:\n    ImportError: datasets\n")
+                raise BenchError(
+                    "the process died; its last words:\n    a\n    ImportError: datasets"
+                )
             super().__init__(spec, **options)
 
     monkeypatch.setattr(workers, "Worker", Breaking)
@@ -108,7 +110,8 @@ def test_a_baseline_that_does_not_start_is_left_out(
         return
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "gpu-latency.json").read_text("utf-8"))
-    assert document["left_out"] == {broken: "it does not start: ImportError: datasets"}
+    why = "the process died; its last words: … ImportError: datasets"
+    assert document["left_out"] == {broken: why}
     assert [row["label"] for row in document["rows"]] == ["bge-runtime fp32", "transformers"]
 
 

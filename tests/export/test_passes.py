@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -530,7 +530,9 @@ def test_fold_query_bias(traced, pooling: str, bias: float):
     assert not FoldQueryBias()(model).modified
 
 
-@pytest.mark.parametrize("change", ["no gain", "a tiny gain", "another reader"])
+@pytest.mark.parametrize(
+    "change", ["no gain", "a tiny gain", "two that cancel", "another reader", "a residual scaled"]
+)
 def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
     import onnx_ir as ir
 
@@ -542,9 +544,37 @@ def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
         if change == "another reader":
             other = ir.node("Neg", [norm.outputs[0]])
             model.graph.insert_after(norm, other)
+        elif change == "a residual scaled":
+            for node in list(norm.outputs[0].consumers()):
+                if node.op_type == "Add":
+                    (end,) = (x.producer() for x in node.inputs if x is not norm.outputs[0])
+                    end.op_type = "Mul"
+        elif change == "two that cancel":
+            gain, bias = (constant_array(norm.inputs[index]).copy() for index in (1, 2))
+            gain[:2], bias[:2] = 1e-4, (0.5, -0.5)
+            set_constant(norm.inputs[1], gain)
+            set_constant(norm.inputs[2], bias)
         else:
             gain = constant_array(norm.inputs[1]).copy()
             gain[3] = 0 if change == "no gain" else 1e-9
             set_constant(norm.inputs[1], gain)
             set_constant(norm.inputs[2], np.zeros_like(gain))
     assert not FoldQueryBias()(model).modified
+
+
+@settings(deadline=None)  # the first example imports
+@given(seed=st.integers(0, 999), count=st.integers(2, 64), mean=st.floats(-2, 2))
+def test_a_norms_bias_is_moved_as_far_as_rounding_asks(seed: int, count: int, mean: float):
+    from bge_export.passes.fold_query_bias import _share
+
+    ratio = np.random.default_rng(seed).normal(mean, 0.3, count)
+
+    def lacks(share: float) -> float:
+        moved = ratio + share
+        return float(np.sqrt(count + moved @ moved) - abs(moved.sum()))
+
+    share = _share(ratio)
+    assert lacks(share) <= 1e-9 * count
+    # Half of it would not do; and where nothing is lacking nothing moves.
+    assert lacks(share / 2) > -1e-9 if share else lacks(0) <= 0
+    assert share * ratio.sum() >= 0
