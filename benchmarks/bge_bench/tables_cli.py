@@ -79,46 +79,40 @@ class _Run:
     @property
     def reference(self) -> SideSpec:
         """What computes the vectors that all are held against, one text at a time."""
-        return _reference(self.entrants[0].spec, self.checkpoint)
+        return replace(
+            self.entrants[0].spec,
+            side="transformers",
+            model=str(self.checkpoint.absolute()),
+            precision="fp32",
+            batch_size=1,
+        )
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of texts."""
         return [len(ids) for ids in self.tokenizer.encode(texts, max_length=self.max_length)]
 
 
-def _reference(ours: SideSpec, checkpoint: Path) -> SideSpec:
-    return replace(
-        ours,
-        side="transformers",
-        model=str(checkpoint.absolute()),
-        precision="fp32",
-        batch_size=1,
-    )
-
-
-def _started(
-    pool: Pool, entrants: Sequence[Entrant], checkpoint: Path, *, timeout_s: float
-) -> tuple[list[Entrant], dict[str, str]]:
-    """Start all processes of a pool at once, and leave out the baselines that do not start.
+def _not_started(run: _Run, pool: Pool) -> dict[str, str]:
+    """Start all processes of a pool at once, and tell which baselines do not start, and why.
 
     A lease of a GPU is short: one that is broken there is not to cost the others theirs.
 
     Raises:
         BenchError: If ours, or what all are held against, does not start.
     """
-    specs = [entrant.spec for entrant in entrants]
-    reference = _reference(specs[0], checkpoint)
-    *errors, of_reference = pool.start([*specs, reference], timeout_s=timeout_s)
-    for error in (of_reference, *(e for e, one in zip(errors, entrants, strict=True) if one.ours)):
-        if error is not None:
-            raise error
+    run.settings.step("all processes: start")
+    specs = [*(entrant.spec for entrant in run.entrants), run.reference]
     failed = {}
-    for entrant, error in zip(entrants, errors, strict=True):
-        if error is not None:
-            # How it ended, and the last of its last words.
-            lines = str(error).split("\n")
-            failed[entrant.label] = " … ".join(dict.fromkeys((lines[0], lines[-1].strip())))
-    return [entrant for entrant in entrants if entrant.label not in failed], failed
+    errors = pool.start(specs, timeout_s=run.settings.timeout_s)
+    for entrant, error in zip([*run.entrants, None], errors, strict=True):
+        if error is None:
+            continue
+        if entrant is None or entrant.ours:
+            raise error
+        # How it ended, and the last of its last words.
+        lines = str(error).split("\n")
+        failed[entrant.label] = " … ".join(dict.fromkeys((lines[0], lines[-1].strip())))
+    return failed
 
 
 def _options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], Any]:
@@ -237,10 +231,6 @@ def _measure(
             }
             path = json_file.with_name(f"{json_file.name}.journal") if json_file and keeps else None
             journal = Journal(path, header)
-            if pool is not None:
-                step("all processes: start")
-                entrants, failed = _started(pool, entrants, folder, timeout_s=options["timeout_s"])
-                left_out |= failed
             run = _Run(
                 bundle=opened,
                 checkpoint=folder,
@@ -255,6 +245,10 @@ def _measure(
                 tokenizer=TextTokenizer(opened.tokenizer_file),
                 max_length=min(opened.manifest.model.max_length, 512),
             )
+            if pool is not None:
+                failed = _not_started(run, pool)
+                left_out |= failed
+                run = replace(run, entrants=[e for e in entrants if e.label not in failed])
 
             def rates(when: str) -> dict[str, float]:
                 if pool is not None and pool.rates:

@@ -45,6 +45,29 @@ def bias_of(add: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
     return None
 
 
+def has_matrix(node: ir.Node) -> bool:
+    """Tell a product with a stored matrix."""
+    weight = node.inputs[1].const_value if is_op(node, "MatMul") and node.inputs[1] else None
+    return weight is not None and len(weight.shape) == 2
+
+
+def bias_behind(product: ir.Node) -> ir.Node | None:
+    """Give the Add of a bias behind a product with a stored matrix, if nothing else uses that."""
+    add = only_user(product, "Add") if has_matrix(product) else None
+    return add if add is not None and bias_of(add) is not None else None
+
+
+def replace_constant(node: ir.Node, index: int, array: np.ndarray, *, suffix: str) -> None:
+    """Let one input of a node be another constant, in float32, named after the one that it was."""
+    old, graph = node.inputs[index], node.graph
+    assert old is not None
+    assert isinstance(graph, ir.Graph)
+    edit = Edit()
+    name = unique_name(graph, f"{old.name}{suffix}")
+    node.replace_input_with(index, edit.constant(array.astype(np.float32), name))
+    edit.insert_before(node)
+
+
 def only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
     """Give the one node that uses what a node makes, if it is of this kind."""
     if node is None or node.outputs[0].is_graph_output():

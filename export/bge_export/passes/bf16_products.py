@@ -9,7 +9,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, unique_name
+from bge_export.passes._edit import (
+    Edit,
+    bias_behind,
+    bias_of,
+    constant_array,
+    has_matrix,
+    replace_constant,
+)
 
 
 class CorrectBiases(ir.passes.InPlacePass):
@@ -32,8 +39,8 @@ class CorrectBiases(ir.passes.InPlacePass):
         """Run the pass."""
         found = [
             (x, product, add)
-            for product, add in _biased_products(model)
-            if (x := product.inputs[0]) in self.means
+            for product in model.graph
+            if (add := bias_behind(product)) is not None and (x := product.inputs[0]) in self.means
         ]
         for x, product, add in found:
             matrix, bias = constant_array(product.inputs[1]), bias_of(add)
@@ -41,11 +48,7 @@ class CorrectBiases(ir.passes.InPlacePass):
             assert matrix is not None
             assert bias is not None
             corrected = bias[1] + self.means[x] @ (matrix - stored_in_bf16(matrix))
-            edit = Edit()
-            name = unique_name(model.graph, f"{bias[0].name}.for_bf16")
-            constant = edit.constant(corrected.astype(np.float32), name)
-            add.replace_input_with(add.inputs.index(bias[0]), constant)
-            edit.insert_before(add)
+            replace_constant(add, add.inputs.index(bias[0]), corrected, suffix=".for_bf16")
         return ir.passes.PassResult(model, modified=bool(found))
 
 
@@ -62,12 +65,10 @@ class RoundProducts(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
-        sums = dict(_biased_products(model))
-        products = [node for node in model.graph if _has_matrix(node)]
-        for product in products:
+        products = {node: bias_behind(node) for node in model.graph if has_matrix(node)}
+        for product, add in products.items():
             _round_input(product, 0, ir.DataType.BFLOAT16)
             _round_input(product, 1, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-            add = sums.get(product)
             if add is not None and (bias := bias_of(add)) is not None:
                 _round_input(add, add.inputs.index(bias[0]), ir.DataType.BFLOAT16)
             _round_result(add or product)
@@ -77,21 +78,6 @@ class RoundProducts(ir.passes.InPlacePass):
 def stored_in_bf16(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """Round as OpenVINO does on the way from its file, which is in fp16."""
     return matrix.astype(np.float16).astype(ml_dtypes.bfloat16).astype(np.float32)
-
-
-def _biased_products(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
-    """Find products with stored matrices, each with the Add of a bias behind it."""
-    found = []
-    for node in model.graph:
-        users = node.outputs[0].consumers() if _has_matrix(node) else ()
-        if len(users) == 1 and is_op(users[0], "Add") and bias_of(users[0]) is not None:
-            found.append((node, users[0]))
-    return found
-
-
-def _has_matrix(node: ir.Node) -> bool:
-    weight = node.inputs[1].const_value if is_op(node, "MatMul") and node.inputs[1] else None
-    return weight is not None and len(weight.shape) == 2
 
 
 def _rounded(edit: Edit, value: ir.Value, *types: ir.DataType) -> ir.Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, only_user, unique_name
+from bge_export.passes._edit import bias_of, constant_array, is_op, only_user, replace_constant
 
 
 class FoldAttentionBias(ir.passes.InPlacePass):
@@ -43,11 +43,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     if weight is None or bias is None or value_bias is None:
         return False
     added = value_bias[1].astype(np.float64) @ weight.astype(np.float64)
-    edit = Edit()
-    name = unique_name(graph, f"{bias[0].name}_with_values")
-    total = edit.constant((bias[1].astype(np.float64) + added).astype(np.float32), name)
-    edit.insert_before(end)
-    end.replace_input_with(end.inputs.index(bias[0]), total)
+    total = bias[1].astype(np.float64) + added
+    replace_constant(end, end.inputs.index(bias[0]), total, suffix="_with_values")
     for plus in (key, value):
         product = _product_of(plus)
         ir.convenience.replace_all_uses_with(plus.outputs[0], product)

@@ -9,7 +9,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.passes._edit import Edit, bias_of, constant_array, is_op, only_user, unique_name
+from bge_export.passes._edit import (
+    bias_behind,
+    bias_of,
+    constant_array,
+    is_op,
+    only_user,
+    replace_constant,
+)
+from bge_export.passes._heads import sources_of
+
+_SUFFIX = "_for_query_bias"
 
 _LARGEST = 1e4
 """Of what is added to a matrix, since fp16 ends at 65,504."""
@@ -58,7 +68,8 @@ class _Reader(NamedTuple):
 
 
 def _fold(graph: ir.Graph, attention: ir.Node) -> bool:
-    plus = _made_by(_made_by(_maker(attention.inputs[0]), "Reshape"), "Add")
+    sources = sources_of(attention)
+    plus = sources[0].producer() if sources is not None else None
     product = _made_by(plus, "MatMul")
     norm = _made_by(product, "LayerNormalization")
     if plus is None or product is None or norm is None or not _is_affine(norm):
@@ -81,23 +92,13 @@ def _fold(graph: ir.Graph, attention: ir.Node) -> bool:
     added = np.outer(1 / gain, query_bias[1] - moved.pop(plus)) / total
     if np.abs(added).max() > _LARGEST:
         return False
-    edit = Edit()
-
-    def change(node: ir.Node, index: int, by: NDArray[np.float64]) -> None:
-        old = node.inputs[index]
-        assert old is not None
-        name = unique_name(graph, f"{old.name}_for_query_bias")
-        new = edit.constant((_doubles(old) + by).astype(np.float32), name)
-        graph.register_initializer(new)
-        node.replace_input_with(index, new)
-
-    change(product, 1, added)
+    replace_constant(product, 1, _doubles(product.inputs[1]) + added, suffix=_SUFFIX)
     if share:
-        change(norm, 2, share * gain)
+        replace_constant(norm, 2, bias + share * gain, suffix=_SUFFIX)
         for add, by in moved.items():
             found = bias_of(add)
             assert found is not None
-            change(add, add.inputs.index(found[0]), -by)
+            replace_constant(add, add.inputs.index(found[0]), found[1] - by, suffix=_SUFFIX)
     ir.convenience.replace_all_uses_with(plus.outputs[0], product.outputs[0])
     graph.remove(plus, safe=True)
     return True
@@ -120,10 +121,8 @@ def _share(ratio: NDArray[np.float64]) -> float:
 def _reader(value: ir.Value, node: ir.Node) -> _Reader | None:
     """Tell what one user of a value does to it, if a bias follows."""
     if is_op(node, "MatMul") and node.inputs[0] is value:
-        matrix, add = node.inputs[1], only_user(node, "Add")
-        if constant_array(matrix) is None or add is None or bias_of(add) is None:
-            return None
-        return _Reader(add, matrix)
+        add = bias_behind(node)
+        return _Reader(add, node.inputs[1]) if add is not None else None
     add = _made_by(node, "Add") if is_op(node, "Add") else None
     if add is None or only_user(add, "Add") is not node or bias_of(add) is None:
         return None
@@ -138,12 +137,8 @@ def _is_affine(norm: ir.Node) -> bool:
 
 def _made_by(node: ir.Node | None, op_type: str) -> ir.Node | None:
     """Give the node of this kind that makes an input of another one."""
-    makers = [_maker(value) for value in node.inputs] if node is not None else []
+    makers = [value.producer() for value in node.inputs if value is not None] if node else []
     return next((maker for maker in makers if is_op(maker, op_type)), None)
-
-
-def _maker(value: ir.Value | None) -> ir.Node | None:
-    return value.producer() if value is not None else None
 
 
 def _doubles(value: ir.Value | None) -> NDArray[np.float64]:
