@@ -12,6 +12,7 @@ from bge_bench.errors import BenchError
 from bge_bench.sides import BASELINES, GPU_BASELINES, OURS, SideSpec
 from bge_bench.speed import baseline_side, our_side
 from bge_runtime.bundle import Bundle
+from bge_runtime.cpus import vector_extensions
 from bge_runtime.engines import device_kind, why_not
 from bge_runtime.manifest import Variant
 from bge_runtime.registry import ENCODER_ONLY_BASE
@@ -32,6 +33,9 @@ _PACKAGES = {
 
 FASTEST = "sentence-transformers-openvino"
 """The fastest of the baselines, which is timed on all texts as we are."""
+
+_BF16_IN_PYTORCH = frozenset({"avx512f", "bf16"})
+"""Either has PyTorch's products in bf16; AVX512 even where it computes them in fp32."""
 
 _OUR_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -122,8 +126,8 @@ def line_up(
     for side in GPU_BASELINES if on_gpu else BASELINES:
         if side not in baselines:
             continue
-        if not _installed(_PACKAGES[side]):
-            left_out[side] = f"{_PACKAGES[side]} is not installed"
+        if (reason := _cannot_take_part(side)) is not None:
+            left_out[side] = reason
             continue
         spec = baseline_side(ours, side, checkpoint)
         entrants.append(Entrant(label=side, spec=spec, in_full=on_gpu or side == FASTEST))
@@ -151,6 +155,17 @@ def variants_here(bundle: Bundle, device: str) -> list[Variant]:
     if there and not here:
         raise BenchError(f"nothing of {bundle.path.name} runs on {device}: {why_not(there[0])}")
     return here
+
+
+def _cannot_take_part(side: str) -> str | None:
+    """Tell why a baseline cannot be timed on this machine; None if it can."""
+    if not _installed(_PACKAGES[side]):
+        return f"{_PACKAGES[side]} is not installed"
+    extensions = vector_extensions()
+    if side.endswith("-bf16") and extensions and _BF16_IN_PYTORCH.isdisjoint(extensions):
+        # Nobody would choose it: with AVX2 bge-large took minutes for 32 paragraphs.
+        return "PyTorch has no fast products in bf16 on this processor (no AVX512, no ARM bf16)"
+    return None
 
 
 def _installed(package: str) -> bool:

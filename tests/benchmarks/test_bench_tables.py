@@ -142,6 +142,22 @@ def test_who_cannot_take_part_is_named(
         entrants.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, precisions=["int8"], **options)
 
 
+@pytest.mark.parametrize(
+    ("extensions", "takes_part"),
+    [(("avx2",), False), (("avx2", "avx512f"), True), (("asimd", "bf16"), True), ((), True)],
+)
+def test_pytorch_in_bf16_takes_part_where_it_has_kernels_for_it(
+    extensions, takes_part, tiny_bundle, tiny_checkpoint, monkeypatch
+):
+    monkeypatch.setattr(entrants, "vector_extensions", lambda: extensions)
+    side = "sentence-transformers-bf16"
+    found, left_out = entrants.line_up(
+        Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[side], threads=1
+    )
+    assert (side in [entrant.label for entrant in found]) == takes_part
+    assert ("no fast products in bf16" in left_out.get(side, "")) != takes_part
+
+
 def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tiny_gpu_bundle, monkeypatch):
     monkeypatch.setattr(entrants, "why_not", lambda _: None)
 
