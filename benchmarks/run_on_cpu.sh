@@ -5,9 +5,8 @@
 #
 # Models have random weights, each in every precision that this machine runs. Run it again with
 # the same FOLDER after it was stopped: bundles and tables that are there stay, and a table that was
-# begun goes on, but for that of BGE-M3. A table that fails does not keep the next from running;
-# FOLDER/NAME.log has what it said. All of it takes hours on 2 cores. Needs
-# `pip install 'bge-runtime[bench]'`.
+# begun goes on. A table that fails does not keep the next from running; FOLDER/NAME.log has what it
+# said. All of it takes hours on 2 cores. Needs `pip install 'bge-runtime[bench]'`.
 #
 # TABLES     which, in this order; default: all
 # ROUNDS     of throughput; default: 1

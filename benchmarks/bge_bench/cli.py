@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -19,8 +20,9 @@ try:
     )
     from bge_bench.data_cli import data
     from bge_bench.entrants import variants_here
-    from bge_bench.environment import busy_percent
+    from bge_bench.environment import busy_percent, describe_environment
     from bge_bench.gpu_cli import gpu
+    from bge_bench.journal import Journal, fingerprint
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.options import (
         checkpoint_option,
@@ -38,7 +40,7 @@ try:
     from bge_bench.sides import BASELINES, GPU_BASELINES
     from bge_bench.source import checkpoint as checkpoint_command
     from bge_bench.source import open_checkpoint
-    from bge_bench.speed import Workload, line_up, measure_speed, step_count
+    from bge_bench.speed import Workload, line_up, measure_speed
     from bge_bench.tables_cli import COMMANDS
 except ImportError as missing:
     sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
@@ -197,7 +199,7 @@ def speed(
         else:
             texts = read_texts(texts_file)
             texts = spread_sample(texts, sample or len(texts))
-        busy = busy_percent()
+        busy_now = busy_percent()
         workload = Workload(texts=texts, rounds=rounds, timeout_s=timeout_s)
         with open_checkpoint(opened, checkpoint) as folder:
             lineup = line_up(
@@ -210,8 +212,20 @@ def speed(
                 all_outputs=outputs == "all",
                 device=device,
             )
-            with progress(step_count(lineup, rounds)) as step:
-                result = measure_speed(lineup, workload, step=step)
+            # Random weights lie in another folder each time.
+            sides = [replace(spec, model="") for spec in (lineup.ours, *lineup.baselines)]
+            header = {
+                "kind": "speed",
+                "weights": opened.manifest.provenance.weights_sha256,
+                "texts": fingerprint(texts),
+                "sides": [asdict(side) for side in sides],
+                "rounds": rounds,
+                "versions": describe_environment()["versions"],
+            }
+            journal = Journal.beside(json_file, header)
+            with progress(None) as step:
+                busy = journal.get("busy", lambda: busy_now)
+                result = measure_speed(lineup, workload, step=step, journal=journal)
         document = {
             "texts": {
                 "source": str(texts_file or "built in"),
@@ -228,6 +242,7 @@ def speed(
         report(
             json_file, opened, document, speed_table(result, texts=len(texts), busy_percent=busy)
         )
+        journal.close()
     sys.exit(1 if result.ours.failures else 0)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_bench.errors import BenchError
-from bge_bench.sides import BASELINES, GPU_BASELINES, OURS, SideSpec
-from bge_bench.speed import baseline_side, our_side
+from bge_bench.sides import BASELINES, FROM_CHECKPOINT, GPU_BASELINES, OURS, SideSpec
 from bge_runtime.bundle import Bundle
 from bge_runtime.cpus import vector_extensions
 from bge_runtime.engines import device_kind, why_not
@@ -37,6 +36,9 @@ FASTEST = "sentence-transformers-openvino"
 _BF16_IN_PYTORCH = frozenset({"avx512f", "bf16"})
 """Either has PyTorch's products in bf16; AVX512 even where it computes them in fp32."""
 
+_OUR_BATCH_SIZE = 256
+"""FlagModel's default; it fills batches by tokens, and this is only the most texts."""
+
 _OUR_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -58,6 +60,28 @@ class Entrant:
     def ours(self) -> bool:
         """Whether it is bge-runtime."""
         return self.spec.side == OURS
+
+
+def our_side(bundle: Bundle, *, threads: int, device: str = "cpu") -> SideSpec:
+    """Describe a bundle as its users open it, for texts of 512 tokens at most."""
+    model = bundle.manifest.model
+    return SideSpec(
+        side=OURS,
+        model=str(bundle.path.absolute()),
+        pooling=model.pooling,
+        max_length=min(model.max_length, 512),
+        batch_size=_OUR_BATCH_SIZE,
+        threads=threads,
+        precision="auto",
+        model_class=model.model_class,
+        device=device,
+    )
+
+
+def baseline_side(ours: SideSpec, side: str, checkpoint: Path) -> SideSpec:
+    """Describe a baseline that does the work of ours; it reads the checkpoint or the bundle."""
+    folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
+    return replace(ours, side=side, model=folder)
 
 
 def line_up(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ class Journal:
         if lines and lines[-1]:
             path.write_text("\n".join(lines[:-1]) + "\n", "utf-8")
 
+    @classmethod
+    def beside(cls, json_file: Path | None, header: Mapping[str, Any]) -> Journal:
+        """Open the journal of a run whose result goes to a file; without a file it keeps nothing.
+
+        Raises:
+            BenchError: As a journal that is opened by its own name.
+        """
+        if json_file is None or json_file == Path("-"):
+            return cls(None, header)
+        return cls(json_file.with_name(f"{json_file.name}.journal"), header)
+
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Give what was measured under a key, or measure it now and write it down."""
         if key not in self._entries:
@@ -70,3 +82,8 @@ class Journal:
         """Delete the file: the run is complete."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def fingerprint(texts: Sequence[str]) -> str:
+    """Identify texts in a header."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

@@ -8,7 +8,6 @@ sample of the texts is timed of a slow entrant, ours is timed on that sample as 
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,12 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_bench.driver import Worker
 from bge_bench.entrants import Entrant
 from bge_bench.errors import BenchError
 from bge_bench.sides import SideSpec
-from bge_bench.speed import QUERY
-from bge_bench.workers import LazyWorker, Settings, open_workers
+from bge_bench.workers import LazyWorker, Settings, open_workers, start_cold
 from bge_runtime.parity import compare
 
 Work = TypeVar("Work")
@@ -35,10 +32,15 @@ _TUNING_GROUPS = 4
 as large as the largest batch: there batches of neighbours are hardly padded, and in a sample they
 would be."""
 
+_HOPELESS = 1.3
+"""A batch size so many times slower than a smaller one ends the search: what is lost to padding
+and caches grows with the size, and the largest took most of the time of choosing (bge-large, AVX2:
+97 to 111 s with 32 texts for 27 with 8 and 15 to 20 with 2)."""
+
 _WARM_UP_TEXTS = 8
 
 
-def _take_turns(
+def take_turns(
     workers: Sequence[LazyWorker],
     kinds: Mapping[str, Work],
     measure: Callable[[LazyWorker, Work], Any],
@@ -47,6 +49,13 @@ def _take_turns(
     takes_part: Callable[[LazyWorker, str], bool] = lambda _worker, _kind: True,
 ) -> dict[str, dict[str, list[Any]]]:
     """Measure each kind of work with everyone, round by round.
+
+    Args:
+        workers: Everyone's process. Another one begins each round.
+        kinds: What to do of each kind.
+        measure: Does it with a process.
+        settings: What all measures share.
+        takes_part: Whether a process has a part in a kind.
 
     Returns:
         What was measured: by label and kind, one entry a round.
@@ -103,7 +112,7 @@ def measure_throughput(
         )
         for entrant in entrants
     ]
-    expected = _reference_vectors(reference, sample, settings)
+    _, expected = measure_reference(reference, sample, settings)
 
     def timed(worker: LazyWorker, corpus: Sequence[str]) -> dict[str, Any]:
         settings.step(f"{worker.entrant.label}: {len(corpus)} texts")
@@ -115,7 +124,7 @@ def measure_throughput(
 
     with open_workers(entrants, settings, specs=specs, warm_up=sample[:_WARM_UP_TEXTS]) as workers:
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
-        found = _take_turns(
+        found = take_turns(
             workers,
             # A sample is too short for what a process does once in a long run.
             {"full": texts, "sample": sample},
@@ -163,7 +172,7 @@ def measure_latency(
         worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
         return worker.query_ms(texts, calls=calls, budget_s=budget_s)
 
-    expected = _reference_vectors(
+    _, expected = measure_reference(
         reference, [text for _, texts in points for text in texts], settings
     )
 
@@ -175,7 +184,7 @@ def measure_latency(
 
     with open_workers(entrants, settings) as workers:
         rows = [worker.row() for worker in workers]
-        found = _take_turns(workers, dict(points), timed, settings)
+        found = take_turns(workers, dict(points), timed, settings)
         for worker, row in zip(workers, rows, strict=True):
             label = worker.entrant.label
             row["ms"] = found[label]
@@ -189,19 +198,11 @@ def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> li
     Returns:
         One document an entrant, with the peak of memory at its first vector.
     """
-
-    def start(entrant: Entrant) -> dict[str, Any]:
-        settings.step(f"{entrant.label}: cold start")
-        time.sleep(settings.settle_s)
-        with Worker(entrant.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
-            peak = worker.ask("state")["peak_bytes"]
-            return {**worker.ready, "process_s": worker.finish(), "peak_memory_bytes": peak}
-
     numbers = range(-1, settings.rounds)  # the first one reads files that the others find cached
     for number in numbers:
         for entrant in entrants:
             key = f"start/{entrant.label}/{number}"
-            settings.journal.get(key, partial(start, entrant))
+            settings.journal.get(key, partial(start_cold, entrant, settings))
     rows = []
     for entrant in entrants:
         runs = [settings.journal.get(f"start/{entrant.label}/{n}", dict) for n in numbers][1:]
@@ -245,7 +246,7 @@ def measure_scaling(
     corpora = {str(size): texts[:size] for size in sizes}
     with open_workers(entrants, settings, warm_up=texts[:_WARM_UP_TEXTS]) as workers:
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
-        found = _take_turns(workers, corpora, timed, settings)
+        found = take_turns(workers, corpora, timed, settings)
     return [row | {"seconds": found[row["label"]]} for row in rows]
 
 
@@ -341,7 +342,7 @@ def _one_batch_a_group(texts: Sequence[str], size: int) -> list[str]:
 
 
 def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings: Settings) -> int:
-    """Choose the batch size that a baseline is fastest with."""
+    """Choose the batch size that a baseline is fastest with, from the smallest on."""
     if len(sizes) == 1:
         return sizes[0]
 
@@ -355,25 +356,38 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
             worker.embed(texts, batch_size=size)
         return worker.embed(texts, batch_size=size)[0]
 
+    taken: dict[int, float] = {}
     with open_workers([entrant], settings, warm_up=texts[:2]) as (worker,):
-        taken = {
-            size: settings.journal.get(
-                f"tune/{entrant.label}/{size}", partial(seconds, worker, size)
-            )
-            for size in sorted(sizes)
-        }
-    return min(taken, key=lambda size: float(taken[size]))
+        for size in sorted(sizes):
+            key = f"tune/{entrant.label}/{size}"
+            taken[size] = settings.journal.get(key, partial(seconds, worker, size))
+            if taken[size] > _HOPELESS * min(taken.values()):
+                break
+    return min(taken, key=taken.__getitem__)
 
 
-def _reference_vectors(
-    reference: SideSpec, sample: Sequence[str], settings: Settings
-) -> NDArray[np.float32]:
+def measure_reference(
+    reference: SideSpec, texts: Sequence[str], settings: Settings
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Let the reference embed texts.
+
+    Args:
+        reference: How to open it.
+        texts: The texts.
+        settings: What all measures share.
+
+    Returns:
+        Its name, its precision and what is in force, and the vectors that all are held against.
+        Shape: ``(len(texts), dim)``.
+    """
     entrant = Entrant(label="the reference", spec=reference, in_full=False)
 
-    def vectors() -> list[list[float]]:
-        with open_workers([entrant], settings) as (worker,):
-            settings.step(f"the reference's vectors of {len(sample)} texts")
-            rows: list[list[float]] = worker.embed(sample)[1].astype(float).tolist()
+    with open_workers([entrant], settings) as (worker,):
+
+        def vectors() -> list[list[float]]:
+            settings.step(f"the reference's vectors of {len(texts)} texts")
+            rows: list[list[float]] = worker.embed(texts)[1].astype(float).tolist()
             return rows
 
-    return np.array(settings.journal.get("reference", vectors), dtype=np.float32)
+        rows = settings.journal.get("reference", vectors)
+        return worker.row(), np.array(rows, dtype=np.float32)

@@ -8,34 +8,25 @@ Never do two compute at once.
 from __future__ import annotations
 
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bge_bench.driver import Worker
+from bge_bench.entrants import Entrant, baseline_side, our_side
 from bge_bench.errors import BenchError
-from bge_bench.sides import FROM_CHECKPOINT, GPU_BASELINES, OURS, PYTORCH, SideSpec
+from bge_bench.journal import Journal
+from bge_bench.measures import measure_reference, take_turns
+from bge_bench.sides import GPU_BASELINES, PYTORCH, SideSpec
+from bge_bench.workers import QUERY, LazyWorker, Settings, open_workers, start_cold
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import TOLERANCES, Parity, compare
 from bge_runtime.registry import DECODER_CLASSES, ENCODER_ONLY_M3
 
-QUERY = "how long does glacier ice keep air"
-
 MEASURES = ("corpus_s", "query_p50_ms", "query_p95_ms", "first_vector_s", "process_s")
 """What is timed, in the order of a table."""
-
-_OUR_BATCH_SIZE = 256
-"""FlagModel's default; it fills batches by tokens, and this is only the most texts."""
-
-_SETTLE_S = 0.3
-"""Pause before a side's turn: another's idle threads spin for some milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +54,10 @@ class Lineup:
 
     Attributes:
         ours: How to open the bundle.
-        baselines: How to open each baseline; at least one.
-        reference: Whose vectors all others' are held against: PyTorch's in fp32, from
-            the checkpoint, so that a bundle cannot be its own witness. One of the
-            baselines, or another side that is not timed.
+        baselines: How to open each baseline; at least one, and another side each.
+        reference: Whose vectors all are held against: PyTorch's in fp32, from the checkpoint,
+            so that a bundle cannot be its own witness. It has a process of its own, which is
+            not timed.
     """
 
     ours: SideSpec
@@ -74,7 +65,7 @@ class Lineup:
     reference: SideSpec
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SideResult:
     """The raw numbers of one side, one entry a round.
 
@@ -88,18 +79,18 @@ class SideResult:
             process.
         process_s: Seconds from that process's start to its end.
         peak_memory_bytes: Most memory held, over all rounds.
-        parity: Its vectors of the corpus against the reference's; known in the end.
+        parity: Its vectors of the corpus against the reference's.
     """
 
     name: str
     precision: str
     in_force: str
-    corpus_s: list[float] = field(default_factory=list)
-    query_ms: list[list[float]] = field(default_factory=list)
-    first_vector_s: list[float] = field(default_factory=list)
-    process_s: list[float] = field(default_factory=list)
-    peak_memory_bytes: int = 0
-    parity: Parity = field(init=False)
+    corpus_s: list[float]
+    query_ms: list[list[float]]
+    first_vector_s: list[float]
+    process_s: list[float]
+    peak_memory_bytes: int
+    parity: Parity
 
     @property
     def failures(self) -> list[str]:
@@ -176,28 +167,6 @@ class Comparison:
         }
 
 
-def our_side(bundle: Bundle, *, threads: int, device: str = "cpu") -> SideSpec:
-    """Describe a bundle as its users open it, for texts of 512 tokens at most."""
-    model = bundle.manifest.model
-    return SideSpec(
-        side=OURS,
-        model=str(bundle.path.absolute()),
-        pooling=model.pooling,
-        max_length=min(model.max_length, 512),
-        batch_size=_OUR_BATCH_SIZE,
-        threads=threads,
-        precision="auto",
-        model_class=model.model_class,
-        device=device,
-    )
-
-
-def baseline_side(ours: SideSpec, side: str, checkpoint: Path) -> SideSpec:
-    """Describe a baseline that does the work of ours; it reads the checkpoint or the bundle."""
-    folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
-    return replace(ours, side=side, model=folder)
-
-
 def line_up(
     bundle: Bundle,
     checkpoint: Path,
@@ -264,96 +233,69 @@ def line_up(
 
 
 def measure_speed(
-    lineup: Lineup, workload: Workload, *, step: Callable[[str], object]
+    lineup: Lineup,
+    workload: Workload,
+    *,
+    step: Callable[[str], object],
+    journal: Journal | None = None,
 ) -> Comparison:
     """Time all sides in turn.
 
     Args:
         lineup: Who is compared.
         workload: What to ask of each.
-        step: Told of each of `step_count` steps when it begins.
+        step: Told of each step when it begins.
+        journal: Where measurements are kept, and those of a stopped run found.
 
     Raises:
         BenchError: If a side dies, does not answer in time, or computes in a precision
             that has no tolerance.
     """
+    settings = Settings(
+        journal=journal or Journal(None, {}),
+        step=step,
+        rounds=workload.rounds,
+        timeout_s=workload.timeout_s,
+    )
+    reference, expected = measure_reference(lineup.reference, workload.texts, settings)
+
+    def corpus(worker: LazyWorker) -> dict[str, Any]:
+        step(f"{worker.entrant.label}: corpus")
+        seconds, vectors = worker.embed(workload.texts)
+        parity = asdict(compare(vectors, expected))
+        return {"seconds": seconds, "peak": worker.state()["peak_bytes"], "parity": parity}
+
+    def query(worker: LazyWorker) -> list[float]:
+        step(f"{worker.entrant.label}: query")
+        worker.query_ms([QUERY], calls=5)
+        return worker.query_ms([QUERY], calls=workload.query_calls)
+
+    def start(worker: LazyWorker) -> dict[str, Any]:
+        return start_cold(worker.entrant, settings)
+
     specs = (lineup.ours, *lineup.baselines)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
-        warm_up = workload.texts[: workload.warm_up_texts]
-        workers, results = [], []
-        for spec in specs:
-            step(f"{spec.side}: start and warm up")
-            worker = stack.enter_context(_start(spec, workload))
-            worker.embed(warm_up, folder)
-            worker.ask("query", query=QUERY, calls=5)
-            workers.append(worker)
-            results.append(_new_result(worker))
-        vectors: list[NDArray[np.float32]] = []
-        for number in range(workload.rounds):
-            of = f"round {number + 1} of {workload.rounds}"
-            vectors = []
-            for spec, worker, result in zip(specs, workers, results, strict=True):
-                step(f"{spec.side}: corpus, {of}")
-                time.sleep(_SETTLE_S)
-                seconds, rows = worker.embed(workload.texts, folder)
-                result.corpus_s.append(seconds)
-                vectors.append(rows)
-            for spec, worker, result in zip(specs, workers, results, strict=True):
-                step(f"{spec.side}: query, {of}")
-                time.sleep(_SETTLE_S)
-                answer = worker.ask("query", query=QUERY, calls=workload.query_calls)
-                result.query_ms.append(answer["ms"])
-            for spec, result in zip(specs, results, strict=True):
-                step(f"{spec.side}: cold start, {of}")
-                time.sleep(_SETTLE_S)
-                with _start(spec, workload) as fresh:
-                    result.process_s.append(fresh.finish())
-                    result.first_vector_s.append(fresh.ready["first_vector_s"])
-        for worker, result in zip(workers, results, strict=True):
-            result.peak_memory_bytes = worker.ask("state")["peak_bytes"]
-        if lineup.reference in lineup.baselines:
-            position = 1 + lineup.baselines.index(lineup.reference)
-            reference, expected = results[position], vectors[position]
-        else:
-            step(f"{lineup.reference.side}: the reference's vectors")
-            with _start(lineup.reference, workload) as worker:
-                reference, expected = _new_result(worker), worker.embed(workload.texts, folder)[1]
-    for result, rows in zip(results, vectors, strict=True):
-        result.parity = compare(rows, expected)
+    entrants = [Entrant(label=spec.side, spec=spec, in_full=True) for spec in specs]
+    kinds = {"corpus": corpus, "query": query, "start": start}
+    warm_up = workload.texts[: workload.warm_up_texts]
+    with open_workers(entrants, settings, warm_up=warm_up) as workers:
+        rows = [worker.row() for worker in workers]
+        found = take_turns(workers, kinds, lambda worker, measure: measure(worker), settings)
+    ours, *baselines = (_result(row, found[row["label"]]) for row in rows)
     return Comparison(
-        ours=results[0],
-        baselines=tuple(results[1:]),
-        reference=reference.name,
-        reference_in_force=reference.in_force,
+        ours=ours,
+        baselines=tuple(baselines),
+        reference=reference["name"],
+        reference_in_force=reference["in_force"],
     )
 
 
-def step_count(lineup: Lineup, rounds: int) -> int:
-    """Count the steps that `measure_speed` reports."""
-    untimed = lineup.reference not in lineup.baselines
-    return (1 + len(lineup.baselines)) * (1 + 3 * rounds) + untimed
-
-
-def _start(spec: SideSpec, workload: Workload) -> Worker:
-    return Worker(spec, query=QUERY, timeout_s=workload.timeout_s)
-
-
-def what_runs(worker: Worker) -> dict[str, Any]:
-    """Tell a side's name, its precision and what is in force, as it says itself.
-
-    Raises:
-        BenchError: If there is no tolerance for the precision.
-    """
-    ready = worker.ready
-    if ready["precision"] not in TOLERANCES:
-        raise BenchError(
-            f"{ready['name']} computes in {ready['precision']} on this machine, and there are "
-            f"tolerances for {', '.join(TOLERANCES)} only. Leave it out, or hold "
-            "it to fp32 with bge-bench speed --precision fp32"
-        )
-    return {name: ready[name] for name in ("name", "precision", "in_force")}
-
-
-def _new_result(worker: Worker) -> SideResult:
-    return SideResult(**what_runs(worker))
+def _result(row: dict[str, Any], found: dict[str, list[Any]]) -> SideResult:
+    return SideResult(
+        **{name: row[name] for name in ("name", "precision", "in_force")},
+        corpus_s=[entry["seconds"] for entry in found["corpus"]],
+        query_ms=found["query"],
+        first_vector_s=[entry["first_vector_s"] for entry in found["start"]],
+        process_s=[entry["process_s"] for entry in found["start"]],
+        peak_memory_bytes=max(entry["peak"] for entry in found["corpus"]),
+        parity=Parity(**found["corpus"][-1]["parity"]),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from bge_bench.corpus import paragraphs, read_texts, short_texts, spread_sample
 from bge_bench.data import load_passages, load_questions
 from bge_bench.entrants import FASTEST, Entrant, line_up
 from bge_bench.environment import busy_percent, describe_environment
-from bge_bench.journal import Journal
+from bge_bench.journal import Journal, fingerprint
 from bge_bench.measures import (
     measure_cold_start,
     measure_latency,
@@ -203,7 +202,6 @@ def _measure(
         threads = options["threads"] or usable_cpus()
         pool: Pool | None = options.get("pool")
         json_file: Path | None = options["json_file"]
-        keeps = json_file is not None and json_file != Path("-")
         with (
             open_checkpoint(opened, options["checkpoint"]) as folder,
             progress(None) as step,
@@ -229,8 +227,7 @@ def _measure(
                 "versions": environment["versions"],
                 **what,
             }
-            path = json_file.with_name(f"{json_file.name}.journal") if json_file and keeps else None
-            journal = Journal(path, header)
+            journal = Journal.beside(json_file, header)
             run = _Run(
                 bundle=opened,
                 checkpoint=folder,
@@ -277,10 +274,6 @@ def _measure(
         }
         report(json_file, opened, document, document_tables(document))
         journal.close()
-
-
-def _fingerprint(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 @click.command()
@@ -348,7 +341,7 @@ def throughput(
 
     with one_line_errors():
         texts = _texts(named, folder, count)
-    what = {"texts": _fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
+    what = {"texts": fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
     _measure("throughput", bundle, options, what, results)
 
 
@@ -426,7 +419,7 @@ def scaling(
     with one_line_errors():
         given = _texts(named, folder)
         random.Random(0).shuffle(given)  # noqa: S311  # each size is like the whole
-    what = {"texts": _fingerprint(given), "sizes": list(sizes)}
+    what = {"texts": fingerprint(given), "sizes": list(sizes)}
     _measure("scaling", bundle, options, what, results)
 
 

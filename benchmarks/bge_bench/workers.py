@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,12 @@ from bge_bench.entrants import Entrant
 from bge_bench.errors import BenchError
 from bge_bench.journal import Journal
 from bge_bench.sides import SideSpec
-from bge_bench.speed import QUERY, what_runs
+from bge_runtime.parity import TOLERANCES
 
 Step = Callable[[str], object]
+
+QUERY = "how long does glacier ice keep air"
+"""What a process embeds first."""
 
 _SETTLE_S, _SETTLE_ON_GPU_S = 0.3, 0.05
 """Pause before an entrant's turn: another's idle threads spin for some milliseconds. On a GPU they
@@ -115,6 +119,39 @@ class Settings:
         return _SETTLE_S if self.pool is None else _SETTLE_ON_GPU_S
 
 
+def what_runs(worker: Worker) -> dict[str, Any]:
+    """Tell a side's name, its precision and what is in force, as it says itself.
+
+    Raises:
+        BenchError: If there is no tolerance for the precision.
+    """
+    ready = worker.ready
+    if ready["precision"] not in TOLERANCES:
+        raise BenchError(
+            f"{ready['name']} computes in {ready['precision']} on this machine, and there are "
+            f"tolerances for {', '.join(TOLERANCES)} only. Leave it out, or hold "
+            "it to fp32 with bge-bench speed --precision fp32"
+        )
+    return {name: ready[name] for name in ("name", "precision", "in_force")}
+
+
+def start_cold(entrant: Entrant, settings: Settings) -> dict[str, Any]:
+    """Start a new process of an entrant, and end it.
+
+    Returns:
+        What it said at its first vector, with the seconds of the whole process and its peak of
+        memory.
+
+    Raises:
+        BenchError: If it does not start or end well.
+    """
+    settings.step(f"{entrant.label}: cold start")
+    time.sleep(settings.settle_s)
+    with Worker(entrant.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
+        peak = worker.ask("state")["peak_bytes"]
+        return {**worker.ready, "process_s": worker.finish(), "peak_memory_bytes": peak}
+
+
 class LazyWorker:
     """An entrant's process, started when it is first asked for something."""
 
@@ -175,8 +212,10 @@ class LazyWorker:
         batch_size = batch_size or self.spec.batch_size
         return worker.embed(texts, self._folder, batch_size=batch_size)
 
-    def query_ms(self, texts: Sequence[str], *, calls: int, budget_s: float) -> list[float]:
-        """Give the milliseconds of each call."""
+    def query_ms(
+        self, texts: Sequence[str], *, calls: int, budget_s: float = math.inf
+    ) -> list[float]:
+        """Give the milliseconds of each call, of fewer where they take longer than a budget."""
         worker = self._started()
         time.sleep(self._settings.settle_s)
         answer = worker.ask(

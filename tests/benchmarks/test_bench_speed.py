@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from bge_bench.cli import main
 from bge_bench.driver import Worker
 from bge_bench.errors import BenchError
+from bge_bench.journal import Journal
 from bge_bench.report import speed_table
 from bge_bench.sides import OURS, SideSpec
 from bge_bench.speed import (
@@ -19,7 +20,6 @@ from bge_bench.speed import (
     Workload,
     line_up,
     measure_speed,
-    step_count,
 )
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import Parity
@@ -36,7 +36,7 @@ EXACT = {"texts": 4, "min_cosine": 1.0, "mean_cosine": 1.0, "max_error": 0, "err
 
 
 def result(name, factor, precision="fp32", **parity):
-    side = SideResult(
+    return SideResult(
         name=name,
         precision=precision,
         in_force="somewhere",
@@ -45,9 +45,8 @@ def result(name, factor, precision="fp32", **parity):
         first_vector_s=[1.0 * factor] * 3,
         process_s=[2.0 * factor] * 3,
         peak_memory_bytes=100_000_000 * factor,
+        parity=Parity(**(EXACT | parity)),
     )
-    side.parity = Parity(**(EXACT | parity))
-    return side
 
 
 def comparison(ours=None, other=None):
@@ -88,18 +87,42 @@ def test_speed_end_to_end(tiny_bundle, tmp_path):
 
 def test_sides_take_turns(spec):
     steps = []
-    other = replace(spec, batch_size=2)
-    lineup = Lineup(ours=spec, baselines=(other, spec), reference=other)
+    other = replace(spec, side="onnxruntime")
+    lineup = Lineup(ours=spec, baselines=(other,), reference=other)
     workload = Workload(texts=["one", "two words", "three more words"], rounds=2, query_calls=2)
     result = measure_speed(lineup, workload, step=steps.append)
-    assert len(steps) == step_count(lineup, 2)
-    assert [step.partition(": ")[2] for step in steps[3:12]] == [
-        *["corpus, round 1 of 2"] * 3,
-        *["query, round 1 of 2"] * 3,
-        *["cold start, round 1 of 2"] * 3,
+    first, second = OURS, "onnxruntime"
+    starts = ("start and warm up", "the vectors")
+    assert [step for step in steps if not step.endswith(starts)][-12:] == [
+        f"{side}: {what}"
+        for turns in ((first, second), (second, first))
+        for what in ("corpus", "query", "cold start")
+        for side in turns
     ]
     assert result.ours.parity.min_cosine == pytest.approx(1)
-    assert [len(side.process_s) for side in result.baselines] == [2, 2]
+    assert [len(side.process_s) for side in result.baselines] == [2]
+
+
+def test_a_stopped_run_goes_on_where_it_was(spec, tmp_path):
+    other = replace(spec, side="onnxruntime")
+    lineup = Lineup(ours=spec, baselines=(other,), reference=other)
+    workload = Workload(texts=["one", "two words"], rounds=1, query_calls=2)
+    file = tmp_path / "speed.json"
+
+    def stop(step):
+        if step == f"{OURS}: query":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_speed(lineup, workload, step=stop, journal=Journal.beside(file, {}))
+    steps = []
+    measure_speed(lineup, workload, step=steps.append, journal=Journal.beside(file, {}))
+    assert [step for step in steps if "start" not in step] == [
+        f"{OURS}: query",
+        "onnxruntime: query",
+    ]
+    # Nothing is left to do, and no process is started for it.
+    measure_speed(lineup, workload, step=pytest.fail, journal=Journal.beside(file, {}))
 
 
 class TestTheReference:
@@ -128,11 +151,12 @@ class TestTheReference:
     def test_is_not_timed_then(self, spec, tiny_checkpoint):
         steps = []
         reference = replace(spec, side="transformers", model=str(tiny_checkpoint))
-        lineup = Lineup(ours=spec, baselines=(spec,), reference=reference)
+        bare = replace(spec, side="onnxruntime")
+        lineup = Lineup(ours=spec, baselines=(bare,), reference=reference)
         workload = Workload(texts=["one", "two words"], rounds=1, query_calls=1)
         result = measure_speed(lineup, workload, step=steps.append)
-        assert len(steps) == step_count(lineup, 1)
-        assert steps[-1] == "transformers: the reference's vectors"
+        assert not [step for step in steps if step.startswith("transformers")]
+        assert "the reference's vectors of 2 texts" in steps
         assert result.reference.startswith("transformers ")
         assert "torch" in result.reference_in_force
         assert result.ours.parity.max_error < 1e-5
@@ -179,8 +203,9 @@ def test_a_baseline_that_disagrees_is_marked_in_a_real_run(tiny_bundle, tiny_mea
     spec = SideSpec(
         side=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=8, threads=1
     )
-    astray = replace(spec, model=str(tiny_mean_bundle), pooling="mean")
-    lineup = Lineup(ours=spec, baselines=(spec, astray), reference=spec)
+    bare = replace(spec, side="onnxruntime")
+    astray = replace(spec, side="fastembed", model=str(tiny_mean_bundle), pooling="mean")
+    lineup = Lineup(ours=spec, baselines=(bare, astray), reference=bare)
     workload = Workload(texts=["one", "two words", "three more words"], rounds=1, query_calls=1)
     run = measure_speed(lineup, workload, step=lambda _: None)
     assert not run.ours.failures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,6 +23,7 @@ from bge_bench.journal import Journal
 from bge_bench.report_tables import failures, latency_rows, markdown, throughput_rows
 from bge_bench.roofline import needed_flop
 from bge_bench.sides import open_side
+from bge_bench.workers import Settings
 from bge_runtime import Bundle
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -128,6 +130,29 @@ def test_wrong_vectors_are_struck_out():
     # If they are ours, nobody is compared with them.
     document["rows"][0]["parity"]["min_cosine"] = 0.9
     assert "ours in fp32" not in markdown(throughput_rows(document))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tried", "best"),
+    [
+        ({2: 1.0, 8: 1.2, 32: 0.5}, [2, 8, 32], 32),
+        ({2: 1.0, 8: 1.4, 32: 0.5}, [2, 8], 2),
+        ({2: 2.0, 8: 1.0, 32: 1.4}, [2, 8, 32], 8),
+    ],
+)
+def test_a_batch_size_is_sought_as_long_as_there_is_hope(seconds, tried, best, monkeypatch):
+    asked = []
+
+    def embed(_texts, *, batch_size):
+        asked.append(batch_size)
+        return seconds[batch_size], None
+
+    monkeypatch.setattr(
+        measures, "open_workers", lambda *_, **__: nullcontext([Mock(embed=embed)])
+    )
+    settings = Settings(journal=Journal(None, {}), step=Mock(), rounds=1, timeout_s=1)
+    assert measures._best(Mock(label="a"), ["text"], [8, 32, 2], settings) == best
+    assert list(dict.fromkeys(asked)) == tried
 
 
 def test_who_cannot_take_part_is_named(
