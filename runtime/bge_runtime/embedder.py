@@ -11,62 +11,32 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from bge_runtime.arguments import resolve_devices
 from bge_runtime.batching import even_batches, pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
-from bge_runtime.causal import run_batch
-from bge_runtime.engines import Engine, device_kind, open_engine
-from bge_runtime.errors import DeviceError, OutOfMemoryError
+from bge_runtime.engines import Engine, open_engine
 from bge_runtime.manifest import Model, Variant, past_names_of, present_name
-from bge_runtime.prefix_cache import PrefixCache, Shared
+from bge_runtime.pipeline import (
+    Batch,
+    Tokenize,
+    first_window_on_gpu,
+    run_in_parts,
+    share_batches,
+    tokenized_windows,
+)
+from bge_runtime.prefix_cache import PrefixCache
 from bge_runtime.resolving import ExportOptions, find_bundle
 from bge_runtime.selection import select_variant
 from bge_runtime.side_by_side import SideBySide
 from bge_runtime.tokenization import TextTokenizer
-
-_WINDOW = 2048
-"""Texts that are tokenised and sorted together. While one window is computed the next
-one is tokenised; batches of 2,048 sorted texts hold next to no padding."""
-
-_FIRST_CHARACTERS_ON_GPU = 65_536
-"""A GPU waits for the first window, and is done with it so soon that this matters: of the 0.9 s
-that 1,000 texts of 512 tokens took with an H100, 0.2 went by before it had anything to do. So that
-window has no more characters than this, half a batch of English tokens and two of Chinese ones, and
-each one twice the texts of the last: tokenising is 2.4 to 4.6 times as fast as computing bge-large
-(an H200 with 16 processors)."""
-
-
-class Batch(NamedTuple):
-    """Texts that are run together.
-
-    Attributes:
-        rows: Their positions in the call. Shape: ``(batch,)``.
-        input_ids: Their tokens, behind what they share. Shape: ``(batch, sequence)``.
-        attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
-        shared: What stands before each of them; None for an encoder.
-    """
-
-    rows: NDArray[np.intp]
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    shared: Shared | None = None
-
-
-class Tokenize(Protocol):
-    """From texts to token ids."""
-
-    def __call__(self, texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
-        """Tokenise texts, of which the first one is the call's text number ``first``."""
-        ...
 
 
 class Reading(NamedTuple):
@@ -296,8 +266,8 @@ class Embedder:
         """
         first_engine = self._open_engines()[devices[0]]
         waits = first_engine.info.device != "cpu" and not first_engine.past_names
-        windows = _tokenized_windows(
-            texts, reading.tokenize, _first_window_on_gpu(texts) if waits else _WINDOW
+        windows = tokenized_windows(
+            texts, reading.tokenize, first_window=first_window_on_gpu(texts) if waits else None
         )
         if show_progress_bar is None:
             show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
@@ -321,12 +291,12 @@ class Embedder:
             )
 
             def run(engine: Engine, batch: Batch) -> None:
-                for part, results in _results(engine, batch, outputs):
+                for part, results in run_in_parts(engine, batch, outputs):
                     take(part, results)
                     if shown is not None:
                         shown.update(len(part.rows))
 
-            _share(engines, batches, run)
+            share_batches(engines, batches, run)
 
     def _batches(
         self,
@@ -351,168 +321,6 @@ class Embedder:
             for rows in plan:
                 ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
                 yield Batch(rows + start, ids, mask, shared)
-
-
-def _results(
-    engine: Engine, batch: Batch, outputs: Sequence[str]
-) -> Iterator[tuple[Batch, list[NDArray[np.float32]]]]:
-    """Give a batch and its outputs, or its parts and theirs where the memory is too short.
-
-    Not a closure that calls itself: such a one is a cycle, and what it can reach, every vector of
-    the call among it, stays in memory until the garbage collector's last generation has its turn.
-    """
-    past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
-    try:
-        results = run_batch(engine, batch.input_ids, batch.attention_mask, outputs, past)
-    except OutOfMemoryError as error:
-        if len(batch.rows) == 1:
-            raise
-        warnings.warn(f"{error}. It is run in two halves", stacklevel=2)
-        for half in _halves(batch):
-            yield from _results(engine, half, outputs)
-        return
-    yield batch, results
-
-
-def _halves(batch: Batch) -> Iterator[Batch]:
-    middle = len(batch.rows) // 2
-    for part in (slice(None, middle), slice(middle, None)):
-        mask = batch.attention_mask[part]
-        columns = int(mask.sum(axis=1).max())
-        yield Batch(
-            batch.rows[part],
-            np.ascontiguousarray(batch.input_ids[part, :columns]),
-            np.ascontiguousarray(mask[:, :columns]),
-            batch.shared,
-        )
-
-
-def _first_window_on_gpu(texts: Sequence[str]) -> int:
-    """Give the texts of a call's first window.
-
-    A power of two, as a full window is one: full batches then have one shape in all of them.
-    """
-    characters = itertools.accumulate(map(len, texts[:_WINDOW]))
-    within = itertools.takewhile(lambda so_far: so_far <= _FIRST_CHARACTERS_ON_GPU, characters)
-    return 1 << max(0, sum(1 for _ in within).bit_length() - 1)
-
-
-def _tokenized_windows(
-    texts: Sequence[str], tokenize: Tokenize, first_window: int
-) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
-    starts, size = [0], first_window
-    while starts[-1] + size < len(texts):
-        starts.append(starts[-1] + size)
-        size = min(2 * size, _WINDOW)
-    windows = [texts[a:b] for a, b in itertools.pairwise([*starts, len(texts)])] if texts else []
-    if len(windows) <= 1:
-        for window in windows:
-            yield 0, tokenize(window)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
-        # Taken out before it is asked: an error would keep this frame, and the frame the error.
-        coming = [background.submit(tokenize, windows[0])]
-        for start, window, following in zip(starts, windows, [*windows[1:], None], strict=True):
-            tokens = coming.pop().result()
-            if following is not None:
-                coming.append(background.submit(tokenize, following, first=start + len(window)))
-            yield start, tokens
-
-
-def _share(
-    engines: Sequence[Engine],
-    batches: Iterator[Batch],
-    run: Callable[[Engine, Batch], None],
-) -> None:
-    """Let each engine take the next batch until none is left, or one has failed."""
-    if len(engines) > 1:
-        first = list(itertools.islice(batches, 2))
-        batches = itertools.chain(first, batches)
-        if len(first) < 2:  # no threads for one query
-            engines = engines[:1]
-    if len(engines) == 1:
-        for batch in batches:
-            run(engines[0], batch)
-        return
-    lock = threading.Lock()
-    failed = threading.Event()
-
-    def work(engine: Engine) -> None:
-        try:
-            while not failed.is_set():
-                with lock:
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                run(engine, batch)
-        except BaseException:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(len(engines), thread_name_prefix="bge-engine") as pool:
-        try:
-            # Unlike futures of ours, it keeps no error that keeps this frame in turn.
-            list(pool.map(work, engines))
-        except BaseException:
-            failed.set()  # an interrupt reaches only the calling thread
-            raise
-
-
-def resolve_devices(devices: str | int | Sequence[str] | Sequence[int] | None) -> list[str]:
-    """Turn FlagEmbedding's ``devices`` into a list of names.
-
-    Args:
-        devices: A name, a GPU's number, a list of either, or None for the default.
-
-    Returns:
-        Names such as ``"cpu"`` and ``"cuda:1"``; at least one.
-
-    Raises:
-        DeviceError: If a name has no known form, or the list is empty.
-        TypeError: If it is something else.
-    """
-    if devices is None:
-        return ["cpu"]
-    listed: Sequence[Any] = [devices] if isinstance(devices, str | int) else devices
-    if not isinstance(listed, list | tuple) or not all(
-        isinstance(device, str | int) and not isinstance(device, bool) for device in listed
-    ):
-        raise TypeError(
-            "devices must be a name, a GPU's number or a list of either, "
-            f"such as 'cpu' or ['cuda:0', 'cuda:1'], but is {devices!r}"
-        )
-    if not listed:
-        raise DeviceError("devices is an empty list; name one, such as 'cpu', or pass None")
-    names = [f"cuda:{device}" if isinstance(device, int) else device for device in listed]
-    return ["cpu" if device_kind(name) == "cpu" else name for name in names]
-
-
-def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
-    """Check and list the texts of a call.
-
-    Args:
-        texts: A string, or an ordered iterable of strings.
-        name: Name of the argument, for errors.
-
-    Returns:
-        The texts, and whether a single string was given.
-
-    Raises:
-        TypeError: If something is not a string.
-    """
-    if isinstance(texts, str):
-        return [texts], True
-    if isinstance(texts, bytes | Mapping | AbstractSet) or not isinstance(texts, Iterable):
-        raise TypeError(f"{name} must be a string or a list of strings, not {_type(texts)}")
-    listed = list(texts)
-    for index, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] must be a string, not {_type(text)}")
-    return listed, False
-
-
-def _type(value: object) -> str:
-    return "None" if value is None else type(value).__name__
 
 
 def _after_fork_in_child() -> None:

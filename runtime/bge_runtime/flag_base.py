@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
+from bge_runtime.arguments import check_positive
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import BundleError, PoolingError
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Model
@@ -236,16 +235,6 @@ def _precision(*, use_fp16: bool, use_bf16: bool) -> str:
     if use_bf16:
         return "bf16"
     return "auto" if use_fp16 else "fp32"
-
-
-def check_positive(name: str, value: object) -> None:
-    """Check a count.
-
-    Raises:
-        ValueError: If it is not a whole number of at least 1.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but is {value!r}")
 
 
 def check_format(template: str | None, places: Sequence[str]) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.embedder import Batch, Reading, as_texts
-from bge_runtime.flag_base import FlagBase, check_positive
+from bge_runtime.arguments import as_texts, check_positive
+from bge_runtime.embedder import Reading
+from bge_runtime.flag_base import FlagBase
 from bge_runtime.manifest import SENTENCE_EMBEDDING
+from bge_runtime.pipeline import Batch
 from bge_runtime.postprocess import normalize, truncate
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.embedder import Reading, as_texts
+from bge_runtime.arguments import as_texts
+from bge_runtime.embedder import Reading
 from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, check_format, text_before_sentence
 from bge_runtime.flag_decoder import (
     PREFIX_CACHE_MB,

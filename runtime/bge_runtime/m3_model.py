@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bge_runtime.embedder import Batch, Reading, as_texts
+from bge_runtime.arguments import as_pairs, as_texts, check_positive
+from bge_runtime.embedder import Reading
 from bge_runtime.errors import BundleError
-from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, FlagBase, check_positive
+from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, FlagBase
 from bge_runtime.lexical import LexicalWeights, lexical_pair_scores, matching_scores
 from bge_runtime.manifest import COLBERT_VECS, SENTENCE_EMBEDDING, TOKEN_WEIGHTS
 from bge_runtime.multivector import (
@@ -22,6 +23,7 @@ from bge_runtime.multivector import (
     colbert_vectors,
     padded_in_batches,
 )
+from bge_runtime.pipeline import Batch
 from bge_runtime.postprocess import normalize, truncate
 from bge_runtime.registry import ENCODER_ONLY_M3, find_model
 from bge_runtime.scoring import checked_weights, combine_scores, dense_pair_scores
@@ -401,7 +403,7 @@ class BGEM3FlagModel(FlagBase):
             ValueError: If something is not a pair, or the weights are not three numbers.
         """
         weights = checked_weights(weights_for_different_modes)
-        pairs, single = _as_pairs(sentence_pairs)
+        pairs, single = as_pairs(sentence_pairs)
         if not pairs:
             return []
         batch_size = self.batch_size if batch_size is None else batch_size
@@ -593,28 +595,3 @@ def _pair_scores(
             clip_negative=padded_in_batches(lengths, batch_size=len(lengths)) if clip else None,
         ),
     )
-
-
-def _as_pairs(sentence_pairs: Any) -> tuple[list[tuple[str, str]], bool]:
-    """List the pairs of a call, and tell whether a single one was given."""
-    if isinstance(sentence_pairs, str | bytes | Mapping) or not isinstance(
-        sentence_pairs, Sequence
-    ):
-        raise TypeError(
-            "sentence_pairs must be a pair of strings or a list of pairs, not "
-            f"{type(sentence_pairs).__name__}"
-        )
-    single = bool(sentence_pairs) and isinstance(sentence_pairs[0], str)
-    pairs: list[tuple[str, str]] = []
-    for index, pair in enumerate([sentence_pairs] if single else sentence_pairs):
-        if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(
-                f"sentence_pairs[{index}] must be a pair of a query and a passage, but is {pair!r}"
-            )
-        for text in pair:
-            if not isinstance(text, str):
-                raise TypeError(
-                    f"sentence_pairs[{index}] must hold strings, not {type(text).__name__}"
-                )
-        pairs.append((pair[0], pair[1]))
-    return pairs, single

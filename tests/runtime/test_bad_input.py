@@ -93,7 +93,7 @@ def test_a_truncate_dim_that_leaves_nothing_is_an_error(tiny_bundle, dim):
 
 @pytest.mark.parametrize("window", [2, 2048], ids=["many-windows", "one-window"])
 def test_a_lone_surrogate_is_named_by_its_place_in_the_list(still_works, monkeypatch, window):
-    monkeypatch.setattr("bge_runtime.embedder._WINDOW", window)
+    monkeypatch.setattr("bge_runtime.pipeline._WINDOW", window)
     texts = ["fine", "fine", "fine", "fine", "fine", "a\ud800", "fine"]
     with pytest.raises(ValueError, match=r"text 5 is not valid Unicode: character 1 .* U\+D800"):
         still_works.encode(texts)

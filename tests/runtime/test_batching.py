@@ -145,7 +145,7 @@ def test_a_text_gets_the_same_vector_in_any_company(model, texts, batch_size, wi
     assert_fp32_on_cpu(model)
     # Real calls overlap tokenising and computing only beyond 2,048 texts.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bge_runtime.embedder._WINDOW", window)
+        patch.setattr("bge_runtime.pipeline._WINDOW", window)
         together = model.encode(texts, batch_size=batch_size)
     assert together.shape == (len(texts), 48)
     for row, text in zip(together, texts, strict=True):

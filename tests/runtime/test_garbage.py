@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 
-from bge_runtime import BGEM3FlagModel, FlagLLMModel, embedder
+from bge_runtime import BGEM3FlagModel, FlagLLMModel, pipeline
 from bge_runtime.errors import InferenceError, OutOfMemoryError
 from tests.runtime.support import TEXTS
 
@@ -40,7 +40,7 @@ def test_vectors(model, texts):
 
 
 def test_vectors_of_several_windows(model, monkeypatch):
-    monkeypatch.setattr(embedder, "_WINDOW", 50)
+    monkeypatch.setattr(pipeline, "_WINDOW", 50)
     assert unreachable_after(lambda: model.encode(MANY)) == 0
 
 
@@ -71,8 +71,8 @@ def test_batches_that_were_halved(model, monkeypatch):
             warnings.simplefilter("ignore")
             model.encode(TEXTS)
 
-    run_batch = embedder.run_batch
-    monkeypatch.setattr(embedder, "run_batch", short_of_memory)
+    run_batch = pipeline.run_batch
+    monkeypatch.setattr(pipeline, "run_batch", short_of_memory)
     assert unreachable_after(encode) == 0
 
 
@@ -81,7 +81,7 @@ def test_a_bad_text_in_a_later_window(model, monkeypatch):
         with contextlib.suppress(ValueError):
             model.encode([*MANY, "\ud800"])
 
-    monkeypatch.setattr(embedder, "_WINDOW", 50)
+    monkeypatch.setattr(pipeline, "_WINDOW", 50)
     assert unreachable_after(encode) == 0
 
 
@@ -94,5 +94,5 @@ def test_texts_that_fail(model, monkeypatch, texts):
         with contextlib.suppress(InferenceError):
             model.encode(texts)
 
-    monkeypatch.setattr(embedder, "run_batch", fail)
+    monkeypatch.setattr(pipeline, "run_batch", fail)
     assert unreachable_after(encode) == 0

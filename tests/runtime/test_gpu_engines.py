@@ -22,7 +22,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime import BGEM3FlagModel, FlagModel, embedder, gpus
+from bge_runtime import BGEM3FlagModel, FlagModel, gpus, pipeline
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import open_engine, ort_cuda, ort_providers, trt
 from bge_runtime.engines.base import graph_inputs, inference_error
@@ -521,12 +521,12 @@ def test_vectors_of_a_gpu_in_fp16_have_flag_embeddings_type(tiny_bundle, tiny_me
     ],
 )
 def test_the_first_texts_for_a_gpu_fill_about_one_batch(lengths, texts):
-    assert embedder._first_window_on_gpu(["x" * length for length in lengths]) == texts
+    assert pipeline.first_window_on_gpu(["x" * length for length in lengths]) == texts
 
 
 def test_a_gpu_does_not_wait_for_the_tokens_of_all_texts(tiny_bundle, monkeypatch):
     monkeypatch.setattr(
-        embedder, "_FIRST_CHARACTERS_ON_GPU", 64 * sum(map(len, TEXTS)) // len(TEXTS)
+        pipeline, "_FIRST_CHARACTERS_ON_GPU", 64 * sum(map(len, TEXTS)) // len(TEXTS)
     )
     model = FlagModel(str(tiny_bundle), use_fp16=False)
     texts = [text for _ in range(40) for text in TEXTS][:400]

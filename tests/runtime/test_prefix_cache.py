@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime import FlagLLMModel, FlagModel, causal, embedder
+from bge_runtime import FlagLLMModel, FlagModel, causal, pipeline
 from bge_runtime.errors import InferenceError
 from bge_runtime.prefix_cache import MAX_ENTRIES, MIN_TOKENS, PrefixCache
 from tests.runtime.support import PROPERTY, SAME_VALUE, TEXTS, edit_manifest
@@ -128,7 +128,7 @@ def test_each_engine_gives_the_same_behind_a_prefix(decoder, plain, engine, tmp_
 
 def test_windows_of_a_long_call_share_a_prefix(reusing, plain, monkeypatch):
     expected = plain.encode_queries(TEXTS)
-    monkeypatch.setattr(embedder, "_WINDOW", 3)
+    monkeypatch.setattr(pipeline, "_WINDOW", 3)
     reusing.prefix_cache.clear()
     found = reusing.encode_queries(TEXTS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE)

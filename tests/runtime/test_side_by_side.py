@@ -259,7 +259,7 @@ words = st.text(max_size=30) | st.sampled_from(TEXTS)
 def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size, window):
     shared, plain = both
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bge_runtime.embedder._WINDOW", window)
+        patch.setattr("bge_runtime.pipeline._WINDOW", window)
         patch.setattr(side_by_side, "_PAYS_AFTER_TOKENS", 0)
         patch.setattr(side_by_side, "_can_be_shared_out", lambda lengths, _: len(lengths) > 1)
         found = shared.encode(texts, batch_size=batch_size)

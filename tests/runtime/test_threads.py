@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bge_runtime import FlagModel, embedder
+from bge_runtime import FlagModel, embedder, pipeline
 from bge_runtime.errors import InferenceError
 from tests.runtime.support import SAME_VALUE, TEXTS, WrappedEngine
 
@@ -44,7 +44,7 @@ def texts_of(number):
 
 @pytest.mark.parametrize("window", [3, 2048], ids=["many-windows", "one-window"])
 def test_threads_get_what_one_thread_gets(model, monkeypatch, window):
-    monkeypatch.setattr(embedder, "_WINDOW", window)
+    monkeypatch.setattr(pipeline, "_WINDOW", window)
     # Lengths differ by thread: tokenizers keeps truncation as state, we must not.
     lengths = [2, 3, 5, 8, 16, 64, 300, 512]
 
@@ -154,7 +154,7 @@ def test_encode_single_device_uses_the_device_it_is_given(two_devices):
 def test_a_device_that_fails_ends_the_call_and_the_model_works_on(
     two_devices, model, monkeypatch, broken, window
 ):
-    monkeypatch.setattr(embedder, "_WINDOW", window)
+    monkeypatch.setattr(pipeline, "_WINDOW", window)
     shared = two_devices[0]
     two_devices[broken].fault = InferenceError("out of memory")
     with pytest.raises(InferenceError, match="out of memory"):
@@ -177,7 +177,7 @@ def test_two_devices_that_fail_end_the_call(two_devices):
 def test_a_text_that_cannot_be_tokenised_ends_a_call_on_two_devices(
     two_devices, monkeypatch, window
 ):
-    monkeypatch.setattr(embedder, "_WINDOW", window)
+    monkeypatch.setattr(pipeline, "_WINDOW", window)
     shared = two_devices[0]
     with pytest.raises(ValueError, match="text 24 is not valid Unicode"):
         shared.encode([*TEXTS * 2, "\ud800", *TEXTS])
@@ -193,7 +193,7 @@ def test_no_thread_outlives_its_call(two_devices, model, monkeypatch):
     two_devices[0].encode(TEXTS * 5, batch_size=2)
     before = set(threading.enumerate())
     two_devices[0].encode(TEXTS * 5, batch_size=2)
-    monkeypatch.setattr(embedder, "_WINDOW", 5)
+    monkeypatch.setattr(pipeline, "_WINDOW", 5)
     model.encode(TEXTS)
     assert set(threading.enumerate()) <= before
     assert not [thread for thread in before if thread.name.startswith("bge-")]
@@ -221,7 +221,7 @@ def test_a_failed_call_leaves_no_thread_to_the_garbage_collector(
 ):
     # Seen once in a while as a deadlock: the collector closed an abandoned generator inside
     # a thread that was starting, and the generator waited for its tokenising thread there.
-    monkeypatch.setattr(embedder, "_WINDOW", 4)
+    monkeypatch.setattr(pipeline, "_WINDOW", 4)
     failing, texts = model, [*TEXTS * 2, "\ud800", *TEXTS]
     if devices == 2:
         failing, first, second = two_devices
