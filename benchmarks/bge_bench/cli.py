@@ -20,9 +20,9 @@ try:
     )
     from bge_bench.data_cli import data
     from bge_bench.entrants import variants_here
-    from bge_bench.environment import busy_percent, describe_environment
+    from bge_bench.environment import busy_percent
     from bge_bench.gpu_cli import gpu
-    from bge_bench.journal import Journal, fingerprint
+    from bge_bench.journal import Journal, fingerprint, header_of
     from bge_bench.m3 import measure_heads, measure_matching, measure_postprocessing, passages
     from bge_bench.options import (
         checkpoint_option,
@@ -214,14 +214,13 @@ def speed(
             )
             # Random weights lie in another folder each time.
             sides = [replace(spec, model="") for spec in (lineup.ours, *lineup.baselines)]
-            header = {
-                "kind": "speed",
-                "weights": opened.manifest.provenance.weights_sha256,
-                "texts": fingerprint(texts),
-                "sides": [asdict(side) for side in sides],
-                "rounds": rounds,
-                "versions": describe_environment()["versions"],
-            }
+            header = header_of(
+                "speed",
+                opened,
+                texts=fingerprint(texts),
+                sides=[asdict(side) for side in sides],
+                rounds=rounds,
+            )
             journal = Journal.beside(json_file, header)
             with progress(None) as step:
                 busy = journal.get("busy", lambda: busy_now)

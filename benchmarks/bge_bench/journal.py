@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bge_bench.environment import describe_environment
 from bge_bench.errors import BenchError
+from bge_runtime.bundle import Bundle
 
 
 class Journal:
@@ -82,6 +84,24 @@ class Journal:
         """Delete the file: the run is complete."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def header_of(kind: str, bundle: Bundle, **what: Any) -> dict[str, Any]:
+    """Make the header of a run.
+
+    Args:
+        kind: Of the run.
+        bundle: What is measured; exported anew it is another one.
+        **what: What identifies the work, beside the versions and the processor.
+    """
+    environment = describe_environment()
+    return {
+        "kind": kind,
+        "bundle": hashlib.sha256((bundle.path / "bge.json").read_bytes()).hexdigest(),
+        "versions": environment["versions"],
+        **{name: environment["hardware"][name] for name in ("cpu", "vector_extensions")},
+        **what,
+    }
 
 
 def fingerprint(texts: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ sample of the texts is timed of a slow entrant, ours is timed on that sample as 
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -34,8 +35,8 @@ would be."""
 
 _HOPELESS = 1.3
 """A batch size so many times slower than a smaller one ends the search: what is lost to padding
-and caches grows with the size, and the largest took most of the time of choosing (bge-large, AVX2:
-97 to 111 s with 32 texts for 27 with 8 and 15 to 20 with 2)."""
+and caches grows with the size. With bge-large on AVX2 the largest took four times as long as the
+next, and two thirds of the time of choosing."""
 
 _WARM_UP_TEXTS = 8
 
@@ -62,7 +63,7 @@ def take_turns(
     """
     found: dict[str, dict[str, list[Any]]] = {worker.entrant.label: {} for worker in workers}
     for number in range(settings.rounds):
-        first = number * len(workers) // settings.rounds
+        first = number * max(1, len(workers) // settings.rounds) % len(workers)
         for kind, work in kinds.items():
             for worker in (*workers[first:], *workers[:first]):
                 if takes_part(worker, kind):
@@ -325,7 +326,7 @@ def _warm_up_like_baselines(
     batch_sizes: Sequence[int],
     settings: Settings,
 ) -> None:
-    """Let ours embed what baselines embed while their batch size is chosen, as many times."""
+    """Let ours embed what baselines embed while their batch size is chosen, once a size."""
     for entrant in entrants:
         if entrant.ours:
             given = _tuning_texts(entrant, texts, sample, largest=max(batch_sizes))
@@ -384,10 +385,11 @@ def measure_reference(
 
     with open_workers([entrant], settings) as (worker,):
 
-        def vectors() -> list[list[float]]:
+        def vectors() -> dict[str, Any]:
             settings.step(f"the reference's vectors of {len(texts)} texts")
-            rows: list[list[float]] = worker.embed(texts)[1].astype(float).tolist()
-            return rows
+            rows = worker.embed(texts)[1].astype("<f4")
+            return {"shape": rows.shape, "float32": base64.b64encode(rows.tobytes()).decode()}
 
-        rows = settings.journal.get("reference", vectors)
-        return worker.row(), np.array(rows, dtype=np.float32)
+        kept = settings.journal.get("reference", vectors)
+        rows = np.frombuffer(base64.b64decode(kept["float32"]), "<f4")
+        return worker.row(), rows.reshape(kept["shape"]).astype(np.float32)

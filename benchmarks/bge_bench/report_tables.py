@@ -158,8 +158,9 @@ def notes(document: Document) -> list[str]:
     )
     if document["kind"] == "throughput":
         full, sample = document["full"], document["sample"]
+        in_full = [row["label"] for row in document["rows"] if row["full_s"]]
         said.append(
-            f"{full['texts']} texts of {full['tokens']:,} tokens for us and the fastest baseline, "
+            f"{full['texts']} texts of {full['tokens']:,} tokens for {', '.join(in_full)}; "
             f"{sample['texts']} of them ({sample['tokens']:,} tokens) for the others and our "
             "ratio to them. Cosine is to transformers in fp32, one text at a time."
         )

@@ -16,8 +16,8 @@ from bge_bench.console import one_line_errors, report
 from bge_bench.corpus import paragraphs, read_texts, short_texts, spread_sample
 from bge_bench.data import load_passages, load_questions
 from bge_bench.entrants import FASTEST, Entrant, line_up
-from bge_bench.environment import busy_percent, describe_environment
-from bge_bench.journal import Journal, fingerprint
+from bge_bench.environment import busy_percent
+from bge_bench.journal import Journal, fingerprint, header_of
 from bge_bench.measures import (
     measure_cold_start,
     measure_latency,
@@ -216,17 +216,15 @@ def _measure(
                 cuda_graphs=kind == "latency",
                 one_by_one=options.get("one_by_one", False),
             )
-            environment = describe_environment()
-            header = {
-                "kind": kind,
-                "weights": opened.manifest.provenance.weights_sha256,
-                "labels": [entrant.label for entrant in entrants],
-                "threads": threads,
-                "device": options["device"],
-                "rounds": options["rounds"],
-                "versions": environment["versions"],
+            header = header_of(
+                kind,
+                opened,
+                labels=[entrant.label for entrant in entrants],
+                threads=threads,
+                device=options["device"],
+                rounds=options["rounds"],
                 **what,
-            }
+            )
             journal = Journal.beside(json_file, header)
             run = _Run(
                 bundle=opened,

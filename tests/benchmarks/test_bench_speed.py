@@ -2,6 +2,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -85,6 +86,23 @@ def test_speed_end_to_end(tiny_bundle, tmp_path):
         assert set(baseline["times_faster"]) == set(MEASURES)
 
 
+def test_another_run_does_not_go_on_with_what_was_measured(tiny_bundle, tmp_path):
+    file = tmp_path / "speed.json"
+    given = ["speed", str(tiny_bundle), "--sample", "5", "--rounds", "1", "--json", str(file)]
+    given += ["--baseline", "onnxruntime"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bge_bench.cli.measure_speed", Mock(side_effect=BenchError("enough")))
+        first = CliRunner().invoke(main, given)
+    assert "enough" in first.output
+    for other in (["--baseline-batch-size", "2"], ["--precision", "fp32"], ["--rounds", "2"]):
+        result = CliRunner().invoke(main, [*given, *other])
+        assert result.exit_code == 1
+        assert "begun by another run" in result.output
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
 def test_sides_take_turns(spec):
     steps = []
     other = replace(spec, side="onnxruntime")
@@ -92,8 +110,7 @@ def test_sides_take_turns(spec):
     workload = Workload(texts=["one", "two words", "three more words"], rounds=2, query_calls=2)
     result = measure_speed(lineup, workload, step=steps.append)
     first, second = OURS, "onnxruntime"
-    starts = ("start and warm up", "the vectors")
-    assert [step for step in steps if not step.endswith(starts)][-12:] == [
+    assert [step for step in steps if step.endswith(("corpus", "query", "cold start"))] == [
         f"{side}: {what}"
         for turns in ((first, second), (second, first))
         for what in ("corpus", "query", "cold start")
@@ -117,9 +134,8 @@ def test_a_stopped_run_goes_on_where_it_was(spec, tmp_path):
         measure_speed(lineup, workload, step=stop, journal=Journal.beside(file, {}))
     steps = []
     measure_speed(lineup, workload, step=steps.append, journal=Journal.beside(file, {}))
-    assert [step for step in steps if "start" not in step] == [
-        f"{OURS}: query",
-        "onnxruntime: query",
+    assert [step for step in steps if "warm up" not in step] == [
+        f"{side}: {what}" for what in ("query", "cold start") for side in (OURS, "onnxruntime")
     ]
     # Nothing is left to do, and no process is started for it.
     measure_speed(lineup, workload, step=pytest.fail, journal=Journal.beside(file, {}))
@@ -155,8 +171,10 @@ class TestTheReference:
         lineup = Lineup(ours=spec, baselines=(bare,), reference=reference)
         workload = Workload(texts=["one", "two words"], rounds=1, query_calls=1)
         result = measure_speed(lineup, workload, step=steps.append)
-        assert not [step for step in steps if step.startswith("transformers")]
-        assert "the reference's vectors of 2 texts" in steps
+        assert [step for step in steps if "reference" in step] == [
+            "the reference's vectors of 2 texts",
+            "the reference: start and warm up",
+        ]
         assert result.reference.startswith("transformers ")
         assert "torch" in result.reference_in_force
         assert result.ours.parity.max_error < 1e-5

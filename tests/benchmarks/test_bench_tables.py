@@ -147,9 +147,7 @@ def test_a_batch_size_is_sought_as_long_as_there_is_hope(seconds, tried, best, m
         asked.append(batch_size)
         return seconds[batch_size], None
 
-    monkeypatch.setattr(
-        measures, "open_workers", lambda *_, **__: nullcontext([Mock(embed=embed)])
-    )
+    monkeypatch.setattr(measures, "open_workers", lambda *_, **__: nullcontext([Mock(embed=embed)]))
     settings = Settings(journal=Journal(None, {}), step=Mock(), rounds=1, timeout_s=1)
     assert measures._best(Mock(label="a"), ["text"], [8, 32, 2], settings) == best
     assert list(dict.fromkeys(asked)) == tried
