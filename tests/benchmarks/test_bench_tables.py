@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from bge_bench import entrants, measures
 from bge_bench.cli import main
 from bge_bench.corpus import paragraphs
 from bge_bench.errors import BenchError
-from bge_bench.journal import Journal
+from bge_bench.journal import Journal, header_of
 from bge_bench.report_tables import failures, latency_rows, markdown, throughput_rows
 from bge_bench.roofline import needed_flop
 from bge_bench.sides import open_side
@@ -117,6 +118,20 @@ def test_the_journal_of_another_run_is_not_continued(tmp_path: Path):
     assert Journal(path, {"texts": "a"}).get("key", list) == [1]
     with pytest.raises(BenchError, match="begun by another run"):
         Journal(path, {"texts": "b"})
+
+
+def test_a_bundle_exported_anew_or_another_processor_is_another_run(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    anew = shutil.copytree(tiny_bundle, tmp_path / "anew")
+    same = header_of("speed", Bundle.open(tiny_bundle), rounds=1)
+    assert header_of("speed", Bundle.open(anew), rounds=1) == same
+    monkeypatch.setattr("bge_bench.environment.vector_extensions", lambda: ("avx512_bf16",))
+    assert header_of("speed", Bundle.open(anew), rounds=1) != same
+    monkeypatch.undo()
+    with (anew / "bge.json").open("a", encoding="utf-8") as manifest:
+        manifest.write("\n")
+    assert header_of("speed", Bundle.open(anew), rounds=1) != same
 
 
 def test_wrong_vectors_are_struck_out():
