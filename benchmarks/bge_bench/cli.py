@@ -40,7 +40,7 @@ try:
     from bge_bench.sides import BASELINES, GPU_BASELINES
     from bge_bench.source import checkpoint as checkpoint_command
     from bge_bench.source import open_checkpoint
-    from bge_bench.speed import Workload, line_up, measure_speed
+    from bge_bench.speed import Workload, line_up, measure_speed, step_count
     from bge_bench.tables_cli import COMMANDS
 except ImportError as missing:
     sys.exit(f"bge-bench: {missing}. Run `pip install 'bge-runtime[bench]'`")
@@ -199,7 +199,6 @@ def speed(
         else:
             texts = read_texts(texts_file)
             texts = spread_sample(texts, sample or len(texts))
-        busy_now = busy_percent()
         workload = Workload(texts=texts, rounds=rounds, timeout_s=timeout_s)
         with open_checkpoint(opened, checkpoint) as folder:
             lineup = line_up(
@@ -222,8 +221,8 @@ def speed(
                 rounds=rounds,
             )
             journal = Journal.beside(json_file, header)
-            with progress(None) as step:
-                busy = journal.get("busy", lambda: busy_now)
+            busy = journal.get("busy", busy_percent)
+            with progress(step_count(lineup, rounds)) as step:
                 result = measure_speed(lineup, workload, step=step, journal=journal)
         document = {
             "texts": {

@@ -17,7 +17,7 @@ from bge_bench.errors import BenchError
 from bge_bench.progress import progress
 from bge_bench.report import busy_notes
 from bge_bench.source import open_checkpoint
-from bge_bench.speed import Comparison, Workload, line_up, measure_speed
+from bge_bench.speed import Comparison, Workload, line_up, measure_speed, step_count
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.errors import BgeError
@@ -142,7 +142,7 @@ def compare_with_pytorch(bundle: Bundle, checkpoint: Path) -> Comparison:
             baseline_batch_size=_BATCH_SIZE,
             threads=usable_cpus(),
         )
-        with progress(None) as step:
+        with progress(step_count(lineup, _ROUNDS)) as step:
             return measure_speed(lineup, workload, step=step)
 
 

@@ -31,7 +31,7 @@ _PACKAGES = {
 """What a baseline imports."""
 
 FASTEST = "sentence-transformers-openvino"
-"""The fastest of the baselines, which is timed on all texts as we are."""
+"""The fastest of the baselines where it computes in bf16: it is timed on all texts as we are."""
 
 _BF16_IN_PYTORCH = frozenset({"avx512f", "bf16"})
 """Either has PyTorch's products in bf16; AVX512 even where it computes them in fp32."""

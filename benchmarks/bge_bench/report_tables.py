@@ -160,7 +160,7 @@ def notes(document: Document) -> list[str]:
         full, sample = document["full"], document["sample"]
         in_full = [row["label"] for row in document["rows"] if row["full_s"]]
         said.append(
-            f"{full['texts']} texts of {full['tokens']:,} tokens for {', '.join(in_full)}; "
+            f"{full['texts']} texts of {full['tokens']:,} tokens for: {'; '.join(in_full)}. "
             f"{sample['texts']} of them ({sample['tokens']:,} tokens) for the others and our "
             "ratio to them. Cosine is to transformers in fp32, one text at a time."
         )

@@ -244,7 +244,7 @@ def measure_speed(
     Args:
         lineup: Who is compared.
         workload: What to ask of each.
-        step: Told of each step when it begins.
+        step: Told of each of `step_count` steps when it begins.
         journal: Where measurements are kept, and those of a stopped run found.
 
     Raises:
@@ -288,6 +288,12 @@ def measure_speed(
         reference=reference["name"],
         reference_in_force=reference["in_force"],
     )
+
+
+def step_count(lineup: Lineup, rounds: int) -> int:
+    """Count the steps that `measure_speed` reports; one that goes on has fewer."""
+    of_the_reference = 2
+    return of_the_reference + (1 + len(lineup.baselines)) * (1 + 3 * rounds)
 
 
 def _result(row: dict[str, Any], found: dict[str, list[Any]]) -> SideResult:

@@ -21,6 +21,7 @@ from bge_bench.speed import (
     Workload,
     line_up,
     measure_speed,
+    step_count,
 )
 from bge_runtime.bundle import Bundle
 from bge_runtime.parity import Parity
@@ -105,19 +106,20 @@ def test_another_run_does_not_go_on_with_what_was_measured(tiny_bundle, tmp_path
 
 def test_sides_take_turns(spec):
     steps = []
-    other = replace(spec, side="onnxruntime")
-    lineup = Lineup(ours=spec, baselines=(other,), reference=other)
+    other, third = (replace(spec, side=side) for side in ("onnxruntime", "fastembed"))
+    lineup = Lineup(ours=spec, baselines=(other, third), reference=other)
     workload = Workload(texts=["one", "two words", "three more words"], rounds=2, query_calls=2)
     result = measure_speed(lineup, workload, step=steps.append)
-    first, second = OURS, "onnxruntime"
+    assert len(steps) == step_count(lineup, 2)
+    sides = [OURS, "onnxruntime", "fastembed"]
     assert [step for step in steps if step.endswith(("corpus", "query", "cold start"))] == [
         f"{side}: {what}"
-        for turns in ((first, second), (second, first))
+        for turns in (sides, [*sides[1:], *sides[:1]])
         for what in ("corpus", "query", "cold start")
         for side in turns
     ]
     assert result.ours.parity.min_cosine == pytest.approx(1)
-    assert [len(side.process_s) for side in result.baselines] == [2]
+    assert [len(side.process_s) for side in result.baselines] == [2, 2]
 
 
 def test_a_stopped_run_goes_on_where_it_was(spec, tmp_path):
@@ -171,6 +173,7 @@ class TestTheReference:
         lineup = Lineup(ours=spec, baselines=(bare,), reference=reference)
         workload = Workload(texts=["one", "two words"], rounds=1, query_calls=1)
         result = measure_speed(lineup, workload, step=steps.append)
+        assert len(steps) == step_count(lineup, 1)
         assert [step for step in steps if "reference" in step] == [
             "the reference's vectors of 2 texts",
             "the reference: start and warm up",
