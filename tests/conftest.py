@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -22,6 +22,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real configurations, tokenizers and texts, where a checkout has them beside it."""
 
 TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_size=9000)
+
+
+MADE_ONCE = "BGE_TESTS_MADE_ONCE"
+"""Environment variable: the folder of what one worker makes for all."""
+
+LARGEST_TRACE_BYTES = 2**28
+"""Of weights, that a trace is kept of: one file of protobuf has no place for 2 GiB."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,49 +49,63 @@ def pytest_configure(config: pytest.Config) -> None:
 TINY_M3 = replace(TINY, architecture="xlm-roberta", max_length=1024)
 
 
-def write_tiny_m3(folder: Path, *, seed: int = 0, colbert_dim: int | None = None) -> Path:
+def write_tiny_m3(
+    folder: Path, *, seed: int = 0, layers: int = 3, colbert_dim: int | None = None
+) -> Path:
     """Write a tiny XLM-RoBERTa checkpoint with M3's heads."""
     from bge_export.random_weights import make_tokenizer, random_encoder, write_random_heads
 
-    random_encoder(TINY_M3, seed=seed).save_pretrained(folder)
+    random_encoder(replace(TINY_M3, layers=layers), seed=seed).save_pretrained(folder)
     make_tokenizer(TINY_M3.vocab_size, "xlm-roberta").save_pretrained(folder)
     write_random_heads(folder, TINY_M3.hidden_size, seed=seed, colbert_dim=colbert_dim)
     return folder
 
 
-def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
-    """Write a tiny BERT checkpoint with weights wide enough to matter."""
+def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 3) -> Path:
+    """Write a tiny BERT checkpoint with weights wide enough to matter.
+
+    One layer is traced in less time, where it is of no account how many there are.
+    """
     from bge_export.random_weights import make_tokenizer, random_encoder
 
-    random_encoder(TINY, seed=seed).save_pretrained(folder)
+    random_encoder(replace(TINY, layers=layers), seed=seed).save_pretrained(folder)
     make_tokenizer(TINY.vocab_size).save_pretrained(folder)
     return folder
 
 
 @functools.cache
 def keep_traces() -> None:
-    """Let this process trace an encoder once, however many bundles are made of it.
+    """Let one worker trace an encoder for all, however many bundles are made of it.
 
-    Tracing takes most of the time of an export, 10 s of a tiny one on a slow machine. What is
-    done with a trace is done to a copy.
+    Tracing takes most of the time of an export, 10 s of a tiny one on a slow machine. Who traced
+    goes on with the trace itself, as an export does; all others read what was written of it.
     """
+    import onnx_ir as ir
+
     from bge_export import exporting
 
-    def keeping(trace):
-        kept: dict[str, Any] = {}
+    folder = Path(os.environ[MADE_ONCE])
 
+    def keeping(trace):
         def traced(wrapped, **options):
-            facts = [wrapped.encoder.config.to_json_string(), wrapped.pooling, options]
+            facts = [
+                trace.__name__, wrapped.encoder.config.to_json_string(), wrapped.pooling, options
+            ]  # fmt: skip
             key = hashlib.sha256(repr(facts).encode())
+            size_bytes = 0
             for name, tensor in wrapped.state_dict().items():
                 if ".pooler." not in name:  # no part of a trace, and random where a file lacks it
                     key.update(name.encode() + tensor.numpy().tobytes())
-            found = kept.get(key.hexdigest())
-            if found is None:
-                found = kept[key.hexdigest()] = trace(wrapped, **options)
-            while len(kept) > 6:
-                del kept[next(iter(kept))]
-            return found.clone()
+                    size_bytes += tensor.nbytes
+            if size_bytes > LARGEST_TRACE_BYTES:
+                return trace(wrapped, **options)
+            path = folder / f"{key.hexdigest()}.onnx"
+            with FileLock(path.with_suffix(".lock")):
+                if path.exists():
+                    return ir.load(path)
+                model = trace(wrapped, **options)
+                ir.save(model, path)
+            return model
 
         return traced
 
@@ -116,21 +137,22 @@ def export(
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _private_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Keep the tests out of the user's cache."""
+def _folders(tmp_path_factory: pytest.TempPathFactory):
+    """Keep the tests out of the user's cache, and give the workers a folder that they share."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    (root / "made-once").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(MADE_ONCE, str(root / "made-once"))
         yield
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def made_once(_folders: None) -> Callable[..., Path]:
     """Make a folder once for all workers; later ones wait for the first, and take its."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    root = root / "made-once"
-    root.mkdir(exist_ok=True)
+    root = Path(os.environ[MADE_ONCE])
 
     def made_once(name: str, make: Callable[[Path], object]) -> Path:
         folder, done = root / name, root / f"{name}.done"
@@ -231,6 +253,24 @@ def full_minilm_bundle(minilm_checkpoint: Path, made_once: Callable[..., Path]) 
     """all-MiniLM-L6-v2 with mean pooling and every graph there is."""
     make = partial(export, minilm_checkpoint, pooling="mean", targets=())
     return made_once("full-minilm-bundle", make)
+
+
+@pytest.fixture(scope="session")
+def minilm_vectors(
+    minilm_checkpoint: Path, made_once: Callable[..., Path]
+) -> Callable[[str], np.ndarray]:
+    """FlagEmbedding's vectors of `MANY_TEXTS` by all-MiniLM-L6-v2, by pooling."""
+    from tests.test_fidelity import MANY_TEXTS, flag_embedding
+
+    def vectors(pooling: str) -> np.ndarray:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            found = flag_embedding(minilm_checkpoint, MANY_TEXTS, pooling=pooling)
+            np.save(folder / "vectors.npy", found)
+
+        return np.load(made_once(f"minilm-{pooling}-vectors", make) / "vectors.npy")
+
+    return vectors
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ LFS_BYTES = 100_000
 """Files of this size and more are uploaded by the protocol for large files."""
 
 TOKEN = "hf_of_the_tests"
+
+BARE = {"PATH": "/usr/bin:/bin"} | {
+    name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"
+}
+"""Environment of a process that is to inherit nothing, but for a worker's share of threads."""
 
 
 class LocalHub:
@@ -62,7 +68,7 @@ class LocalHub:
             "HF_HOME": str(home / "hf"),
             "HF_HUB_DISABLE_XET": "1",
             "XDG_CACHE_HOME": str(home / "cache"),
-            "PATH": "/usr/bin:/bin",
+            **BARE,
         }
 
 

@@ -13,7 +13,7 @@ import pytest
 from bge_bench.sides import SideSpec, open_side
 from bge_export.texts import PARITY_TEXTS
 from bge_runtime import FlagModel
-from bge_runtime.parity import TOLERANCES, Parity, compare
+from bge_runtime.parity import TOLERANCES, compare
 from bge_runtime.registry import MODELS
 from tests.conftest import SHARED
 from tests.runtime.support import assert_fp32_on_cpu
@@ -45,26 +45,30 @@ def real_texts(count: int) -> list[str]:
     return found
 
 
-def check(model: FlagModel, texts: list[str], expected: np.ndarray) -> Parity:
-    """Compare one call with the reference, and assert what was in force."""
+MANY_TEXTS = [*PARITY_TEXTS, *real_texts(10)]
+
+
+def embed(model: FlagModel, texts: list[str]) -> np.ndarray:
+    """Embed with one call, and assert what was in force."""
     assert_fp32_on_cpu(model)
     assert model.engine.info.variant == "cpu-fp32"
     vectors = model.encode(texts)
-    assert vectors.dtype == expected.dtype == np.float32
-    return compare(vectors, expected)
+    assert vectors.dtype == np.float32
+    return vectors
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_trained_weights(
-    minilm_checkpoint: Path, minilm_bundle: Callable[[str], Path], pooling: str
+    minilm_bundle: Callable[[str], Path], minilm_vectors: Callable[[str], np.ndarray]
 ):
-    texts = [*PARITY_TEXTS, *real_texts(10)]
-    expected = flag_embedding(minilm_checkpoint, texts, pooling=pooling)
-    model = FlagModel(str(minilm_bundle(pooling)), pooling_method=pooling)
-    assert check(model, texts, expected).failures(TOLERANCES["fp32"]) == []
-    other = "cls" if pooling == "mean" else "mean"
-    broken = FlagModel(str(minilm_bundle(other)))
-    assert check(broken, texts, expected).failures(TOLERANCES["fp32"]) != []
+    ours = {
+        pooling: embed(FlagModel(str(minilm_bundle(pooling)), pooling_method=pooling), MANY_TEXTS)
+        for pooling in ("mean", "cls")
+    }
+    for pooling, other in (("mean", "cls"), ("cls", "mean")):
+        expected = minilm_vectors(pooling)
+        assert expected.dtype == np.float32
+        assert compare(ours[pooling], expected).failures(TOLERANCES["fp32"]) == [], pooling
+        assert compare(ours[other], expected).failures(TOLERANCES["fp32"]) != [], pooling
 
 
 @pytest.mark.parametrize(
@@ -92,5 +96,5 @@ def test_full_size(name: str, tmp_path: Path):
     export_bundle(checkpoint, tmp_path / name, select_targets(["cpu", "portable"], []))
     texts = list(PARITY_TEXTS)
     expected = flag_embedding(folder, texts, pooling="cls")
-    parity = check(FlagModel(str(tmp_path / name), use_fp16=False), texts, expected)
+    parity = compare(embed(FlagModel(str(tmp_path / name), use_fp16=False), texts), expected)
     assert parity.failures(TOLERANCES["fp32"]) == [], parity

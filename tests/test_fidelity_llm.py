@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,17 @@ def corpus() -> list[str]:
 class Sides:
     """Both models of one checkpoint."""
 
-    def __init__(self, folder: Path, name: str, *, window: int = 512) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
+        """Take a folder that `make` has filled."""
         self.name = name
-        self.checkpoint = write_checkpoint(folder / "checkpoint", name, window=window)
-        self.bundle = export_decoder(
-            self.checkpoint,
-            folder / "bundle",
-            model_class=self.model_class,
-        )
+        self.checkpoint, self.bundle = folder / "checkpoint", folder / "bundle"
+
+    @classmethod
+    def make(cls, folder: Path, name: str, *, window: int = 512) -> Sides:
+        sides = cls(folder, name)
+        write_checkpoint(sides.checkpoint, name, window=window)
+        export_decoder(sides.checkpoint, sides.bundle, model_class=sides.model_class)
+        return sides
 
     def theirs(self, call: Callable[[Any], Any], **options) -> Any:
         with quiet():
@@ -137,8 +141,29 @@ class Sides:
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
-def sides(request, tmp_path_factory) -> Sides:
-    return Sides(tmp_path_factory.mktemp(request.param), request.param)
+def sides(request, made_once) -> Sides:
+    name = request.param
+    return Sides(made_once(f"fidelity-{name}", partial(Sides.make, name=name)), name)
+
+
+@pytest.fixture(scope="module")
+def their_queries(sides: Sides) -> Callable[..., np.ndarray]:
+    """FlagEmbedding's vectors of `QUERIES` behind the instruction, by examples."""
+
+    @cache
+    def vectors(with_examples: bool) -> np.ndarray:
+        options = asked(sides, with_examples)
+        return sides.theirs(lambda model: model.encode_queries(QUERIES), **options)
+
+    return vectors
+
+
+def asked(sides: Sides, with_examples: bool) -> dict[str, Any]:
+    """Give the options of queries behind the instruction."""
+    options: dict[str, Any] = {"query_instruction_for_retrieval": INSTRUCTION}
+    if sides.icl:
+        options["examples_for_task"] = EXAMPLES if with_examples else None
+    return options
 
 
 def precisions(sides: Sides) -> list[str]:
@@ -161,7 +186,7 @@ def test_passages_of_every_length(sides: Sides):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_passages_at_the_true_window(name: str, tmp_path: Path):
-    check_passages(Sides(tmp_path, name, window=4096), 4500)
+    check_passages(Sides.make(tmp_path, name, window=4096), 4500)
 
 
 def check_passages(sides: Sides, longest: int) -> None:
@@ -177,14 +202,11 @@ def check_passages(sides: Sides, longest: int) -> None:
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["prefix reused", "every token run"])
-@pytest.mark.parametrize("examples", [EXAMPLES, None], ids=["examples", "no examples"])
-def test_queries_behind_an_instruction(sides: Sides, examples, reuse):
-    options: dict[str, Any] = {"query_instruction_for_retrieval": INSTRUCTION}
-    if sides.icl:
-        options["examples_for_task"] = examples
-    elif examples is None:
+@pytest.mark.parametrize("examples", [True, False], ids=["examples", "no examples"])
+def test_queries_behind_an_instruction(sides: Sides, their_queries, examples, reuse):
+    if not sides.icl and not examples:
         pytest.skip("takes no examples")
-    expected = sides.theirs(lambda model: model.encode_queries(QUERIES), **options)
+    options, expected = asked(sides, examples), their_queries(examples)
     for precision in precisions(sides):
         model = sides.ours(precision, prefix_cache_mb=1024 if reuse else 0, **options)
         check(model.encode_queries(QUERIES), expected, precision)
@@ -202,14 +224,13 @@ def test_reuse_changes_nothing_but_rounding(sides: Sides):
     np.testing.assert_allclose(with_reuse, without, atol=1e-5)
 
 
-def test_a_wrong_past_is_noticed(sides: Sides, monkeypatch):
+def test_a_wrong_past_is_noticed(sides: Sides, their_queries, monkeypatch):
     """Seen failing: a prefix cache that hands out the keys of other tokens."""
     if sides.name != "bge-en-icl":
         pytest.skip("shown once")
     from bge_runtime import prefix_cache
 
-    options = {"query_instruction_for_retrieval": INSTRUCTION, "examples_for_task": EXAMPLES}
-    expected = sides.theirs(lambda model: model.encode_queries(QUERIES), **options)
+    options, expected = asked(sides, with_examples=True), their_queries(True)
     right = prefix_cache.prefill
     monkeypatch.setattr(
         prefix_cache, "prefill", lambda engine, ids, past=None: right(engine, ids[::-1], past)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -17,22 +18,28 @@ from bge_bench.sides import SideSpec
 from bge_bench.tables_cli import throughput
 from bge_bench.workers import Pool
 
+LAST_WORDS = "the process died; its last words:\n    a\n    ImportError: datasets"
+
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[SideSpec]:
-    """Specifications of the processes that a pool started."""
+    """Specifications of the processes that a pool started; sentence-transformers' all die."""
     specs: list[SideSpec] = []
 
     class Counted(workers.Worker):
         def __init__(self, spec, **options):
             specs.append(spec)
+            if spec.side == "sentence-transformers":
+                raise BenchError(LAST_WORDS)
             super().__init__(spec, **options)
 
     monkeypatch.setattr(workers, "Worker", Counted)
     return specs
 
 
-def test_each_entrant_is_opened_once(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, started):
+def test_each_entrant_is_opened_once_and_one_that_does_not_start_is_left_out(
+    tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, started
+):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(paragraphs(12)), "utf-8")
     corpus = {"named": [str(texts)], "sample": 4, "batch_sizes": (2, 4)}
@@ -47,12 +54,15 @@ def test_each_entrant_is_opened_once(tiny_bundle, tiny_checkpoint, tmp_path, mon
     ]
     arguments = [
         "gpu", tiny_bundle, "--checkpoint", tiny_checkpoint, "--device", "cpu", "--rounds", "1",
-        "--calls", "2", "--baseline", "transformers", "--output", tmp_path / "out", *only,
+        "--calls", "2", "--baseline", "transformers", "--baseline", "sentence-transformers",
+        "--output", tmp_path / "out", *only,
     ]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
-    # Ours, the baseline, and the reference, which is held to fp32.
-    assert sorted(spec.side for spec in started) == ["bge-runtime", "transformers", "transformers"]
+    # Ours, the baselines, and the reference, which is held to fp32.
+    assert sorted(spec.side for spec in started) == [
+        "bge-runtime", "sentence-transformers", "transformers", "transformers",
+    ]  # fmt: skip
     assert len(rates) == 1
     full, mixed, latency = (
         json.loads((tmp_path / "out" / f"gpu-{name}.json").read_text("utf-8"))
@@ -65,7 +75,10 @@ def test_each_entrant_is_opened_once(tiny_bundle, tiny_checkpoint, tmp_path, mon
     assert baseline["in_force"].endswith(f"batches of {baseline['batch_size']}")
     # Of a few texts at once all are in one batch again.
     assert latency["rows"][1]["in_force"].endswith("batches of 256")
+    why = "the process died; its last words: … ImportError: datasets"
     for document in (full, mixed, latency):
+        assert document["left_out"] == {"sentence-transformers": why}
+        assert [row["label"] for row in document["rows"]] == ["bge-runtime fp32", "transformers"]
         assert all(row["parity"]["min_cosine"] > 0.99999 for row in document["rows"])
 
 
@@ -84,35 +97,20 @@ def test_one_that_does_not_start_leaves_none_behind(tiny_bundle: Path, started):
     assert len(started) == 2  # none is tried again
 
 
-@pytest.mark.parametrize("broken", ["sentence-transformers", "bge-runtime"])
-def test_a_baseline_that_does_not_start_is_left_out(
-    broken: str, tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch
-):
-    class Breaking(workers.Worker):
-        def __init__(self, spec, **options):
-            if spec.side == broken:
-                raise BenchError(
-                    "the process died; its last words:\n    a\n    ImportError: datasets"
-                )
-            super().__init__(spec, **options)
+def test_without_ours_there_is_no_table(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch):
+    def start(spec, **_):
+        if spec.side == "bge-runtime":
+            raise BenchError(LAST_WORDS)
+        return Mock()  # nobody is asked anything
 
-    monkeypatch.setattr(workers, "Worker", Breaking)
-    monkeypatch.setattr("bge_bench.tables_cli.measure_rates", lambda *_: {"fp32": 1e11})
+    monkeypatch.setattr(workers, "Worker", start)
     given = [
         "gpu", tiny_bundle, "--checkpoint", tiny_checkpoint, "--device", "cpu", "--rounds", "1",
-        "--calls", "1", "--baseline", "transformers", "--baseline", "sentence-transformers",
-        "--only", "latency", "--output", tmp_path,
+        "--calls", "1", "--baseline", "transformers", "--only", "latency", "--output", tmp_path,
     ]  # fmt: skip
     result = CliRunner().invoke(main, [str(argument) for argument in given])
-    if broken == "bge-runtime":
-        assert result.exit_code == 1
-        assert "ImportError: datasets" in result.output
-        return
-    assert result.exit_code == 0, result.output
-    document = json.loads((tmp_path / "gpu-latency.json").read_text("utf-8"))
-    why = "the process died; its last words: … ImportError: datasets"
-    assert document["left_out"] == {broken: why}
-    assert [row["label"] for row in document["rows"]] == ["bge-runtime fp32", "transformers"]
+    assert result.exit_code == 1
+    assert "ImportError: datasets" in result.output
 
 
 def test_memory_of_a_gpu_is_what_its_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -266,7 +266,7 @@ def xlm_roberta(folder: Path) -> Path:
     config = XLMRobertaConfig(
         vocab_size=len(fast),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=130,
@@ -308,7 +308,7 @@ class OwnModel(BertModel):
 
 def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    checkpoint = write_tiny_bert(tmp_path / "own")
+    checkpoint = write_tiny_bert(tmp_path / "own", layers=1)
     (checkpoint / "code.py").write_text(_CUSTOM_CODE)
     config = json.loads((checkpoint / "config.json").read_text())
     auto_map = {"AutoConfig": "code.OwnConfig", "AutoModel": "code.OwnModel"}

@@ -31,7 +31,7 @@ from bge_runtime.errors import ExportError
 from bge_runtime.manifest import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.parity import TOLERANCES, compare
 from bge_runtime.proving import padded_vectors
-from tests.conftest import export, write_tiny_bert
+from tests.conftest import export, keep_traces, write_tiny_bert
 from tests.runtime.support import PROPERTY
 
 WITHOUT_GPU = pytest.mark.skipif(
@@ -124,11 +124,18 @@ def tiny_gpu_m3(tiny_m3_checkpoint: Path, tmp_path_factory) -> Path:
 
 
 def traces(checkpoint: Path, pooling: str):
-    """Trace a checkpoint in both ways; gives them and PyTorch's encoder."""
+    """Trace a checkpoint in both ways, as an export does. Clone them before changing them."""
     from bge_export.checkpoint import inspect_checkpoint
-    from bge_export.loading import load_encoder, load_heads, padding_position, takes_token_types
-    from bge_export.tracing import PooledEncoder, trace, trace_packed
+    from bge_export.loading import (
+        load_encoder,
+        load_heads,
+        max_length,
+        padding_position,
+        takes_token_types,
+    )
+    from bge_export.tracing import PooledEncoder
 
+    keep_traces()
     has_heads = (checkpoint / "sparse_linear.pt").exists()
     inspected = inspect_checkpoint(
         checkpoint,
@@ -143,8 +150,9 @@ def traces(checkpoint: Path, pooling: str):
         token_types=takes_token_types(encoder),
         heads=load_heads(inspected, width=48),
     )
-    packed = trace_packed(wrapped, padding_position=padding_position(encoder), max_length=512)
-    return trace(wrapped, max_length=512), packed
+    limit, padding = max_length(encoder), padding_position(encoder)
+    packed = exporting.trace_packed(wrapped, padding_position=padding, max_length=limit)
+    return exporting.trace(wrapped, max_length=limit), packed
 
 
 @pytest.fixture(scope="module", params=["cls", "mean", "m3", "m3 last_token"])
@@ -398,10 +406,10 @@ def test_the_last_feed_forward_layer_sees_one_row_a_text(tiny_checkpoint: Path):
 def test_a_weight_without_place_in_fp16_is_refused(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
-    checkpoint = write_tiny_bert(tmp_path / "checkpoint")
+    checkpoint = write_tiny_bert(tmp_path / "checkpoint", layers=1)
     file = checkpoint / "model.safetensors"
     tensors = load_file(file)
-    tensors["encoder.layer.1.output.dense.weight"][0, 0] = 1e6
+    tensors["encoder.layer.0.output.dense.weight"][0, 0] = 1e6
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ExportError, match=r"1e\+06, which has no place in fp16"):
         export(checkpoint, tmp_path / "bundle", targets=("cuda",))

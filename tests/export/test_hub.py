@@ -17,8 +17,6 @@ from bge_runtime import Bundle, FlagModel
 from tests.hub import TOKEN, LocalHub, local_hub
 from tests.runtime.support import edit_manifest
 
-COMMAND = [sys.executable, "-m", "bge_export.cli"]
-
 
 @pytest.fixture
 def hub(tiny_checkpoint: Path) -> Iterator[LocalHub]:
@@ -31,12 +29,12 @@ def hub(tiny_checkpoint: Path) -> Iterator[LocalHub]:
         yield serving
 
 
-def export(
+def run(
     environment: dict[str, str], tmp_path: Path, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
     # The hub's address is read when huggingface_hub is imported: a process of its own.
     return subprocess.run(
-        [*COMMAND, *arguments],
+        [sys.executable, *arguments],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -46,21 +44,10 @@ def export(
     )
 
 
-def test_hub_id_is_fetched_once_and_pinned(hub: LocalHub, tmp_path: Path):
-    environment = hub.environment(tmp_path)
-    arguments = ["BAAI/bge-small-en", "--revision", "v1", "--target", "cpu"]
-    first = export(environment, tmp_path, *arguments)
-    assert first.returncode == 0, first.stderr
-    manifest = json.loads((tmp_path / "bge-small-en" / "bge.json").read_text())
-    assert manifest["provenance"]["revision"] == hub.refs["BAAI/bge-small-en"]["v1"]
-    assert manifest["model"]["name"] == "bge-small-en"
-    assert manifest["model"]["query_instruction"].startswith("Represent this sentence")
-    assert not [line for line in hub.requests if "tf_model" in line or "pytorch_model" in line]
-
-    hub.requests.clear()
-    offline = export(environment, tmp_path, *arguments, "--offline", "--force")
-    assert offline.returncode == 0, offline.stderr
-    assert hub.requests == []
+def export(
+    environment: dict[str, str], tmp_path: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return run(environment, tmp_path, "-m", "bge_export.cli", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -97,39 +84,65 @@ assert "torch" not in sys.modules
 """
 
 
-def test_a_pushed_bundle_is_used_from_the_hub(hub: LocalHub, tmp_path: Path, tiny_bundle: Path):
+FIND = """
+import sys
+from bge_export.checkpoint import find_checkpoint
+print(*find_checkpoint(sys.argv[1], revision=sys.argv[2], offline=True))
+"""
+
+
+def test_hub_id_is_fetched_once_and_pinned_and_its_bundle_used_from_the_hub(
+    hub: LocalHub, tmp_path: Path, tiny_bundle: Path
+):
     environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
-    pushed = export(
-        environment, tmp_path, "BAAI/bge-small-en", "--target", "cpu", "--push-to-hub", "me/tiny"
-    )
-    assert pushed.returncode == 0, pushed.stderr
-    assert "uploaded: " in pushed.stdout
-    files = hub.repos["me/tiny"][hub.refs["me/tiny"]["main"]]
+    exported = export(
+        environment, tmp_path, "BAAI/bge-small-en", "--revision", "v1", "--target", "cpu",
+        "--push-to-hub", "me/tiny",
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
     folder = tmp_path / "bge-small-en"
+    manifest = json.loads((folder / "bge.json").read_text())
+    commit = hub.refs["BAAI/bge-small-en"]["v1"]
+    assert manifest["provenance"]["revision"] == commit
+    assert manifest["model"]["name"] == "bge-small-en"
+    assert manifest["model"]["query_instruction"].startswith("Represent this sentence")
+    assert not [line for line in hub.requests if "tf_model" in line or "pytorch_model" in line]
+    assert "uploaded: " in exported.stdout
+    files = hub.repos["me/tiny"][hub.refs["me/tiny"]["main"]]
     for path in folder.rglob("*"):
         if path.is_file():
             assert files[str(path.relative_to(folder))] == path.read_bytes()
     assert "base_model: BAAI/bge-small-en" in files["README.md"].decode()
 
+    hub.requests.clear()
+    found = run(environment, tmp_path, "-c", FIND, "BAAI/bge-small-en", "v1")
+    assert found.stdout.split()[1] == commit, found.stderr
+    assert hub.requests == []
+
     shutil.rmtree(tmp_path / "hf")
-    subprocess.run(
-        [sys.executable, "-c", EMBED, "me/tiny", "v.npy"],
-        cwd=tmp_path, env=environment, check=True, timeout=120,
-    )  # fmt: skip
+    used = run(environment, tmp_path, "-c", EMBED, "me/tiny", "v.npy")
+    assert used.returncode == 0, used.stderr
     expected = FlagModel(str(tiny_bundle), use_fp16=False).encode(["hello world"])
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
 
-def test_a_new_bundle_takes_the_old_ones_place(hub: LocalHub, tmp_path: Path):
+PUSH = """
+import sys
+from pathlib import Path
+from bge_export.publishing import push
+push(Path(sys.argv[1]), sys.argv[2], private=False)
+"""
+
+
+def test_a_new_bundle_takes_the_old_ones_place(hub: LocalHub, tmp_path: Path, tiny_bundle: Path):
     hub.add("me/tiny", {"README.md": b"mine", "onnx/old.onnx": b"old", "LICENSE": b"mine"})
     environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
-    pushed = export(
-        environment, tmp_path, "BAAI/bge-small-en", "--target", "cpu", "--push-to-hub", "me/tiny"
-    )
+    pushed = run(environment, tmp_path, "-c", PUSH, str(tiny_bundle), "me/tiny")
     assert pushed.returncode == 0, pushed.stderr
     files = hub.repos["me/tiny"][hub.refs["me/tiny"]["main"]]
     assert files["README.md"] == files["LICENSE"] == b"mine"
     assert "onnx/old.onnx" not in files
+    assert files["bge.json"] == (tiny_bundle / "bge.json").read_bytes()
 
 
 @pytest.mark.parametrize(

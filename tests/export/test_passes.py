@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import TINY_M3, keep_traces
+
 
 @pytest.fixture(scope="module")
 def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
     """The tiny BERT at opset 23, by pooling. Clone it before changing it."""
+    from bge_export import exporting
     from bge_export.checkpoint import inspect_checkpoint
     from bge_export.loading import load_encoder
-    from bge_export.tracing import PooledEncoder, trace
+    from bge_export.tracing import PooledEncoder
 
+    keep_traces()
     made = {}
 
     def model(pooling: str):
@@ -26,7 +30,7 @@ def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
             checkpoint = inspect_checkpoint(tiny_checkpoint, source="tiny", pooling=pooling)
             encoder = load_encoder(checkpoint)
             wrapped = PooledEncoder(encoder, pooling=pooling, token_types=True)
-            made[pooling] = trace(wrapped, max_length=512)
+            made[pooling] = exporting.trace(wrapped, max_length=512)
         return made[pooling].clone()
 
     return model
@@ -79,18 +83,20 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
     import onnx_ir as ir
     import onnxruntime as ort
 
+    from bge_export import exporting
     from bge_export.checkpoint import inspect_checkpoint
     from bge_export.loading import load_encoder, load_heads
     from bge_export.passes import FeedForwardInParts, FirstTokenOnly, HeadsOnRequest
-    from bge_export.tracing import PooledEncoder, trace
+    from bge_export.tracing import PooledEncoder
 
+    keep_traces()
     checkpoint = inspect_checkpoint(
         tiny_m3_checkpoint, source="tiny", pooling="cls", model_class="encoder-only-m3"
     )
     heads = load_heads(checkpoint, width=48)
     encoder = load_encoder(checkpoint)
     wrapped = PooledEncoder(encoder, pooling="cls", token_types=False, heads=heads)
-    model = trace(wrapped, max_length=512)
+    model = exporting.trace(wrapped, max_length=TINY_M3.max_length)
     model.graph.outputs[:] = [v for v in model.graph.outputs if v.name != "last_hidden_state"]
     for graph_pass in (FirstTokenOnly(), FeedForwardInParts(10)):  # the last layer is a loop, too
         graph_pass(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -78,39 +79,41 @@ def pair(upstream, tiny_checkpoint, tiny_bundle, tiny_mean_bundle):
 
 
 @pytest.fixture(scope="session")
-def decoder(tmp_path_factory):
+def decoder(made_once):
     """A tiny causal decoder: folders of its checkpoint and its bundle."""
-    checkpoint = write_tiny_decoder(tmp_path_factory.mktemp("checkpoints") / "tiny-decoder")
-    bundle = export_decoder(checkpoint, tmp_path_factory.mktemp("bundles") / "tiny-decoder")
+    checkpoint = made_once("tiny-decoder", write_tiny_decoder)
+    bundle = made_once("tiny-decoder-bundle", partial(export_decoder, checkpoint))
     return SimpleNamespace(checkpoint=str(checkpoint), bundle=str(bundle))
 
 
 @pytest.fixture(scope="session")
-def two_way_decoder(tmp_path_factory):
+def two_way_decoder(made_once):
     """The bundle of one whose tokens see those behind them, too."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "two-way"
-    checkpoint = write_tiny_decoder(folder, "qwen2-bidirectional")
-    return str(export_decoder(checkpoint, tmp_path_factory.mktemp("bundles") / "two-way"))
+    make = partial(write_tiny_decoder, name="qwen2-bidirectional")
+    return str(made_once("two-way-bundle", partial(export_decoder, made_once("two-way", make))))
 
 
 @pytest.fixture(scope="session")
-def mistral_decoder(tmp_path_factory):
+def mistral_decoder(made_once):
     """A tiny decoder with Mistral's real tokenizer and bge-en-icl's tokens."""
     model = SHARED / "tokenizers" / "mistral-7b-v0.1" / "tokenizer.model"
     if not model.is_file():
         pytest.skip("Mistral's tokenizer is not beside this checkout")
-    from transformers import LlamaTokenizerFast
 
-    from bge_export.random_decoder import write_random_decoder
+    def write(folder):
+        from transformers import LlamaTokenizerFast
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-mistral"
-    folder.mkdir()
-    tokenizer = LlamaTokenizerFast(
-        vocab_file=str(model), add_eos_token=True, clean_up_tokenization_spaces=False
-    )
-    tokenizer.add_tokens(["<instruct>", "<query>", "<response>"], special_tokens=True)
-    tokenizer.pad_token = tokenizer.eos_token
-    write_random_decoder(replace(MISTRAL, vocab_size=len(tokenizer)), folder, seed=3)
-    tokenizer.save_pretrained(folder)
-    bundle = export_decoder(folder, tmp_path_factory.mktemp("bundles") / "tiny-mistral")
-    return SimpleNamespace(checkpoint=str(folder), bundle=str(bundle))
+        from bge_export.random_decoder import write_random_decoder
+
+        folder.mkdir()
+        tokenizer = LlamaTokenizerFast(
+            vocab_file=str(model), add_eos_token=True, clean_up_tokenization_spaces=False
+        )
+        tokenizer.add_tokens(["<instruct>", "<query>", "<response>"], special_tokens=True)
+        tokenizer.pad_token = tokenizer.eos_token
+        write_random_decoder(replace(MISTRAL, vocab_size=len(tokenizer)), folder, seed=3)
+        tokenizer.save_pretrained(folder)
+
+    checkpoint = made_once("tiny-mistral", write)
+    bundle = made_once("tiny-mistral-bundle", partial(export_decoder, checkpoint))
+    return SimpleNamespace(checkpoint=str(checkpoint), bundle=str(bundle))

@@ -16,7 +16,7 @@ from bge_runtime import BGEM3FlagModel, FlagLLMModel, pipeline
 from bge_runtime.errors import InferenceError, OutOfMemoryError
 from tests.runtime.support import TEXTS
 
-MANY = [f"{text} {number}" for number in range(40) for text in TEXTS]
+MANY = [f"{text} {number}" for number in range(12) for text in TEXTS]
 """Enough for several batches, side by side."""
 
 

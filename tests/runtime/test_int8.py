@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bge_export.texts import PARITY_TEXTS
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.errors import ExportError, PrecisionError
 from bge_runtime.parity import TOLERANCES, compare
 from tests.conftest import export
-from tests.test_fidelity import flag_embedding, real_texts
+from tests.test_fidelity import MANY_TEXTS
 
 ENGINES = ["openvino", "onnxruntime"]
-MANY_TEXTS = [*PARITY_TEXTS, *real_texts(10)]
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +42,13 @@ def test_auto_does_not_choose_it(trained: Path):
         assert FlagModel(str(trained), engine=engine).engine.info.precision == "fp32"
 
 
-@pytest.fixture(scope="module")
-def flag_embeddings(minilm_checkpoint: Path) -> np.ndarray:
-    return flag_embedding(minilm_checkpoint, MANY_TEXTS, pooling="mean")
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_trained_weights_against_flag_embedding(
-    trained: Path, flag_embeddings: np.ndarray, engine: str
+    trained: Path, minilm_vectors: Callable[[str], np.ndarray], engine: str
 ):
     model = FlagModel(str(trained), engine=engine, precision="int8")
     assert (model.engine.info.engine, model.engine.info.precision) == (engine, "int8")
-    parity = compare(model.encode(MANY_TEXTS), flag_embeddings)
+    parity = compare(model.encode(MANY_TEXTS), minilm_vectors("mean"))
     assert parity.failures(TOLERANCES["int8"]) == [], parity
     assert parity.min_cosine >= 0.998
     assert parity.min_cosine < 0.99999  # something was rounded

@@ -145,7 +145,7 @@ def test_other_pooling(tiny_m3_checkpoint, upstream, tmp_path, pooling):
 
 
 def test_a_narrower_colbert_head(upstream, tmp_path):
-    checkpoint = write_tiny_m3(tmp_path / "checkpoint", colbert_dim=11)
+    checkpoint = write_tiny_m3(tmp_path / "checkpoint", layers=1, colbert_dim=11)
     bundle = export(checkpoint, tmp_path / "bundle", model_class="encoder-only-m3")
     ours = BGEM3FlagModel(str(bundle), use_fp16=False, colbert_dim=11)
     theirs = upstream.BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu", colbert_dim=11)

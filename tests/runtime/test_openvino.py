@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bge_export.texts import PARITY_TEXTS
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.engines import ov
 from bge_runtime.errors import (
@@ -22,7 +22,7 @@ from bge_runtime.errors import (
 )
 from bge_runtime.parity import TOLERANCES, compare
 from tests.conftest import export
-from tests.test_fidelity import flag_embedding, real_texts
+from tests.test_fidelity import MANY_TEXTS
 
 computes_bf16 = pytest.mark.skipif(
     "BF16" not in ov.cpu_capabilities(), reason="this processor does not compute in bf16"
@@ -159,13 +159,11 @@ def test_another_precision_in_force_is_an_error(bundle: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=computes_bf16)])
 def test_trained_weights_against_flag_embedding(
-    minilm_checkpoint: Path, trained: Path, precision: str
+    trained: Path, minilm_vectors: Callable[[str], np.ndarray], precision: str
 ):
-    texts = [*PARITY_TEXTS, *real_texts(10)]
-    expected = flag_embedding(minilm_checkpoint, texts, pooling="mean")
     model = FlagModel(str(trained), engine="openvino", precision=precision)
     assert (model.engine.info.engine, model.engine.info.precision) == ("openvino", precision)
-    parity = compare(model.encode(texts), expected)
+    parity = compare(model.encode(MANY_TEXTS), minilm_vectors("mean"))
     assert parity.failures(TOLERANCES[precision]) == [], parity
     assert parity.min_cosine >= 0.9999  # the table allows less, for seeded weights
 

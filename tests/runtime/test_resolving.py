@@ -18,7 +18,7 @@ from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel, resolving
 from bge_runtime.errors import ExportError, ModelNotFoundError
 from bge_runtime.resolving import ExportOptions, find_bundle
 from tests.conftest import export, write_tiny_bert
-from tests.hub import LocalHub, local_hub
+from tests.hub import BARE, LocalHub, local_hub
 from tests.runtime.support import TEXTS, assert_same
 
 EMBED = """
@@ -29,6 +29,17 @@ model = FlagModel(sys.argv[1], use_fp16=False, **options)
 np.save(sys.argv[2], model.encode(["hello world", "a longer text"]))
 print(*[name for name in ("torch", "transformers", "onnx") if name in sys.modules])
 """
+
+STAND_IN = """
+import shutil, time
+from bge_runtime import resolving
+def run(command, environment):
+    time.sleep(2)  # in which the other process comes by
+    shutil.copytree(BUNDLE, command[command.index("--output") + 1])
+    return 0, []
+resolving._run = run
+"""
+"""Before `EMBED`: has a bundle at hand in place of an exporter, for which PyTorch takes seconds."""
 
 
 @pytest.fixture
@@ -74,10 +85,20 @@ def checkpoint(tiny_checkpoint, tmp_path):
     return folder
 
 
-def start(name, vectors: Path, environment: dict[str, str], *options: str) -> subprocess.Popen:
-    """Embed in a process of its own: the hub's settings are read when it is imported."""
+def start(
+    name,
+    vectors: Path,
+    environment: dict[str, str],
+    *options: str,
+    exported: Path | None = None,
+) -> subprocess.Popen:
+    """Embed in a process of its own: the hub's settings are read when it is imported.
+
+    With ``exported`` an export gives that bundle.
+    """
+    program = EMBED if exported is None else f"BUNDLE = {str(exported)!r}\n{STAND_IN}{EMBED}"
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", EMBED, str(name), str(vectors), *options],
+        [sys.executable, "-W", "ignore", "-c", program, str(name), str(vectors), *options],
         env=environment,
         cwd=vectors.parent,
         stdout=subprocess.PIPE,
@@ -87,8 +108,10 @@ def start(name, vectors: Path, environment: dict[str, str], *options: str) -> su
     )
 
 
-def embed(name, tmp_path: Path, environment: dict[str, str], *options: str) -> np.ndarray:
-    with start(name, tmp_path / "v.npy", environment, *options) as process:
+def embed(
+    name, tmp_path: Path, environment: dict[str, str], *options: str, exported: Path | None = None
+) -> np.ndarray:
+    with start(name, tmp_path / "v.npy", environment, *options, exported=exported) as process:
         said, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert said.split() == [], f"the process that embeds loaded {said}"
@@ -309,9 +332,13 @@ def test_an_export_that_fails_says_why_and_how_to_try_it(checkpoint, own_cache):
     assert not list(own_cache.glob("tiny-*"))
 
 
-def test_two_processes_at_once_end_with_one_good_bundle(checkpoint, tmp_path, expected):
-    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
-    running = [start(checkpoint, tmp_path / f"{n}.npy", environment) for n in (1, 2)]
+def test_two_processes_at_once_end_with_one_good_bundle(
+    checkpoint, tiny_bundle, tmp_path, expected
+):
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), **BARE}
+    running = [
+        start(checkpoint, tmp_path / f"{n}.npy", environment, exported=tiny_bundle) for n in (1, 2)
+    ]
     told = [process.communicate(timeout=240)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], told
     for number in (1, 2):
@@ -321,8 +348,8 @@ def test_two_processes_at_once_end_with_one_good_bundle(checkpoint, tmp_path, ex
     assert len(entries) == 1
 
 
-def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tmp_path, expected):
-    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tiny_bundle, tmp_path, expected):
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), **BARE}
     bundles = tmp_path / "cache" / "bge-runtime" / "bundles"
     with start(checkpoint, tmp_path / "v.npy", environment) as process:
         deadline = time.monotonic() + 120
@@ -333,6 +360,6 @@ def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tmp_path, expec
         os.killpg(process.pid, signal.SIGKILL)
     assert list(bundles.glob(".tiny-*.partial-*"))
     assert not list(bundles.glob("tiny-*"))
-    assert_same(embed(checkpoint, tmp_path, environment), expected)
+    assert_same(embed(checkpoint, tmp_path, environment, exported=tiny_bundle), expected)
     assert not list(bundles.glob(".tiny-*.partial-*"))
     assert len(list(bundles.glob("tiny-*"))) == 1
