@@ -159,6 +159,8 @@ def test_bf16(bundle: Path, texts: list[str], expected: Any):
     ours, (theirs, _) = model.encode(texts, **ALL), expected
     check_dense(ours, theirs, "bf16")
     colbert = compare_colbert(ours, theirs)
+    # Measured on an emulated processor with AVX512-BF16: 4.6 %, and 3.1 % of dense vectors; of 643
+    # weights above 0.02 none under another key, and none further away than 0.002.
     assert colbert.failures(TOLERANCES["bf16"]) == [], colbert
     for mine, reference in zip(ours["lexical_weights"], theirs["lexical_weights"], strict=True):
         for key in {key for row in (mine, reference) for key, w in row.items() if w > 0.02}:
