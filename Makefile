@@ -68,7 +68,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # The rest of what they need is in the environment.
-$(TRANSFORMERS_5)/.ready: $(VENV)/.ready
+$(TRANSFORMERS_5)/.ready: Makefile $(VENV)/.ready
 	rm -rf $(TRANSFORMERS_5)
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile --target $(TRANSFORMERS_5) \
 	    transformers==5.24.0 huggingface-hub==2.4.0 tokenizers==0.23.3

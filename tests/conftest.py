@@ -73,6 +73,17 @@ def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 3) -> Path:
     return folder
 
 
+def make_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Make a file or folder once for all workers; later ones wait for the first, and take its."""
+    root = Path(os.environ[MADE_ONCE])
+    path, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
 @functools.cache
 def keep_traces() -> None:
     """Let one worker trace an encoder for all, however many bundles are made of it.
@@ -83,8 +94,6 @@ def keep_traces() -> None:
     import onnx_ir as ir
 
     from bge_export import exporting
-
-    folder = Path(os.environ[MADE_ONCE])
 
     def keeping(trace):
         def traced(wrapped, **options):
@@ -99,13 +108,14 @@ def keep_traces() -> None:
                     size_bytes += tensor.nbytes
             if size_bytes > LARGEST_TRACE_BYTES:
                 return trace(wrapped, **options)
-            path = folder / f"{key.hexdigest()}.onnx"
-            with FileLock(path.with_suffix(".lock")):
-                if path.exists():
-                    return ir.load(path)
-                model = trace(wrapped, **options)
-                ir.save(model, path)
-            return model
+            traces = []
+
+            def write(path: Path) -> None:
+                traces.append(trace(wrapped, **options))
+                ir.save(traces[0], path)
+
+            path = make_once(f"{key.hexdigest()}.onnx", write)
+            return traces[0] if traces else ir.load(path)
 
         return traced
 
@@ -151,18 +161,8 @@ def _folders(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def made_once(_folders: None) -> Callable[..., Path]:
-    """Make a folder once for all workers; later ones wait for the first, and take its."""
-    root = Path(os.environ[MADE_ONCE])
-
-    def made_once(name: str, make: Callable[[Path], object]) -> Path:
-        folder, done = root / name, root / f"{name}.done"
-        with FileLock(root / f"{name}.lock"):
-            if not done.exists():
-                make(folder)
-                done.touch()
-        return folder
-
-    return made_once
+    """`make_once`, where its folder is there."""
+    return make_once
 
 
 @pytest.fixture(scope="session")
