@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
 GPU_WHEEL := .onnxruntime-gpu
 GPU_BASELINES := .gpu-baselines
+TENSORRT_RTX := .tensorrt-rtx
 GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint unit slow wheel gpu-wheel gpu-baselines transformers-5 clean
+.PHONY: demo test check lint unit slow wheel gpu-wheel tensorrt-rtx gpu-baselines transformers-5 clean
 
 demo: $(VENV)/.ready  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.demo
@@ -47,6 +48,13 @@ gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without 
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
 	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/test_gpu_engines.py
 
+tensorrt-rtx: $(VENV)/.ready  ## NVIDIA's builder makes engines of TensorRT's graphs: needs wine, no GPU
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile --upgrade --target $(TENSORRT_RTX) \
+	    --platform win_amd64 --python-version 3.11 --only-binary=:all: onnxruntime-trt-rtx==1.23.2
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile --upgrade --target $(TENSORRT_RTX) \
+	    ziglang==0.13.0
+	$(BIN)/pytest tests/export/test_tensorrt_rtx.py
+
 gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, in the versions tested here, for run_on_gpu.sh
 	rm -rf $(GPU_BASELINES)*
 	$(BIN)/pip list --format=freeze >$(GPU_BASELINES).txt
@@ -75,4 +83,5 @@ $(TRANSFORMERS_5)/.ready: Makefile $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TRANSFORMERS_5) dist demo-bundle
+	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TENSORRT_RTX) \
+	    $(TRANSFORMERS_5) dist demo-bundle

@@ -81,6 +81,9 @@ class DecoderGraph:
     takes_past = True
     """Whether a causal decoder's graph has inputs and outputs for keys and values."""
 
+    scores_rank = 5
+    """Dimensions of scores when the mask is added: ``(batch, kv_heads, group, queries, keys)``."""
+
     def __init__(
         self, config: DecoderConfig, weights: Mapping[str, Matrix], *, dtype: ir.DataType = _FLOAT
     ) -> None:
@@ -170,11 +173,12 @@ class DecoderGraph:
             if config.causal:
                 by_row = self._op("Unsqueeze", queries, self._ints([1]))
                 every[window] = self._additive(self._seen(by_row, keys, window))
-                by_text = self._op("Unsqueeze", last_queries, self._ints([1, 2, 3, 4]))
+                between = [*range(1, self.scores_rank)]
+                by_text = self._op("Unsqueeze", last_queries, self._ints(between))
                 every_last[window] = self._additive(self._seen(by_text, keys, window))
             else:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
-                seen = self._op("Unsqueeze", seen, self._ints([1, 2, 3]))
+                seen = self._op("Unsqueeze", seen, self._ints([*range(1, self.scores_rank - 1)]))
                 every[window] = every_last[window] = self._additive(seen)
         tables = [
             self._narrow(self._constant(name, table))
@@ -258,16 +262,10 @@ class DecoderGraph:
         self, layer: int, hidden: ir.Value, past: tuple[ir.Value, ir.Value] | None
     ) -> ir.Value:
         """Attend; in the last layer with the queries of the last tokens alone."""
-        config, name, common = self._config, f"layers.{layer}.self_attn.", self._common
+        config, common = self._config, self._common
         is_last = layer == config.layers - 1
         groups = config.heads // config.kv_heads
-        querying = self._last_token(hidden) if is_last else hidden
-        query = self._heads(querying, name + "q", config.heads)
-        key = self._heads(hidden, name + "k", config.kv_heads)
-        value = self._heads(hidden, name + "v", config.kv_heads)
-        query = self._rotate(query, common.last_cos_sin if is_last else common.cos_sin)
-        key = self._rotate(key, common.cos_sin)
-        query = self._op("Mul", query, self._narrow(self._float(config.query_scale)))
+        query, key, value = self._projected(layer, hidden)
         # A key head's queries are rows of one matrix: no key is ever repeated.
         split = [0, 0, config.kv_heads, groups, config.head_dim]
         query = self._op("Transpose", self._reshape(query, split), perm=[0, 2, 3, 1, 4])
@@ -278,16 +276,12 @@ class DecoderGraph:
             past = self._narrow(past[0]), self._narrow(past[1])
             turned = self._op("Transpose", past[0], perm=[0, 1, 3, 2])
             scores = self._op("Concat", self._op("MatMul", query, turned), scores, axis=-1)
-        scores = self._wide(scores)
-        if config.softcap is not None:
-            bent = self._op("Tanh", self._op("Div", scores, self._float(config.softcap)))
-            scores = self._op("Mul", bent, self._float(config.softcap))
+        scores = self._capped(self._wide(scores))
         total = self._op("Shape", scores, start=3, end=4)
         queries = self._ints([1]) if is_last else common.sequence
         apart = self._op("Concat", self._ints([0, 0, groups]), queries, total, axis=0)
         together = self._op("Concat", self._ints([0, 0, -1]), total, axis=0)
-        mask = (common.last_mask_of if is_last else common.mask_of)[config.windows[layer]]
-        scores = self._op("Add", self._op("Reshape", scores, apart), mask)
+        scores = self._op("Add", self._op("Reshape", scores, apart), self._mask(layer))
         shares = self._narrow(self._op("Softmax", scores, axis=-1))
         shares = self._op("Reshape", shares, together)
         if past is None or common.past is None:
@@ -303,8 +297,40 @@ class DecoderGraph:
         joined = self._op("Concat", self._ints([0, 0, groups]), queries,
                           self._ints([config.head_dim]), axis=0)  # fmt: skip
         mixed = self._op("Transpose", self._op("Reshape", mixed, joined), perm=[0, 3, 1, 2, 4])
-        mixed = self._reshape(mixed, [0, 0, config.heads * config.head_dim])
-        return self._linear(mixed, name + "o_proj", bias=config.output_bias)
+        return self._joined(layer, mixed)
+
+    def _projected(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Give queries, keys and values, rotated and scaled, of shape ``(batch, rows, heads, ..)``.
+
+        In the last layer there is one row of queries, the last token's.
+        """
+        config, name, common = self._config, f"layers.{layer}.self_attn.", self._common
+        is_last = layer == config.layers - 1
+        querying = self._last_token(hidden) if is_last else hidden
+        query = self._heads(querying, name + "q", config.heads)
+        key = self._heads(hidden, name + "k", config.kv_heads)
+        value = self._heads(hidden, name + "v", config.kv_heads)
+        query = self._rotate(query, common.last_cos_sin if is_last else common.cos_sin)
+        key = self._rotate(key, common.cos_sin)
+        query = self._op("Mul", query, self._narrow(self._float(config.query_scale)))
+        return query, key, value
+
+    def _capped(self, scores: ir.Value) -> ir.Value:
+        if self._config.softcap is None:
+            return scores
+        cap = self._float(self._config.softcap)
+        return self._op("Mul", self._op("Tanh", self._op("Div", scores, cap)), cap)
+
+    def _mask(self, layer: int) -> ir.Value:
+        config, common = self._config, self._common
+        masks = common.last_mask_of if layer == config.layers - 1 else common.mask_of
+        return masks[config.windows[layer]]
+
+    def _joined(self, layer: int, mixed: ir.Value) -> ir.Value:
+        """Join the heads, which stand behind the rows, and project."""
+        config = self._config
+        rows = self._reshape(mixed, [0, 0, config.heads * config.head_dim])
+        return self._linear(rows, f"layers.{layer}.self_attn.o_proj", bias=config.output_bias)
 
     def _heads(self, hidden: ir.Value, name: str, heads: int) -> ir.Value:
         """Project to heads. Shape: ``(batch, sequence, heads, head_dim)``."""

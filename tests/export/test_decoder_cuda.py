@@ -228,6 +228,7 @@ TENSORRT_OPERATORS = {
     "Cast": {"BOOL", "FLOAT", *ANY_16, *SHAPE},
     "Concat": {*ANY_16, *SHAPE},
     "Div": {"FLOAT"},
+    "Expand": {*ANY_16, *SHAPE},
     "Gather": {*ANY_16, *SHAPE},
     "GatherND": {"FLOAT", *ANY_16, *SHAPE},
     "Greater": {"BOOL", *SHAPE},
