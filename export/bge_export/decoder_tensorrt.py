@@ -2,13 +2,13 @@
 
 It has not run on a GPU yet; a CPU shows that it computes what transformers does. What
 TensorRT 10.14 has no operator for, norms and the tanh form of Gelu, is spelled out. So is
-attention, in the form that TensorRT makes one kernel of: keys and values repeated for the queries
-that share them. Where instead such queries are rows of one matrix, as in the graph for CPUs, and
-where scores are softcapped, TensorRT for RTX 1.2 keeps all scores in memory: in fp32 15 GB for two
-texts of 8192 tokens and 28 heads, where 0.5 are enough (``make tensorrt-rtx``). The graph says
-itself what is in bf16: products and what lies between those of a layer. Norms, softmax and what
-flows between the layers are in float32. A past is not among its inputs: each would want a shape
-in every profile, and each present be copied, asked for or not.
+attention, in the form that becomes one kernel: keys and values repeated for the queries that share
+them, and softcapping without Tanh. Where instead such queries are rows of one matrix, as in the
+graph for CPUs, or scores pass through Tanh, TensorRT for RTX 1.2 keeps all scores in memory: in
+fp32 15 GB for two texts of 8192 tokens and 28 heads, where 0.5 are enough (``make tensorrt-rtx``).
+The graph says itself what is in bf16: products and what lies between those of a layer. Norms,
+softmax and what flows between the layers are in float32. A past is not among its inputs: each
+would want a shape in every profile, and each present be copied, asked for or not.
 """
 
 from __future__ import annotations
@@ -56,6 +56,15 @@ class TensorRtDecoderGraph(DecoderGraph):
         apart = self._op("Unsqueeze", heads, self._ints([2]))
         repeated = self._op("Expand", apart, self._ints([1, 1, groups, 1, 1]))
         return self._reshape(repeated, [0, config.heads, -1, config.head_dim])
+
+    def _capped(self, scores: ir.Value) -> ir.Value:
+        """Softcap: cap * tanh(scores / cap), by exponentials, which may become infinite."""
+        if self._config.softcap is None:
+            return scores
+        cap, double = self._config.softcap, self._float(2 * self._config.softcap)
+        power = self._op("Exp", self._op("Mul", scores, self._float(2 / cap)))
+        missing = self._op("Div", double, self._op("Add", power, self._float(1.0)))
+        return self._op("Sub", self._float(cap), missing)
 
     def _norm(self, hidden: ir.Value, name: str) -> ir.Value:
         squares = self._op("ReduceMean", self._op("Mul", hidden, hidden), self._ints([-1]))
