@@ -49,11 +49,12 @@ gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without 
 	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/test_gpu_engines.py
 
 tensorrt-rtx: $(VENV)/.ready  ## NVIDIA's builder makes engines of TensorRT's graphs: needs wine, no GPU
+	@command -v wine >/dev/null || { echo "make $@ needs wine; on Debian: apt install wine"; exit 1; }
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile --upgrade --target $(TENSORRT_RTX) \
 	    --platform win_amd64 --python-version 3.11 --only-binary=:all: onnxruntime-trt-rtx==1.23.2
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile --upgrade --target $(TENSORRT_RTX) \
 	    ziglang==0.13.0
-	$(BIN)/pytest tests/export/test_tensorrt_rtx.py
+	$(BIN)/pytest -m slow tests/export/test_tensorrt_rtx.py
 
 gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, in the versions tested here, for run_on_gpu.sh
 	rm -rf $(GPU_BASELINES)*

@@ -29,10 +29,13 @@ from tests.export.test_decoder_graph import Decoder
 INSTALLED = Path(__file__).parents[2] / ".tensorrt-rtx"
 SOURCE = Path(__file__).parents[1] / "tensorrt_rtx" / "build_engine.c"
 
-pytestmark = pytest.mark.skipif(
-    not INSTALLED.is_dir() or shutil.which("wine") is None,
-    reason="needs wine and TensorRT for RTX: make tensorrt-rtx",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not INSTALLED.is_dir() or shutil.which("wine") is None,
+        reason="needs wine and TensorRT for RTX: make tensorrt-rtx",
+    ),
+]
 
 SHORT, LONG = Profile(65, 512, rows=32), Profile(2049, 8192, rows=2)
 """As many tokens in 32 texts as in 2, and 16 times as many scores in the 2."""
@@ -55,16 +58,16 @@ class Built(NamedTuple):
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory):
     """Builds an engine of a graph's file for a profile."""
-    folder = tmp_path_factory.mktemp("builder")
-    program = folder / "build_engine.exe"
+    program = tmp_path_factory.mktemp("builder") / "build_engine.exe"
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu"]
     quiet = ["-Wno-deprecated-non-prototype"]
     subprocess.run(
         [*compiler, *quiet, "-O1", "-o", program, SOURCE],
-        env=os.environ | {"PYTHONPATH": str(INSTALLED), "ZIG_GLOBAL_CACHE_DIR": str(folder)},
+        env=os.environ
+        | {"PYTHONPATH": str(INSTALLED), "ZIG_GLOBAL_CACHE_DIR": str(INSTALLED / "zig-cache")},
         check=True,
     )
-    environment = os.environ | {"WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all"}
+    environment = os.environ | {"WINEPREFIX": str(INSTALLED / "wine"), "WINEDEBUG": "-all"}
 
     def build(path: Path, profile: Profile) -> Built:
         import onnx

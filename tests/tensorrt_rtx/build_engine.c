@@ -2,11 +2,10 @@
 
    build_engine.exe MODEL.onnx INPUT=1x65,32x512,32x512 ...   (least, usual and largest shape)
 
-   Prints TensorRT's messages, from the most to the least grave of them; the exit status is 0 if
-   there is an engine. The libraries are Windows' and made for C++: their objects are tables of
-   functions, called here by their places in them. Places are those of TensorRT 10; which of them
-   1.2 has elsewhere, it tells itself when one is called with what it can't be: errors bear the
-   function's name. */
+   Prints all of TensorRT's messages; the exit status is 0 if there is an engine. The libraries are
+   Windows' and made for C++: their objects are tables of functions, called here by their places in
+   them. Places are those of TensorRT 10; which of them 1.2 has elsewhere, it tells itself when one
+   is called with what it can't be: errors bear the function's name. */
 
 #include <stdint.h>
 #include <stdio.h>
