@@ -275,6 +275,19 @@ def test_for_tensorrt_vectors_are_those_of_eager_attention(decoder: Decoder, lon
     assert rounded.error_share > 1e-4
 
 
+@pytest.mark.parametrize("softcap", [0.01, 0.5, 50.0])
+def test_softcapping_without_tanh_is_right_where_its_exponential_is_infinite(
+    tmp_path: Path, softcap: float
+):
+    gemma2 = Decoder(tmp_path / "gemma2", "gemma2")
+    config = replace(gemma2.config, softcap=softcap)
+    ids, mask = batch()
+    expected = gemma2.vectors(gemma2.session(config), ids, mask)
+    session = gemma2.opened(gemma2.built(config, form=TensorRtDecoderGraph))
+    (capped,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+    np.testing.assert_allclose(capped, expected, atol=1e-5)
+
+
 def test_every_operator_for_tensorrt_is_on_the_list(decoder: Decoder):
     import onnx
     import onnx_ir as ir
