@@ -50,25 +50,27 @@ TINY_M3 = replace(TINY, architecture="xlm-roberta", max_length=1024)
 
 
 def write_tiny_m3(
-    folder: Path, *, seed: int = 0, layers: int = 3, colbert_dim: int | None = None
+    folder: Path, *, seed: int = 0, colbert_dim: int | None = None, **changes: int
 ) -> Path:
-    """Write a tiny XLM-RoBERTa checkpoint with M3's heads."""
+    """Write a tiny XLM-RoBERTa checkpoint with M3's heads; ``changes`` are to its shape."""
     from bge_export.random_weights import make_tokenizer, random_encoder, write_random_heads
 
-    random_encoder(replace(TINY_M3, layers=layers), seed=seed).save_pretrained(folder)
-    make_tokenizer(TINY_M3.vocab_size, "xlm-roberta").save_pretrained(folder)
-    write_random_heads(folder, TINY_M3.hidden_size, seed=seed, colbert_dim=colbert_dim)
+    shape = replace(TINY_M3, **changes)
+    random_encoder(shape, seed=seed).save_pretrained(folder)
+    make_tokenizer(shape.vocab_size, shape.architecture).save_pretrained(folder)
+    write_random_heads(folder, shape.hidden_size, seed=seed, colbert_dim=colbert_dim)
     return folder
 
 
-def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 3) -> Path:
+def write_tiny_bert(folder: Path, *, seed: int = 0, **changes: int) -> Path:
     """Write a tiny BERT checkpoint with weights wide enough to matter.
 
-    One layer is traced in less time, where it is of no account how many there are.
+    ``changes`` are to its shape. One layer is traced in less time, where it is of no account how
+    many there are.
     """
     from bge_export.random_weights import make_tokenizer, random_encoder
 
-    random_encoder(replace(TINY, layers=layers), seed=seed).save_pretrained(folder)
+    random_encoder(replace(TINY, **changes), seed=seed).save_pretrained(folder)
     make_tokenizer(TINY.vocab_size).save_pretrained(folder)
     return folder
 

@@ -23,13 +23,20 @@ SHAPES = {
 """One of each family, and one that attends in both directions."""
 
 
-def write_tiny_decoder(folder: Path, name: str = "mistral", *, seed: int = 0, **config) -> Path:
+def write_tiny_decoder(
+    folder: Path,
+    name: str = "mistral",
+    *,
+    seed: int = 0,
+    shape: DecoderShape | None = None,
+    **config,
+) -> Path:
     """Write a tiny decoder's checkpoint; ``config`` goes over its ``config.json``."""
     from bge_export.random_decoder import write_random_decoder
     from bge_export.random_weights import make_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    shape = SHAPES[name]
+    shape = shape or SHAPES[name]
     write_random_decoder(shape, folder, seed=seed)
     make_tokenizer(shape.vocab_size, shape.architecture).save_pretrained(folder)
     path = folder / "config.json"

@@ -173,12 +173,12 @@ class DecoderGraph:
             if config.causal:
                 by_row = self._op("Unsqueeze", queries, self._ints([1]))
                 every[window] = self._additive(self._seen(by_row, keys, window))
-                between = [*range(1, self.scores_rank)]
-                by_text = self._op("Unsqueeze", last_queries, self._ints(between))
+                between = self._ints(range(1, self.scores_rank))
+                by_text = self._op("Unsqueeze", last_queries, between)
                 every_last[window] = self._additive(self._seen(by_text, keys, window))
             else:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
-                seen = self._op("Unsqueeze", seen, self._ints([*range(1, self.scores_rank - 1)]))
+                seen = self._op("Unsqueeze", seen, self._ints(range(1, self.scores_rank - 1)))
                 every[window] = every_last[window] = self._additive(seen)
         tables = [
             self._narrow(self._constant(name, table))

@@ -4,8 +4,8 @@ It has not run on a GPU yet; a CPU shows that it computes what transformers does
 TensorRT 10.14 has no operator for, norms and the tanh form of Gelu, is spelled out. So is
 attention, in the form that becomes one kernel: keys and values repeated for the queries that share
 them, and softcapping without Tanh. Where instead such queries are rows of one matrix, as in the
-graph for CPUs, or scores pass through Tanh, TensorRT for RTX 1.2 keeps all scores in memory: in
-fp32 15 GB for two texts of 8192 tokens and 28 heads, where 0.5 are enough (``make tensorrt-rtx``).
+graph for CPUs, or scores pass through Tanh, TensorRT for RTX 1.2 keeps all scores in memory
+(``make tensorrt-rtx``): in fp32 15 GB for two texts of 8192 tokens and 28 heads.
 A causal mask, one for all texts and heads, does lie there: 0.3 GB at that length, 4.3 at 32,768.
 The graph says itself what is in bf16: products and what lies between those of a layer. Norms,
 softmax and what flows between the layers are in float32. A past is not among its inputs: each

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,9 @@ import pytest
 from bge_export.decoder_graph import DecoderGraph
 from bge_export.decoder_tensorrt import TensorRtDecoderGraph
 from bge_runtime.engines.trt import Profile, profiles
-from bge_runtime.registry import ENCODER_ONLY_M3, DecoderShape
-from tests.conftest import TINY, TINY_M3, export
-from tests.decoders import SHAPES
+from bge_runtime.registry import ENCODER_ONLY_M3
+from tests.conftest import export, write_tiny_bert, write_tiny_m3
+from tests.decoders import SHAPES, write_tiny_decoder
 from tests.export.test_decoder_graph import Decoder
 
 INSTALLED = Path(__file__).parents[2] / ".tensorrt-rtx"
@@ -74,14 +75,10 @@ def builder(tmp_path_factory):
 
         graph = onnx.load(path, load_external_data=False).graph
         options = profile.options([value.name for value in graph.input])
-        shapes = [
-            dict(shape.split(":") for shape in options[f"trt_profile_{kind}_shapes"].split(","))
-            for kind in ("min", "opt", "max")
-        ]
-        arguments = [f"{name}={','.join(kind[name] for kind in shapes)}" for name in shapes[0]]
+        shapes = [options[f"trt_profile_{kind}_shapes"] for kind in ("min", "opt", "max")]
         model = "Z:" + str(path).replace("/", "\\")
         run = subprocess.run(
-            ["wine", program, model, *arguments],
+            ["wine", program, model, *shapes],
             check=False,
             env=environment,
             cwd=INSTALLED / "onnxruntime" / "capi",
@@ -111,12 +108,8 @@ def share_kept(engines: dict[Profile, Built], heads: int) -> float:
     ("heads", "head_dim"), [(12, 32), (12, 64), (16, 64)], ids=["small", "base", "large"]
 )
 def test_berts(builder, tmp_path: Path, heads: int, head_dim: int):
-    from bge_export.random_weights import make_tokenizer, random_encoder
-
     width = heads * head_dim
-    shape = replace(TINY, layers=2, hidden_size=width, heads=heads, intermediate_size=4 * width)
-    random_encoder(shape, seed=0).save_pretrained(tmp_path)
-    make_tokenizer(shape.vocab_size).save_pretrained(tmp_path)
+    write_tiny_bert(tmp_path, layers=2, hidden_size=width, heads=heads, intermediate_size=4 * width)
     for pooling in ("cls", "mean"):
         bundle = export(tmp_path, tmp_path / pooling, pooling=pooling, targets=("tensorrt",))
         for profile in profiles(512):
@@ -124,19 +117,14 @@ def test_berts(builder, tmp_path: Path, heads: int, head_dim: int):
 
 
 def test_m3_with_its_heads(builder, tmp_path: Path):
-    from bge_export.random_weights import make_tokenizer, random_encoder, write_random_heads
-
-    shape = replace(TINY_M3, layers=2, hidden_size=256, heads=4, max_length=8192)
-    random_encoder(shape, seed=0).save_pretrained(tmp_path)
-    make_tokenizer(shape.vocab_size, shape.architecture).save_pretrained(tmp_path)
-    write_random_heads(tmp_path, shape.hidden_size, seed=0)
+    write_tiny_m3(tmp_path, layers=2, hidden_size=256, heads=4, max_length=8192)
     bundle = export(
         tmp_path, tmp_path / "bundle", targets=("tensorrt",), model_class=ENCODER_ONLY_M3
     )
     engines = {profile: builder(bundle / GRAPH, profile) for profile in profiles(8192)}
     # In the last layer there are two, [CLS]'s for the dense vector and all tokens' for ColBERT.
     assert [built.attentions for built in engines.values()] == [3] * 4
-    assert share_kept(engines, shape.heads) < 0.05
+    assert share_kept(engines, heads=4) < 0.05
 
 
 # ---- decoders: heads, heads of keys, and their width, in the proportions of real ones
@@ -166,19 +154,13 @@ class CappedByTanh(TensorRtDecoderGraph):
 def write_graph(folder: Path, name: str, form: type[DecoderGraph] = TensorRtDecoderGraph) -> Path:
     import onnx_ir as ir
 
-    def write(folder: Path, name: str, **config) -> Path:
-        from bge_export.random_decoder import write_random_decoder
-
-        heads, kv_heads, head_dim = DECODERS[name]
-        shape: DecoderShape = replace(
-            SHAPES[name], heads=heads, kv_heads=kv_heads, head_dim=head_dim, max_length=8192
-        )
-        folder.mkdir(exist_ok=True)
-        write_random_decoder(shape, folder, seed=0)
-        return folder
-
+    heads, kv_heads, head_dim = DECODERS[name]
+    shape = replace(
+        SHAPES[name], heads=heads, kv_heads=kv_heads, head_dim=head_dim, max_length=8192
+    )
+    decoder = Decoder(folder, name, write=partial(write_tiny_decoder, shape=shape))
     path = folder / "graph.onnx"
-    ir.save(Decoder(folder, name, write=write).built(form=form, dtype="BFLOAT16"), path)
+    ir.save(decoder.built(form=form, dtype="BFLOAT16"), path)
     return path
 
 

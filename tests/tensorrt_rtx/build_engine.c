@@ -1,6 +1,8 @@
 /* Builds an engine of an ONNX graph with TensorRT for RTX 1.2, which asks for no GPU.
 
-   build_engine.exe MODEL.onnx INPUT=1x65,32x512,32x512 ...   (least, usual and largest shape)
+   build_engine.exe MODEL.onnx LEAST USUAL LARGEST
+
+   Shapes are as ONNX Runtime's provider takes them: input_ids:1x65,attention_mask:1x65.
 
    Prints all of TensorRT's messages; the exit status is 0 if there is an engine. The libraries are
    Windows' and made for C++: their objects are tables of functions, called here by their places in
@@ -60,15 +62,16 @@ static char *read_whole(const char *path, size_t *size) {
     return content;
 }
 
-static Shape read_shape(char **text) {
+static Shape read_shape(char *text) {
     Shape shape = {0};
     do {
-        shape.sizes[shape.count++] = strtoll(*text, text, 10);
-    } while (*(*text)++ == 'x');
+        shape.sizes[shape.count++] = strtoll(text, &text, 10);
+    } while (*text++ == 'x');
     return shape;
 }
 
 int main(int count, char **arguments) {
+    need(count == 5 ? arguments : NULL, "graph and three shapes");
     HMODULE library = need(LoadLibraryA("tensorrt_rtx_1_2.dll"), "tensorrt_rtx_1_2.dll");
     HMODULE parsers =
         need(LoadLibraryA("tensorrt_onnxparser_rtx_1_2.dll"), "tensorrt_onnxparser_rtx_1_2.dll");
@@ -90,14 +93,12 @@ int main(int count, char **arguments) {
     need(parsed ? parser : NULL, "graph that the parser takes");
 
     void *profile = need(function(builder, BUILDER_PROFILE)(builder), "profile");
-    for (int number = 2; number < count; number++) {
-        char *text = strchr(arguments[number], '=');
-        *text++ = 0;
-        for (int32_t which = 0; which < 3; which++) {
-            Shape shape = read_shape(&text);
+    for (int32_t which = 0; which < 3; which++) {
+        for (char *name = strtok(arguments[2 + which], ":"); name; name = strtok(NULL, ":")) {
+            Shape shape = read_shape(need(strtok(NULL, ","), name));
             uint8_t taken = (uint8_t)(uintptr_t)function(behind(profile), PROFILE_SET)(
-                behind(profile), arguments[number], which, &shape);
-            need(taken ? profile : NULL, arguments[number]);
+                behind(profile), name, which, &shape);
+            need(taken ? profile : NULL, name);
         }
     }
     /* Unasked it builds for four generations. Ampere's A100 is what it has next to Hopper. */
