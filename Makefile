@@ -10,11 +10,14 @@ GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
 PIP_FLAGS := --quiet --disable-pip-version-check
 
+# With every core, where pip takes one. It fails on what packages hold of templates.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint unit slow wheel gpu-wheel tensorrt-rtx gpu-baselines transformers-5 clean
 
-demo: $(VENV)/.ready  ## Export a trained model, embed with it, and show how fast that was
+demo: $(VENV)/.demo  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.demo
 
 test: check transformers-5 wheel  ## Everything CI runs
@@ -69,11 +72,18 @@ gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, in the versions test
 	mkdir -p gpu-wheels
 	tar -cJf gpu-wheels/baselines.tar.xz --exclude=__pycache__ -C $(GPU_BASELINES) .
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Half of what tests and benchmarks need.
+$(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
-	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt torch
-	$(BIN)/pip install $(PIP_FLAGS) -c constraints.txt --group dev -e ".[bench]"
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints.txt torch
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints.txt --group demo -e ".[export]"
+	$(COMPILE)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.demo
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints.txt --group dev -e ".[bench]"
+	$(COMPILE)
 	touch $@
 
 # The rest of what they need is in the environment.

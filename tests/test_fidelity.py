@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,20 +33,23 @@ def flag_embedding(checkpoint: Path, texts: list[str], *, pooling: str) -> np.nd
     return open_side(spec).encode(texts)
 
 
-def real_texts(count: int) -> list[str]:
-    """Texts of four languages where the checkout has them beside it: an even sample."""
+def real_texts(sentences: int, paragraphs: int) -> list[str]:
+    """Texts of four languages where the checkout has them beside it: an even sample of each."""
+
+    def sample(rows: list[Any], count: int) -> list[Any]:
+        return rows[:: max(1, len(rows) // count)]
+
     found: list[str] = []
     for path in sorted(SHARED.glob("text/stsb/*.csv")):
         with path.open(encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        found += [row[0] for row in rows[:: max(1, len(rows) // count)]]
+            found += [row[0] for row in sample(list(csv.reader(file)), sentences)]
     for path in sorted(SHARED.glob("text/xquad/*/corpus.jsonl")):
         lines = path.read_text(encoding="utf-8").splitlines()
-        found += [json.loads(line)["text"] for line in lines[:: max(1, len(lines) // count)]]
+        found += [json.loads(line)["text"] for line in sample(lines, paragraphs)]
     return found
 
 
-MANY_TEXTS = [*PARITY_TEXTS, *real_texts(10)]
+MANY_TEXTS = [*PARITY_TEXTS, *real_texts(sentences=10, paragraphs=5)]
 
 
 def embed(model: FlagModel, texts: list[str]) -> np.ndarray:

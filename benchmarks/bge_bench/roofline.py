@@ -51,8 +51,7 @@ def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
 
     fp32 and bf16 as PyTorch or OpenVINO multiplies them, one product with all threads or one with
     each, whichever is fastest, int8 as OpenVINO multiplies matrices of 8 bits with what it rounds
-    while it runs. On a GPU PyTorch's products
-    in fp32 (without TF32), bf16 and fp16.
+    while it runs. On a GPU PyTorch's products in fp32 (without TF32), bf16 and fp16.
 
     Returns:
         Operations a second by precision; of bf16 only where the processor computes in it.
@@ -74,13 +73,16 @@ def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
 
 def _fastest(make: Callable[[int, int], Callable[[], object]], threads: int) -> float:
     """Measure one product with all threads, and one with each of them, side by side."""
-    together, apart = make(threads, 1), make(threads, threads)
+    together = _rate(make(threads, 1))
+    if threads == 1:
+        return together
+    apart = make(threads, threads)
     with ThreadPoolExecutor(threads) as pool:
 
         def run_apart() -> object:
             return list(pool.map(lambda _: apart(), range(threads)))
 
-        return max(_rate(together), threads * _rate(run_apart))
+        return max(together, threads * _rate(run_apart))
 
 
 def _rate(run: Callable[[], object]) -> float:

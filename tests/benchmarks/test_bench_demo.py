@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -17,6 +20,17 @@ def test_the_matrix_marks_each_sentences_nearest_other():
 def test_a_bundle_that_is_there_is_not_exported_again(tiny_bundle, tmp_path, capsys):
     export(tmp_path / "no-checkpoint-needed", tiny_bundle)
     assert "is there already" in capsys.readouterr().out
+
+
+def test_it_does_without_what_its_environment_lacks():
+    """``make demo`` installs the ``export`` extra and the group ``demo``, not ``bench``."""
+    code = (
+        "import sys\n"
+        "lacking = ('FlagEmbedding', 'fastembed', 'matplotlib', 'optimum', 'mteb')\n"
+        "sys.modules.update(dict.fromkeys(lacking))\n"
+        "import bge_bench.demo, bge_bench.worker, bge_bench.sides_pytorch"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_sentences_are_in_several_languages_and_differ():
