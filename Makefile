@@ -13,7 +13,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 # With every core, where pip takes one. It fails on what packages hold of templates.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
 .PHONY: demo test check lint unit slow wheel gpu-wheel tensorrt-rtx gpu-baselines transformers-5 clean
 
