@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from bge_runtime.cpus import usable_cpus
 from bge_runtime.registry import BertShape
@@ -29,6 +30,11 @@ MADE_ONCE = "BGE_TESTS_MADE_ONCE"
 
 LARGEST_TRACE_BYTES = 2**28
 """Of weights, that a trace is kept of: one file of protobuf has no place for 2 GiB."""
+
+
+# A shared machine now and then takes its time over one example, and the first one imports.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import TINY_M3, keep_traces
@@ -568,7 +568,6 @@ def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
     assert not FoldQueryBias()(model).modified
 
 
-@settings(deadline=None)  # the first example imports
 @given(seed=st.integers(0, 999), count=st.integers(2, 64), mean=st.floats(-2, 2))
 def test_a_norms_bias_is_moved_as_far_as_rounding_asks(seed: int, count: int, mean: float):
     from bge_export.passes.fold_query_bias import _share

@@ -15,8 +15,6 @@ SAME_VALUE = 1e-5
 tiny model was measured at 3e-7 for unit vectors and at 2e-6 for raw ones, whose norm is 7."""
 
 PROPERTY = settings(
-    # A shared machine now and then takes its time over one example.
-    deadline=None,
     max_examples=40,
     # The fixtures these tests take are read-only bundles and models.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
