@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -56,13 +56,19 @@ def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
     """
     if isinstance(texts, str):
         return [texts], True
-    if isinstance(texts, bytes | Mapping | AbstractSet) or not isinstance(texts, Iterable):
+    if not _is_ordered(texts):
         raise TypeError(f"{name} must be a string or a list of strings, not {_type(texts)}")
     listed = list(texts)
     for index, text in enumerate(listed):
         if not isinstance(text, str):
             raise TypeError(f"{name}[{index}] must be a string, not {_type(text)}")
     return listed, False
+
+
+def _is_ordered(value: object) -> TypeGuard[Iterable[Any]]:
+    return isinstance(value, Iterable) and not isinstance(
+        value, str | bytes | Mapping | AbstractSet
+    )
 
 
 def _type(value: object) -> str:
@@ -73,36 +79,54 @@ def as_pairs(sentence_pairs: Any) -> tuple[list[tuple[str, str]], bool]:
     """Check and list the pairs of a call.
 
     Args:
-        sentence_pairs: A pair of strings, or a list of pairs.
+        sentence_pairs: A pair of strings, or an ordered iterable of pairs; either may be an array.
 
     Returns:
         The pairs, and whether a single one was given.
 
     Raises:
         TypeError: If it is neither, or a text is not a string.
-        ValueError: If something in the list is not a pair.
+        ValueError: If something in the list is not a pair, or a text is not valid Unicode.
     """
-    if isinstance(sentence_pairs, str | bytes | Mapping) or not isinstance(
-        sentence_pairs, Sequence
-    ):
+    if not _is_ordered(sentence_pairs):
         raise TypeError(
             "sentence_pairs must be a pair of strings or a list of pairs, not "
-            f"{type(sentence_pairs).__name__}"
+            f"{_type(sentence_pairs)}"
         )
-    single = bool(sentence_pairs) and isinstance(sentence_pairs[0], str)
+    listed = list(sentence_pairs)
+    # Not of any iterable: a table of pairs gives the names of its two columns.
+    may_be_one = isinstance(sentence_pairs, Sequence | np.ndarray)
+    single = may_be_one and bool(listed) and isinstance(listed[0], str)
     pairs: list[tuple[str, str]] = []
-    for index, pair in enumerate([sentence_pairs] if single else sentence_pairs):
-        if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
+    for index, given in enumerate([listed] if single else listed):
+        pair = list(given) if _is_ordered(given) else []
+        if len(pair) != 2:
             raise ValueError(
-                f"sentence_pairs[{index}] must be a pair of a query and a passage, but is {pair!r}"
+                f"sentence_pairs[{index}] must be a pair of a query and a passage, but is {given!r}"
             )
-        for text in pair:
+        for side, text in enumerate(pair):
             if not isinstance(text, str):
-                raise TypeError(
-                    f"sentence_pairs[{index}] must hold strings, not {type(text).__name__}"
-                )
+                raise TypeError(f"sentence_pairs[{index}] must hold strings, not {_type(text)}")
+            # Here, since only the distinct texts of a batch reach the tokenizer.
+            check_unicode(text, f"sentence_pairs[{index}][{side}]")
         pairs.append((pair[0], pair[1]))
     return pairs, single
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Check that a text can be encoded.
+
+    Raises:
+        ValueError: If a half of a surrogate pair stands alone in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} is not valid Unicode: character {error.start} is the lone "
+            f"surrogate U+{ord(text[error.start]):04X}. Repair it with "
+            "text.encode('utf-8', 'replace').decode()"
+        ) from None
 
 
 def check_positive(name: str, value: object) -> None:

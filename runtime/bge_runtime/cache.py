@@ -11,9 +11,16 @@ from typing import Any
 
 
 def cache_folder() -> Path:
-    """The folder: ``$XDG_CACHE_HOME/bge-runtime``, by default under ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "bge-runtime"
+    """The folder: ``$XDG_CACHE_HOME/bge-runtime``, by default under ``~/.cache``.
+
+    Raises:
+        OSError: If neither says where it is.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user whom the system does not know, in a container say
+        raise OSError("there is no home folder for the cache; set XDG_CACHE_HOME") from error
+    return base / "bge-runtime"
 
 
 def recall(kind: str, key: str) -> Any:
@@ -31,8 +38,8 @@ def note(kind: str, key: str, document: object) -> None:
         key: Anything that names it; its hash is the file's name.
         document: What to note, as JSON has it.
     """
-    path = _path(kind, key)
     with contextlib.suppress(OSError):
+        path = _path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written whole under another name: two processes may do this at once.
         draft = path.with_suffix(f".{os.getpid()}")

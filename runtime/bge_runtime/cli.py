@@ -7,10 +7,10 @@ import errno
 import io
 import json
 import os
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -28,6 +28,10 @@ from bge_runtime.registry import DECODER_ONLY_ICL
 
 _CHUNK = 8192
 """Texts read, embedded and written at a time, so that memory stays flat."""
+
+_COLBERT_CHARACTERS = 1 << 18
+"""Characters of texts whose ColBERT vectors are in memory at a time: with BGE-M3's 4 KB a token,
+0.3 GB of English and twice as much of Chinese."""
 
 Record = dict[str, Any]
 
@@ -144,8 +148,12 @@ def main(
             tqdm(desc="embedding", unit="text", disable=None) as bar,
         ):
             write(*_fields([], encode([])))  # no input is no error, and a file of no rows
-            read = _read_jsonl(lines, field) if jsonl or _is_jsonl(source) else _read_lines(lines)
-            for chunk in _chunks(read):
+            if jsonl or _is_jsonl(source):
+                results = ["embedding", *["lexical_weights"] * sparse, *["colbert_vecs"] * colbert]
+                read = _read_jsonl(lines, field, results)
+            else:
+                read = _read_lines(lines)
+            for chunk in _chunks(read, _COLBERT_CHARACTERS if colbert else None):
                 texts = [row.text for row in chunk]
                 try:
                     embedded = encode(
@@ -180,7 +188,7 @@ def _fields(
     for record, weights in zip(records, embedded["lexical_weights"] or (), strict=False):
         record["lexical_weights"] = {key: float(weight) for key, weight in weights.items()}
     for record, vectors in zip(records, embedded["colbert_vecs"] or (), strict=False):
-        record["colbert_vecs"] = vectors.tolist()
+        record["colbert_vecs"] = vectors
     return records, dense
 
 
@@ -254,7 +262,7 @@ def _read_lines(lines: Iterable[str]) -> Iterator[_Row]:
         yield _Row(index + 1, line.removesuffix("\n").removesuffix("\r"), {"index": index})
 
 
-def _read_jsonl(lines: Iterable[str], field: str) -> Iterator[_Row]:
+def _read_jsonl(lines: Iterable[str], field: str, results: Sequence[str]) -> Iterator[_Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -267,16 +275,26 @@ def _read_jsonl(lines: Iterable[str], field: str) -> Iterator[_Row]:
                 f"line {number} has no string field {field!r}; name the right one with --field"
             )
         text = record.pop(field)
-        if "embedding" in record:
-            raise InputError(
-                f"line {number} has a field 'embedding' already, where the vector is to go; "
-                "rename it"
-            )
+        for name in results:
+            if name in record:
+                raise InputError(
+                    f"line {number} has a field {name!r} already, where a result is to go; "
+                    "rename it"
+                )
         yield _Row(number, text, record)
 
 
-def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-    while chunk := list(islice(rows, _CHUNK)):
+def _chunks(rows: Iterator[_Row], characters: int | None) -> Iterator[list[_Row]]:
+    """Give rows in lists of so many texts, or of so many characters if that is fewer."""
+    chunk: list[_Row] = []
+    held = 0
+    for row in rows:
+        chunk.append(row)
+        held += len(row.text)
+        if len(chunk) == _CHUNK or (characters is not None and held >= characters):
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
         yield chunk
 
 
@@ -305,11 +323,12 @@ def _whole_file(path: Path, mode: str, writer: Callable[[Any], Write]) -> Iterat
     """
     draft = None
     try:
+        permissions = _mode_of(path)
         handle, draft = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
         encoding = None if "b" in mode else "utf-8"
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield writer(file)
-        os.chmod(draft, 0o644)  # mkstemp makes it private
+        os.chmod(draft, permissions)  # mkstemp makes it private
         os.replace(draft, path)
         draft = None
     except OSError as error:
@@ -321,12 +340,22 @@ def _whole_file(path: Path, mode: str, writer: Callable[[Any], Write]) -> Iterat
             os.unlink(draft)
 
 
+def _mode_of(path: Path) -> int:
+    """Give the permissions of a file, or those that a new one would get."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def _jsonl_writer(file: IO[str]) -> Write:
     def write(records: list[Record], vectors: NDArray[np.float32]) -> None:
         for record, vector in zip(records, vectors, strict=True):
             # Through str: the shortest text that reads back to the same float32.
             numbers = ", ".join(map(str, vector))
-            fields = json.dumps(record)[1:-1]
+            # Lists of ColBERT's numbers take eight times their memory: one text's at a time.
+            fields = json.dumps(record, default=np.ndarray.tolist)[1:-1]
             file.write(f'{{{fields}{", " if fields else ""}"embedding": [{numbers}]}}\n')
 
     return write

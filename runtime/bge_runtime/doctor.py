@@ -158,9 +158,10 @@ def examine() -> Iterator[Finding]:
             "no products of 8 bits (VNNI, AMX, or ARM's dot product)",
             wrong=False,
         )
-    if not os.access(_existing(cache_folder()), os.W_OK):
+    cache, writable = _cache()
+    if not writable:
         yield Finding(
-            text=f"the cache {cache_folder()} cannot be written: weights are hashed at every "
+            text=f"the cache, {cache}, cannot be written: weights are hashed at every "
             "start, and nothing can be exported on the spot. Set XDG_CACHE_HOME",
             wrong=False,
         )
@@ -317,7 +318,7 @@ def _machine() -> str:
         ("system", platform.platform()),
         ("processor", f"{processor}; {usable} of {there} processors may be used"),
         *_gpu_rows(),
-        ("cache", str(cache_folder())),
+        ("cache", _cache()[0]),
         ("hub cache", f"{HF_HUB_CACHE}{', offline' if HF_HUB_OFFLINE else ''}"),
     ]
     return format_table(rows)
@@ -379,6 +380,15 @@ def _import_failure(engine: str) -> str | None:
     except Exception as error:  # noqa: BLE001  # a shared library that is missing, say
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _cache() -> tuple[str, bool]:
+    """Name the folder, and tell whether it can be written."""
+    try:
+        folder = cache_folder()
+    except OSError as error:
+        return f"none ({error})", False
+    return str(folder), os.access(_existing(folder), os.W_OK)
 
 
 def _existing(path: os.PathLike[str]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -36,6 +35,7 @@ from bge_runtime.prefix_cache import PrefixCache
 from bge_runtime.resolving import ExportOptions, find_bundle
 from bge_runtime.selection import select_variant
 from bge_runtime.side_by_side import SideBySide
+from bge_runtime.terminal import on_terminal
 from bge_runtime.tokenization import TextTokenizer
 
 
@@ -61,7 +61,8 @@ class Embedder:
     """A bundle opened on one or more devices.
 
     Any number of threads may use one embedder at once. It survives ``fork`` and
-    ``pickle``: the copy opens engines of its own when it is first used.
+    ``pickle``: the copy opens engines of its own when it is first used, by what was asked for and
+    what its machine computes in.
     """
 
     def __init__(
@@ -115,10 +116,8 @@ class Embedder:
         self._outputs = tuple(outputs)
         self._cuda_graphs = cuda_graphs
         self._parallel_batches = parallel_batches
-        self._variants: dict[str, Variant] = {
-            device: select_variant(self.bundle, device=device, engine=engine, precision=precision)
-            for device in dict.fromkeys(self.target_devices)
-        }
+        self._asked_for = {"engine": engine, "precision": precision}
+        self._variants = self._selected_variants()
         self._side_by_side: dict[str, SideBySide] = {}
         self._engines = self._opened_engines()
         # What texts begin with can be reused only where tokens do not see those behind them.
@@ -167,17 +166,25 @@ class Embedder:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_engines"], state["_side_by_side"], state["_lock"], state["tokenizer"]
+        for name in ("_engines", "_side_by_side", "_lock", "_variants", "tokenizer"):
+            del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # The copy may be on another machine, or the bundle replaced in the meantime.
         self.bundle.check_files()
+        self._variants = self._selected_variants()
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._engines, self._side_by_side = {}, {}
         self._lock = threading.Lock()
         _alive.add(self)
+
+    def _selected_variants(self) -> dict[str, Variant]:
+        return {
+            device: select_variant(self.bundle, device=device, **self._asked_for)
+            for device in dict.fromkeys(self.target_devices)
+        }
 
     def _open_engines(self) -> dict[str, Engine]:
         engines = self._engines
@@ -270,7 +277,7 @@ class Embedder:
             texts, reading.tokenize, first_window=first_window_on_gpu(texts) if waits else None
         )
         if show_progress_bar is None:
-            show_progress_bar = len(texts) >= batch_size and sys.stderr.isatty()
+            show_progress_bar = len(texts) >= batch_size and on_terminal()
         # A hidden tqdm would not do: each takes a lock of the whole process, which a fork
         # may copy while it is held, and the first one starts a thread.
         shown = tqdm(total=len(texts), desc="embedding", unit="text") if show_progress_bar else None

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from bge_runtime.arguments import check_positive
+from bge_runtime.arguments import check_positive, resolve_devices
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import BundleError, PoolingError
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Model
@@ -191,19 +191,21 @@ class FlagBase(Embedder):
     def stop_self_pool(self) -> None:
         """Do nothing: there are no processes to stop."""
 
-    def _one_device(self, device: str | None) -> str:
+    def _one_device(self, device: str | int | None) -> str:
         """Check that the model was opened on a device.
 
         Raises:
             ValueError: If it was not.
         """
-        device = device or self.target_devices[0]
-        if device not in self.target_devices:
+        if device is None:
+            return self.target_devices[0]
+        (name,) = resolve_devices(device)
+        if name not in self.target_devices:
             raise ValueError(
-                f"this model was opened on {', '.join(self.target_devices)}, not on {device!r}; "
-                f"pass devices={device!r} when you make it"
+                f"this model was opened on {', '.join(self.target_devices)}, not on {name!r}; "
+                f"pass devices={name!r} when you make it"
             )
-        return device
+        return name
 
     def _readable_length(self, length: int, *, stacklevel: int, taken: int = 0) -> int:
         """Bring a length within what the model can read besides ``taken`` tokens."""

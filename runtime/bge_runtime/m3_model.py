@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
@@ -27,6 +26,7 @@ from bge_runtime.pipeline import Batch
 from bge_runtime.postprocess import normalize, truncate
 from bge_runtime.registry import ENCODER_ONLY_M3, find_model
 from bge_runtime.scoring import checked_weights, combine_scores, dense_pair_scores
+from bge_runtime.terminal import on_terminal
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -402,34 +402,54 @@ class BGEM3FlagModel(FlagBase):
             TypeError: If a text is not a string.
             ValueError: If something is not a pair, or the weights are not three numbers.
         """
-        weights = checked_weights(weights_for_different_modes)
+        return self._scores(
+            sentence_pairs,
+            self.target_devices,
+            batch_size=batch_size,
+            lengths=(max_query_length, max_passage_length),
+            weights=weights_for_different_modes,
+            clip_padded_colbert=clip_padded_colbert,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def _scores(
+        self,
+        sentence_pairs: Any,
+        devices: Sequence[str],
+        *,
+        batch_size: int | None,
+        lengths: tuple[int | None, int | None],
+        weights: Sequence[float] | None,
+        clip_padded_colbert: bool = False,
+        show_progress_bar: bool | None = None,
+    ) -> dict[str, Any] | list[Any]:
+        weights = checked_weights(weights)
         pairs, single = as_pairs(sentence_pairs)
         if not pairs:
             return []
         batch_size = self.batch_size if batch_size is None else batch_size
         check_positive("batch_size", batch_size)
-        lengths = [
-            self._readable_length(given if given is not None else default, stacklevel=2)
-            for given, default in (
-                (max_query_length, self.query_max_length),
-                (max_passage_length, self.passage_max_length),
-            )
-        ]
+        readable = []
+        for given, default in zip(
+            lengths, (self.query_max_length, self.passage_max_length), strict=True
+        ):
+            length = default if given is None else given
+            readable.append(self._readable_length(length, stacklevel=3))
         parts: list[tuple[NDArray[np.float32], ...]] = []
         # Vectors of all tokens are large: no more pairs at once than are asked for.
         starts = range(0, len(pairs), batch_size)
         if show_progress_bar is None:
-            show_progress_bar = len(starts) > 1 and sys.stderr.isatty()
+            show_progress_bar = len(starts) > 1 and on_terminal()
         for start in tqdm(starts, desc="scoring", unit="batch") if show_progress_bar else starts:
             chunk = pairs[start : start + batch_size]
             sides = []
-            for side, length in enumerate(lengths):
+            for side, length in enumerate(readable):
                 texts = [pair[side] for pair in chunk]
                 unique = list(dict.fromkeys(texts))
                 place = {text: row for row, text in enumerate(unique)}
                 computed = self._compute(
                     unique,
-                    self.target_devices,
+                    devices,
                     outputs=_outputs(dense=True, sparse=True, colbert=True),
                     batch_size=batch_size,
                     max_length=length,
@@ -451,14 +471,13 @@ class BGEM3FlagModel(FlagBase):
         weights_for_different_modes: Sequence[float] | None = None,
         device: str | None = None,
     ) -> dict[str, Any] | list[Any]:
-        """As `compute_score`; ``device`` must be one that the model was opened on."""
-        self._one_device(device)
-        return self.compute_score(
+        """As `compute_score`, on one device that the model was opened on; None for the first."""
+        return self._scores(
             sentence_pairs,
-            batch_size,
-            max_query_length,
-            max_passage_length,
-            weights_for_different_modes,
+            [self._one_device(device)],
+            batch_size=batch_size,
+            lengths=(max_query_length, max_passage_length),
+            weights=weights_for_different_modes,
         )
 
     def _encode(

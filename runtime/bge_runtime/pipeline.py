@@ -6,8 +6,8 @@ import itertools
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,49 @@ that 1,000 texts of 512 tokens took with an H100, 0.2 went by before it had anyt
 window has no more characters than this, half a batch of English tokens and two of Chinese ones, and
 each one twice the texts of the last: tokenising is 2.4 to 4.6 times as fast as computing bge-large
 (an H200 with 16 processors)."""
+
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """A call in a thread of its own, or in this one where none can be started any more.
+
+    Not an executor's: those refuse work as soon as the main thread has ended, while Python still
+    waits for the other threads. Later, in ``atexit``, Python 3.12 starts none at all.
+    """
+
+    def __init__(self, name: str, call: Callable[[], T]) -> None:
+        """Begin the call."""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(name=name, target=self._run, args=(call,))
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._run(call)
+
+    def _run(self, call: Callable[[], T]) -> None:
+        try:
+            self._result = call()
+        except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait for the call's end."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def result(self) -> T:
+        """Wait for the call, and give what it gave, or raise what it raised."""
+        self.wait()
+        # Kept here, it would keep the frames that it came through, and one of them would keep it.
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return self._result
 
 
 class Batch(NamedTuple):
@@ -121,14 +164,16 @@ def tokenized_windows(
         for window in windows:
             yield 0, tokenize(window)
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") as background:
-        # Taken out before it is asked: an error would keep this frame, and the frame the error.
-        coming = [background.submit(tokenize, windows[0])]
+    coming = Background("bge-tokenize", partial(tokenize, windows[0]))
+    try:
         for start, window, following in zip(starts, windows, [*windows[1:], None], strict=True):
-            tokens = coming.pop().result()
+            tokens = coming.result()
             if following is not None:
-                coming.append(background.submit(tokenize, following, first=start + len(window)))
+                further = partial(tokenize, following, first=start + len(window))
+                coming = Background("bge-tokenize", further)
             yield start, tokens
+    finally:
+        coming.wait()
 
 
 def share_batches(
@@ -158,13 +203,18 @@ def share_batches(
                     return
                 run(engine, batch)
         except BaseException:
-            failed.set()
-            raise
+            if not failed.is_set():  # one error is told
+                failed.set()
+                raise
 
-    with ThreadPoolExecutor(len(engines), thread_name_prefix="bge-engine") as pool:
-        try:
-            # Unlike futures of ours, it keeps no error that keeps this frame in turn.
-            list(pool.map(work, engines))
-        except BaseException:
-            failed.set()  # an interrupt reaches only the calling thread
-            raise
+    threads: list[Background[None]] = []
+    try:
+        threads.extend(Background("bge-engine", partial(work, engine)) for engine in engines)
+        for thread in threads:
+            thread.result()
+    except BaseException:
+        failed.set()  # an interrupt reaches only the calling thread
+        raise
+    finally:
+        for thread in threads:
+            thread.wait()

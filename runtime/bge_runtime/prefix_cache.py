@@ -164,7 +164,8 @@ class PrefixCache:
             InferenceError: If an engine fails.
         """
         token_bytes = engines[0].past_token_bytes
-        if not token_bytes or not self._capacity:
+        # TensorRT's graphs take none, and may share the work with one that does.
+        if not self._capacity or not all(engine.past_token_bytes for engine in engines):
             return None
         most = min(min(map(len, texts)) - 1, self._capacity // token_bytes)
         head = texts[0][:most]

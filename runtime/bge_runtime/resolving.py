@@ -25,6 +25,7 @@ from bge_runtime.errors import ExportError, HubError, ModelNotFoundError
 from bge_runtime.hub import find_snapshot, is_hub_id
 from bge_runtime.manifest import FILE_NAME, FORMAT_VERSION
 from bge_runtime.registry import find_model
+from bge_runtime.terminal import on_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str
             )
         )
         bar = None
-        if sys.stderr is not None and sys.stderr.isatty():
+        if on_terminal():
             bar = stack.enter_context(
                 tqdm(desc="exporting", bar_format="{desc} {elapsed}{postfix}")
             )

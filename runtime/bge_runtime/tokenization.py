@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bge_runtime.arguments import check_unicode
 from bge_runtime.errors import BundleError
 
 _CHARACTERS_AT_ONCE = 1 << 18
@@ -131,7 +132,8 @@ class TextTokenizer:
             for some in _runs_of(texts, _CHARACTERS_AT_ONCE):
                 yield from self.tokenizer.encode_batch_fast(some, add_special_tokens=False)
         except TypeError:
-            _raise_for_surrogates(texts, first)
+            for index, text in enumerate(texts, start=first):
+                check_unicode(text, f"text {index}")
             raise
 
 
@@ -147,15 +149,3 @@ def _runs_of(texts: Sequence[str], characters: int) -> Iterator[list[str]]:
         room -= len(text)
     if run:
         yield run
-
-
-def _raise_for_surrogates(texts: Sequence[str], first: int) -> None:
-    for index, text in enumerate(texts, start=first):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text {index} is not valid Unicode: character {error.start} is the lone "
-                f"surrogate U+{ord(text[error.start]):04X}. Repair it with "
-                "text.encode('utf-8', 'replace').decode()"
-            ) from None

@@ -6,8 +6,12 @@ import ctypes.util
 import importlib
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -138,6 +142,49 @@ def test_an_engine_that_cannot_be_imported_is_wrong(monkeypatch):
     assert "WRONG: openvino is installed and cannot be imported: ImportError: libtbb" in (
         result.output
     )
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+@pytest.mark.parametrize("package", ["openvino", "onnxruntime"])
+def test_one_that_cannot_be_imported_takes_nothing_else_down(
+    full_tiny_bundle, tmp_path, package, error
+):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}('libtbb.so.12: not found')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def python(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=environment, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    told = python("-m", "bge_runtime.doctor", "doctor")
+    assert told.returncode == 1
+    assert f"WRONG: {package} is installed and cannot be imported: {error}: libtbb" in told.stdout
+    code = (
+        "import sys; from bge_runtime import FlagModel; from bge_runtime.errors import BgeError\n"
+        "try: print(FlagModel(sys.argv[1]).engine.info.variant)\n"
+        "except BgeError as error: print(error)"
+    )
+    opened = python("-W", "ignore", "-c", code, str(full_tiny_bundle))
+    assert opened.returncode == 0, opened.stderr
+    if package == "openvino":
+        assert opened.stdout == "cpu-fp32\n"
+    else:
+        assert "cannot be imported" in opened.stdout or "openvino" in opened.stdout
+
+
+def test_no_home_is_told_and_takes_nothing_else_down(full_tiny_bundle, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    result = examine()
+    assert "there is no home folder for the cache; set XDG_CACHE_HOME" in result.output
+    assert "nothing can be exported on the spot" in result.output
+    assert FlagModel(str(full_tiny_bundle)).encode("text").shape == (48,)
 
 
 HOPPER = gpus.Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=141 << 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from bge_runtime import FlagModel, cli
+from bge_runtime import BGEM3FlagModel, FlagModel, cli
 
 TEXTS = ["first text", "", "第三行"]
 
@@ -61,6 +62,64 @@ def test_jsonl_keeps_other_fields(tiny_bundle: Path, model: FlagModel, tmp_path:
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [sorted(row) for row in rows] == [["embedding", "id"]] * 2
     np.testing.assert_allclose(rows[1]["embedding"], model.encode("y"), atol=1e-6)
+
+
+@pytest.mark.parametrize("characters", [1, 300, 1 << 18])
+def test_colbert_vectors_are_in_memory_for_so_many_characters_at_a_time(
+    tiny_m3_bundle: Path, tmp_path: Path, characters: int, monkeypatch: pytest.MonkeyPatch
+):
+    model = BGEM3FlagModel(str(tiny_m3_bundle))
+    monkeypatch.setattr(cli, "_COLBERT_CHARACTERS", characters)
+    asked: list[list[str]] = []
+
+    def encode_corpus(self: BGEM3FlagModel, texts: list[str], **options: object) -> object:
+        asked.append(texts)
+        return real(self, texts, **options)
+
+    real = BGEM3FlagModel.encode_corpus
+    monkeypatch.setattr(BGEM3FlagModel, "encode_corpus", encode_corpus)
+    texts = [f"text {number} " * number for number in range(20)]
+    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    result = run(
+        tiny_m3_bundle, tmp_path / "in.txt", "--sparse", "--colbert", "-o", tmp_path / "out.jsonl"
+    )
+    assert result.exit_code == 0, result.output
+    assert [text for chunk in asked for text in chunk] == texts
+    # The last one takes it over the limit.
+    assert all(sum(map(len, chunk[:-1])) < characters for chunk in asked)
+    expected = real(model, texts, return_sparse=True, return_colbert_vecs=True)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        assert row["index"] == index
+        np.testing.assert_allclose(row["embedding"], expected["dense_vecs"][index], atol=1e-6)
+        np.testing.assert_allclose(row["colbert_vecs"], expected["colbert_vecs"][index], atol=1e-5)
+        assert row["lexical_weights"] == pytest.approx(expected["lexical_weights"][index], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lexical_weights", "colbert_vecs"])
+def test_a_field_where_a_result_is_to_go_is_not_overwritten(tiny_m3_bundle: Path, name: str):
+    result = run(
+        tiny_m3_bundle, "--jsonl", "--sparse", "--colbert", stdin=f'{{"text": "a", "{name}": 1}}'
+    )
+    assert result.exit_code == 1
+    assert f"line 1 has a field '{name}' already" in result.stderr
+    result = run(tiny_m3_bundle, "--jsonl", stdin=f'{{"text": "a", "{name}": 1}}')
+    assert json.loads(result.stdout)[name] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
+def test_an_output_has_the_permissions_of_what_it_replaces_or_of_any_new_file(
+    tiny_bundle: Path, tmp_path: Path
+):
+    private, new = tmp_path / "private.npy", tmp_path / "new.npy"
+    private.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        for path in (private, new):
+            assert run(tiny_bundle, "-o", path, stdin="a").exit_code == 0
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (private, new)] == [0o600, 0o640]
 
 
 def test_query_uses_the_instruction(tiny_bundle: Path, model: FlagModel):

@@ -221,6 +221,18 @@ def test_encode_single_device_serves_a_device_the_model_has(model):
     assert_same(vectors, model.encode(TEXTS, batch_size=4), tolerance=0)
 
 
+def test_a_device_is_named_as_in_the_constructor(model):
+    vectors = model.encode_single_device(TEXTS, device="cpu:0")
+    assert_same(vectors, model.encode(TEXTS), tolerance=0)
+    with pytest.raises(ValueError, match="opened on cpu, not on 'cuda:0'; pass devices='cuda:0'"):
+        model.encode_single_device(TEXTS, device=0)
+
+
+def test_no_standard_error_is_no_terminal(model, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert model.encode(["text"] * 300).shape == (300, 48)
+
+
 def test_pooling_that_is_not_given_is_the_bundles(tiny_mean_bundle, pair):
     unasked = FlagModel(str(tiny_mean_bundle))
     assert unasked.pooling_method == "mean"

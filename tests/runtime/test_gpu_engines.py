@@ -409,6 +409,12 @@ def test_it_can_be_asked_to_take_it_always(branching, compute):
     assert session.taken == [True, False]
 
 
+def test_while_python_ends_the_caller_runs_the_session(branching, compute):
+    branching._workers.shutdown()
+    (vectors,) = compute(Branches(), feeds_of(2, 3))
+    assert vectors.shape == (2, 8)
+
+
 # ---- out of memory
 
 

@@ -274,16 +274,38 @@ def test_an_unknown_format_is_an_error(m3):
         m3.encode(TEXTS, return_sparse=True, sparse_format="coo")
 
 
+def test_pairs_come_from_any_ordered_iterable(m3):
+    expected = m3.compute_score([("a", "b"), ("c", "d")])
+    table = np.array([["a", "b"], ["c", "d"]])
+    for pairs in (table, list(table), table.astype(object), zip("ac", "bd", strict=True)):
+        assert m3.compute_score(pairs) == expected
+    assert m3.compute_score(table[0]) == m3.compute_score(("a", "b"))
+
+
+def test_a_text_that_is_no_unicode_is_named_by_its_pair(m3):
+    pairs = [("the same", f"passage {number}") for number in range(7)]
+    pairs[5] = ("the same", "a\udc80")
+    with pytest.raises(ValueError, match=r"sentence_pairs\[5\]\[1\] is not valid Unicode"):
+        m3.compute_score(pairs, batch_size=2)
+
+
+def test_scores_of_one_device(m3):
+    assert m3.compute_score_single_device(PAIRS, device="cpu:0") == m3.compute_score(PAIRS)
+    with pytest.raises(ValueError, match="was opened on cpu, not on 'cuda:0'"):
+        m3.compute_score_single_device(PAIRS, device=0)
+
+
 @pytest.mark.parametrize(
     ("pairs", "error", "message"),
     [
         ([("a",)], ValueError, r"sentence_pairs\[0\] must be a pair"),
         ([("a", "b"), ("a", "b", "c")], ValueError, r"sentence_pairs\[1\] must be a pair"),
         (["a", "b", "c"], ValueError, r"sentence_pairs\[0\] must be a pair"),
+        (iter(["query", "passage"]), ValueError, r"\[0\] must be a pair.* is 'query'"),
         ([("a", "b"), "cd"], ValueError, r"sentence_pairs\[1\] must be a pair"),
-        ([("a", None)], TypeError, "must hold strings, not NoneType"),
+        ([("a", None)], TypeError, "must hold strings, not None$"),
         ("ab", TypeError, "must be a pair of strings or a list of pairs, not str"),
-        (None, TypeError, "not NoneType"),
+        (None, TypeError, "not None$"),
     ],
 )
 def test_what_is_no_pair_is_an_error(m3, pairs, error, message):

@@ -273,6 +273,16 @@ def test_each_variant_has_values_of_its_own():
     assert cache.stats.entries == 2
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_nothing_is_shared_where_an_engine_takes_no_past(first):
+    without = Recorder("tensorrt-bf16")
+    without.past_names, without.past_token_bytes = (), 0
+    engines = [Recorder(), without] if first else [without, Recorder()]
+    cache = PrefixCache(1 << 20)
+    assert cache.share(engines, [tokens(40, 1), tokens(40, 2)]) is None
+    assert [engine.runs for engine in engines] == [[], []]
+
+
 @PROPERTY
 @given(
     st.lists(

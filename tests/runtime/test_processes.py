@@ -13,10 +13,13 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
-from bge_runtime import FlagModel
+from bge_runtime import FlagModel, selection
+from bge_runtime.embedder import Embedder
+from bge_runtime.engines import ov
 from bge_runtime.errors import BundleIntegrityError
 from tests.runtime.support import TEXTS, assert_same
 
@@ -241,6 +244,32 @@ def test_a_process_may_fork_while_another_thread_draws_a_progress_bar(tiny_bundl
     )
 
 
+@pytest.mark.parametrize("late", ["thread", "atexit"])
+def test_a_model_encodes_while_python_ends(tiny_bundle, tmp_path, late):
+    # An executor takes nothing any more once the main thread has ended.
+    done = run_program(
+        tmp_path,
+        """
+        import atexit
+
+        def work():
+            if sys.argv[2] == "thread":
+                threading.main_thread().join()
+            check(model, expected)
+            assert model.encode(["many short texts"] * 5000).shape == (5000, 48)
+            print("done", flush=True)
+
+        if sys.argv[2] == "thread":
+            threading.Thread(target=work).start()
+        else:
+            atexit.register(work)
+        """,
+        tiny_bundle,
+        late,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_model_is_an_argument_of_multiprocessing(tiny_bundle, tmp_path, method):
     run_program(
@@ -350,6 +379,22 @@ def test_a_copy_encodes_equally(tiny_bundle, duplicate):
 def test_a_pickle_is_small(model):
     # Weights and sessions stay behind: each worker opens the bundle itself.
     assert len(pickle.dumps(model)) < 10_000
+
+
+def test_a_copy_computes_in_what_its_own_machine_does(full_tiny_bundle, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(ov, "cpu_capabilities", lambda: ("FP32", "BF16"))
+        patch.setattr(selection, "_is_proven", lambda *_: True)
+        patch.setattr(Embedder, "_opened_engines", lambda self: {"cpu": SimpleNamespace(
+            past_names=(), info=SimpleNamespace(variant=self._variants["cpu"].name)
+        )})  # fmt: skip
+        there = FlagModel(str(full_tiny_bundle))
+        assert there.engine.info.variant == "openvino-bf16"
+        pickled = pickle.dumps(there)
+    monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32",))
+    here = pickle.loads(pickled)
+    assert here.engine.info.variant == "cpu-fp32"
+    assert here.encode(["text"]).shape == (1, 48)
 
 
 def test_unpickling_refuses_a_bundle_that_has_been_replaced(bundle_copy, tiny_mean_bundle):

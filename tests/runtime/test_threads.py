@@ -14,7 +14,7 @@ import pytest
 
 from bge_runtime import FlagModel, embedder, pipeline
 from bge_runtime.errors import InferenceError
-from tests.runtime.support import SAME_VALUE, TEXTS, WrappedEngine
+from tests.runtime.support import SAME_VALUE, TEXTS, WrappedEngine, assert_same
 
 # A hang fails after a minute instead of holding up the rest.
 pytestmark = pytest.mark.timeout(60)
@@ -235,3 +235,14 @@ def test_a_failed_call_leaves_no_thread_to_the_garbage_collector(
         assert not [t for t in threading.enumerate() if t.name.startswith("bge-")]
     finally:
         gc.enable()
+
+
+def test_where_no_thread_can_be_started_the_caller_computes(model, monkeypatch):
+    # Python 3.12 starts none in atexit, and a container may be at its limit of them.
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    texts = TEXTS * 300
+    expected = model.encode(texts)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert_same(model.encode(texts), expected)

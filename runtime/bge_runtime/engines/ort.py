@@ -91,7 +91,7 @@ class OrtEngine:
         """
         try:
             ort = self.load()
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise EngineNotInstalledError(
                 "variant "
                 f"{variant.name!r} runs on ONNX Runtime, and onnxruntime cannot be imported "

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -115,9 +116,14 @@ class OrtCudaEngine(OrtEngine):
         self, session: Any, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
-            results: list[NDArray[np.float32]] = self._workers.submit(
-                session.run, list(outputs), feeds, self._run_options
-            ).result()  # with no name for the future, an error keeps nothing of this frame
+            call = partial(session.run, list(outputs), feeds, self._run_options)
+            try:
+                under_way = [self._workers.submit(call)]
+            except RuntimeError:  # Python is ending, and executors take nothing any more
+                last: list[NDArray[np.float32]] = call()
+                return last
+            # Taken out before it is asked: an error would keep this frame, and the frame the error.
+            results: list[NDArray[np.float32]] = under_way.pop().result()
             return results
 
         if self._one_length is None:

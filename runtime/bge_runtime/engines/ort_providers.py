@@ -110,7 +110,7 @@ def what_lacks(provider: str) -> str | None:
     """Tell what a provider for NVIDIA's GPUs lacks here; None if it can be tried."""
     try:
         ort = load()
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return f"onnxruntime cannot be imported ({error})"
     if provider not in ort.get_available_providers():
         return f"the installed onnxruntime {ort.__version__} has no {provider}"

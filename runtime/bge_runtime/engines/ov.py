@@ -134,9 +134,15 @@ class OpenVinoEngine:
             return "openvino is not installed"
         if variant.device not in _DEVICES:
             return f"this version's openvino engine serves {', '.join(_DEVICES)} only"
-        if variant.precision == "bf16" and "BF16" not in cpu_capabilities():
-            return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
-        return None
+        if variant.precision != "bf16":
+            return None
+        try:
+            capabilities = cpu_capabilities()
+        except Exception as error:  # noqa: BLE001  # a shared library that is missing, say
+            return f"openvino cannot be imported ({error})"
+        if "BF16" in capabilities:
+            return None
+        return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
 
     def __init__(
         self,
@@ -151,7 +157,7 @@ class OpenVinoEngine:
         """Compile a model and check that it runs where and how it was asked to.
 
         Raises:
-            EngineNotInstalledError: If openvino is not installed.
+            EngineNotInstalledError: If openvino is not installed, or cannot be imported.
             DeviceError: If this engine does not serve the variant's device.
             PrecisionError: If the processor does not compute in the variant's precision.
             BundleError: If OpenVINO cannot read the graph.
@@ -159,7 +165,7 @@ class OpenVinoEngine:
         """
         try:
             ov = self.load()
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise EngineNotInstalledError(
                 f"variant {variant.name!r} runs on OpenVINO, and openvino cannot be imported "
                 f"({error}). Run `pip install 'bge-runtime[cpu]'`"

@@ -15,7 +15,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from bge_runtime.engines.ort_cuda import OrtCudaEngine
 from bge_runtime.engines.ort_providers import CUDA, TENSORRT
 from bge_runtime.errors import EngineError, ProviderError
 from bge_runtime.manifest import Variant
+from bge_runtime.terminal import on_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ def _held(lock: FileLock, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _clock(what: str) -> Iterator[None]:
     """Show on a terminal that something long is going on."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not on_terminal():
         yield
         return
     done = threading.Event()
