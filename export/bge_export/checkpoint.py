@@ -55,6 +55,9 @@ _POOLING_MODES = {
     "pooling_mode_lasttoken": "last_token",
 }
 
+ADAPTER = "adapter_config.json"
+"""What makes transformers load another model's weights and change them, where peft is installed."""
+
 _HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
 """Other people's exports, which many repositories hold."""
 
@@ -172,7 +175,7 @@ def inspect_checkpoint(
         )
     decoder = chosen_class in DECODER_CLASSES
     if decoder:
-        _check_decoder(config, source, chosen_class)
+        _check_decoder(config, source, facts, chosen_class)
         chosen_pooling = pooling or _pooling(root, source, facts, default="last_token")
     else:
         _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
@@ -183,6 +186,7 @@ def inspect_checkpoint(
             f"FlagEmbedding pools the last token of decoders, and may of {ENCODER_ONLY_M3}; "
             f"{source} is of class {chosen_class}, and its pooling would be {chosen_pooling}"
         )
+    instruction_format = facts.query_instruction_format if facts else "{}{}"
     heads = _check_heads(folder, source) if chosen_class == ENCODER_ONLY_M3 else ()
     return Checkpoint(
         folder=folder,
@@ -193,8 +197,9 @@ def inspect_checkpoint(
         config=config,
         model_class=chosen_class,
         pooling=chosen_pooling,
-        query_instruction=(facts and facts.query_instruction) or _query_prompt(root),
-        query_instruction_format=facts.query_instruction_format if facts else "{}{}",
+        query_instruction=(facts and facts.query_instruction)
+        or _instruction(root, instruction_format),
+        query_instruction_format=instruction_format,
         weight_files=(*_check_weights(folder, source), *heads),
     )
 
@@ -205,6 +210,11 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
         raise ExportError(f"{source} is a file; pass the checkpoint's folder")
     if (folder / "bge.json").exists():
         raise ExportError(f"{source} is a bundle already; pass it to the runtime as it is")
+    if (folder / ADAPTER).exists():
+        raise ExportError(
+            f"{source} holds a LoRA adapter ({ADAPTER}), which would not be in the graphs. Merge "
+            "it (peft's merge_and_unload), save the model in a folder of its own and export that"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -219,7 +229,9 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
     return config
 
 
-def _check_decoder(config: Mapping[str, Any], source: str, model_class: str) -> None:
+def _check_decoder(
+    config: Mapping[str, Any], source: str, facts: ModelFacts | None, model_class: str
+) -> None:
     for architecture in config.get("architectures") or ():
         for ending, kind in _HEADS_OF_OTHER_TASKS.items():
             if str(architecture).endswith(ending) and not ending.endswith(
@@ -230,6 +242,12 @@ def _check_decoder(config: Mapping[str, Any], source: str, model_class: str) -> 
         raise ExportError(
             f"{source} is of type {config.get('model_type')!r}, and this version exports decoders "
             f"of type {', '.join(DECODERS)} as {model_class}"
+        )
+    if "auto_map" in config and facts is None:
+        raise ExportError(
+            f"{source} brings its own model code (auto_map in its config.json), and a decoder's "
+            f"graph is built as transformers' own {config['model_type']}. If that code computes "
+            "the same, take auto_map out of a copy's config.json and export that"
         )
 
 
@@ -316,8 +334,20 @@ def _module_path(root: Path, source: str, kind: str, *, default: str) -> str:
     return paths.get(kind, default)
 
 
+def _instruction(root: Path, form: str) -> str | None:
+    """Take the instruction out of the query prompt of a sentence-transformers folder.
+
+    Such a prompt is all that stands before a query, so the instruction in its form. None if there
+    is none, or it has another form.
+    """
+    prompt = _query_prompt(root)
+    before, between, _ = form.split("{}")
+    if prompt is None or not (prompt.startswith(before) and prompt.endswith(between)):
+        return None
+    return prompt[len(before) : len(prompt) - len(between)] or None
+
+
 def _query_prompt(root: Path) -> str | None:
-    """Read the query prompt that a sentence-transformers folder states, if any."""
     path = root / "config_sentence_transformers.json"
     if not path.is_file():
         return None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
 from bge_export.output import check_output
-from bge_export.publishing import check_login, push
+from bge_export.publishing import check_target, push
 
 try:
     from bge_export.targets import select_decoder_targets, select_targets, target_table
@@ -124,14 +124,17 @@ def main(
     ):
         if wrong:
             raise click.UsageError(message)
-    # Ended by a supervisor, it cleans up as on Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # Ended by a supervisor, or with its terminal, it cleans up as on Ctrl-C.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _check_targets(model, model_class, targets, precisions)
-        output = output or _default_output(model, random_weights=random_weights)
+        output = (output or _default_output(model, random_weights=random_weights)).expanduser()
         check_output(output, force=force)
         if repo is not None:
-            check_login(repo)
+            check_target(repo)
         with ExitStack() as stack:
             bar = stack.enter_context(
                 tqdm(

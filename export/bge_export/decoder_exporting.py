@@ -34,7 +34,7 @@ from bge_export.exporting import (
     provenance,
     write_tokenizer,
 )
-from bge_export.loading import load_tokenizer
+from bge_export.loading import check_vocabulary, load_tokenizer
 from bge_export.output import check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu
 from bge_export.targets import DecoderTarget
@@ -142,6 +142,7 @@ def export_decoder(
         check_space(draft, needed)
         step("loading the tokenizer")
         tokenizer = load_tokenizer(checkpoint.folder, right_padding=False)
+        check_vocabulary(tokenizer, config.vocab_size, source=checkpoint.source)
         if checkpoint.model_class == DECODER_ONLY_ICL and tokenizer.clean_up_tokenization_spaces:
             raise ExportError(
                 f"the tokenizer of {checkpoint.source} cleans up spaces when it decodes, and "

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bge_export.checkpoint import Checkpoint
 from bge_export.graphs import write_graphs
 from bge_export.loading import (
+    check_vocabulary,
     load_encoder,
     load_heads,
     load_tokenizer,
@@ -154,6 +155,8 @@ def export_bundle(
         step("loading the checkpoint")
         tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
         encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
+        rows = encoder.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        check_vocabulary(tokenizer, rows, source=checkpoint.source)
         dim = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
         heads = load_heads(checkpoint, width=dim)
         wrapped = PooledEncoder(
@@ -358,6 +361,9 @@ def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokeniz
 
     These are sentence-transformers, optimum, TEI, transformers.js and fastembed.
     """
+    prompt = None
+    if model.query_instruction:  # all that stands before a query
+        prompt = model.query_instruction_format.format(model.query_instruction, "")
     # Where every tool cuts a text: where FlagModel does by default.
     sequence = min(model.max_length, 512)
     write_tokenizer(draft, tokenizer, max_length=sequence)
@@ -385,7 +391,7 @@ def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokeniz
         },
         "sentence_bert_config.json": {"max_seq_length": sequence, "do_lower_case": False},
         "config_sentence_transformers.json": {
-            "prompts": {"query": model.query_instruction} if model.query_instruction else {},
+            "prompts": {} if prompt is None else {"query": prompt},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },

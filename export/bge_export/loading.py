@@ -93,6 +93,22 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
     return heads
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int, *, source: str) -> None:
+    """Check that each token has an embedding; texts that prove a graph may hold none that lacks it.
+
+    Raises:
+        ExportError: If one has none.
+    """
+    beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        raise ExportError(
+            f"the tokenizer of {source} knows {len(beyond)} tokens that its model has no embedding "
+            f"for, such as {beyond[0]!r}: its vocabulary is of {rows}. Give the model embeddings "
+            "for them (resize_token_embeddings, and training), or pass the tokenizer that it was "
+            "trained with"
+        )
+
+
 def load_tokenizer(
     folder: Path, *, trust_remote_code: bool = False, right_padding: bool = True
 ) -> PreTrainedTokenizerFast:

@@ -92,11 +92,12 @@ def put_in_place(draft: Path, output: Path, *, force: bool) -> None:
         return
     # A folder cannot be replaced in one step; the old one is deleted last.
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-    output.rename(old / output.name)
     try:
+        output.rename(old / output.name)
         draft.rename(output)
     except BaseException:
-        (old / output.name).rename(output)
+        if not output.exists():
+            (old / output.name).rename(output)
         raise
     finally:
         if output.exists():

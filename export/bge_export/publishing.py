@@ -14,19 +14,31 @@ from bge_runtime.manifest import FILE_NAME, Manifest
 _CARD = "README.md"
 
 
-def check_login(repo: str) -> None:
-    """Check that somebody is logged in to the hub, before minutes of work.
+def check_target(repo: str) -> None:
+    """Check that a bundle can be pushed to ``OWNER/NAME``, before minutes of work.
 
     Raises:
-        ExportError: If the name has another form than ``OWNER/NAME``, nobody is logged
-            in or the hub cannot be reached.
+        ExportError: If the name has another form, nobody is logged in, the hub cannot be
+            reached, or the repository holds a checkpoint.
     """
     if not is_hub_id(repo):
         raise ExportError(f"--push-to-hub takes OWNER/NAME, and was given {repo!r}")
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     with _explained(f"cannot push to {repo}"):
-        HfApi().whoami()
+        hub = HfApi()
+        hub.whoami()
+        try:
+            there = hub.list_repo_files(repo)
+        except RepositoryNotFoundError:
+            return
+    weights = [name for name in there if name.endswith((".safetensors", ".bin"))]
+    if weights and FILE_NAME not in there:
+        raise ExportError(
+            f"{repo} holds a checkpoint ({weights[0]}), whose configuration a bundle's would "
+            "replace; push to a repository of its own"
+        )
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
@@ -62,7 +74,7 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
         operations += [
             CommitOperationDelete(path_in_repo=name)
             for name in there
-            if name.startswith(("onnx/", "openvino/")) and name not in names
+            if FILE_NAME in there and name.startswith(("onnx/", "openvino/")) and name not in names
         ]
         if _CARD not in there:
             card = model_card(manifest, repo).encode()

@@ -135,11 +135,11 @@ def find_bundle(
 
 def _content(folder: Path) -> str:
     """Hash a checkpoint: its files and those of its sentence-transformers modules."""
-    folders = [folder]
+    folders = [folder, folder / "1_Pooling"]  # read whether or not there is a list of modules
     # What is wrong with that file is for the export to say.
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        folders += sorted({folder / str(module["path"]) for module in modules} - {folder})
+        folders += sorted({folder / str(module["path"]) for module in modules} - {*folders})
     files = sorted(
         path
         for place in folders

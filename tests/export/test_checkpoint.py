@@ -49,6 +49,59 @@ def test_other_kinds_of_models_are_refused(checkpoint: Path, changes: dict, mess
         inspect(checkpoint)
 
 
+def test_a_decoder_with_code_of_its_own_is_refused(checkpoint: Path):
+    own = {
+        "model_type": "mistral",
+        "architectures": ["BiMistral"],
+        "auto_map": {"AutoModel": "a.B"},
+    }
+    change_config(checkpoint, **own)
+    for trust in (False, True):
+        with pytest.raises(ExportError, match="brings its own model code .* own mistral"):
+            inspect(checkpoint, pooling="last_token", trust_remote_code=trust)
+    # What that of a known model computes is known.
+    known = inspect(
+        checkpoint, pooling="last_token", source="Alibaba-NLP/gte-Qwen2-7B-instruct"
+    )  # fmt: skip
+    assert known.pooling == "last_token"
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_adapter_is_refused(checkpoint: Path, weights: bool):
+    (checkpoint / "adapter_config.json").write_text("{}")
+    if not weights:
+        (checkpoint / "config.json").unlink()
+        (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match=r"LoRA adapter.*merge_and_unload"):
+        inspect(checkpoint)
+
+
+QWEN3 = "Instruct: Given a web search query, retrieve passages\nQuery:"
+
+
+@pytest.mark.parametrize(
+    ("source", "prompt", "instruction"),
+    [
+        ("Qwen/Qwen3-Embedding-0.6B", QWEN3, "Given a web search query, retrieve passages"),
+        ("Qwen/Qwen3-Embedding-0.6B", "query: ", None),
+        ("Qwen/Qwen3-Embedding-0.6B", None, None),
+        ("me/mine", QWEN3, QWEN3),
+        ("me/mine", "query: ", "query: "),
+    ],
+)
+def test_an_instruction_is_what_the_prompt_holds_besides_its_form(
+    checkpoint: Path, source: str, prompt: str | None, instruction: str | None
+):
+    change_config(checkpoint, model_type="qwen3", architectures=["Qwen3ForCausalLM"])
+    (checkpoint / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {} if prompt is None else {"query": prompt}})
+    )
+    found = inspect(checkpoint, pooling="last_token", source=source)
+    assert found.query_instruction == instruction
+    if instruction is not None:
+        assert found.query_instruction_format.format(instruction, "") == prompt
+
+
 def test_a_name_known_as_a_decoder_has_to_be_one(checkpoint: Path):
     with pytest.raises(ExportError, match=r"type 'bert'.*decoder-only-icl"):
         inspect(checkpoint, source="BAAI/bge-en-icl")

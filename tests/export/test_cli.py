@@ -114,7 +114,11 @@ def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert refused.exit_code == 2
 
 
-def test_ended_by_a_supervisor_it_cleans_up(tiny_checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_ended_by_a_supervisor_or_with_its_terminal_it_cleans_up(
+    tiny_checkpoint: Path, tmp_path: Path, name: str
+):
+    number = getattr(signal, name)
     command = [
         sys.executable, "-m", "bge_export.cli", str(tiny_checkpoint),
         "--pooling", "cls", "--output", str(tmp_path / "bundle"),
@@ -123,9 +127,9 @@ def test_ended_by_a_supervisor_it_cleans_up(tiny_checkpoint: Path, tmp_path: Pat
         assert process.stderr is not None
         for line in process.stderr:
             if "tracing" in line:
-                process.terminate()
+                process.send_signal(number)
                 break
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.wait(timeout=60) == 128 + number
     assert list(tmp_path.iterdir()) == []
 
 

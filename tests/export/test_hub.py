@@ -135,7 +135,8 @@ push(Path(sys.argv[1]), sys.argv[2], private=False)
 
 
 def test_a_new_bundle_takes_the_old_ones_place(hub: LocalHub, tmp_path: Path, tiny_bundle: Path):
-    hub.add("me/tiny", {"README.md": b"mine", "onnx/old.onnx": b"old", "LICENSE": b"mine"})
+    old = {"README.md": b"mine", "onnx/old.onnx": b"old", "LICENSE": b"mine", "bge.json": b"{}"}
+    hub.add("me/tiny", old)
     environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
     pushed = run(environment, tmp_path, "-c", PUSH, str(tiny_bundle), "me/tiny")
     assert pushed.returncode == 0, pushed.stderr
@@ -143,6 +144,24 @@ def test_a_new_bundle_takes_the_old_ones_place(hub: LocalHub, tmp_path: Path, ti
     assert files["README.md"] == files["LICENSE"] == b"mine"
     assert "onnx/old.onnx" not in files
     assert files["bge.json"] == (tiny_bundle / "bge.json").read_bytes()
+
+
+def test_a_checkpoints_repository_is_refused_before_anything_is_exported(
+    hub: LocalHub, tmp_path: Path
+):
+    hub.add("me/model", {"model.safetensors": b"", "config.json": b"{}", "onnx/theirs.onnx": b""})
+    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
+    result = export(environment, tmp_path, "BAAI/bge-small-en", "--push-to-hub", "me/model")
+    assert result.returncode == 1
+    assert "me/model holds a checkpoint (model.safetensors), whose configuration" in result.stderr
+
+
+def test_other_peoples_graphs_stay(hub: LocalHub, tmp_path: Path, tiny_bundle: Path):
+    hub.add("me/tiny", {"onnx/theirs.onnx": b"theirs"})
+    environment = {**hub.environment(tmp_path), "HF_TOKEN": TOKEN}
+    pushed = run(environment, tmp_path, "-c", PUSH, str(tiny_bundle), "me/tiny")
+    assert pushed.returncode == 0, pushed.stderr
+    assert hub.repos["me/tiny"][hub.refs["me/tiny"]["main"]]["onnx/theirs.onnx"] == b"theirs"
 
 
 @pytest.mark.parametrize(
