@@ -57,7 +57,7 @@ def test_a_decoder_with_code_of_its_own_is_refused(checkpoint: Path):
     }
     change_config(checkpoint, **own)
     for trust in (False, True):
-        with pytest.raises(ExportError, match="brings its own model code .* own mistral"):
+        with pytest.raises(ExportError, match=r"brings its own model code .* own mistral"):
             inspect(checkpoint, pooling="last_token", trust_remote_code=trust)
     # What that of a known model computes is known.
     known = inspect(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_export.output import put_in_place
 from bge_runtime import FlagModel
 from bge_runtime.bundle import Bundle
 from bge_runtime.errors import ExportError
@@ -412,3 +413,33 @@ def test_sentence_transformers_folder_of_the_old_layout(tiny_checkpoint: Path, t
     assert (manifest.model.name, manifest.model.pooling) == ("st", "mean")
     assert manifest.model.query_instruction == "find: "
     assert manifest.provenance.source == str(root)
+
+
+def test_a_token_without_an_embedding_is_refused(tiny_checkpoint: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.add_tokens(["<acme>"])
+    tokenizer.save_pretrained(checkpoint)
+    with pytest.raises(ExportError, match=r"1 tokens that its model has no embedding.*'<acme>'"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+def test_an_end_between_two_renames_brings_the_old_bundle_back(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    draft = shutil.copytree(bundle_copy, tmp_path / "draft")
+    rename = Path.rename
+
+    def ended(self: Path, target: Path) -> None:
+        rename(self, target)
+        if self == bundle_copy:  # a signal's handler raises when the call returns
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "rename", ended)
+    with pytest.raises(SystemExit):
+        put_in_place(draft, bundle_copy, force=True)
+    monkeypatch.undo()
+    assert (bundle_copy / "bge.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [bundle_copy.name, "draft"]

@@ -276,6 +276,14 @@ def test_pooling_is_part_of_what_is_exported(checkpoint, exports):
     assert len(exports) == 2
 
 
+def test_pooling_counts_where_no_list_of_modules_names_it(checkpoint, exports):
+    assert not (checkpoint / "modules.json").exists()
+    assert FlagModel(str(checkpoint)).bundle.manifest.model.pooling == "cls"
+    (checkpoint / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert FlagModel(str(checkpoint)).bundle.manifest.model.pooling == "mean"
+    assert len(exports) == 2
+
+
 def test_a_fine_tuned_m3_is_exported_with_its_heads(tiny_m3_checkpoint, exports, tmp_path):
     checkpoint = shutil.copytree(tiny_m3_checkpoint, tmp_path / "fine-tuned")
     model = BGEM3FlagModel(str(checkpoint), use_fp16=False)
