@@ -119,8 +119,13 @@ def test_ended_by_a_supervisor_or_with_its_terminal_it_cleans_up(
     tiny_checkpoint: Path, tmp_path: Path, name: str
 ):
     number = getattr(signal, name)
+    # The tests may run under nohup, which has the exporter go on without a terminal.
+    code = (
+        f"import signal; signal.signal(signal.{name}, signal.SIG_DFL)\n"
+        "from bge_export.cli import main; main()"
+    )
     command = [
-        sys.executable, "-m", "bge_export.cli", str(tiny_checkpoint),
+        sys.executable, "-c", code, str(tiny_checkpoint),
         "--pooling", "cls", "--output", str(tmp_path / "bundle"),
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
