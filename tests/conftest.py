@@ -55,8 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker more than processors, since many a test waits for a process that it started.
 
-    On 2 cores the suite took 11:05 minutes with three workers and 13:19 with two. Each takes
-    memory, too, so there are 4 at most.
+    Two left a tenth to a fifth of 2 cores idle, by CPU time against time; three leave a twentieth.
+    Each takes memory, too, so there are 4 at most.
     """
     return min(4, usable_cpus() + 1)
 

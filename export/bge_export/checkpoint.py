@@ -55,7 +55,7 @@ _POOLING_MODES = {
     "pooling_mode_lasttoken": "last_token",
 }
 
-ADAPTER = "adapter_config.json"
+_ADAPTER = "adapter_config.json"
 """What makes transformers load another model's weights and change them, where peft is installed."""
 
 _HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
@@ -210,9 +210,9 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
         raise ExportError(f"{source} is a file; pass the checkpoint's folder")
     if (folder / "bge.json").exists():
         raise ExportError(f"{source} is a bundle already; pass it to the runtime as it is")
-    if (folder / ADAPTER).exists():
+    if (folder / _ADAPTER).exists():
         raise ExportError(
-            f"{source} holds a LoRA adapter ({ADAPTER}), which would not be in the graphs. Merge "
+            f"{source} holds a LoRA adapter ({_ADAPTER}), which would not be in the graphs. Merge "
             "it (peft's merge_and_unload), save the model in a folder of its own and export that"
         )
     try:

@@ -361,9 +361,9 @@ def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokeniz
 
     These are sentence-transformers, optimum, TEI, transformers.js and fastembed.
     """
-    prompt = None
-    if model.query_instruction:  # all that stands before a query
-        prompt = model.query_instruction_format.format(model.query_instruction, "")
+    prompts = {}
+    if model.query_instruction:  # a prompt is all that stands before a query
+        prompts["query"] = model.query_instruction_format.format(model.query_instruction, "")
     # Where every tool cuts a text: where FlagModel does by default.
     sequence = min(model.max_length, 512)
     write_tokenizer(draft, tokenizer, max_length=sequence)
@@ -391,7 +391,7 @@ def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokeniz
         },
         "sentence_bert_config.json": {"max_seq_length": sequence, "do_lower_case": False},
         "config_sentence_transformers.json": {
-            "prompts": {} if prompt is None else {"query": prompt},
+            "prompts": prompts,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },

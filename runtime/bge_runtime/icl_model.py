@@ -213,7 +213,7 @@ class FlagICLModel(FlagDecoder):
         batch_size: int = 256,
         max_length: int = 512,
         convert_to_numpy: bool = True,
-        device: str | None = None,
+        device: str | int | None = None,
         *,
         pad_to_multiple_of: int | None = None,  # noqa: ARG002
         show_progress_bar: bool | None = None,

@@ -293,7 +293,7 @@ class BGEM3FlagModel(FlagBase):
         return_dense: bool = True,
         return_sparse: bool = False,
         return_colbert_vecs: bool = False,
-        device: str | None = None,
+        device: str | int | None = None,
         *,
         sparse_format: SparseFormat = "dict",
         convert_to_numpy: bool | None = None,  # noqa: ARG002
@@ -469,7 +469,7 @@ class BGEM3FlagModel(FlagBase):
         max_query_length: int = 512,
         max_passage_length: int = 512,
         weights_for_different_modes: Sequence[float] | None = None,
-        device: str | None = None,
+        device: str | int | None = None,
     ) -> dict[str, Any] | list[Any]:
         """As `compute_score`, on one device that the model was opened on; None for the first."""
         return self._scores(

@@ -29,17 +29,17 @@ each one twice the texts of the last: tokenising is 2.4 to 4.6 times as fast as 
 (an H200 with 16 processors)."""
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Background(Generic[T]):
+class Background(Generic[_T]):
     """A call in a thread of its own, or in this one where none can be started any more.
 
     Not an executor's: those refuse work as soon as the main thread has ended, while Python still
     waits for the other threads. Later, in ``atexit``, Python 3.12 starts none at all.
     """
 
-    def __init__(self, name: str, call: Callable[[], T]) -> None:
+    def __init__(self, name: str, call: Callable[[], _T]) -> None:
         """Begin the call."""
         self._error: BaseException | None = None
         self._thread = threading.Thread(name=name, target=self._run, args=(call,))
@@ -48,7 +48,7 @@ class Background(Generic[T]):
         except RuntimeError:
             self._run(call)
 
-    def _run(self, call: Callable[[], T]) -> None:
+    def _run(self, call: Callable[[], _T]) -> None:
         try:
             self._result = call()
         except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
@@ -59,7 +59,7 @@ class Background(Generic[T]):
         if self._thread.ident is not None:
             self._thread.join()
 
-    def result(self) -> T:
+    def result(self) -> _T:
         """Wait for the call, and give what it gave, or raise what it raised."""
         self.wait()
         # Kept here, it would keep the frames that it came through, and one of them would keep it.

@@ -60,10 +60,8 @@ def test_a_decoder_with_code_of_its_own_is_refused(checkpoint: Path):
         with pytest.raises(ExportError, match=r"brings its own model code .* own mistral"):
             inspect(checkpoint, pooling="last_token", trust_remote_code=trust)
     # What that of a known model computes is known.
-    known = inspect(
-        checkpoint, pooling="last_token", source="Alibaba-NLP/gte-Qwen2-7B-instruct"
-    )  # fmt: skip
-    assert known.pooling == "last_token"
+    known = "Alibaba-NLP/gte-Qwen2-7B-instruct"
+    assert inspect(checkpoint, pooling="last_token", source=known).pooling == "last_token"
 
 
 @pytest.mark.parametrize("weights", [True, False])

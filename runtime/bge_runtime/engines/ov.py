@@ -139,7 +139,7 @@ class OpenVinoEngine:
         try:
             capabilities = cpu_capabilities()
         except Exception as error:  # noqa: BLE001  # a shared library that is missing, say
-            return f"openvino cannot be imported ({error})"
+            return f"openvino cannot be used ({error})"
         if "BF16" in capabilities:
             return None
         return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
