@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from bge_runtime.cgroups import own_groups
+
 _CPU_INFO = Path("/proc/cpuinfo")
 
 _PRODUCTS_IN_8_BITS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
@@ -23,29 +25,38 @@ _EXTENSIONS = _PRODUCTS_IN_8_BITS | {
 def usable_cpus() -> int:
     """Count the processors this process may use.
 
-    The affinity mask and a container's CPU quota both count: threads beyond them
-    would only take turns.
+    The affinity mask, to which a container's set of processors comes down, and the CPU quotas of
+    this process's control groups count: threads beyond them would only take turns.
     """
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         count = os.cpu_count() or 1
-    quota = _container_quota()
-    return max(count if quota is None else min(count, quota), 1)
+    return max(min([count, *_quotas()]), 1)
 
 
-def _container_quota() -> int | None:
-    """Give the processors that a container's quota comes to, rounded up; None without one."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        return None if quota == "max" else -(-int(quota) // int(period))
-    with contextlib.suppress(
-        OSError, ValueError, ZeroDivisionError
-    ):  # version 1 of cgroups; -1 is no limit
-        us = int((_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text())
-        period_us = int((_CGROUP / "cpu" / "cpu.cfs_period_us").read_text())
-        return -(-us // period_us) if us > 0 else None
-    return None
+def default_threads() -> int:
+    """Return how many threads compute where nobody said: `usable_cpus`, or fewer.
+
+    ``OMP_NUM_THREADS`` is how operators keep libraries of a container to a share of it, and
+    PyTorch obeys it. Of a list, one for each level of nesting, the first counts.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    limit = int(asked) if asked.isdecimal() else 0
+    return min(usable_cpus(), limit) if limit > 0 else usable_cpus()
+
+
+def _quotas() -> Iterator[int]:
+    """List the processors that each quota comes to, rounded up."""
+    for version, group in own_groups("cpu"):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            if version == 2:  # "max" is no limit, and no number
+                quota, period = (group / "cpu.max").read_text().split()
+            else:  # -1 is none
+                quota = (group / "cpu.cfs_quota_us").read_text()
+                period = (group / "cpu.cfs_period_us").read_text()
+            if int(quota) > 0:
+                yield -(-int(quota) // int(period))
 
 
 def cpu_model() -> str:

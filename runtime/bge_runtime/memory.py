@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from bge_runtime.cgroups import own_groups
+
 _MEMORY_INFO = Path("/proc/meminfo")
+
+_FILES = {
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    # Above "high" a process is slowed down until it is as good as stopped.
+    2: (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+}
+"""By version of control groups: files of limits and of use, and a field of ``memory.stat``."""
 
 
 def available_memory() -> int | None:
-    """Give the bytes that can be taken without swapping, a container's limit included.
+    """Return the bytes that can be taken without swapping, limits of control groups included.
 
     Returns:
         None where the system does not say: on macOS and Windows.
     """
-    left = [bytes_ for bytes_ in (_of_machine(), _of_container()) if bytes_ is not None]
-    return min(left, default=None)
+    machine = _of_machine()
+    return min([*([] if machine is None else [machine]), *_of_groups()], default=None)
 
 
 def _of_machine() -> int | None:
@@ -27,21 +36,15 @@ def _of_machine() -> int | None:
     return None
 
 
-def _of_container() -> int | None:
-    """Give what a container's limit leaves; None without a limit."""
-    for folder, limit, used, idle in (
-        (_CGROUP, "memory.max", "memory.current", "inactive_file"),
-        (
-            _CGROUP / "memory",  # version 1 of cgroups
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
+def _of_groups() -> Iterator[int]:
+    """List what each limit leaves: of this process's control group, and of those above it."""
+    for version, group in own_groups("memory"):
+        limits, used, idle = _FILES[version]
         with contextlib.suppress(OSError, ValueError):
-            most = int((folder / limit).read_text())  # "max", or a huge number, is no limit
-            taken = int((folder / used).read_text())
-            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((group / used).read_text())
+            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             # Files that nobody has read lately count as used, and are let go of on demand.
-            return most - taken + int(facts.get(idle, 0))
-    return None
+            taken -= int(facts.get(idle, 0))
+            for limit in limits:
+                with contextlib.suppress(OSError, ValueError):  # "max" is none, and no number
+                    yield max(int((group / limit).read_text()) - taken, 0)

@@ -1,46 +1,33 @@
-"""How many processors may be used: the affinity mask and a container's quota both count."""
+"""What processors there are: how many threads compute, and what they can do."""
 
 from __future__ import annotations
 
 import pytest
 
-from bge_runtime import cpus
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    """A machine of eight processors whose cgroup files are the returned folder's."""
-    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cpus, "_CGROUP", tmp_path)
-    return tmp_path
+from bge_runtime import FlagModel, cpus
 
 
 @pytest.mark.parametrize(
-    ("files", "count"),
+    ("value", "threads"),
     [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "200000 100000\n"}, 2),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu.max": "3200000 100000\n"}, 8),
-        ({"cpu.max": "nonsense"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "0\n"}, 8),
+        *[("1", 1), ("3", 3), (" 3 ", 3), ("3,1", 3), ("16", 8)],
+        *[("", 8), ("0", 8), ("-2", 8), ("two", 8), ("1.5", 8), ("²", 8), (",3", 8)],
     ],
 )
-def test_a_containers_quota_counts(machine, files, count):
-    (machine / "cpu").mkdir()
-    for name, content in files.items():
-        (machine / name).write_text(content)
-    assert cpus.usable_cpus() == count
+def test_omp_num_threads_lowers_the_number_of_threads(monkeypatch, value, threads):
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert cpus.default_threads() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert cpus.default_threads() == 8
 
 
-def test_the_affinity_mask_counts(machine, monkeypatch):
-    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: {3}, raising=False)
-    (machine / "cpu.max").write_text("400000 100000\n")
-    assert cpus.usable_cpus() == 1
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_take_as_many_threads_unless_told_otherwise(full_tiny_bundle, monkeypatch, engine):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for threads, expected in ((None, 1), (2, 2)):
+        model = FlagModel(str(full_tiny_bundle), engine=engine, use_fp16=False, threads=threads)
+        assert model.engine.info.threads == min(expected, cpus.usable_cpus())
 
 
 X86 = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 {}\n\nflags\t\t: other\n"

@@ -11,14 +11,13 @@ import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel, memory, side_by_side
+from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel, side_by_side
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import EngineInfo, open_engine
 from bge_runtime.errors import BundleError, EngineError, InferenceError
@@ -456,50 +455,3 @@ def test_copies_and_children_open_their_own(on_openvino, full_tiny_bundle, at_on
     shared.drop_engines_of_parent()  # as in the child of a fork
     assert_same(shared.encode(TEXTS), expected)
     assert opened_by(shared) is not apart
-
-
-# -- Memory that is left --------------------------------------------------------------------
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    """A machine with 8,000 kB left, whose cgroup files are the returned folder's."""
-    monkeypatch.setattr(memory, "_MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    (tmp_path / "memory").mkdir()
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("files", "left"),
-    [
-        ({}, 8_192_000),
-        ({"memory.max": "max\n", "memory.current": "5\n", "memory.stat": ""}, 8_192_000),
-        ({"memory.max": "3000", "memory.current": "1000", "memory.stat": "anon 9\n"}, 2000),
-        (
-            {"memory.max": "3000", "memory.current": "1000", "memory.stat": "inactive_file 400\n"},
-            2400,
-        ),
-        ({"memory.max": "3000"}, 8_192_000),
-        (
-            {
-                "memory/memory.limit_in_bytes": "3000",
-                "memory/memory.usage_in_bytes": "2000",
-                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300\n",
-            },
-            1300,
-        ),
-        ({"meminfo": ""}, None),
-        ({"meminfo": "MemAvailable: much"}, None),
-    ],
-)
-def test_memory_that_is_left_is_what_machine_and_container_allow(machine, files, left):
-    for name, content in files.items():
-        (machine / name).write_text(content)
-    assert memory.available_memory() == left
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says")
-def test_this_machine_has_some_left():
-    assert memory.available_memory() > 1 << 20

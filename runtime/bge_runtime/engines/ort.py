@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.cpus import usable_cpus
+from bge_runtime.cpus import default_threads
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import (
     EngineInfo,
@@ -110,7 +110,7 @@ class OrtEngine:
         self._ort = ort
         self._bundle, self._graph = bundle, bundle.graph(variant.graph)
         self._index = index
-        self._threads = threads or usable_cpus()
+        self._threads = threads or default_threads()
         # However many threads call it, no more compute than were asked for.
         self._turns = threading.BoundedSemaphore(self._threads)
         self._leading = threading.Lock()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.cpus import usable_cpus
+from bge_runtime.cpus import default_threads
 from bge_runtime.engines.base import (
     EngineInfo,
     PastInputs,
@@ -176,7 +176,7 @@ class OpenVinoEngine:
                 f"requested {variant.precision} on {variant.device!r}, but this version's openvino "
                 f"engine serves {', '.join(_PRECISIONS)} on {', '.join(_DEVICES)}"
             )
-        threads = threads or usable_cpus()
+        threads = threads or default_threads()
         if (reason := self.why_not(variant)) is not None:
             raise PrecisionError(
                 f"requested {variant.precision}, but {reason}. "
