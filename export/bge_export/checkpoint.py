@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bge_runtime.errors import ExportError
+from bge_runtime.files import check_not_pointer, local_path, read_json
+from bge_runtime.folders import ADAPTER_FILE, explain_adapter, explain_no_model
 from bge_runtime.hub import explained, is_hub_id
+from bge_runtime.manifest import FILE_NAME
 from bge_runtime.registry import (
     DECODER_CLASSES,
     DECODER_ONLY_BASE,
@@ -54,9 +57,6 @@ _POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last_token",
 }
-
-_ADAPTER = "adapter_config.json"
-"""What makes transformers load another model's weights and change them, where peft is installed."""
 
 _HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
 """Other people's exports, which many repositories hold."""
@@ -108,7 +108,7 @@ def find_checkpoint(
         ExportError: If there is no such folder.
         HubError: If the hub does not give it.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source, error=ExportError)
     if folder.exists():
         if revision is not None:
             raise ExportError(f"--revision is for hub ids, and {source} is a local path")
@@ -205,27 +205,16 @@ def inspect_checkpoint(
 
 
 def _read_config(folder: Path, source: str) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise ExportError(f"{source} is a file; pass the checkpoint's folder")
-    if (folder / "bge.json").exists():
+    if folder.is_file():
+        raise ExportError(f"{source} is not a checkpoint: {explain_no_model(folder)}")
+    if (folder / FILE_NAME).exists():
         raise ExportError(f"{source} is a bundle already; pass it to the runtime as it is")
-    if (folder / _ADAPTER).exists():
-        raise ExportError(
-            f"{source} holds a LoRA adapter ({_ADAPTER}), which would not be in the graphs. Merge "
-            "it (peft's merge_and_unload), save the model in a folder of its own and export that"
-        )
+    if (folder / ADAPTER_FILE).exists():
+        raise ExportError(f"{source} cannot be exported: {explain_adapter(folder)}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(folder / "config.json", error=ExportError)
     except FileNotFoundError:
-        raise ExportError(
-            f"{source} has no config.json, so it is not a checkpoint; pass the folder that "
-            "save_pretrained wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ExportError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise ExportError(f"{path} is not a JSON object")
+        raise ExportError(f"{source} is not a checkpoint: {explain_no_model(folder)}") from None
     return config
 
 
@@ -284,12 +273,7 @@ def _pooling(
 ) -> str:
     path = _pooling_file(folder, source)
     if path is not None:
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ExportError(f"cannot read {path}: {error}") from error
-        if not isinstance(config, dict):
-            raise ExportError(f"{path} is not a JSON object")
+        config = read_json(path, error=ExportError)
         modes = [mode for key, mode in _POOLING_MODES.items() if config.get(key)]
         if "pooling_mode" in config:  # sentence-transformers 5.4 and later
             mode = config["pooling_mode"]
@@ -320,9 +304,9 @@ def _module_path(root: Path, source: str, kind: str, *, default: str) -> str:
     if not path.is_file():
         return default
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = read_json(path, error=ExportError, kind=list)
         paths = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
     unknown = sorted(set(paths) - set(_MODULES))
     if unknown:
@@ -352,9 +336,9 @@ def _query_prompt(root: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+        prompts = read_json(path, error=ExportError).get("prompts") or {}
         return prompts.get("query") or None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, AttributeError) as error:
         raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
 
 
@@ -378,23 +362,33 @@ def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
     elif index.is_file() or pickled_index.is_file():
         path = index if index.is_file() else pickled_index
         try:
-            names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(read_json(path, error=ExportError)["weight_map"].values()))
+        except (OSError, KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
     elif pickled.is_file():
         names = [pickled.name]
     else:
+        for path in (single, pickled):
+            if path.is_symlink():
+                raise ExportError(_dangling(path))
         raise ExportError(
             f"{source} has no weights: neither model.safetensors nor pytorch_model.bin is in "
-            f"{folder}. Download it whole, or pass --random-weights with a model's name"
+            f"{folder}. Download it whole"
         )
     for name in names:
         path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise ExportError(_dangling(path))
         if not path.is_file():
             raise ExportError(f"{path}, which the index names, is missing; download it again")
+        check_not_pointer(path, error=ExportError)
         if path.suffix == ".safetensors":
             read_safetensors_header(path)
     return tuple(names)
+
+
+def _dangling(path: Path) -> str:
+    return f"{path} is a link to {path.readlink()}, which is not there; download it again"
 
 
 def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
@@ -409,6 +403,7 @@ def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ExportError: If the file is damaged or short.
     """
+    check_not_pointer(path, error=ExportError)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -430,7 +425,7 @@ def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
         if end != size:
             raise ValueError(f"{size:,} bytes where the header calls for {end:,}")
     except (
-        OSError, ValueError, LookupError, TypeError, AttributeError, struct.error
+        OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error
     ) as error:  # fmt: skip
         raise ExportError(f"{path} is damaged ({error}); download it again") from error
     return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from bge_runtime import integrity, manifest
 from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
+from bge_runtime.files import check_not_pointer, local_path
+from bge_runtime.folders import explain_renewal
 from bge_runtime.manifest import HEAD_OUTPUTS, Graph, Manifest
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -17,8 +20,6 @@ PARITY_FILE = "parity.npz"
 
 COLBERT_TOKENS = 64
 """Most tokens of a text whose ColBERT vectors are kept as a reference."""
-
-_EXPORT_AGAIN = "copy the bundle again, or export it again with bge-export --force"
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,20 @@ class Bundle:
             BundleError: If its manifest is damaged.
         """
         # Absolute, so that a later change of directory cannot move the model.
-        folder = Path(path).expanduser().absolute()
+        folder = local_path(path, error=ModelNotFoundError)
         manifest_path = folder / manifest.FILE_NAME
         try:
-            text = manifest_path.read_text(encoding="utf-8")
+            content = manifest_path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise ModelNotFoundError(
                 f"no bundle at {str(path)!r}: {folder} holds no {manifest.FILE_NAME}"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"cannot read {manifest_path}: {error}") from error
-        return cls(folder, Manifest.from_json(text, where=str(manifest_path)))
+        except OSError as error:
+            raise BundleError(f"cannot read {manifest_path}: {error.strerror}") from error
+        return cls(
+            folder,
+            Manifest.from_json(content, where=str(manifest_path), remedy=explain_renewal(folder)),
+        )
 
     @property
     def tokenizer_file(self) -> Path:
@@ -87,7 +91,7 @@ class Bundle:
         except KeyError:
             raise BundleError(
                 f"{self.path / manifest.FILE_NAME} names a graph {key!r} that it does not "
-                f"describe; {_EXPORT_AGAIN}"
+                f"describe; {explain_renewal(self.path)}"
             ) from None
 
     def reference(self) -> Reference:
@@ -113,27 +117,30 @@ class Bundle:
         if unlisted:
             raise BundleIntegrityError(
                 f"{self.path / manifest.FILE_NAME} lists no size and hash for "
-                f"{', '.join(sorted(unlisted))}; {_EXPORT_AGAIN}"
+                f"{', '.join(sorted(unlisted))}; {explain_renewal(self.path)}"
             )
         for name, expected in self.manifest.files.items():
             path = self.path / name
             try:
                 size = path.stat().st_size
                 if size != expected.size_bytes:
+                    check_not_pointer(path, error=BundleIntegrityError)
                     raise BundleIntegrityError(
                         f"{path} has {size:,} bytes and should have "
-                        f"{expected.size_bytes:,}; {_EXPORT_AGAIN}"
+                        f"{expected.size_bytes:,}; {explain_renewal(self.path)}"
                     )
                 once = name in weights and not hash_weights
                 sha256 = (integrity.remembered_sha256 if once else integrity.file_sha256)(path)
             except FileNotFoundError:
-                raise BundleIntegrityError(f"{path} is missing; {_EXPORT_AGAIN}") from None
+                raise BundleIntegrityError(
+                    f"{path} is missing; {explain_renewal(self.path)}"
+                ) from None
             except OSError as error:
-                raise BundleIntegrityError(f"cannot read {path}: {error}") from error
+                raise BundleIntegrityError(f"cannot read {path}: {error.strerror}") from error
             if sha256 != expected.sha256:
                 raise BundleIntegrityError(
                     f"{path} has changed since it was exported (its sha256 is {sha256[:12]}… "
-                    f"and should be {expected.sha256[:12]}…); {_EXPORT_AGAIN}"
+                    f"and should be {expected.sha256[:12]}…); {explain_renewal(self.path)}"
                 )
 
 
@@ -190,5 +197,7 @@ class Reference:
                     vectors=data["vectors"],
                     **{name: data[name] for name in HEAD_OUTPUTS if name in data},
                 )
-        except (OSError, ValueError, KeyError) as error:
-            raise BundleError(f"cannot read {path}: {error}; {_EXPORT_AGAIN}") from error
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+            raise BundleError(
+                f"cannot read {path}: {error}; {explain_renewal(path.parent)}"
+            ) from error

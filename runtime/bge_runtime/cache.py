@@ -6,8 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
+
+from bge_runtime.errors import BgeError
+from bge_runtime.files import read_json
 
 
 def cache_folder() -> Path:
@@ -25,8 +29,8 @@ def cache_folder() -> Path:
 
 def recall(kind: str, key: str) -> Any:
     """Read a note back; None if there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(_path(kind, key).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, BgeError):
+        return read_json(_path(kind, key), error=BgeError, kind=object)
     return None
 
 
@@ -41,10 +45,13 @@ def note(kind: str, key: str, document: object) -> None:
     with contextlib.suppress(OSError):
         path = _path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written whole under another name: two processes may do this at once.
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(document), encoding="utf-8")
-        draft.replace(path)
+        # Written whole under another name: two processes or threads may do this at once.
+        draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        try:
+            draft.write_text(json.dumps(document), encoding="utf-8")
+            draft.replace(path)
+        except OSError:  # a full disk, say
+            draft.unlink(missing_ok=True)
 
 
 def _path(kind: str, key: str) -> Path:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from bge_runtime import __version__
 from bge_runtime.auto_model import AnyFlagModel, FlagAutoModel
 from bge_runtime.errors import BgeError
+from bge_runtime.files import read_json
 from bge_runtime.icl_model import FlagICLModel
 from bge_runtime.m3_model import BGEM3FlagModel, M3Output
 from bge_runtime.registry import DECODER_ONLY_ICL
@@ -223,13 +224,15 @@ def _prepare_for_queries(
 
 def _read_examples(file: str) -> list[Any]:
     try:
-        examples = json.loads(Path(file).read_text("utf-8-sig"))
-    except OSError as error:
+        examples: list[Any] = read_json(
+            Path(file),
+            error=InputError,
+            kind=list,
+            remedy="--examples takes a JSON list of objects with query, response and instruct",
+            encoding="utf-8-sig",
+        )
+    except FileNotFoundError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
-    if not isinstance(examples, list):
-        raise InputError(f"{file} holds no JSON list of examples, but {type(examples).__name__}")
     return examples
 
 

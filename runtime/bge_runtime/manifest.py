@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bge_runtime.errors import BundleError, BundleVersionError
+from bge_runtime.files import parse_json
 from bge_runtime.parity import Parity
 
 FILE_NAME = "bge.json"
@@ -210,23 +211,31 @@ class Manifest:
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str) -> Manifest:
+    def from_json(
+        cls,
+        text: bytes | str,
+        *,
+        where: str,
+        remedy: str = "export the model again with bge-export",
+    ) -> Manifest:
         """Parse the text of a ``bge.json``.
 
         Args:
-            text: The file's content.
+            text: The file's content, in UTF-8.
             where: Path to name in errors.
+            remedy: What helps if it is damaged, for errors.
 
         Raises:
             BundleVersionError: If it was written for a newer format.
             BundleError: If it is not a bundle's manifest, or is damaged.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise BundleError(
-                f"{where} is not valid JSON ({error}); export the model again with bge-export"
-            ) from error
+        data = parse_json(
+            text,
+            where=where,
+            error=BundleError,
+            kind=object,
+            remedy=remedy,
+        )
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BundleError(
                 f"{where} is not a bundle manifest: it does not say "
@@ -250,8 +259,7 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(
-                f"{where} is damaged ({type(error).__name__}: {error}); "
-                "export the model again with bge-export"
+                f"{where} is damaged ({type(error).__name__}: {error}); {remedy}"
             ) from error
 
 

@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from bge_runtime import cache, integrity
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import ExportError, HubError, ModelNotFoundError
+from bge_runtime.errors import BgeError, ExportError, HubError, ModelNotFoundError
+from bge_runtime.files import local_path, read_json
+from bge_runtime.folders import explain_no_model, is_model
 from bge_runtime.hub import find_snapshot, is_hub_id
 from bge_runtime.manifest import FILE_NAME, FORMAT_VERSION
 from bge_runtime.registry import find_model
@@ -90,16 +92,15 @@ def find_bundle(
         ValueError: If a revision is given for a folder.
     """
     options = options or ExportOptions()
+    folder = local_path(model, error=ModelNotFoundError)
     name = str(model)
-    folder = Path(model).expanduser().absolute()
     if folder.exists() and revision is not None:
         raise ValueError(f"revision={revision!r} is for hub ids, and {name} is a local path")
     if (folder / FILE_NAME).is_file():
         return folder
     if folder.exists():
-        if not any((folder / mark).is_file() for mark in ("config.json", "modules.json")):
-            reason = "that folder holds no model"
-            raise _not_found(name, reason, source="MODEL", output="FOLDER", options=options)
+        if not is_model(folder):
+            raise ModelNotFoundError(f"no model at {name!r}: {explain_no_model(folder)}")
         source, identity = str(folder), _content(folder)
     elif is_hub_id(name):
         try:
@@ -113,7 +114,7 @@ def find_bundle(
         facts = find_model(name)
         raise _not_found(
             name,
-            "there is no such folder",
+            explain_no_model(folder),
             source=facts.hub_id if facts else "MODEL",
             output=folder.name,
             options=options,
@@ -137,8 +138,8 @@ def _content(folder: Path) -> str:
     """Hash a checkpoint: its files and those of its sentence-transformers modules."""
     folders = [folder, folder / "1_Pooling"]  # read whether or not there is a list of modules
     # What is wrong with that file is for the export to say.
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(BgeError, OSError, LookupError, TypeError):
+        modules = read_json(folder / "modules.json", error=ModelNotFoundError, kind=list)
         folders += sorted({folder / str(module["path"]) for module in modules} - {*folders})
     files = sorted(
         path

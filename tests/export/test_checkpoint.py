@@ -111,6 +111,7 @@ def test_the_pseudo_moe_class_is_refused_by_name(checkpoint: Path):
 
 
 def test_folder_without_config(tmp_path: Path):
+    (tmp_path / "README.md").write_text("")
     with pytest.raises(ExportError, match=r"no config\.json"):
         inspect(tmp_path)
 

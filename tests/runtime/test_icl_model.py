@@ -284,8 +284,8 @@ def test_the_command_takes_examples_from_a_file(icl_bundle, tmp_path):
     ("content", "message"),
     [
         (None, "cannot read"),
-        ("[", "is not JSON"),
-        ("null", "holds no JSON list of examples"),
+        ("[", "is not valid JSON"),
+        ("null", "is not a JSON list; --examples takes a JSON list"),
         ('[{"query": "a"}]', r"examples_for_task\[0\] needs"),
     ],
 )

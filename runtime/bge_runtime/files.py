@@ -1,0 +1,161 @@
+"""Files and paths that others made: each fault of theirs is one sentence and one kind of error."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bge_runtime.errors import BgeError
+
+_POINTER_START = b"version https://git-lfs.github.com/spec/"
+_LARGEST_POINTER_BYTES = 1024  # as Git LFS's specification says
+_KINDS = {dict: "object", list: "list"}
+
+
+def read_json(
+    path: Path,
+    *,
+    error: type[BgeError],
+    kind: type = dict,
+    remedy: str = "download it again",
+    encoding: str = "utf-8",
+) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        error: What to raise if it cannot be read.
+        kind: ``dict`` or ``list``, which it is to hold; ``object`` for anything.
+        remedy: What helps, for the message.
+        encoding: Its encoding.
+
+    Raises:
+        FileNotFoundError: If there is none, which means something else for each file.
+        BgeError: If it cannot be read, is not JSON, or holds another kind.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror}") from cause
+    return parse_json(
+        data, where=str(path), error=error, kind=kind, remedy=remedy, encoding=encoding
+    )
+
+
+def parse_json(
+    data: bytes | str,
+    *,
+    where: str,
+    error: type[BgeError],
+    kind: type = dict,
+    remedy: str = "download it again",
+    encoding: str = "utf-8",
+) -> Any:
+    """Parse the content of a JSON file; the arguments are those of `read_json`.
+
+    Args:
+        data: The content.
+        where: Path to name in errors.
+        error: As in `read_json`.
+        kind: As in `read_json`.
+        remedy: As in `read_json`.
+        encoding: As in `read_json`.
+
+    Raises:
+        BgeError: As `read_json`.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    if raw.startswith(_POINTER_START):
+        raise error(_pointer_message(where))
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as cause:
+        raise error(f"cannot read {where}: it is not UTF-8 ({cause.reason}); {remedy}") from cause
+    try:
+        value = json.loads(text)
+    except ValueError as cause:
+        reason = str(cause) if text.strip() else "the file is empty"
+        raise error(f"{where} is not valid JSON ({reason}); {remedy}") from cause
+    except RecursionError as cause:
+        raise error(f"{where} is nested too deeply to be read as JSON; {remedy}") from cause
+    if not isinstance(value, kind):
+        raise error(f"{where} is not a JSON {_KINDS.get(kind, kind.__name__)}; {remedy}")
+    return value
+
+
+def check_not_pointer(path: Path, *, error: type[BgeError]) -> None:
+    """Check that a file is not a Git LFS pointer, as a clone without Git LFS leaves.
+
+    Raises:
+        BgeError: If it is one, of the type ``error``.
+    """
+    if is_pointer(path):
+        raise error(_pointer_message(str(path)))
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is a Git LFS pointer; no if it cannot be read."""
+    try:
+        if path.stat().st_size > _LARGEST_POINTER_BYTES:
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_POINTER_START)) == _POINTER_START
+    except OSError:
+        return False
+
+
+def _pointer_message(where: str) -> str:
+    return (
+        f"{where} is a Git LFS pointer in place of the file itself; run `git lfs pull` in its "
+        "repository, or download the file"
+    )
+
+
+def local_path(name: object, *, error: type[BgeError]) -> Path:
+    """Return the absolute path that a model's name stands for, whether or not it exists.
+
+    Args:
+        name: What a user passed as a model.
+        error: What to raise if the path cannot be looked at.
+
+    Raises:
+        TypeError: If it is neither a string nor a path of text.
+        ValueError: If it is empty.
+        BgeError: If it is there and cannot be read, or names a user without a home, or is
+            not UTF-8, which engines and tokenizers need.
+    """
+    given = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(given, str):
+        raise TypeError(
+            f"a model is a folder or a hub id such as BAAI/bge-m3, and was given as {name!r}"
+        )
+    if not given:
+        raise ValueError("a model is a folder or a hub id such as BAAI/bge-m3, and was given as ''")
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as cause:
+        user = Path(given).parts[0]
+        raise error(f"{given} names no folder: {user} has no home folder here") from cause
+    try:
+        path = path.absolute()
+    except OSError as cause:  # the current folder has been deleted
+        raise error(f"cannot look at {given!r}: the current folder is not there") from cause
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as cause:
+        raise error(
+            f"the path {str(path)!r} is not UTF-8, and no engine opens it; rename the folder"
+        ) from cause
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in it
+        return path
+    except OSError as cause:
+        raise error(f"cannot look at {path}: {cause.strerror}") from cause
+    if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+        raise error(f"cannot read {path}: this user has no permission to")
+    return path
