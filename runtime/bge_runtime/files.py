@@ -79,6 +79,8 @@ def parse_json(
         value = json.loads(text)
     except ValueError as cause:
         reason = str(cause) if text.strip() else "the file is empty"
+        if text.startswith("\ufeff"):
+            reason = "it begins with a byte order mark; save it as UTF-8 without one"
         raise error(f"{where} is not valid JSON ({reason}); {remedy}") from cause
     except RecursionError as cause:
         raise error(f"{where} is nested too deeply to be read as JSON; {remedy}") from cause
