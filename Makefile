@@ -1,4 +1,4 @@
-# Each goal does its own set-up: Python >= 3.11 and make are all it takes.
+# Each target sets up what it needs. You need Python 3.11 or newer, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,6 +8,9 @@ GPU_BASELINES := .gpu-baselines
 TENSORRT_RTX := .tensorrt-rtx
 GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
+SENTENCE_TRANSFORMERS_6 := .sentence-transformers-6
+PYTHONS_DIR := .pythons
+PYTHONS ?= 3.12 3.13 3.14
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 # With every core, where pip takes one. It fails on what packages hold of templates.
@@ -15,12 +18,14 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test check lint unit slow wheel gpu-wheel tensorrt-rtx gpu-baselines transformers-5 clean
+.PHONY: demo test check lint unit slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+    gpu-baselines transformers-5 sentence-transformers-6 clean
 
-demo: $(VENV)/.demo  ## Export a trained model, embed with it, and show how fast that was
+# Where the tests' environment is there, it will do.
+demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.demo
 
-test: check transformers-5 wheel  ## Everything CI runs
+test: check transformers-5 sentence-transformers-6 wheel pythons  ## Everything CI runs
 
 check: lint unit
 
@@ -29,23 +34,32 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: $(VENV)/.ready
-	$(PYTEST) -m "not network and not slow"
+unit: $(VENV)/.ready  ## All tests but the exporter's, which `transformers-5` runs
+	$(PYTEST) -m "not network and not slow" --ignore tests/export
 
 slow: $(VENV)/.ready  ## The larger BGE shapes at full size against FlagEmbedding, and a gigabyte of weights
 	$(BIN)/pytest -m slow
 
-wheel: $(VENV)/.ready  ## Install the built wheel with the runtime's dependencies only, and use it
-	rm -rf dist $(WHEEL_VENV)
+built-wheel: $(VENV)/.ready
+	rm -rf dist
 	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+
+wheel: built-wheel  ## Install the built wheel with the runtime's dependencies only, and use it
+	rm -rf $(WHEEL_VENV)
 	$(PYTHON) -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) -c constraints.txt "$$(ls dist/*.whl)[cpu]"
 	$(BIN)/python tests/wheel/make_bundle.py dist/bundle
 	cd dist && ../$(WHEEL_VENV)/bin/python ../tests/wheel/check_wheel.py bundle *.whl
 
-transformers-5: $(TRANSFORMERS_5)/.ready  ## What the extra `export` installs where no peer holds it to 4.57
-	PYTHONPATH=$(TRANSFORMERS_5) $(PYTEST) tests/export/test_passes.py tests/export/test_gate.py \
-	    tests/export/test_decoder_graph.py
+pythons: built-wheel  ## The runtime's tests on newer Pythons, those that are installed
+	$(BIN)/python tests/pythons/run.py $(PYTHONS_DIR) dist/*.whl $(PYTHONS)
+
+transformers-5: $(TRANSFORMERS_5)/.ready  ## The exporter's tests with what the extra `export` installs
+	PYTHONPATH=$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export
+
+sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its OpenVINO backend
+	PYTHONPATH=$(SENTENCE_TRANSFORMERS_6) $(BIN)/pytest -q tests/test_interop.py \
+	    -k sentence_transformers_on_openvino
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
@@ -72,27 +86,39 @@ gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, in the versions test
 	mkdir -p gpu-wheels
 	tar -cJf gpu-wheels/baselines.tar.xz --exclude=__pycache__ -C $(GPU_BASELINES) .
 
-# Half of what tests and benchmarks need.
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.torch: constraints-common.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
-	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints.txt torch
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints-common.txt torch
+	touch $@
+
+# Half of what tests and benchmarks need, with the newest transformers, as users have it.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints.txt --group demo -e ".[export]"
 	$(COMPILE)
 	touch $@
 
-$(VENV)/.ready: $(VENV)/.demo
-	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints.txt --group dev -e ".[bench]"
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints-peers.txt
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c constraints-peers.txt --group dev -e ".[bench]"
 	$(COMPILE)
 	touch $@
 
-# The rest of what they need is in the environment.
-$(TRANSFORMERS_5)/.ready: Makefile $(VENV)/.ready
+# The rest of what they need is in the environment. Compiled, since PyTest's workers would each do it,
+# and since what Python warns of in other people's files would be errors there.
+$(TRANSFORMERS_5)/.ready: constraints.txt $(VENV)/.ready
 	rm -rf $(TRANSFORMERS_5)
-	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-compile --target $(TRANSFORMERS_5) \
-	    transformers==5.24.0 huggingface-hub==2.4.0 tokenizers==0.23.3
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --target $(TRANSFORMERS_5) -c constraints.txt \
+	    transformers huggingface-hub tokenizers
+	touch $@
+
+# The newest that optimum-intel, the backend, admits.
+$(SENTENCE_TRANSFORMERS_6)/.ready: Makefile $(VENV)/.ready
+	rm -rf $(SENTENCE_TRANSFORMERS_6)
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --target $(SENTENCE_TRANSFORMERS_6) \
+	    sentence-transformers==6.2.0 optimum==2.3.0 optimum-intel==2.2.0 transformers==5.5.4 \
+	    huggingface-hub==1.21.0
 	touch $@
 
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TENSORRT_RTX) \
-	    $(TRANSFORMERS_5) dist demo-bundle
+	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(PYTHONS_DIR) dist demo-bundle

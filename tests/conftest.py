@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,7 +27,10 @@ TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_
 
 
 MADE_ONCE = "BGE_TESTS_MADE_ONCE"
-"""Environment variable: the folder of what one worker makes for all."""
+"""Environment variable: the folder of what one worker makes for all. Where it is set, what one run
+of the tests made is there for the next, such as one without PyTorch (`make pythons`)."""
+
+WITH_PYTORCH = importlib.util.find_spec("torch") is not None
 
 LARGEST_TRACE_BYTES = 2**28
 """Of weights, that a trace is kept of: one file of protobuf has no place for 2 GiB."""
@@ -96,6 +100,8 @@ def make_once(name: str, make: Callable[[Path], object]) -> Path:
     path, done = root / name, root / f"{name}.done"
     with FileLock(root / f"{name}.lock"):
         if not done.exists():
+            if not WITH_PYTORCH:
+                pytest.skip(f"{name} is made with PyTorch, which is not installed")
             make(path)
             done.touch()
     return path
@@ -169,10 +175,11 @@ def _folders(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    (root / "made-once").mkdir(exist_ok=True)
+    made = Path(os.environ.get(MADE_ONCE, root / "made-once"))
+    made.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv(MADE_ONCE, str(root / "made-once"))
+        patch.setenv(MADE_ONCE, str(made))
         yield
 
 

@@ -24,6 +24,7 @@ def model(tiny_bundle):
 @pytest.fixture(scope="session")
 def upstream():
     """FlagEmbedding's classes and tables, with its progress bars off."""
+    pytest.importorskip("FlagEmbedding")
     with warnings.catch_warnings():
         # Deprecations in what it imports are not ours to mend.
         warnings.simplefilter("ignore")

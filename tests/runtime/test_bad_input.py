@@ -122,6 +122,7 @@ def test_no_texts_give_an_empty_array(still_works, method):
 
 
 def test_no_texts_give_an_empty_array_under_every_option(tiny_bundle):
+    pytest.importorskip("torch")
     model = FlagModel(
         str(tiny_bundle),
         truncate_dim=8,

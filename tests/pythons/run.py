@@ -1,0 +1,76 @@
+"""Run the runtime's tests on other versions of Python, each in an environment without PyTorch.
+
+    python tests/pythons/run.py FOLDER WHEEL VERSION...
+
+FOLDER keeps one environment a version, and in `made/` the bundles that the tests need, which only
+an environment with PyTorch can make. A version that is not installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = [
+    "bad_input", "batching", "bundle_faults", "cpus", "embed_cli", "errors", "garbage",
+    "import_isolation", "prefix_cache", "processes", "selection", "side_by_side", "stores",
+    "threads",
+]  # fmt: skip
+"""Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
+
+
+def find_python(version: str) -> str | None:
+    """Return the path of an interpreter, on the path or among pyenv's; None if there is none."""
+    pyenv = shutil.which("pyenv")
+    listed = ""
+    if pyenv is not None:
+        listed = ":".join(run(pyenv, "versions", "--bare", capture=True).split())
+    # pyenv's commands refuse to run unless a version that has them is selected.
+    environment = {**os.environ, "PYENV_VERSION": listed} if listed else None
+    try:
+        print_path = ["-c", "import sys; print(sys.executable)"]
+        return run(f"python{version}", *print_path, capture=True, env=environment).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run(*command: str, capture: bool = False, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        command, check=True, text=True, env=env, stdout=subprocess.PIPE if capture else None
+    )
+    return done.stdout or ""
+
+
+def main(folder: Path, wheel: Path, versions: list[str]) -> None:
+    found = {version: find_python(version) for version in versions}
+    for version in [version for version, python in found.items() if python is None]:
+        print(f"Python {version} is not installed, and is left out")
+    tests = [f"tests/runtime/test_{name}.py" for name in TESTS]
+    shutil.rmtree(folder / "made", ignore_errors=True)
+    (folder / "made").mkdir(parents=True)
+    made = {**os.environ, "BGE_TESTS_MADE_ONCE": str((folder / "made").absolute())}
+    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    with (folder / "made.log").open("w") as log:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "--setup-only", *quiet, *tests],
+            check=True, env=made, stdout=log,
+        )  # fmt: skip
+    for version in (version for version in versions if found[version] is not None):
+        environment = folder / version
+        python = str(environment / "bin" / "python")
+        if not environment.exists():
+            run(str(found[version]), "-m", "venv", "--without-pip", str(environment))
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+        pinned = ["-c", "constraints.txt", "--no-compile", "--disable-pip-version-check"]
+        run(*pip, *pinned, "--group", "runtime-tests", f"{wheel}[cpu,sparse]")
+        run(*pip, "--no-deps", "--force-reinstall", "--disable-pip-version-check", str(wheel))
+        print(f"Python {version}:", flush=True)
+        run(python, "-m", "pytest", "-n", "auto", "-m", "not slow", "-q", "-p", "no:cacheprovider",
+            *tests, env=made)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
