@@ -55,10 +55,10 @@ pythons: built-wheel  ## The runtime's tests on newer Pythons, those that are in
 	$(BIN)/python tests/pythons/run.py $(PYTHONS_DIR) dist/*.whl $(PYTHONS)
 
 transformers-5: $(TRANSFORMERS_5)/.ready  ## The exporter's tests with what the extra `export` installs
-	PYTHONPATH=$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export
+	PYTHONPATH=$(CURDIR)/$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export
 
 sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its OpenVINO backend
-	PYTHONPATH=$(SENTENCE_TRANSFORMERS_6) $(BIN)/pytest -q tests/test_interop.py \
+	PYTHONPATH=$(CURDIR)/$(SENTENCE_TRANSFORMERS_6) $(BIN)/pytest -q tests/test_interop.py \
 	    -k sentence_transformers_on_openvino
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one

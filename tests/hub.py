@@ -19,7 +19,7 @@ LFS_BYTES = 100_000
 TOKEN = "hf_of_the_tests"
 
 BARE = {"PATH": "/usr/bin:/bin"} | {
-    name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"
+    name: value for name, value in os.environ.items() if name in ("OMP_NUM_THREADS", "PYTHONPATH")
 }
 """Environment of a process that is to inherit nothing, but for a worker's share of threads."""
 
