@@ -10,6 +10,7 @@ GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
 SENTENCE_TRANSFORMERS_6 := .sentence-transformers-6
 PYTHONS_DIR := .pythons
+MADE := $(CURDIR)/.made
 PYTHONS ?= 3.12 3.13 3.14
 PIP_FLAGS := --quiet --disable-pip-version-check
 
@@ -18,14 +19,19 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test check lint unit slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+.PHONY: demo test forget-made check lint unit slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
     gpu-baselines transformers-5 sentence-transformers-6 clean
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.demo
 
-test: check transformers-5 sentence-transformers-6 wheel pythons  ## Everything CI runs
+# What the first tests make of checkpoints and bundles is there for those that follow.
+test: export BGE_TESTS_MADE_ONCE := $(MADE)
+test: forget-made check transformers-5 sentence-transformers-6 wheel pythons  ## Everything CI runs
+
+forget-made:
+	rm -rf $(MADE)
 
 check: lint unit
 
@@ -55,7 +61,7 @@ pythons: built-wheel  ## The runtime's tests on newer Pythons, those that are in
 	$(BIN)/python tests/pythons/run.py $(PYTHONS_DIR) dist/*.whl $(PYTHONS)
 
 transformers-5: $(TRANSFORMERS_5)/.ready  ## The exporter's tests with what the extra `export` installs
-	PYTHONPATH=$(CURDIR)/$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export
+	env -u BGE_TESTS_MADE_ONCE PYTHONPATH=$(CURDIR)/$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export
 
 sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its OpenVINO backend
 	PYTHONPATH=$(CURDIR)/$(SENTENCE_TRANSFORMERS_6) $(BIN)/pytest -q tests/test_interop.py \
@@ -121,4 +127,5 @@ $(SENTENCE_TRANSFORMERS_6)/.ready: Makefile $(VENV)/.ready
 
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TENSORRT_RTX) \
-	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(PYTHONS_DIR) dist demo-bundle
+	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(PYTHONS_DIR) $(MADE) \
+	    dist demo-bundle

@@ -2,8 +2,9 @@
 
     python tests/pythons/run.py FOLDER WHEEL VERSION...
 
-FOLDER keeps one environment a version, and in `made/` the bundles that the tests need, which only
-an environment with PyTorch can make. A version that is not installed is named and left out.
+FOLDER keeps one environment for each version. The bundles that the tests need are made first, by
+the environment that has PyTorch, unless an earlier run of the tests kept them for this one
+(BGE_TESTS_MADE_ONCE). A version that is not installed is named and left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ TESTS = [
     "threads",
 ]  # fmt: skip
 """Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
+
+MADE_ONCE = "BGE_TESTS_MADE_ONCE"
 
 
 def find_python(version: str) -> str | None:
@@ -49,9 +52,11 @@ def main(folder: Path, wheel: Path, versions: list[str]) -> None:
     for version in [version for version, python in found.items() if python is None]:
         print(f"Python {version} is not installed, and is left out")
     tests = [f"tests/runtime/test_{name}.py" for name in TESTS]
-    shutil.rmtree(folder / "made", ignore_errors=True)
-    (folder / "made").mkdir(parents=True)
-    made = {**os.environ, "BGE_TESTS_MADE_ONCE": str((folder / "made").absolute())}
+    folder.mkdir(exist_ok=True)
+    made = dict(os.environ)
+    if MADE_ONCE not in made:
+        made[MADE_ONCE] = str((folder / "made").absolute())
+        shutil.rmtree(made[MADE_ONCE], ignore_errors=True)
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     with (folder / "made.log").open("w") as log:
         subprocess.run(
