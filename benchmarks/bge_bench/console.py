@@ -13,17 +13,14 @@ import click
 
 from bge_bench.environment import describe_environment
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import BgeError
+from bge_runtime.command_line import command_line
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print what goes wrong as one line, and exit with 1."""
-    try:
+    """Print what goes wrong as one line, and exit with 1; see `command_line`."""
+    with command_line("bge-bench"):
         yield
-    except BgeError as error:
-        click.echo(f"bge-bench: {error}", err=True)
-        sys.exit(1)
 
 
 def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], table: str) -> None:

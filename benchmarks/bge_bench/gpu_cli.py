@@ -14,6 +14,7 @@ from bge_bench.options import checkpoint_option, data_option, threads_option, ti
 from bge_bench.sides import GPU_BASELINES
 from bge_bench.tables_cli import GPU_BATCH_SIZES, cold_start, latency, memory, throughput
 from bge_bench.workers import Pool
+from bge_runtime.command_line import command_line
 
 _TEXTS = 100_000
 _CORPUS = {"sample": 200, "batch_sizes": GPU_BATCH_SIZES, "count": 10_000}
@@ -53,6 +54,7 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
 @threads_option
 @timeout_option
 @click.pass_context
+@command_line("bge-bench")
 def gpu(
     context: click.Context,
     /,

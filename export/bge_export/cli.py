@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ try:
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
 from bge_runtime.bundle import Bundle
+from bge_runtime.command_line import command_line
 from bge_runtime.engines.trt import TensorRtEngine
 from bge_runtime.errors import BgeError, ExportError
 from bge_runtime.parity import Parity
@@ -82,6 +82,7 @@ _STEPS = 7
 @click.option("--push-to-hub", "repo", metavar="OWNER/NAME", help="Upload the bundle as well.")
 @click.option("--private", is_flag=True, help="With --push-to-hub: make a private repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@command_line("bge-export")
 def main(
     model: str,
     output: Path | None,
@@ -124,11 +125,6 @@ def main(
     ):
         if wrong:
             raise click.UsageError(message)
-    # Ended by a supervisor, or with its terminal, it cleans up as on Ctrl-C.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _check_targets(model, model_class, targets, precisions)
         output = (output or _default_output(model, random_weights=random_weights)).expanduser()

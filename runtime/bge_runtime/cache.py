@@ -50,7 +50,7 @@ def note(kind: str, key: str, document: object) -> None:
         try:
             draft.write_text(json.dumps(document), encoding="utf-8")
             draft.replace(path)
-        except OSError:  # a full disk, say
+        finally:  # also of a full disk, or a signal
             draft.unlink(missing_ok=True)
 
 

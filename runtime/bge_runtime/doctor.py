@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bge_runtime import __version__, gpus
 from bge_runtime.bundle import Bundle, Reference
 from bge_runtime.cache import cache_folder
+from bge_runtime.command_line import command_line
 from bge_runtime.cpus import cpu_model, multiplies_in_8_bits, usable_cpus, vector_extensions
 from bge_runtime.engines import ENGINES, ort_providers, trt, why_not
 from bge_runtime.engines.ort_providers import CUDA, INSTALL_GPU, TENSORRT
@@ -109,6 +110,7 @@ def main() -> None:
     metavar="BUNDLE",
     help="Hash every file of a bundle and measure all its variants on this machine.",
 )
+@command_line("bge-runtime")
 def doctor(model: str | None) -> None:
     """Say what is installed, what would run where and why, and what is wrong.
 

@@ -84,6 +84,16 @@ def test_a_processor_without_products_of_8_bits_is_a_note(monkeypatch, extension
     assert (slower in result.output) == (extensions == ("avx2",))
 
 
+def test_a_full_standard_output_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bge_runtime.doctor", "doctor"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "bge-runtime: [Errno 28] No space left on device\n"
+
+
 def test_a_processor_without_bf16_is_a_note(monkeypatch):
     monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32",))
     result = examine()
