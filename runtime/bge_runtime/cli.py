@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
 import json
-import os
-import stat
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
@@ -21,7 +15,17 @@ from tqdm import tqdm
 
 from bge_runtime import __version__
 from bge_runtime.auto_model import AnyFlagModel, FlagAutoModel
-from bge_runtime.errors import BgeError
+from bge_runtime.command_line import command_line
+from bge_runtime.embed_input import (
+    BadRows,
+    InputError,
+    Row,
+    chunk_rows,
+    open_input,
+    read_jsonl,
+    read_lines,
+)
+from bge_runtime.embed_output import is_jsonl, is_npy, open_output
 from bge_runtime.files import read_json
 from bge_runtime.icl_model import FlagICLModel
 from bge_runtime.m3_model import BGEM3FlagModel, M3Output
@@ -34,34 +38,32 @@ _COLBERT_CHARACTERS = 1 << 18
 """Characters of texts whose ColBERT vectors are in memory at a time: with BGE-M3's 4 KB a token,
 0.3 GB of English and twice as much of Chinese."""
 
-Record = dict[str, Any]
-
-
-class _Row(NamedTuple):
-    """A text, and where it came from."""
-
-    line: int
-    text: str
-    fields: Record
-
-
-Write = Callable[[list[Record], NDArray[np.float32]], object]
-
-
-class InputError(BgeError):
-    """The input cannot be read as asked."""
+Embedded = NDArray[np.float32] | M3Output
 
 
 @click.command(context_settings={"max_content_width": 100})
 @click.argument("model")
 @click.argument("source", metavar="[INPUT]", default="-")
 @click.option(
-    "--output", "-o", default="-", help="A .npy or .jsonl file. Default: JSONL on standard output."
+    "--output",
+    "-o",
+    default="-",
+    help="A .npy or .jsonl file, which is there once it is whole; or a pipe or device, for JSONL. "
+    "Default: JSONL on standard output.",
 )
 @click.option(
     "--jsonl", is_flag=True, help="INPUT is JSONL (known by itself from a .jsonl or .ndjson name)."
 )
 @click.option("--field", default="text", show_default=True, help="Field of JSONL that is embedded.")
+@click.option(
+    "--on-error",
+    type=click.Choice(("stop", "skip")),
+    default="stop",
+    show_default=True,
+    help="At a line that cannot be embedded: stop, with what came before it on standard output; or "
+    "skip it, say so on standard error, and exit with 0 if any other line is left. Not for .npy, "
+    "whose rows match lines.",
+)
 @click.option("--query", is_flag=True, help="Texts are queries: put the instruction before each.")
 @click.option("--instruction", help="With --query. Default: the one the model's authors recommend.")
 @click.option(
@@ -84,12 +86,14 @@ class InputError(BgeError):
 @click.option("--threads", type=click.IntRange(1), help="Default: all that may be used.")
 @click.option("--verbose", "-v", is_flag=True, help="Say which engine is in force.")
 @click.version_option(__version__)
+@command_line("bge-embed")
 def main(
     model: str,
     source: str,
     output: str,
     jsonl: bool,
     field: str,
+    on_error: str,
     query: bool,
     instruction: str | None,
     examples_file: str | None,
@@ -114,87 +118,123 @@ def main(
     INPUT is a file of text lines or of JSONL, or - for standard input. An empty line is
     an empty text. JSONL comes out with the fields it came in with, less the text.
     """
-    try:
-        if not query and (instruction is not None or examples_file is not None):
-            raise InputError(
-                "--instruction and --examples are put before queries; pass --query as well"
-            )
-        if (sparse or colbert) and not (output == "-" or _is_jsonl(output)):
-            raise InputError("--sparse and --colbert go into JSONL; name a .jsonl --output")
-        write_to = _open_output(output)
-        opened = FlagAutoModel.from_finetuned(
-            model,
-            normalize_embeddings=not no_normalize,
-            truncate_dim=truncate_dim,
-            devices=list(devices) or None,
-            batch_size=batch_size,
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            revision=revision,
+    if not query and (instruction is not None or examples_file is not None):
+        raise InputError(
+            "--instruction and --examples are put before queries; pass --query as well"
         )
-        if verbose:
-            click.echo(f"{model}: {opened.engine.info}", err=True)
-        if (sparse or colbert) and not isinstance(opened, BGEM3FlagModel):
-            name = opened.bundle.manifest.model.name
-            raise InputError(f"--sparse and --colbert are for BGE-M3, and this is {name}")
-        if query:
-            _prepare_for_queries(opened, instruction, examples_file)
-        encode = opened.encode_queries if query else opened.encode_corpus
-        kinds = {"return_sparse": True} if sparse else {}
-        kinds |= {"return_colbert_vecs": True} if colbert else {}
-        with (
-            _open_input(source) as lines,
-            write_to() as write,
-            tqdm(desc="embedding", unit="text", disable=None) as bar,
-        ):
-            write(*_fields([], encode([])))  # no input is no error, and a file of no rows
-            if jsonl or _is_jsonl(source):
-                results = ["embedding", *["lexical_weights"] * sparse, *["colbert_vecs"] * colbert]
-                read = _read_jsonl(lines, field, results)
-            else:
-                read = _read_lines(lines)
-            for chunk in _chunks(read, _COLBERT_CHARACTERS if colbert else None):
-                texts = [row.text for row in chunk]
-                try:
-                    embedded = encode(
-                        texts, max_length=max_length, show_progress_bar=False, **kinds
-                    )
-                except ValueError as error:
-                    first, last = chunk[0].line, chunk[-1].line
-                    raise InputError(f"{source}, lines {first} to {last}: {error}") from error
-                write(*_fields([row.fields for row in chunk], embedded))
-                bar.update(len(chunk))
-            sys.stdout.flush()  # while a full disk can still be reported
-    except (BgeError, ValueError) as error:
-        click.echo(f"bge-embed: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever read the output has had enough
-            raise
-        click.echo(f"bge-embed: {error}", err=True)
-        # What could not be written must not be tried again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    _check_format(output, heads=sparse or colbert, skips=on_error == "skip")
+    examples = None if examples_file is None else _read_examples(examples_file)
+    # All files come first: a model may take minutes to open.
+    with open_input(source) as file, open_output(output, file) as write:
+        try:
+            opened = FlagAutoModel.from_finetuned(
+                model,
+                normalize_embeddings=not no_normalize,
+                truncate_dim=truncate_dim,
+                devices=list(devices) or None,
+                batch_size=batch_size,
+                engine=engine,
+                precision=precision,
+                threads=threads,
+                revision=revision,
+            )
+            if verbose:
+                click.echo(f"{model}: {opened.engine.info}", err=True)
+            if (sparse or colbert) and not isinstance(opened, BGEM3FlagModel):
+                name = opened.bundle.manifest.model.name
+                raise InputError(f"--sparse and --colbert are for BGE-M3, and this is {name}")
+            if query:
+                _prepare_for_queries(opened, instruction, examples, examples_file)
+            kinds = {"return_sparse": True} if sparse else {}
+            kinds |= {"return_colbert_vecs": True} if colbert else {}
+            call: Callable[..., Embedded] = opened.encode_queries if query else opened.encode_corpus
+            encode = partial(call, max_length=max_length, show_progress_bar=False, **kinds)
+            write(*_results([], encode([])))  # no input is no error, and a file of no rows
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        bad_rows = BadRows("standard input" if source == "-" else source, skip=on_error == "skip")
+        if jsonl or is_jsonl(source):
+            results = ["embedding", *["lexical_weights"] * sparse, *["colbert_vecs"] * colbert]
+            rows = read_jsonl(file, field, results, bad_rows)
+        else:
+            rows = read_lines(file, bad_rows)
+        chunks = chunk_rows(rows, _CHUNK, characters=_COLBERT_CHARACTERS if colbert else None)
+        count = 0
+        with tqdm(desc="embedding", unit="text", disable=None) as bar:
+            for part, embedded in _embed_chunks(chunks, encode, bad_rows):
+                write(*_results(part, embedded))
+                count += len(part)
+                bar.update(len(part))
+        bad_rows.summarize(embedded=count)
 
 
-def _fields(
-    records: list[Record], embedded: NDArray[np.float32] | M3Output
-) -> tuple[list[Record], NDArray[np.float32]]:
-    """Put what M3 gives besides into the records, and hand the dense vectors on."""
+def _check_format(output: str, *, heads: bool, skips: bool) -> None:
+    """Refuse an array for what only JSONL can hold.
+
+    Raises:
+        InputError: If the output is one.
+    """
+    if not is_npy(output):
+        return
+    if heads:
+        raise InputError("--sparse and --colbert go into JSONL; name a .jsonl --output")
+    if skips:
+        raise InputError(
+            "--on-error skip leaves lines out, and the rows of a .npy would no longer match them; "
+            "name a .jsonl --output"
+        )
+
+
+def _embed_chunks(
+    chunks: Iterable[Sequence[Row]], encode: Callable[[list[str]], Embedded], bad_rows: BadRows
+) -> Iterator[tuple[Sequence[Row], Embedded]]:
+    for chunk in chunks:
+        yield from _embed(chunk, encode, bad_rows)
+
+
+def _embed(
+    rows: Sequence[Row], encode: Callable[[list[str]], Embedded], bad_rows: BadRows
+) -> Iterator[tuple[Sequence[Row], Embedded]]:
+    """Embed rows. Where the model refuses, find the row that it is about by halves."""
+    try:
+        embedded = encode([row.text for row in rows])
+    except ValueError as error:
+        if len(rows) == 1:
+            bad_rows.add(rows[0].line, f"cannot be embedded: {error}")
+            return
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            yield from _embed(half, encode, bad_rows)
+        return
+    yield rows, embedded
+
+
+def _results(rows: Sequence[Row], embedded: Embedded) -> tuple[Iterator[str], NDArray[np.float32]]:
+    """Return what is written of rows: the members of their objects, and dense vectors."""
     if not isinstance(embedded, dict):
-        return records, embedded
+        return (row.members for row in rows), embedded
     dense = embedded["dense_vecs"]
     assert dense is not None
-    for record, weights in zip(records, embedded["lexical_weights"] or (), strict=False):
-        record["lexical_weights"] = {key: float(weight) for key, weight in weights.items()}
-    for record, vectors in zip(records, embedded["colbert_vecs"] or (), strict=False):
-        record["colbert_vecs"] = vectors
-    return records, dense
+    return _members_with_heads(rows, embedded), dense
+
+
+def _members_with_heads(rows: Sequence[Row], embedded: M3Output) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        heads: dict[str, Any] = {}
+        if (weights := embedded["lexical_weights"]) is not None:
+            heads["lexical_weights"] = {key: float(x) for key, x in weights[index].items()}
+        if (vectors := embedded["colbert_vecs"]) is not None:
+            # Lists of its numbers take eight times their memory: one text's at a time.
+            heads["colbert_vecs"] = vectors[index].tolist()
+        members = json.dumps(heads, allow_nan=False)[1:-1]
+        yield ", ".join(filter(None, (row.members, members)))
 
 
 def _prepare_for_queries(
-    model: AnyFlagModel, instruction: str | None, examples_file: str | None
+    model: AnyFlagModel,
+    instruction: str | None,
+    examples: list[Any] | None,
+    examples_file: str | None,
 ) -> None:
     """Set what is put before each query."""
     card = model.bundle.manifest.model
@@ -208,14 +248,13 @@ def _prepare_for_queries(
         )
     # Without one, none of the words around it either.
     model.query_instruction_for_retrieval = instruction or None
-    if examples_file is None:
+    if examples is None:
         return
     if not isinstance(model, FlagICLModel):
         raise InputError(
             f"--examples are for models of class {DECODER_ONLY_ICL}, and {card.name} is of class "
             f"{card.model_class}"
         )
-    examples = _read_examples(examples_file)
     try:
         model.set_examples(examples)
     except (TypeError, ValueError) as error:
@@ -234,154 +273,6 @@ def _read_examples(file: str) -> list[Any]:
     except FileNotFoundError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
     return examples
-
-
-def _is_jsonl(name: str) -> bool:
-    return name.endswith((".jsonl", ".ndjson"))
-
-
-@contextlib.contextmanager
-def _open_input(source: str) -> Iterator[IO[str]]:
-    try:
-        with contextlib.ExitStack() as stack:
-            if source == "-":
-                raw: IO[bytes] = sys.stdin.buffer
-            else:
-                raw = stack.enter_context(open(source, "rb"))
-            # A lone carriage return ends no line: rows must match what `wc -l` counts.
-            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="\n")
-            stack.callback(text.detach)  # else the wrapper closes standard input
-            yield text
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source} is not UTF-8: {error}. Convert it, with iconv say") from error
-    except OSError as error:
-        if error.filename != source:
-            raise
-        raise InputError(f"cannot read {source}: {error.strerror}") from error
-
-
-def _read_lines(lines: Iterable[str]) -> Iterator[_Row]:
-    for index, line in enumerate(lines):
-        yield _Row(index + 1, line.removesuffix("\n").removesuffix("\r"), {"index": index})
-
-
-def _read_jsonl(lines: Iterable[str], field: str, results: Sequence[str]) -> Iterator[_Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            raise InputError(
-                f"line {number} has no string field {field!r}; name the right one with --field"
-            )
-        text = record.pop(field)
-        for name in results:
-            if name in record:
-                raise InputError(
-                    f"line {number} has a field {name!r} already, where a result is to go; "
-                    "rename it"
-                )
-        yield _Row(number, text, record)
-
-
-def _chunks(rows: Iterator[_Row], characters: int | None) -> Iterator[list[_Row]]:
-    """Give rows in lists of so many texts, or of so many characters if that is fewer."""
-    chunk: list[_Row] = []
-    held = 0
-    for row in rows:
-        chunk.append(row)
-        held += len(row.text)
-        if len(chunk) == _CHUNK or (characters is not None and held >= characters):
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
-def _open_output(output: str) -> Callable[[], contextlib.AbstractContextManager[Write]]:
-    """Choose the writer by the file's name, before a model is opened.
-
-    Raises:
-        InputError: If the name says no known format.
-    """
-    if output == "-":
-        return lambda: contextlib.nullcontext(_jsonl_writer(sys.stdout))
-    path = Path(output)
-    if _is_jsonl(output):
-        return lambda: _whole_file(path, "w", _jsonl_writer)
-    if path.suffix == ".npy":
-        return lambda: _whole_file(path, "w+b", _npy_writer)
-    raise InputError(f"--output {output} is neither a .npy nor a .jsonl file")
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path, mode: str, writer: Callable[[Any], Write]) -> Iterator[Write]:
-    """Write to a file beside ``path`` and rename it when all is well.
-
-    Raises:
-        InputError: If the file cannot be written.
-    """
-    draft = None
-    try:
-        permissions = _mode_of(path)
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-        encoding = None if "b" in mode else "utf-8"
-        with os.fdopen(handle, mode, encoding=encoding) as file:
-            yield writer(file)
-        os.chmod(draft, permissions)  # mkstemp makes it private
-        os.replace(draft, path)
-        draft = None
-    except OSError as error:
-        if draft is not None and error.filename not in (None, draft):
-            raise  # of the input, say
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if draft is not None:
-            os.unlink(draft)
-
-
-def _mode_of(path: Path) -> int:
-    """Give the permissions of a file, or those that a new one would get."""
-    with contextlib.suppress(FileNotFoundError):
-        return stat.S_IMODE(path.stat().st_mode)
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def _jsonl_writer(file: IO[str]) -> Write:
-    def write(records: list[Record], vectors: NDArray[np.float32]) -> None:
-        for record, vector in zip(records, vectors, strict=True):
-            # Through str: the shortest text that reads back to the same float32.
-            numbers = ", ".join(map(str, vector))
-            # Lists of ColBERT's numbers take eight times their memory: one text's at a time.
-            fields = json.dumps(record, default=np.ndarray.tolist)[1:-1]
-            file.write(f'{{{fields}{", " if fields else ""}"embedding": [{numbers}]}}\n')
-
-    return write
-
-
-def _npy_writer(file: IO[bytes]) -> Write:
-    rows = 0
-
-    def write(records: list[Record], vectors: NDArray[np.float32]) -> None:
-        nonlocal rows
-        rows += len(records)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(vectors.dtype),
-            "fortran_order": False,
-            "shape": (rows, vectors.shape[1]),
-        }
-        # numpy pads the header so that the first axis can grow in place.
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header)
-        file.seek(0, os.SEEK_END)
-        vectors.tofile(file)
-
-    return write
 
 
 if __name__ == "__main__":

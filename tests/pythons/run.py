@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 TESTS = [
-    "bad_input", "batching", "bundle_faults", "cpus", "embed_cli", "errors", "garbage",
-    "import_isolation", "prefix_cache", "processes", "selection", "side_by_side", "stores",
-    "threads",
+    "bad_input", "batching", "bundle_faults", "command_line", "cpus", "embed_cli", "embed_input",
+    "embed_output", "errors", "garbage", "import_isolation", "prefix_cache", "processes",
+    "selection", "side_by_side", "stores", "threads",
 ]  # fmt: skip
 """Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,21 +108,6 @@ def test_a_field_where_a_result_is_to_go_is_not_overwritten(tiny_m3_bundle: Path
     assert json.loads(result.stdout)[name] == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
-def test_an_output_has_the_permissions_of_what_it_replaces_or_of_any_new_file(
-    tiny_bundle: Path, tmp_path: Path
-):
-    private, new = tmp_path / "private.npy", tmp_path / "new.npy"
-    private.touch(mode=0o600)
-    before = os.umask(0o027)
-    try:
-        for path in (private, new):
-            assert run(tiny_bundle, "-o", path, stdin="a").exit_code == 0
-    finally:
-        os.umask(before)
-    assert [path.stat().st_mode & 0o777 for path in (private, new)] == [0o600, 0o640]
-
-
 def test_query_uses_the_instruction(tiny_bundle: Path, model: FlagModel):
     result = run(tiny_bundle, "--query", "--instruction", "find: ", stdin="apples\n")
     (row,) = map(json.loads, result.stdout.splitlines())
@@ -160,7 +146,7 @@ def test_no_input_is_no_rows(tiny_bundle: Path, tmp_path: Path):
             '\n\n{"text": "a", "embedding": 1}',
             "line 3 has a field 'embedding' already",
         ),
-        (["--jsonl"], '\n\n{"text": "\\ud800"}', "lines 3 to 3: "),
+        (["--jsonl"], '\n\n{"text": "\\ud800"}', "line 3 has the lone surrogate"),
         (["--query"], "x", "pass --instruction TEXT"),
         (["nowhere.txt/x"], None, "cannot read nowhere.txt/x"),
         (["--instruction", "x"], "x", "pass --query as well"),
@@ -214,11 +200,189 @@ def test_empty_instruction_is_none(tiny_bundle: Path, model: FlagModel):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in.txt", "-o", "folder"], "--output folder is a folder"),
+        (["in.txt", "-o", "missing/out.npy"], "there is no folder"),
+        (["in.jsonl", "-o", "link.jsonl"], "link.jsonl is the input itself"),
+        (["in.txt", "-o", "out.npy", "--on-error", "skip"], "the rows of a .npy would no longer"),
+        (["in.txt", "-o", "out.npy", "--sparse"], "go into JSONL"),
+        (["missing.txt"], "cannot read missing.txt"),
+        (["folder"], "cannot read folder"),
+        (["in.txt", "--query", "--examples", "missing.json"], "cannot read missing.json"),
+    ],
+)
+def test_files_are_checked_before_a_model_is_opened(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("a\n")
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    result = run("no such model", *arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the model refuse some texts, as one without tokens."""
+    real = FlagModel.encode_corpus
+
+    def encode_corpus(self: FlagModel, texts: list[str], **options: object) -> object:
+        for index, text in enumerate(texts):
+            if text.startswith("refused"):
+                raise ValueError(f"text {index} has no tokens")
+        return real(self, texts, **options)
+
+    monkeypatch.setattr(FlagModel, "encode_corpus", encode_corpus)
+
+
+@pytest.mark.usefixtures("refusing")
+def test_bad_rows_are_skipped_on_request(tiny_bundle: Path, model: FlagModel):
+    lines = [b"one", b"caf\xe9", b"refused", b"two", b"refused too", b"three"]
+    result = run(tiny_bundle, "--on-error", "skip", stdin=b"\n".join(lines))
+    assert result.exit_code == 0
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["index"] for row in rows] == [0, 3, 5]
+    np.testing.assert_allclose(
+        [row["embedding"] for row in rows], model.encode(["one", "two", "three"]), atol=1e-6
+    )
+    assert result.stderr.splitlines() == [
+        (
+            "bge-embed: skipped: standard input, line 2 is not UTF-8: its byte 4 is 0xE9. Convert "
+            "the input, with iconv say"
+        ),
+        "bge-embed: skipped: standard input, line 3 cannot be embedded: text 0 has no tokens",
+        "bge-embed: skipped: standard input, line 5 cannot be embedded: text 0 has no tokens",
+        "bge-embed: 3 lines skipped, 3 embedded",
+    ]
+
+
+@pytest.mark.usefixtures("refusing")
+@pytest.mark.parametrize("bad", [b"caf\xe9", b"refused"])
+def test_what_came_before_a_bad_row_is_not_lost(tiny_bundle: Path, bad: bytes):
+    result = run(tiny_bundle, stdin=b"one\ntwo\n" + bad + b"\nthree\n")
+    assert result.exit_code == 1
+    assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == [0, 1]
+    assert "standard input, line 3 " in result.stderr
+
+
+def test_no_row_at_all_is_an_error(tiny_bundle: Path):
+    result = run(
+        tiny_bundle,
+        "--jsonl",
+        "--field",
+        "body",
+        "--on-error",
+        "skip",
+        stdin='{"text": "a"}\n' * 50,
+    )
+    assert result.exit_code == 1
+    assert (
+        result.stderr.splitlines()[-1] == "bge-embed: no line of standard input could be embedded"
+    )
+
+
+COMMAND = [sys.executable, "-m", "bge_runtime.cli"]
+
+
+def in_shell(arguments: list[str | Path], redirections: str) -> subprocess.CompletedProcess[str]:
+    command = f"exec {shlex.join(map(str, [*COMMAND, *arguments]))} {redirections}"
+    return subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_loses_no_result(
+    tiny_bundle: Path, model: FlagModel, tmp_path: Path, closed
+):
+    (tmp_path / "in.txt").write_text("a\nb\n")
+    done = in_shell([tiny_bundle, tmp_path / "in.txt", "-o", tmp_path / "out.npy"], closed)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.encode(["a", "b"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("closed", "message"),
+    [
+        ("<&-", "standard input is closed; name an INPUT file"),
+        ("</dev/null >&-", "standard output is closed; name a file with --output"),
+    ],
+)
+def test_a_closed_stream_that_is_needed_is_one_sentence(closed: str, message: str):
+    done = in_shell(["no such model"], closed)
+    assert (done.returncode, done.stderr.splitlines()) == (1, [f"bge-embed: {message}"])
+
+
 def test_full_disk(tiny_bundle: Path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "bge_runtime.cli", str(tiny_bundle)],
-            input="a\n", stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            [*COMMAND, str(tiny_bundle)], input="a\n", stdout=full, stderr=subprocess.PIPE,
+            text=True, check=False, timeout=60,
         )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["bge-embed: [Errno 28] No space left on device"]
+    assert done.stderr.splitlines() == [
+        "bge-embed: cannot write standard output: No space left on device"
+    ]
+
+
+@pytest.mark.timeout(120)  # else it may wait for ever
+def test_lines_come_out_as_they_come_in(tiny_bundle: Path):
+    command = [*COMMAND, str(tiny_bundle), "--jsonl"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        for name in ("first", "second"):  # as `tail -f` gives them
+            process.stdin.write(f'{{"text": "a", "id": "{name}"}}\n'.encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["id"] == name
+        process.stdin.write(b"{\n")
+        process.stdin.flush()
+        # It ends although the input has not ended.
+        assert process.wait(timeout=60) == 1
+        assert process.stderr.read().startswith(b"bge-embed: standard input, line 3 is not JSON")
+
+
+@pytest.mark.timeout(120)  # else it may wait for ever
+def test_a_reader_that_has_had_enough_is_no_error(tiny_bundle: Path):
+    with subprocess.Popen(
+        [*COMMAND, str(tiny_bundle)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()  # as `head -1` does
+        process.stdin.write(b"b\n")
+        process.stdin.flush()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_leaves_no_draft(tiny_bundle: Path, tmp_path: Path, name: str):
+    # As on a file system where every file has a name, and not below nohup.
+    code = (
+        "import os, signal; del os.O_TMPFILE\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bge_runtime.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, tiny_bundle, "-o", tmp_path / "out.npy", "-v"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        assert b"onnxruntime" in process.stderr.readline()
+        (draft,) = tmp_path.iterdir()
+        assert ".partial-" in draft.name
+        process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=60) == 128 + getattr(signal, name)
+        assert process.stderr.read() == b""
+    assert list(tmp_path.iterdir()) == []
