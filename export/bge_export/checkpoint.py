@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bge_export.config_keys import check_config_keys
 from bge_runtime.errors import ExportError
 from bge_runtime.files import check_not_pointer, local_path, read_json
 from bge_runtime.folders import ADAPTER_FILE, explain_adapter, explain_no_model
@@ -57,6 +59,9 @@ _POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last_token",
 }
+
+_TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}
+"""Types of tensors in a safetensors file whose weights are not quantised, and their sizes."""
 
 _HUB_FILES_LEFT_OUT = ["onnx/*", "openvino/*"]
 """Other people's exports, which many repositories hold."""
@@ -166,6 +171,7 @@ def inspect_checkpoint(
     facts = find_model(source)
     root, folder = folder, folder / _module_path(folder, source, "Transformer", default="")
     config = _read_config(folder, source)
+    check_config_keys(config, source=source)
     own_class = DECODER_ONLY_BASE if config.get("model_type") in DECODERS else ENCODER_ONLY_BASE
     chosen_class = model_class or (facts.model_class if facts else own_class)
     if chosen_class not in SUPPORTED_MODEL_CLASSES:
@@ -355,11 +361,12 @@ def _check_heads(folder: Path, source: str) -> tuple[str, ...]:
 
 def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
     """Find the weight files and check that they are whole, without loading them."""
+    # In transformers' order.
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     pickled, pickled_index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     if single.is_file():
         names = [single.name]
-    elif index.is_file() or pickled_index.is_file():
+    elif index.is_file() or (pickled_index.is_file() and not pickled.is_file()):
         path = index if index.is_file() else pickled_index
         try:
             names = sorted(set(read_json(path, error=ExportError)["weight_map"].values()))
@@ -384,6 +391,11 @@ def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
         check_not_pointer(path, error=ExportError)
         if path.suffix == ".safetensors":
             read_safetensors_header(path)
+    for path in sorted(folder.glob("adapter_model.*")):
+        raise ExportError(
+            f"{source} holds a LoRA adapter's weights ({path.name}), which would not be in the "
+            "graphs. Merge it (peft's merge_and_unload), or delete the file if that was done"
+        )
     return tuple(names)
 
 
@@ -401,7 +413,7 @@ def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
         By tensor: ``dtype``, ``shape``, and ``start``, its place in the file.
 
     Raises:
-        ExportError: If the file is damaged or short.
+        ExportError: If the file is damaged or short, or its weights are quantised.
     """
     check_not_pointer(path, error=ExportError)
     try:
@@ -412,16 +424,19 @@ def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"header of {length:,} bytes in a file of {size:,}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {
-            name: {
-                "dtype": tensor["dtype"],
-                "shape": tensor["shape"],
-                "start": 8 + length + tensor["data_offsets"][0],
-                "end": 8 + length + tensor["data_offsets"][1],
-            }
-            for name, tensor in header.items()
-        }
-        end = max((tensor["end"] for tensor in tensors.values()), default=8 + length)
+        tensors, end = {}, 8 + length
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            first, last = tensor["data_offsets"]
+            dtype, shape = str(tensor["dtype"]), tuple(tensor["shape"])
+            if dtype not in _TYPE_BYTES:
+                raise ExportError(
+                    f"{name} in {path} is of type {dtype}, which quantised weights have. Export "
+                    "the checkpoint that it was made from"
+                )
+            if 8 + length + first != end or last - first != math.prod(shape) * _TYPE_BYTES[dtype]:
+                raise ValueError(f"{name} does not lie where the header says")
+            tensors[name] = {"dtype": dtype, "shape": shape, "start": end}
+            end += last - first
         if end != size:
             raise ValueError(f"{size:,} bytes where the header calls for {end:,}")
     except (

@@ -174,6 +174,8 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
     count, window = int(own["num_hidden_layers"]), own.get("sliding_window")
     family = own["model_type"]
+    if unknown := set(own.get("layer_types") or ()) - {"sliding_attention", "full_attention"}:
+        raise ValueError(f"layers of type {min(unknown)!r}, which graphs here do not have")
     if window is None or (family.startswith("qwen") and not own.get("use_sliding_window", False)):
         return (None,) * count
     if (kinds := own.get("layer_types")) is not None and family != "mistral":

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bge_export.decoder_config import DecoderConfig
 from bge_export.decoder_graph import Matrix
+from bge_export.weight_names import match_weights, require_match
 from bge_export.weights import Plan, SafetensorsReader, Transform, external_tensors
 from bge_runtime.errors import ExportError
 
@@ -77,18 +78,16 @@ def find_weights(
         Its name there, by its name in the graph.
 
     Raises:
-        ExportError: If one is missing, or has another shape than ``config.json`` says.
+        ExportError: If one is missing, or has another shape than ``config.json`` says; or if
+            there are others.
     """
-    # A model saved with its language-model head keeps the decoder under a name.
-    prefix = "" if "embed_tokens.weight" in reader else "model."
+    weights = {weight.stem: weight for weight in decoder_weights(config)}
+    # What transformers' classes with a language-model head call the decoder.
+    match = match_weights(reader.names(), weights, prefix="model")
+    require_match(match, weights, source=source)
     found = {}
-    for weight in decoder_weights(config):
-        name = prefix + weight.stem
-        if name not in reader:
-            raise ExportError(
-                f"{source} lacks {weight.stem}, which a {config.family} of {config.layers} layers "
-                "has; it is damaged, or of another type than its config.json says"
-            )
+    for stem, weight in weights.items():
+        name = match.found[stem]
         if reader.shape(name) != weight.shape:
             raise ExportError(
                 f"{name} of {source} has the shape {reader.shape(name)}, where its config.json "

@@ -16,42 +16,45 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from bge_export.checkpoint import HEAD_FILES, Checkpoint
+from bge_export.encoder_weights import check_encoder, is_own_code, restore_buffers
 from bge_export.tracing import PooledEncoder
+from bge_export.weights import check_finite
 from bge_runtime.errors import ExportError
-
-# Parts of a published encoder that an embedding never uses, and may lack.
-_UNUSED_PARTS = ("pooler.", "embeddings.position_ids")
 
 
 def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> torch.nn.Module:
     """Load an encoder in fp32, on the CPU.
 
     Raises:
-        ExportError: If the weights cannot be read, or do not fit the configuration.
+        ExportError: If the weights cannot be read, or are not those that the configuration
+            calls for.
     """
     try:
         with _quiet():
-            model, report = AutoModel.from_pretrained(
+            loaded = AutoModel.from_pretrained(
                 checkpoint.folder,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                # Shapes are compared here: version 5 says of none which it was.
+                ignore_mismatched_sizes=True,
                 weights_only=True,
             )
-    except (OSError, ValueError, RuntimeError, ImportError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a configuration asks for fails anywhere, in any way
         raise ExportError(
-            f"transformers cannot load {checkpoint.source}: {_first_lines(error)}"
+            f"transformers cannot load {checkpoint.source}: {type(error).__name__}: "
+            f"{_first_lines(error)}"
         ) from error
-    # transformers fills what is missing with random numbers and goes on.
-    missing = sorted(
-        key for key in report["missing_keys"] if not any(part in key for part in _UNUSED_PARTS)
-    )
-    if missing:
+    if not isinstance(loaded, tuple):
         raise ExportError(
-            f"{checkpoint.source} lacks {len(missing)} weights of its architecture, such as "
-            f"{missing[0]}; it is damaged, or of another type than its config.json says"
+            f"the code of {checkpoint.source} loads its weights in a way of its own, and does not "
+            "say which it left out (output_loading_info), so that vectors could be wrong"
         )
-    return _ready(model)
+    encoder = _ready(loaded[0])
+    if is_own_code(encoder):
+        restore_buffers(encoder)
+    check_encoder(encoder, checkpoint, loaded[1])
+    return encoder
 
 
 def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Linear]:
@@ -80,8 +83,17 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
             EOFError, pickle.UnpicklingError,
         ) as error:  # fmt: skip
             raise ExportError(f"cannot read {path}: {_first_lines(error)}") from error
+        if others := sorted(map(str, set(state) - {"weight", "bias"})):
+            raise ExportError(
+                f"{path} holds {', '.join(others[:3])} besides the weight and bias of one layer, "
+                "and weights and vectors of tokens would be made without"
+            )
+        for key, tensor in (("weight", weight), ("bias", bias)):
+            if not state[key].is_floating_point():
+                raise ExportError(f"{key} in {path} is of type {state[key].dtype}, no weight's")
+            check_finite(tensor.numpy(), f"{key} in {name}")
         kind = name.removesuffix("_linear.pt")
-        rows = 1 if kind == "sparse" else len(weight)
+        rows = 1 if kind == "sparse" or not weight.ndim else len(weight)
         if weight.shape != (rows, width) or bias.shape != (rows,):
             raise ExportError(
                 f"{path} is a matrix of {tuple(weight.shape)} with a bias of {tuple(bias.shape)}; "

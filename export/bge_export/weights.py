@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from bge_export.checkpoint import read_safetensors_header
 from bge_runtime.errors import ExportError
 
 _DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -52,7 +53,8 @@ class SafetensorsReader:
         """Read the headers of the files.
 
         Raises:
-            ExportError: If there is a file that is not safetensors, or is damaged.
+            ExportError: If there is a file that is not safetensors, is damaged, or holds a
+                tensor that another one holds, too.
         """
         self._places: dict[str, _Place] = {}
         for name in files:
@@ -65,11 +67,16 @@ class SafetensorsReader:
                 )
             for key, value in read_safetensors_header(path).items():
                 place = _Place(path, str(value["dtype"]), tuple(value["shape"]), value["start"])
+                if key in self._places:
+                    raise ExportError(
+                        f"{key} is in {self._places[key].file} and in {path.name}; keep the files "
+                        "of one save only"
+                    )
                 self._places[key] = place
 
-    def __contains__(self, name: object) -> bool:
-        """Tell whether there is a tensor of this name."""
-        return name in self._places
+    def names(self) -> Collection[str]:
+        """Return the names of all tensors."""
+        return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Give a tensor's shape."""
@@ -79,13 +86,13 @@ class SafetensorsReader:
         """Give a tensor's type.
 
         Raises:
-            ExportError: If it is not a floating-point type of 16 or 32 bits.
+            ExportError: If it is not a floating-point type of 16 bits or more.
         """
         place = self._places[name]
         if place.dtype not in _DTYPES:
             raise ExportError(
                 f"{name} in {place.file} is of type {place.dtype}; weights are exported from "
-                f"{', '.join(_DTYPES)}. A quantised checkpoint has to be turned back first"
+                f"{', '.join(_DTYPES)}"
             )
         return _DTYPES[place.dtype]
 
@@ -101,9 +108,10 @@ class SafetensorsReader:
             ExportError: If the file cannot be read.
         """
         place, dtype = self._places[name], self.dtype(name)
-        count = place.shape[0] - first if rows is None else rows
-        row = math.prod(place.shape[1:])
-        array = np.empty((count, *place.shape[1:]), dtype)
+        row, shape = math.prod(place.shape[1:]), place.shape
+        if shape:
+            shape = (shape[0] - first if rows is None else rows, *shape[1:])
+        array = np.empty(shape, dtype)
         try:
             with place.file.open("rb") as file:
                 file.seek(place.start + first * row * dtype.itemsize)
@@ -113,6 +121,21 @@ class SafetensorsReader:
         if got != array.nbytes:
             raise ExportError(f"{place.file} ends inside {name}; download it again")
         return array
+
+    def pieces(self, name: str) -> Iterator[NDArray[Any]]:
+        """Read a tensor in pieces of some rows, in order.
+
+        Raises:
+            ExportError: If the file cannot be read.
+        """
+        shape = self.shape(name)
+        if not shape:
+            yield self.read(name)
+            return
+        width = math.prod(shape[1:]) * self.dtype(name).itemsize
+        rows = max(1, _PIECE_BYTES // max(1, width))
+        for first in range(0, shape[0], rows):
+            yield self.read(name, first=first, rows=min(rows, shape[0] - first))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +199,10 @@ def write_external_data(
             its planned type has no place for.
         OSError: If the file cannot be written.
     """
-    # What overflows becomes infinity, and is found as such.
-    with path.open("wb") as file, np.errstate(over="ignore"):
+    with path.open("wb") as file:
         for plan in plans:
             start = file.tell()
             for piece in _pieces(plan, reader):
-                if piece.dtype.kind not in "iu" and not np.isfinite(piece).all():
-                    narrowed = plan.dtype.numpy() == np.float16 != reader.dtype(plan.source)
-                    raise ExportError(
-                        f"{plan.source} of the checkpoint holds NaN or infinity"
-                        + (", or numbers above 65504: leave --precision fp16 out" * narrowed)
-                    )
                 file.write(np.ascontiguousarray(piece).view(np.uint8).reshape(-1).data)
                 advance(piece.nbytes)
             if file.tell() - start != _size_bytes(plan):
@@ -199,15 +215,39 @@ def write_external_data(
 
 def _pieces(plan: Plan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
     if plan.transform is not None:
-        yield plan.transform(reader.read(plan.source))
+        yield _stored(plan, reader.read(plan.source))
         return
-    shape = reader.shape(plan.source)
-    width = math.prod(shape[1:]) * reader.dtype(plan.source).itemsize
+    for array in reader.pieces(plan.source):
+        yield _stored(plan, array)
+
+
+def _stored(plan: Plan, array: NDArray[Any]) -> NDArray[Any]:
+    # As it was read: in a matrix of 8 bits nothing is seen of it any more.
+    check_finite(array, plan.source)
     dtype = plan.dtype.numpy()
-    rows = max(1, _PIECE_BYTES // max(1, width))
-    for first in range(0, shape[0], rows):
-        count = min(rows, shape[0] - first)
-        yield reader.read(plan.source, first=first, rows=count).astype(dtype, copy=False)
+    # What overflows becomes infinity, and is found as such.
+    with np.errstate(over="ignore"):
+        stored = plan.transform(array) if plan.transform else array.astype(dtype, copy=False)
+    if stored.dtype == dtype != array.dtype and not np.isfinite(stored).all():
+        largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+        raise ExportError(
+            f"{plan.source} of the checkpoint holds numbers above {largest:.6g}"
+            + (": leave --precision fp16 out" * (dtype == np.float16))
+        )
+    return stored
+
+
+def check_finite(array: NDArray[Any], name: str) -> None:
+    """Refuse a weight that holds NaN or infinity, of which every vector may become NaN.
+
+    Raises:
+        ExportError: If it does.
+    """
+    if not np.isfinite(array).all():
+        raise ExportError(
+            f"{name} of the checkpoint holds NaN or infinity: its training diverged, or the file "
+            "is damaged. Export an earlier checkpoint, or download it again"
+        )
 
 
 def _size_bytes(plan: Plan) -> int:
@@ -225,8 +265,8 @@ def total_bytes(plans: Iterable[Plan]) -> int:
 
 
 def weight_dtype(reader: SafetensorsReader, names: Mapping[str, str]) -> ir.DataType:
-    """Give the one type that holds all of these tensors exactly."""
+    """Return the one type that holds all of these tensors exactly; fp32 for wider ones."""
     kinds = {reader.dtype(name) for name in names.values()}
-    if len(kinds) == 1:
+    if len(kinds) == 1 and kinds != {_DTYPES["F64"]}:
         return ir.DataType.from_numpy(kinds.pop())
     return ir.DataType.FLOAT

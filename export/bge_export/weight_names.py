@@ -1,0 +1,145 @@
+"""Which tensors of a checkpoint a model reads, and which ones it may leave out.
+
+The installed transformers decides alone what it does with a tensor that has no place in the
+model that it makes: version 5 drops weights that version 4 reads. So names are compared here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from bge_runtime.errors import ExportError
+
+_END = r"(weight|bias|gamma|beta)"
+
+_UNUSED = (
+    # A layer of BERT behind the hidden states that embeddings are pooled from.
+    rf"pooler\.(dense\.)?{_END}",
+    # Heads of BERT's pre-training.
+    rf"cls\.predictions\.(transform\.(dense|LayerNorm)\.|decoder\.)?{_END}",
+    rf"cls\.seq_relationship\.{_END}",
+    # The head of a language model: RoBERTa's, and that of a decoder.
+    rf"lm_head\.((dense|layer_norm|decoder)\.)?{_END}",
+    # Heads of other tasks. Whether the model is one of those, its config.json says.
+    rf"(classifier|qa_outputs)\.((dense|out_proj)\.)?{_END}",
+    # Numbers from 0 on, and zeros: transformers before 4.31 saved them.
+    r"embeddings\.(position_ids|token_type_ids)",
+    # Computed from rope_theta. Older decoders saved them.
+    r"(.*\.)?rotary_emb\.inv_freq",
+)
+"""Tensors that vectors do not depend on: a checkpoint may hold them, and may lack them."""
+
+_LAYER = re.compile(r"\blayers?\.(\d+)\.")
+
+_ADVICE = {
+    r"lora_|\.base_layer\.|\.original_module\.|modules_to_save|ia3_|hada_|oft_|adapter": (
+        "They are of an adapter: merge it (peft's merge_and_unload) and save the model anew"
+    ),
+    r"qweight|qzeros|g_idx|\.scales$|_scale$|weight_(packed|shape|format)|zero_point|absmax|quant_"
+    r"|\.SCB$": "They are of quantised weights: export the checkpoint that was quantised",
+    r"distance_embedding|relative_attention_bias|rel_embeddings": (
+        "They are of relative positions, which config.json has to ask for "
+        "(position_embedding_type), and transformers before version 5 computes"
+    ),
+    r"cross_?attention": "They are of a decoder that attends to an encoder, and is no embedder",
+}
+"""What to do about tensors whose names hold something."""
+
+_SAVE_ANEW = (
+    "If vectors are to be made without them, load the model with transformers and save it with "
+    "save_pretrained, which leaves them out"
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What of a checkpoint goes where in a model.
+
+    Attributes:
+        found: Names in the checkpoint, by the model's.
+        unread: Names in the checkpoint that have no place in the model, and are not known
+            to be of no account.
+        missing: Names of the model that the checkpoint lacks, likewise.
+    """
+
+    found: dict[str, str]
+    unread: list[str]
+    missing: list[str]
+
+
+def match_weights(stored: Iterable[str], read: Collection[str], *, prefix: str) -> Match:
+    """Match the names in a checkpoint with those of a model.
+
+    Args:
+        stored: Names in the checkpoint.
+        read: Names that the model reads.
+        prefix: What a checkpoint of the model with a head has before the names, without
+            the dot. If it is there, what has no prefix is of the head.
+    """
+    stored, prefix = sorted(stored), f"{prefix}."
+    with_head = any(name.startswith(prefix) for name in stored)
+    found: dict[str, str] = {}
+    unread = []
+    for name in stored:
+        own = name.removeprefix(prefix)
+        # Names of TensorFlow's, in BERTs of the first years.
+        own = own.replace("LayerNorm.gamma", "LayerNorm.weight")
+        own = own.replace("LayerNorm.beta", "LayerNorm.bias")
+        if own in read and own not in found and name.startswith(prefix) == with_head:
+            found[own] = name
+        elif not is_unused(own):
+            unread.append(name)
+    missing = sorted(name for name in set(read) - set(found) if not is_unused(name))
+    return Match(found, unread, missing)
+
+
+def is_unused(name: str) -> bool:
+    """Return whether vectors do not depend on a tensor, by its name without prefix."""
+    return any(re.fullmatch(pattern, name) for pattern in _UNUSED)
+
+
+def require_match(match: Match, read: Collection[str], *, source: str) -> None:
+    """Refuse a checkpoint that holds more, or less, than its model reads.
+
+    Raises:
+        ExportError: If it does; the message names tensors and says what to do.
+    """
+    if match.unread:
+        lacks = f" It lacks {_some(match.missing)}." if match.missing else ""
+        raise ExportError(
+            f"{source} holds {_some(match.unread)}, which a model of its config.json does not "
+            f"read: vectors would be made without them.{lacks} {_advice(match, read)}"
+        )
+    if match.missing:
+        raise ExportError(
+            f"{source} lacks {_some(match.missing)}, which a model of its config.json has; it is "
+            "damaged, or of another type or size than that says"
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{len(names)} tensors, such as {shown}" if len(names) > 3 else shown
+
+
+def _advice(match: Match, read: Collection[str]) -> str:
+    unread = match.unread
+    for pattern, advice in _ADVICE.items():
+        if any(re.search(pattern, name) for name in unread):
+            return advice
+    if any(name in read for name in unread):
+        return "Its names are with and without a prefix, or old and new ones: make them all alike"
+    if any(name.endswith(f".{own}") for name in unread for own in read):
+        return "They are named as of a model within another: save that one alone (save_pretrained)"
+    count = len(_layers(read))
+    if count and _layers(unread) - _layers(read):
+        return f"num_hidden_layers in its config.json is {count}, and it has more. {_SAVE_ANEW}"
+    if match.missing:
+        return "It is damaged, or of another type or size than its config.json says"
+    return _SAVE_ANEW
+
+
+def _layers(names: Iterable[str]) -> set[str]:
+    return {match[1] for name in names if (match := _LAYER.search(name))}
