@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], tabl
     Args:
         json_file: Where the document goes; ``-`` prints it in place of the table.
         bundle: What was measured.
-        results: The numbers, ready for JSON.
+        results: The numbers, ready for JSON; NaN and infinity become null.
         table: The same for people.
     """
     provenance = bundle.manifest.provenance
@@ -46,7 +47,7 @@ def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], tabl
         },
         **results,
     }
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if json_file == Path("-"):
         click.echo(text, nl=False)
         return
@@ -58,3 +59,12 @@ def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], tabl
             click.echo(table)
             sys.exit(1)
     click.echo(table)
+
+
+def _finite(value: Any) -> Any:
+    """Return a document with null where JSON has no word for a number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -65,7 +65,7 @@ def throughput_rows(document: Document) -> Rows:
             f"{row['peak_memory_bytes'] / 1e6:,.0f} MB",
             "by tokens" if row["ours"] else str(row["batch_size"]),
             row["precision"],
-            f"{row['parity']['min_cosine']:.6f}",
+            f"{Parity.from_json(row['parity']).min_cosine:.6f}",
         ]
         failed = failures(row)
         if failed:
@@ -93,7 +93,7 @@ def latency_rows(document: Document) -> Rows:
             what = f"{point['texts']} x {point['tokens']} tokens"
             cells = [what, row["label"], *percentiles, str(len(calls)), row["precision"]]
             if compared:
-                cells.append(f"{row['parity']['min_cosine']:.6f}")
+                cells.append(f"{Parity.from_json(row['parity']).min_cosine:.6f}")
             rows.append(_struck(cells) if failures(row) else cells)
     return rows
 

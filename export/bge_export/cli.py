@@ -189,7 +189,7 @@ def main(
         sys.exit(1)
     if as_json:
         document = {"bundle": str(output.absolute()), "rows": [asdict(row) for row in rows]}
-        click.echo(json.dumps(document, indent=2))
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
     click.echo(_table(rows))
     kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""

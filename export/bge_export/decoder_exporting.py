@@ -35,7 +35,7 @@ from bge_export.exporting import (
     write_tokenizer,
 )
 from bge_export.loading import check_vocabulary, load_tokenizer
-from bge_export.output import check_output, draft_beside, put_in_place
+from bge_export.output import check_json_files, check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu
 from bge_export.targets import DecoderTarget
 from bge_export.texts import PARITY_TEXTS
@@ -152,6 +152,7 @@ def export_decoder(
         model = _model(checkpoint, config, tokenizer, random=random_seed is not None)
         write_tokenizer(draft, tokenizer, max_length=config.max_length)
         _write_config(draft, checkpoint)
+        check_json_files(draft)
         token_ids = checked_tokens(
             draft, tokenizer, max_length=min(_REFERENCE_TOKENS, config.max_length)
         )

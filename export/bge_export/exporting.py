@@ -27,7 +27,7 @@ from bge_export.loading import (
     reference_vectors,
     takes_token_types,
 )
-from bge_export.output import check_output, draft_beside, put_in_place
+from bge_export.output import check_json_files, check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
 from bge_export.targets import OPENVINO, PORTABLE, Target, for_model
 from bge_export.texts import PARITY_TEXTS
@@ -183,6 +183,7 @@ def export_bundle(
             weightless_token_ids=_weightless(tokenizer) if heads else (),
         )
         _write_companions(draft, checkpoint, model, tokenizer)
+        check_json_files(draft)
         step("tracing the graph")
         traced = trace(wrapped, max_length=limit)
         packed = None

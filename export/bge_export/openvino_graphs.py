@@ -17,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.calibration import run_texts, watch_inputs
 from bge_export.passes import CorrectBiases, RoundProducts
+from bge_export.passes.half_precision import check_range
 from bge_export.targets import OPENVINO
 from bge_runtime.engines.ov import OpenVinoEngine
 from bge_runtime.manifest import COLBERT_VECS, SENTENCE_EMBEDDING
@@ -44,9 +45,16 @@ def write_openvino(
 
     Returns:
         Paths inside the bundle of the graph for bf16 and of its weights.
+
+    Raises:
+        ExportError: If a weight has no place in fp16.
     """
     first = Path(OPENVINO.file)
     weights = first.with_suffix(".bin")
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:  # stored in fp16, cut to that
+            check_range(tensor.numpy(), name, leave_out="--target openvino")
     (folder / first).parent.mkdir()
     _convert(model, folder / first)
     corrected = for_bf16(model, token_ids, folder=folder / "onnx")

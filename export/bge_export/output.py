@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -102,3 +103,22 @@ def put_in_place(draft: Path, output: Path, *, force: bool) -> None:
     finally:
         if output.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def check_json_files(draft: Path) -> None:
+    """Check that every JSON file of a folder can be read by more than Python.
+
+    What a tokenizer's configuration holds is written as it was read, and Python writes NaN.
+
+    Raises:
+        ExportError: If one holds NaN or Infinity.
+    """
+
+    def refuse(word: str) -> None:
+        raise ExportError(
+            f"{path.name} would hold {word}, which JSON has no word for, as the checkpoint's does. "
+            "Put the number there that was meant"
+        )
+
+    for path in sorted(draft.rglob("*.json")):
+        json.loads(path.read_text("utf-8"), parse_constant=refuse)

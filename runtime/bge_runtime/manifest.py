@@ -208,7 +208,7 @@ class Manifest:
     def to_json(self) -> str:
         """Serialise, with the format's name and version first."""
         document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(

@@ -9,7 +9,7 @@ have nothing to do with the reference and about 1e-6 for exact ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -116,24 +116,33 @@ class Parity:
         ]
 
     def worst(self, other: Parity) -> Parity:
-        """Take the worse of two in each figure."""
+        """Take the worse of two in each figure; NaN is the worst."""
+        # Python's min and max take NaN for the better one, if it comes second.
         return Parity(
             texts=self.texts,
-            min_cosine=min(self.min_cosine, other.min_cosine),
-            mean_cosine=min(self.mean_cosine, other.mean_cosine),
-            max_error=max(self.max_error, other.max_error),
-            error_share=max(self.error_share, other.error_share),
+            min_cosine=float(np.minimum(self.min_cosine, other.min_cosine)),
+            mean_cosine=float(np.minimum(self.mean_cosine, other.mean_cosine)),
+            max_error=float(np.maximum(self.max_error, other.max_error)),
+            error_share=float(np.maximum(self.error_share, other.error_share)),
         )
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return the figures by name, with null for NaN and infinity."""
+        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parity:
-        """Read back what ``dataclasses.asdict`` wrote."""
+        """Read back what `to_json` or ``dataclasses.asdict`` wrote."""
+
+        def figure(name: str) -> float:
+            return float("nan") if data[name] is None else float(data[name])
+
         return cls(
             texts=int(data["texts"]),
-            min_cosine=float(data["min_cosine"]),
-            mean_cosine=float(data["mean_cosine"]),
-            max_error=float(data["max_error"]),
-            error_share=float(data["error_share"]),
+            min_cosine=figure("min_cosine"),
+            mean_cosine=figure("mean_cosine"),
+            max_error=figure("max_error"),
+            error_share=figure("error_share"),
         )
 
 

@@ -98,7 +98,7 @@ def measure_once(bundle: Bundle, variant: Variant) -> Parity:
     with contextlib.suppress(TypeError, LookupError, ValueError):
         return Parity.from_json(known)
     _, parity = measure(bundle, variant)
-    cache.note(_KIND, key, asdict(parity))
+    cache.note(_KIND, key, parity.to_json())
     return parity
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from bge_bench.cli import main
+from bge_bench.console import report as write_report
 from bge_bench.report_cli import BEGIN, END, read_document, section, with_tables
+from bge_runtime.bundle import Bundle
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -74,6 +77,21 @@ def test_page_is_written_and_checked(document: dict, tmp_path: Path):
     assert text.endswith(f"{END}\nafter\n")
     assert "| theirs (a 1) |" in text
     assert report("--check").exit_code == 0
+
+
+def test_vectors_of_no_numbers_are_null_in_json_and_struck_in_tables(
+    document: dict, tiny_bundle: Path, tmp_path: Path
+):
+    file = tmp_path / "x.json"
+    document["rows"][1]["parity"] |= {"min_cosine": math.nan, "error_share": math.inf}
+    write_report(file, Bundle.open(tiny_bundle), document, "")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    written = json.loads(file.read_text(), parse_constant=refuse)
+    assert written["rows"][1]["parity"]["min_cosine"] is None
+    assert "~~theirs (a 1)~~" in section(file, written)
 
 
 def test_plots_are_drawn(document: dict, tmp_path: Path):

@@ -57,14 +57,25 @@ class HalfPrecision(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _narrow(array: np.ndarray, name: str) -> np.ndarray:
-    array = np.where(array == np.float32(_NO_TOKEN), np.float32(-_LARGEST), array)
-    largest = float(np.abs(array).max(initial=0))
-    if largest > _LARGEST:
+def check_range(array: np.ndarray, name: str, *, leave_out: str) -> None:
+    """Check that fp16 has room for a weight, or for what a mask adds.
+
+    Raises:
+        ExportError: If it has not; the message says which option to leave out.
+    """
+    lowest, highest = float(array.min(initial=0)), float(array.max(initial=0))
+    if lowest == _NO_TOKEN:
+        lowest = float(np.where(array == np.float32(_NO_TOKEN), 0, array).min(initial=0))
+    if (largest := max(highest, -lowest)) > _LARGEST:
         raise ExportError(
             f"the weight {name} holds {largest:.4g}, which has no place in fp16. Nothing was "
-            "written; leave --precision fp16 out"
+            f"written; leave {leave_out} out"
         )
+
+
+def _narrow(array: np.ndarray, name: str) -> np.ndarray:
+    check_range(array, name, leave_out="--precision fp16")
+    array = np.where(array == np.float32(_NO_TOKEN), np.float32(-_LARGEST), array)
     return array.astype(np.float16)
 
 
