@@ -18,10 +18,17 @@ LFS_BYTES = 100_000
 
 TOKEN = "hf_of_the_tests"
 
+FAULTS = (
+    "drop", "drop after headers", "hang", "hang after headers", "garbage", "login page",
+    "truncated", "redirects", "no JSON",
+)  # fmt: skip
+"""What networks, proxies and hotels do to answers."""
+
 BARE = {"PATH": "/usr/bin:/bin"} | {
     name: value for name, value in os.environ.items() if name in ("OMP_NUM_THREADS", "PYTHONPATH")
 }
-"""Environment of a process that is to inherit nothing, but for a worker's share of threads."""
+"""Environment of a process that is to inherit nothing, but for a worker's share of threads and the
+packages that are under test."""
 
 
 class LocalHub:
@@ -32,6 +39,9 @@ class LocalHub:
         requests: Method and path of each request, in order.
         stall: The end of a file's name, of which only half is sent: then nothing more.
         stalled: Set once that has happened.
+        fault: What is wrong with every answer; one of `FAULTS`, or a status.
+        only: Part of method and path of the requests whose answers it is wrong with.
+        over: Ends connections that hang by a fault.
     """
 
     def __init__(self) -> None:
@@ -41,6 +51,9 @@ class LocalHub:
         self.requests: list[str] = []
         self.stall: str | None = None
         self.stalled = threading.Event()
+        self.fault: str | int | None = None
+        self.only = ""
+        self.over = threading.Event()
         self.uploads: dict[str, bytes] = {}
         self.address = ""
 
@@ -88,6 +101,7 @@ def local_hub() -> Iterator[LocalHub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -106,6 +120,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
+
+    def fail(self, fault: str | int) -> None:
+        """Answer as `LocalHub.fault` says, and end the connection."""
+        self.close_connection = True
+        if isinstance(fault, int):
+            self.respond(fault, Connection="close")
+        elif fault == "garbage":
+            self.wfile.write(b"\x15\x03\x01\x00\x02\x02\x16")  # an alert of TLS
+        elif fault == "redirects":
+            self.respond(302, Location=self.path, Connection="close")
+        elif fault == "login page":
+            self.respond(200, b"<html>Welcome to the hotel</html>", Connection="close")
+        elif fault == "no JSON":
+            self.respond(200, b'{"id": ', Connection="close")
+        elif fault == "hang":
+            self.hub.over.wait(60)
+        elif fault != "drop":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.flush()
+            if fault == "truncated":
+                self.wfile.write(b"half")
+            if fault == "hang after headers":
+                self.hub.over.wait(60)
 
     def respond(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -133,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # noqa: PLR0911
         path, parts = self.route()
+        if self.hub.fault is not None and self.hub.only in f"{self.command} {self.path}":
+            return self.fail(self.hub.fault)
         if path == "api/whoami-v2":
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.json({"error": "Invalid credentials"}, 401)
@@ -149,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.respond(404, X_Error_Code="RevisionNotFound")
         commit = refs[ref]
         files = self.hub.repos[repo][commit]
-        if is_api and parts[4] == "tree":
+        if is_api and parts[4:5] == ["tree"]:
             listed = [
                 {"type": "file", "path": name, "size": len(body), "oid": "0"}
                 for name, body in files.items()

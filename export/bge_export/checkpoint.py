@@ -14,7 +14,7 @@ from bge_export.config_keys import check_config_keys
 from bge_runtime.errors import ExportError
 from bge_runtime.files import check_not_pointer, local_path, read_json
 from bge_runtime.folders import ADAPTER_FILE, explain_adapter, explain_no_model
-from bge_runtime.hub import explained, is_hub_id
+from bge_runtime.hub import ask, explained, is_hub_id
 from bge_runtime.manifest import FILE_NAME
 from bge_runtime.registry import (
     DECODER_CLASSES,
@@ -123,9 +123,11 @@ def find_checkpoint(
         hint = f"; did you mean {facts.hub_id}?" if facts and "/" not in source else ""
         raise ExportError(f"{source} is neither a folder nor a hub id such as OWNER/NAME{hint}")
     # Heavy, and not needed for a local folder.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     with explained(source, revision, offline="--offline" if offline else None):
+        cached = isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str)
+        offline = ask(source, revision, cached=cached, offline=offline) is None
         snapshot = snapshot_download(
             source,
             revision=revision,

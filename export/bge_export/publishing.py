@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import ExportError
-from bge_runtime.hub import is_hub_id
+from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.hub import is_hub_id, one_line
 from bge_runtime.manifest import FILE_NAME, Manifest
 
 _CARD = "README.md"
@@ -133,5 +133,7 @@ def _explained(what: str) -> Iterator[None]:
         raise ExportError(
             "--push-to-hub needs to know who you are: log in with `hf auth login`, or set HF_TOKEN"
         ) from error
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{what}: {error}") from error
+    except BgeError:
+        raise
+    except Exception as error:  # of an HTTP library, which depends on huggingface_hub's version
+        raise ExportError(f"{what}: {one_line(error)}") from error

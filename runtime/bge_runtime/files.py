@@ -11,7 +11,7 @@ from bge_runtime.errors import BgeError
 
 _POINTER_START = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER_BYTES = 1024  # as Git LFS's specification says
-_KINDS = {dict: "object", list: "list"}
+_KINDS: dict[type, str] = {dict: "object", list: "list"}
 
 
 def read_json(

@@ -7,15 +7,36 @@ huggingface_hub's own affair. It is imported when it is used: a local bundle nee
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import HubError
+from bge_runtime.errors import BgeError, HubError
 from bge_runtime.manifest import FILE_NAME
 
+logger = logging.getLogger(__name__)
+
 _CONFIG = "config.json"
+
+_LONG = 200
+
+_OF_THE_DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+)
+"""Errors that a network has no part in, as has none that names a file."""
+
+_CHECK = "Check the network and HF_ENDPOINT, or pass a local folder"
+
+_STATUS_ADVICE = {
+    401: "Log in with `hf auth login`, or correct HF_TOKEN",
+    403: "Check what the token may do, with `hf auth whoami`",
+    429: "Those are too many requests: try again later, or log in with `hf auth login`",
+    **dict.fromkeys((500, 502, 503, 504), "Try again later, or pass a local folder"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +52,12 @@ class Snapshot:
     bundle: Path | None
 
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+
+
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name has the form ``OWNER/NAME``."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    """Return whether a name has the form ``OWNER/NAME``, in characters that the hub has."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def find_snapshot(
@@ -41,7 +65,8 @@ def find_snapshot(
 ) -> Snapshot:
     """Ask the hub what a repository is; download it if it is a bundle.
 
-    What is in the hub's cache already is not downloaded again; offline nothing is asked.
+    What is in the hub's cache already is not downloaded again, and is used where the hub does
+    not answer. Offline nothing is asked.
 
     Args:
         repo: ``OWNER/NAME``.
@@ -53,16 +78,13 @@ def find_snapshot(
             not hold it.
         BundleError: If it is a bundle with a damaged manifest, or a newer one.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     with explained(repo, revision):
-        try:
-            manifest = hf_hub_download(repo, FILE_NAME, revision=revision, cache_dir=cache_dir)
-        except EntryNotFoundError:  # nor in the cache, if the hub was not asked
-            config = hf_hub_download(repo, _CONFIG, revision=revision, cache_dir=cache_dir)
-            return Snapshot(commit=Path(config).parent.name, bundle=None)
-    folder = Path(manifest).parent
+        found = _first_file(repo, revision, cache_dir)
+    folder = found.parent
+    if found.name != FILE_NAME:
+        return Snapshot(commit=folder.name, bundle=None)
     names = list(Bundle.at(folder).manifest.files)
     if _missing(folder, names):
         with explained(repo, revision):
@@ -77,6 +99,66 @@ def find_snapshot(
                 f"with `hf download {repo} --revision {folder.name}`"
             )
     return Snapshot(commit=folder.name, bundle=folder)
+
+
+def _first_file(repo: str, revision: str | None, cache_dir: str | None) -> Path:
+    """Find the file that says what a repository is: its manifest, or else its configuration."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = {}
+    for name in (FILE_NAME, _CONFIG):
+        there = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
+        if isinstance(there, str):
+            cached[name] = Path(there)
+    if FILE_NAME in cached and cached[FILE_NAME].parent.name == revision:
+        return cached[FILE_NAME]  # a commit never changes
+    answer = ask(repo, revision, cached=bool(cached))
+    if answer is None:
+        return next(iter(cached.values()))
+    commit, names = answer
+    for name in (FILE_NAME, _CONFIG):
+        if name in names:
+            if name in cached and cached[name].parent.name == commit:
+                return cached[name]
+            return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
+    raise HubError(f"{repo} is no model: it has neither {FILE_NAME} nor {_CONFIG}. Check the name")
+
+
+def ask(
+    repo: str, revision: str | None, *, cached: bool, offline: bool = False
+) -> tuple[str, frozenset[str]] | None:
+    """Ask the hub for the commit of a revision and the names of its files.
+
+    That is one question, with a limit of time. A download asks again for minutes where the hub
+    does not answer, or for ever.
+
+    Args:
+        repo: ``OWNER/NAME``.
+        revision: Branch, tag or commit.
+        cached: Whether the cache holds what can be used in place of an answer.
+        offline: Do not ask.
+
+    Returns:
+        None where ``cached`` has to do: offline, or if there is no answer, with a warning.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT, HF_HUB_OFFLINE
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+
+    if offline or HF_HUB_OFFLINE:
+        if cached:
+            return None
+        raise LocalEntryNotFoundError(repo)
+    try:
+        info = HfApi().model_info(repo, revision=revision, timeout=HF_HUB_ETAG_TIMEOUT)
+        return str(info.sha), frozenset(file.rfilename for file in info.siblings or ())
+    except RevisionNotFoundError:
+        raise
+    except Exception as error:
+        if not cached:
+            raise
+        logger.warning("what the hub's cache holds of %s is used: %s", repo, _complaint(error))
+    return None
 
 
 def _missing(folder: Path, names: list[str]) -> list[str]:
@@ -94,15 +176,18 @@ def explained(repo: str, revision: str | None, *, offline: str | None = None) ->
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    wanted = repo if revision is None else f"{repo} at {revision}"
     try:
-        yield
+        with _without_retries_told():
+            yield
+    except BgeError:
+        raise
     except GatedRepoError as error:
         raise HubError(
             f"{repo} asks for an agreement on its hub page; accept it there and log in with "
@@ -116,20 +201,61 @@ def explained(repo: str, revision: str | None, *, offline: str | None = None) ->
     except RevisionNotFoundError as error:
         raise HubError(f"{repo} has no revision {revision!r} on the hub") from error
     except LocalEntryNotFoundError as error:
-        wanted = repo if revision is None else f"{repo} at {revision}"
         forbids = offline or ("HF_HUB_OFFLINE" if HF_HUB_OFFLINE else None)
         if forbids is not None:
             raise HubError(
                 f"{wanted} is not in the hub's cache, and {forbids} forbids to fetch it. Do "
                 "without it once, or pass a local folder"
             ) from error
-        raise HubError(
-            f"the hub cannot be reached, and {wanted} is not in its cache. Check the network, "
-            "or pass a local folder"
-        ) from error
-    except EntryNotFoundError as error:
-        raise HubError(
-            f"{repo} is no model: it has neither {FILE_NAME} nor {_CONFIG}. Check the name"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise HubError(f"cannot fetch {repo} from the hub: {error}") from error
+        raise HubError(f"cannot fetch {wanted}: {_complaint(error)}") from error
+    except Exception as error:  # of an HTTP library, which depends on huggingface_hub's version
+        raise HubError(f"cannot fetch {wanted}: {_complaint(error)}") from error
+
+
+def _complaint(error: BaseException) -> str:
+    """Say what is wrong with the hub's answer, or with the cache, and what helps."""
+    if isinstance(error, OSError) and (error.filename or error.errno in _OF_THE_DISK):
+        return f"the hub's cache cannot be written ({error}). Make room, or set HF_HOME"
+    status = None
+    while True:
+        # Whatever the HTTP library, its errors have the response if there was one.
+        status = getattr(getattr(error, "response", None), "status_code", status)
+        context = None if error.__suppress_context__ else error.__context__
+        if (inner := error.__cause__ or context) is None:
+            break
+        error = inner
+    if status is not None:
+        return f"the hub answers with status {status}. {_STATUS_ADVICE.get(status, _CHECK)}"
+    return (
+        f"the hub cannot be reached or does not answer as it should ({one_line(error)}). {_CHECK}"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return type and message of an error in one line."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
+
+
+@contextlib.contextmanager
+def _without_retries_told() -> Iterator[None]:
+    """Keep huggingface_hub's two lines for each retry from the terminal; what comes of it is told.
+
+    A filter for each call, and no level: calls of other threads may begin and end meanwhile.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    loggers = [
+        logging.getLogger(f"huggingface_hub.{name}")
+        for name in ("utils._http", "file_download", "_snapshot_download")
+    ]
+    for one in loggers:
+        one.addFilter(is_error)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(is_error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 
 from bge_export.publishing import model_card
 from bge_runtime import Bundle, FlagModel
-from tests.hub import TOKEN, LocalHub, local_hub
+from tests.hub import FAULTS, TOKEN, LocalHub, local_hub
 from tests.runtime.support import edit_manifest
 
 
@@ -71,6 +73,86 @@ def test_unreachable_hub(tmp_path: Path):
     result = export(away.environment(tmp_path), tmp_path, "BAAI/bge-small-en")
     assert result.returncode == 1
     assert "the hub cannot be reached" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# -- What networks do ---------------------------------------------------------------------
+
+FAULTY = """
+import json, os, shutil, sys, time
+from pathlib import Path
+from tests.hub import FAULTS, local_hub
+home = Path(sys.argv[1])
+with local_hub() as hub:
+    os.environ |= hub.environment(home)
+    from huggingface_hub import constants
+    constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.1
+    from bge_export.checkpoint import find_checkpoint
+    from bge_runtime.errors import HubError
+    from bge_runtime.hub import find_snapshot
+    slept = []
+    time.sleep = slept.append
+    files = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
+    for repo in ("me/new", "me/cached"):
+        hub.add(repo, files)
+    cached = find_snapshot("me/cached")
+    told = []
+    for fault in (*FAULTS, *(400, 401, 403, 404, 429, 500, 503)):
+        for only in ("", "GET /me/"):
+            hub.fault, hub.only = fault, only
+            for find, repo in (
+                (find_snapshot, "me/new"), (find_checkpoint, "me/new"), (find_snapshot, "me/cached")
+            ):
+                slept.clear()
+                start = time.monotonic()
+                try:
+                    said = "cached" if find(repo) == cached else "found"
+                except HubError as error:
+                    said = str(error)
+                except Exception as error:
+                    said = repr(error)
+                took = time.monotonic() - start + sum(slept)
+                told.append([str(fault), only, find.__name__, repo, said, took])
+            shutil.rmtree(home / "hf" / "hub" / "models--me--new", ignore_errors=True)
+print(json.dumps(told))
+"""
+
+
+def test_whatever_a_network_does_is_one_sentence_in_time_and_a_filled_cache_is_used(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTY, str(tmp_path)],
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told) == (len(FAULTS) + 7) * 2 * 3
+    for fault, only, find, repo, said, took in told:
+        case = f"{fault!r} of {only or 'all'} in {find}({repo!r}): {said}"
+        if repo == "me/cached":
+            assert said == "cached", case
+        else:
+            assert re.fullmatch(r"cannot fetch me/new: the hub [^\n\r\0-\x1f]+\. [A-Z].+", said), (
+                case
+            )
+            assert len(said) < 400, case
+            if fault.isdecimal():
+                assert f"status {fault}" in said, case
+        # One question is not asked again; a download is, as often as huggingface_hub does.
+        assert took < (60 if only and repo == "me/new" else 5), f"{case} after {took:.1f} s"
+    # Neither its retries nor anything else of huggingface_hub, but what we say ourselves.
+    lines = {line for line in done.stderr.splitlines() if line.strip() and "Fetching" not in line}
+    assert all(
+        line.startswith("what the hub's cache holds of me/cached is used: ") for line in lines
+    ), lines
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: LocalHub, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    environment = {**hub.environment(tmp_path), "HF_HUB_CACHE": str(tmp_path / "file" / "cache")}
+    result = export(environment, tmp_path, "BAAI/bge-small-en")
+    assert result.returncode == 1
+    assert "the hub's cache cannot be written" in result.stderr
     assert "Traceback" not in result.stderr
 
 
