@@ -57,7 +57,7 @@ from bge_runtime.manifest import (
 from bge_runtime.parity import TOLERANCES, Parity
 from bge_runtime.proving import measure
 from bge_runtime.tokenization import TextTokenizer
-from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
+from bge_runtime.versions import installed_versions, owners
 
 _RECORDED_PACKAGES = (
     "bge-runtime",
@@ -65,7 +65,6 @@ _RECORDED_PACKAGES = (
     "transformers",
     "onnx",
     "onnxscript",
-    *ENGINE_PACKAGES,
 )
 
 _MODULES = "sentence_transformers.models"
@@ -424,7 +423,9 @@ def provenance(checkpoint: Checkpoint, random_seed: int | None) -> Provenance:
             name: integrity.file_sha256(checkpoint.folder / name)
             for name in checkpoint.weight_files
         },
-        versions=installed_versions(_RECORDED_PACKAGES),
+        versions=installed_versions(_RECORDED_PACKAGES)
+        | owners("onnxruntime")
+        | owners("openvino"),
     )
 
 

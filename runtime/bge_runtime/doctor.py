@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import sys
@@ -17,7 +18,13 @@ from bge_runtime import __version__, gpus
 from bge_runtime.bundle import Bundle, Reference
 from bge_runtime.cache import cache_folder
 from bge_runtime.command_line import command_line
-from bge_runtime.cpus import cpu_model, multiplies_in_8_bits, usable_cpus, vector_extensions
+from bge_runtime.cpus import (
+    cpu_model,
+    default_threads,
+    multiplies_in_8_bits,
+    usable_cpus,
+    vector_extensions,
+)
 from bge_runtime.engines import ENGINES, ort_providers, trt, why_not
 from bge_runtime.engines.ort_providers import CUDA, INSTALL_GPU, TENSORRT
 from bge_runtime.errors import BgeError, BundleError
@@ -27,7 +34,7 @@ from bge_runtime.proving import measure
 from bge_runtime.resolving import find_bundle
 from bge_runtime.table import format_table
 from bge_runtime.tokenization import TextTokenizer
-from bge_runtime.versions import ENGINE_PACKAGES, in_one_folder, installed_versions
+from bge_runtime.versions import installed_versions, owners
 
 _INSTALL = "Run `pip install 'bge-runtime[cpu]'`"
 
@@ -133,14 +140,14 @@ def doctor(model: str | None) -> None:
 
 def examine() -> Iterator[Finding]:
     """Look for what is wrong with this installation, and what is merely worth knowing."""
-    installed = installed_versions(ENGINE_PACKAGES)
-    both = ("onnxruntime", "onnxruntime-gpu")
-    if set(both) <= set(installed) and in_one_folder(*both):
-        yield Finding(
-            text="onnxruntime and onnxruntime-gpu are both installed and overwrite each other's "
-            "files. Run `pip uninstall onnxruntime onnxruntime-gpu`, then install the one you want",
-            wrong=True,
-        )
+    for package in _PACKAGED:
+        if len(wheels := owners(package)) > 1:
+            yield Finding(
+                text=f"{' and '.join(wheels)} are installed side by side and overwrite each "
+                f"other's files of {package}. Run `pip uninstall {' '.join(wheels)}`, then install "
+                "the one you want",
+                wrong=True,
+            )
     absent = [name for name in _PACKAGED if _version_of(name) is None]
     for name in absent:
         alone = len(absent) == len(_PACKAGED)
@@ -149,7 +156,7 @@ def examine() -> Iterator[Finding]:
     for name, reason in broken.items():
         yield Finding(text=f"{name} is installed and cannot be imported: {reason}", wrong=True)
     if not {"onnxruntime"} & {*absent, *broken}:
-        yield from _examine_gpus(installed)
+        yield from _examine_gpus(owners("onnxruntime"))
     if "openvino" not in absent:
         bf16 = STANDARD_VARIANTS[0]
         if (reason := why_not(bf16)) is not None:
@@ -169,22 +176,25 @@ def examine() -> Iterator[Finding]:
         )
 
 
-def _examine_gpus(installed: Mapping[str, str]) -> Iterator[Finding]:
+def _examine_gpus(wheels: Mapping[str, str]) -> Iterator[Finding]:
     driver = gpus.find_driver()
     ort = ort_providers.load()
     available = ort.get_available_providers()
     if CUDA not in available:
-        if "onnxruntime-gpu" in installed:
+        for name in wheels:
+            if "gpu" in name:  # nightly ones are called otherwise
+                yield Finding(
+                    text=f"{name} is installed, but its files have no CUDA provider: those of "
+                    "another wheel lie over them. Run `pip install --force-reinstall --no-deps "
+                    f"{name}=={wheels[name]}`",
+                    wrong=True,
+                )
+                return
+        if isinstance(driver, gpus.Driver) and driver.gpus:
             yield Finding(
-                text="onnxruntime-gpu is installed, but its files have no CUDA provider: those of "
-                "the wheel for CPUs lie over them. Run `pip install --force-reinstall --no-deps "
-                f"onnxruntime-gpu=={installed['onnxruntime-gpu']}`",
-                wrong=True,
-            )
-        elif isinstance(driver, gpus.Driver) and driver.gpus:
-            yield Finding(
-                text=f"{driver.gpus[0].name} is not used: onnxruntime is the wheel for CPUs. To "
-                f"use it, {INSTALL_GPU}",
+                text=f"{driver.gpus[0].name} is not used: the installed wheel, "
+                f"{' and '.join(wheels) or 'of an unknown name'}, has no CUDA provider. To use "
+                f"it, {INSTALL_GPU}",
                 wrong=False,
             )
         return
@@ -315,10 +325,12 @@ def _machine() -> str:
 
     usable, there = usable_cpus(), os.cpu_count()
     processor = ", ".join([cpu_model(), *vector_extensions()])
+    threads = default_threads()
+    limited = f", {threads} are by OMP_NUM_THREADS" if threads < usable else ""
     rows = [
         ("bge-runtime", f"{__version__}, Python {platform.python_version()}"),
         ("system", platform.platform()),
-        ("processor", f"{processor}; {usable} of {there} processors may be used"),
+        ("processor", f"{processor}; {usable} of {there} processors may be used{limited}"),
         *_gpu_rows(),
         ("cache", _cache()[0]),
         ("hub cache", f"{HF_HUB_CACHE}{', offline' if HF_HUB_OFFLINE else ''}"),
@@ -370,8 +382,10 @@ def _choice_table(variants: Sequence[Variant]) -> str:
 
 
 def _version_of(engine: str) -> str | None:
-    found = installed_versions(name for name in ENGINE_PACKAGES if name.startswith(engine))
-    return ", ".join(f"{version} ({name})" for name, version in found.items()) or None
+    found = ", ".join(f"{version} ({name})" for name, version in owners(engine).items())
+    if found or importlib.util.find_spec(engine) is None:
+        return found or None
+    return "unknown"
 
 
 def _import_failure(engine: str) -> str | None:

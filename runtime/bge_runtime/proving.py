@@ -14,7 +14,7 @@ from bge_runtime import cache, gpus
 from bge_runtime.batching import pad_batch
 from bge_runtime.bundle import COLBERT_TOKENS, Bundle, Reference
 from bge_runtime.cpus import cpu_model, vector_extensions
-from bge_runtime.engines import Engine, EngineInfo, open_engine
+from bge_runtime.engines import ENGINES, Engine, EngineInfo, open_engine
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.manifest import (
     COLBERT_VECS,
@@ -25,7 +25,7 @@ from bge_runtime.manifest import (
     Variant,
 )
 from bge_runtime.parity import Parity, compare
-from bge_runtime.versions import ENGINE_PACKAGES, installed_versions
+from bge_runtime.versions import owners
 
 _ROWS = 4
 _KIND = "parity"
@@ -84,15 +84,16 @@ def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Refer
 def measure_once(bundle: Bundle, variant: Variant) -> Parity:
     """Measure as `measure` does, unless this machine has done so before.
 
-    The result is remembered for these very files, versions of the engines and processor; for
-    a GPU's variant also the GPUs and their driver.
+    The result is remembered for these very files, the engine's wheel and version, and the
+    processor; for a GPU's variant also the GPUs and their driver.
     """
     graph = bundle.graph(variant.graph)
     files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
     described = asdict(replace(variant, parity=None))
-    versions = installed_versions(ENGINE_PACKAGES)
+    package = "openvino" if variant.engine == "openvino" else "onnxruntime"
+    wheels = owners(package) or str(ENGINES[package].load().__version__)
     driver = "" if variant.device == "cpu" else repr(gpus.find_driver())
-    key = json.dumps([described, files, versions, cpu_model(), vector_extensions(), driver])
+    key = json.dumps([described, files, wheels, cpu_model(), vector_extensions(), driver])
     known = cache.recall(_KIND, key)
     # Whatever is wrong with a note, the engine itself can be measured.
     with contextlib.suppress(TypeError, LookupError, ValueError):

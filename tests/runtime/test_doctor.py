@@ -46,12 +46,6 @@ def without(monkeypatch, *packages):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in packages else real(name)
     )
-    versions = doctor.installed_versions
-
-    def installed(names):
-        return {name: v for name, v in versions(names).items() if name not in packages}
-
-    monkeypatch.setattr(doctor, "installed_versions", installed)
 
 
 def test_the_table_is_that_of_the_exporter():
@@ -103,27 +97,65 @@ def test_a_processor_without_bf16_is_a_note(monkeypatch):
     assert row(result.output, "use_bf16=True")[-3:] == ["nothing:", "an", "error"]
 
 
-def test_both_wheels_of_onnxruntime_are_wrong(monkeypatch):
-    both = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(doctor, "installed_versions", lambda names: both)
-    monkeypatch.setattr(doctor, "in_one_folder", lambda *names: True)
+@pytest.mark.parametrize(
+    ("package", "wheels"),
+    [
+        ("onnxruntime", ["onnxruntime", "onnxruntime-gpu"]),
+        ("onnxruntime", ["onnxruntime-openvino", "ort-nightly-directml"]),
+        ("onnxruntime", ["onnxruntime", "onnxruntime-qnn", "onnxruntime-silicon"]),
+        ("openvino", ["openvino", "openvino-nightly"]),
+    ],
+)
+def test_several_wheels_of_one_engine_are_wrong(monkeypatch, package, wheels):
+    found = {package: dict.fromkeys(wheels, "1.31.1")}
+    monkeypatch.setattr(doctor, "owners", lambda name: found.get(name, {name: "1.0"}))
     result = examine()
     assert result.exit_code == 1
-    assert "WRONG: onnxruntime and onnxruntime-gpu are both installed" in result.output
-    assert "pip uninstall onnxruntime onnxruntime-gpu" in result.output
-    # One before the other on the path does no harm.
-    monkeypatch.setattr(doctor, "in_one_folder", lambda *names: False)
-    assert "both installed" not in examine().output
+    told = f"WRONG: {' and '.join(wheels)} are installed side by side and overwrite each other's"
+    assert told in result.output
+    assert f"pip uninstall {' '.join(wheels)}`" in result.output
+    found[package] = {wheels[1]: "1.31.1"}
+    assert "overwrite" not in examine().output
 
 
-def test_packages_in_one_folder_are_told_from_others(tmp_path, monkeypatch):
-    for folder, name in (("a", "one"), ("a", "two"), ("b", "three")):
-        info = tmp_path / folder / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        monkeypatch.syspath_prepend(str(tmp_path / folder))
-    assert versions.in_one_folder("one", "two")
-    assert not versions.in_one_folder("one", "three")
+RECORD = "engine/a.py,sha256=x,1\nengine/__init__.py,sha256=x,1\n"
+
+
+@pytest.mark.parametrize(
+    ("info", "files", "owns"),
+    [
+        ("engine-1.0.dist-info", {"RECORD": RECORD}, True),
+        ("engine_openvino-1.0.dist-info", {"RECORD": RECORD.replace("\n", "\r\n")}, True),
+        ("nightly-1.0.dist-info", {"RECORD": "engine/__init__.py,,\n"}, True),
+        ("engine_extensions-1.0.dist-info", {"RECORD": "engine_extensions/__init__.py,,\n"}, False),
+        ("engine_parts-1.0.dist-info", {"RECORD": "other/engine/__init__.py,,\n"}, False),
+        ("legacy-1.0.egg-info", {"top_level.txt": "other\nengine\n"}, True),
+        ("legacy-1.0.egg-info", {"top_level.txt": "engine_tools\n"}, False),
+        ("engine-1.0.dist-info", {}, True),
+        ("engine_tools-1.0.dist-info", {}, False),
+    ],
+)
+def test_the_owners_of_an_engine_are_known_by_their_files(tmp_path, monkeypatch, info, files, owns):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    name = info.partition("-")[0].replace("_", "-")
+    for folder in (here, elsewhere):
+        (folder / "engine").mkdir(parents=True)
+        (folder / "engine" / "__init__.py").touch()
+        (folder / info).mkdir()
+        for file, content in files.items():
+            (folder / info / file).write_text(content, newline="")
+        version = "1.0" if folder == here else "2.0"
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (folder / info / ("METADATA" if "dist" in info else "PKG-INFO")).write_text(metadata)
+        monkeypatch.syspath_prepend(str(folder))
+    # Another one later on the path is not imported, and does no harm.
+    monkeypatch.syspath_prepend(str(here))
+    assert versions.owners("engine") == ({name: "1.0"} if owns else {})
+
+
+def test_what_is_not_there_has_no_owners():
+    assert versions.owners("no_such_engine") == {}
+    assert list(versions.owners("tokenizers")) == ["tokenizers"]
 
 
 def test_one_engine_missing_is_a_note_and_both_are_wrong(monkeypatch):
@@ -210,8 +242,8 @@ def with_gpu(monkeypatch):
     def make(*, driver=DRIVER, providers=(CUDA, TENSORRT, CPU), packages=("onnxruntime-gpu",)):
         monkeypatch.setattr(ov, "cpu_capabilities", lambda: ("FP32", "BF16", "INT8"))
         monkeypatch.setattr(doctor, "multiplies_in_8_bits", lambda: True)
-        versions = dict.fromkeys(packages, "1.31.1")
-        monkeypatch.setattr(doctor, "installed_versions", lambda _: versions)
+        wheels = {"onnxruntime": dict.fromkeys(packages, "1.31.1")}
+        monkeypatch.setattr(doctor, "owners", lambda name: wheels.get(name, {name: "1.0"}))
         monkeypatch.setattr(gpus, "find_driver", lambda: driver)
         ort = ort_providers.load()
         monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers))
@@ -244,11 +276,12 @@ def test_files_of_the_wheel_for_cpus_over_those_of_the_other_are_wrong(with_gpu)
     assert "pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1" in text
 
 
-def test_a_gpu_beside_the_wheel_for_cpus_is_a_note(with_gpu):
-    with_gpu(providers=(CPU,), packages=("onnxruntime",))
+@pytest.mark.parametrize("wheel", ["onnxruntime", "onnxruntime-qnn"])
+def test_a_gpu_beside_a_wheel_without_it_is_a_note(with_gpu, wheel):
+    with_gpu(providers=(CPU,), packages=(wheel,))
     ((wrong, text),) = findings()
     assert not wrong
-    assert "NVIDIA H200 is not used" in text
+    assert f"NVIDIA H200 is not used: the installed wheel, {wheel}, has no CUDA provider" in text
     assert "pip install 'bge-runtime[cuda]'" in text
 
 

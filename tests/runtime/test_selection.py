@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from bge_runtime import Bundle, FlagModel, gpus, proving
+from bge_runtime.engines import ort_providers
 from bge_runtime.errors import PrecisionError
 from tests.runtime.support import TEXTS, assert_same, edit_manifest, replace_file
+
+ENGINE = "onnxruntime"
 
 
 @pytest.fixture
@@ -65,8 +68,8 @@ def test_a_measured_one_is_not_measured_again(tiny_bundle, measured):
 def test_a_note_that_cannot_be_read_is_measured_again(unmeasured, measured, tmp_path):
     FlagModel(str(unmeasured))
     (note,) = (tmp_path / "cache" / "bge-runtime" / "parity").iterdir()
-    for content in ("", "[]", "null", "{}", '{"texts": "many"}'):
-        note.write_text(content)
+    for content in ("", "[]", "null", "{}", '{"texts": "many"}', "[" * 100_000, "\udcff"):
+        note.write_bytes(content.encode("utf-8", "surrogateescape"))
         measured.clear()
         FlagModel(str(unmeasured))
         assert measured == ["cpu-fp32"]
@@ -87,6 +90,33 @@ def test_another_processor_of_the_same_name_is_measured_anew(unmeasured, measure
         monkeypatch.setattr(proving, "vector_extensions", lambda found=extensions: found)
         FlagModel(str(unmeasured))
     assert measured == ["cpu-fp32", "cpu-fp32"]
+
+
+def test_another_wheel_of_the_engine_is_measured_anew(unmeasured, measured, monkeypatch):
+    def wheel(name, version):
+        wheels = {} if name is None else {name: version}
+        monkeypatch.setattr(proving, "owners", lambda package: wheels if package == ENGINE else {})
+
+    for name, version in (
+        ("onnxruntime", "1.31.1"),
+        ("onnxruntime", "1.32.0"),
+        ("onnxruntime-openvino", "1.32.0"),
+        ("ort-nightly", "1.32.0"),
+        (None, None),
+    ):
+        measured.clear()
+        for _ in range(2):
+            wheel(name, version)
+            FlagModel(str(unmeasured), engine=ENGINE)
+        assert measured == ["cpu-fp32"], (name, version)
+    measured.clear()
+    wheel("onnxruntime", "1.32.0")
+    FlagModel(str(unmeasured), engine=ENGINE)
+    # A wheel whose origin nobody knows goes by the version that it tells.
+    wheel(None, None)
+    monkeypatch.setattr(ort_providers.load(), "__version__", "1.99")
+    FlagModel(str(unmeasured), engine=ENGINE)
+    assert measured == ["cpu-fp32"]
 
 
 def test_another_gpu_is_measured_anew(tiny_bundle, measured, monkeypatch):
