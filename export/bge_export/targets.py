@@ -345,8 +345,11 @@ def select_decoder_targets(names: Sequence[str], precisions: Sequence[str]) -> l
 def _chosen(
     table: Sequence[_AnyTarget], names: Sequence[str], precisions: Sequence[str]
 ) -> list[_AnyTarget]:
+    known_names = {target.name for target in table}
+    if precisions:
+        known_names |= {engine for target in table for _, engine, _ in target.variants}
     for asked, known, option in (
-        (names, {target.name for target in table}, "target"),
+        (names, known_names, "target"),
         (precisions, {target.precision for target in table}, "precision"),
     ):
         unknown = sorted(set(asked) - known)
@@ -355,24 +358,47 @@ def _chosen(
                 f"requested --{option} {', '.join(unknown)}, which this version does not write "
                 f"of such a model. It writes:\n{target_table(table)}"
             )
-    chosen = [
-        target
-        for target in table
-        if (not names or target.name in names)
-        and (not precisions or target.precision in precisions)
-        and (names or precisions or not target.on_request)
-    ]
-    found = {(target.name, target.precision) for target in chosen}
+    if not names or not precisions:
+        return [
+            target
+            for target in table
+            if target.name in names
+            or target.precision in precisions
+            or not (names or precisions or target.on_request)
+        ]
+    found = {
+        (name, precision): matching
+        for name in names
+        for precision in precisions
+        if (matching := _matching(table, name, precision))
+    }
     # Of several targets and precisions each has to be written somehow, not all with all.
-    written = {name for pair in found for name in pair}
-    if not {*names, *precisions} <= written:
-        missing = {(name, precision) for name in names for precision in precisions} - found
+    if not {*names, *precisions} <= {word for pair in found for word in pair}:
+        missing = {(name, precision) for name in names for precision in precisions} - {*found}
         pairs = ", ".join(f"{name} in {precision}" for name, precision in sorted(missing))
         raise ExportError(
             f"requested {pairs}, which this version does not write of such a model. It "
             f"writes:\n{target_table(table)}"
         )
-    return chosen
+    return [target for target in table if any(target in matching for matching in found.values())]
+
+
+def _matching(table: Sequence[_AnyTarget], name: str, precision: str) -> list[_AnyTarget]:
+    """Find the targets of a name and a precision.
+
+    Where no target of that precision has the name, a device or an engine serves as one:
+    ``--target cpu --precision int8`` is the target int8, which runs on a CPU.
+    """
+    written = [target for target in table if target.precision == precision]
+    return (
+        [target for target in written if target.name == name]
+        or [target for target in written if target.device == name]
+        or [
+            target
+            for target in written
+            if any((engine, form) == (name, precision) for _, engine, form in target.variants)
+        ]
+    )
 
 
 def target_table(table: Sequence[AnyTarget] = (*TARGETS, *DECODER_TARGETS)) -> str:

@@ -68,7 +68,7 @@ def test_engines_cannot_be_built_without_a_gpu(tiny_checkpoint: Path, tmp_path: 
     [
         (["--target", "tpu"], "--target tpu"),
         (["--precision", "int4"], "--precision int4"),
-        (["--target", "cpu", "--precision", "bf16"], "cpu in bf16"),
+        (["--target", "cuda", "--precision", "bf16"], "cuda in bf16"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_the_table(options: list[str], asked: str):
