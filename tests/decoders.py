@@ -29,16 +29,21 @@ def write_tiny_decoder(
     *,
     seed: int = 0,
     shape: DecoderShape | None = None,
+    reads_examples: bool = False,
     **config,
 ) -> Path:
-    """Write a tiny decoder's checkpoint; ``config`` goes over its ``config.json``."""
+    """Write a tiny decoder's checkpoint; ``config`` goes over its ``config.json``.
+
+    With ``reads_examples`` its tokenizer is as bge-en-icl's, else as bge-multilingual-gemma2's.
+    """
     from bge_export.random_decoder import write_random_decoder
     from bge_export.random_weights import make_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     shape = shape or SHAPES[name]
     write_random_decoder(shape, folder, seed=seed)
-    make_tokenizer(shape.vocab_size, shape.architecture).save_pretrained(folder)
+    tokenizer = make_tokenizer(shape.vocab_size, shape.architecture, reads_examples=reads_examples)
+    tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return folder

@@ -88,7 +88,8 @@ def write_checkpoint(folder: Path, name: str, *, window: int) -> Path:
             {"additional_special_tokens": ["<instruct>", "<query>", "<response>"]}
         )
     else:
-        tokenizer = make_tokenizer(SHAPES[name].vocab_size, SHAPES[name].architecture)
+        shape = SHAPES[name]
+        tokenizer = make_tokenizer(shape.vocab_size, shape.architecture, reads_examples=True)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -15,24 +15,21 @@ from bge_runtime.errors import ExportError
 from bge_runtime.files import check_not_pointer, local_path, read_json
 from bge_runtime.folders import ADAPTER_FILE, explain_adapter, explain_no_model
 from bge_runtime.hub import ask, explained, is_hub_id
+from bge_runtime.identity import identify
 from bge_runtime.manifest import FILE_NAME
 from bge_runtime.registry import (
     DECODER_CLASSES,
-    DECODER_ONLY_BASE,
+    DECODERS,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
+    ENCODERS,
+    HEAD_FILES,
     POOLING_METHODS,
     SUPPORTED_MODEL_CLASSES,
     ModelFacts,
     find_model,
 )
 from bge_runtime.resolving import CHECKPOINT_FILES, CHECKPOINT_PICKLES
-
-ENCODERS = ("bert", "roberta", "xlm-roberta")
-"""``model_type`` values whose encoders are exported without remote code."""
-
-DECODERS = ("mistral", "gemma2", "qwen2", "qwen3")
-"""``model_type`` values whose decoders are; their graphs never run remote code."""
 
 _HEADS_OF_OTHER_TASKS = {
     "ForSequenceClassification": "a classifier or reranker (cross-encoder)",
@@ -44,9 +41,6 @@ _HEADS_OF_OTHER_TASKS = {
     "LMHeadModel": "a decoder",
     "ForConditionalGeneration": "a generator",
 }
-
-HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
-"""The heads of a model of M3's class, beside its encoder."""
 
 _MODULES = ("Transformer", "Pooling", "Normalize")
 """sentence-transformers modules whose effect the bundle has."""
@@ -156,26 +150,29 @@ def inspect_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint's small files and check that it can be exported.
 
-    Pooling is what was asked for; else what a sentence-transformers folder says of
-    itself; else what is known of a model of this name.
+    Pooling is what was asked for; else what a sentence-transformers folder says of itself; else
+    what is known of a model of this name; else FlagEmbedding's default of the class, where that
+    is sure: it was given, or is M3's or a decoder's.
 
     Args:
         folder: The checkpoint.
         source: What the user called it.
         revision: Commit it was resolved to.
-        model_class: FlagEmbedding's class, if the user gave one.
+        model_class: FlagEmbedding's class, if the user gave one; else see
+            `bge_runtime.identity.identify`.
         pooling: One of `bge_runtime.registry.POOLING_METHODS`, if the user gave one.
         trust_remote_code: Whether code from the checkpoint may run.
 
     Raises:
-        ExportError: If it is a wrong or damaged model, or its pooling is unknown.
+        ExportError: If it is a wrong or damaged model, its name means another one, or its pooling
+            is unknown.
     """
-    facts = find_model(source)
     root, folder = folder, folder / _module_path(folder, source, "Transformer", default="")
     config = _read_config(folder, source)
     check_config_keys(config, source=source)
-    own_class = DECODER_ONLY_BASE if config.get("model_type") in DECODERS else ENCODER_ONLY_BASE
-    chosen_class = model_class or (facts.model_class if facts else own_class)
+    identity = identify(source, folder, config, class_is_given=model_class is not None)
+    facts = identity.facts
+    chosen_class = model_class or identity.model_class or ENCODER_ONLY_BASE
     if chosen_class not in SUPPORTED_MODEL_CLASSES:
         raise ExportError(
             f"{source} is a model of class {chosen_class}, and this version exports "
@@ -187,7 +184,9 @@ def inspect_checkpoint(
         chosen_pooling = pooling or _pooling(root, source, facts, default="last_token")
     else:
         _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
-        chosen_pooling = pooling or _pooling(root, source, facts)
+        sure = model_class is not None or chosen_class == ENCODER_ONLY_M3
+        default = "cls" if sure and facts is None else None
+        chosen_pooling = pooling or _pooling(root, source, facts, default=default)
     last = chosen_pooling == "last_token"
     if (decoder and not last) or (last and not decoder and chosen_class != ENCODER_ONLY_M3):
         raise ExportError(
@@ -200,7 +199,7 @@ def inspect_checkpoint(
         folder=folder,
         # A folder's path is made absolute, so that it means the same from anywhere.
         source=str(root.resolve()) if root == Path(source).expanduser() else source,
-        name=facts.name if facts else Path(source).resolve().name,
+        name=identity.name,
         revision=revision,
         config=config,
         model_class=chosen_class,

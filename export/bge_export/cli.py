@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bge_export.checkpoint import Checkpoint
     from bge_export.exporting import Row
 
-_STEPS = 7
+_STEPS = 8
 """Steps of an export, but for one a variant."""
 
 
@@ -49,10 +49,22 @@ _STEPS = 7
     type=click.Path(path_type=Path),
     help="Folder of the bundle. Default: the model's name, here.",
 )
-@click.option("--model-class", type=click.Choice(MODEL_CLASSES), help="FlagEmbedding's class.")
-@click.option("--pooling", type=click.Choice(POOLING_METHODS), help="Default: the model's own.")
 @click.option(
-    "--target", "targets", multiple=True, help="Repeatable. Default: all; cpu for decoders."
+    "--model-class",
+    type=click.Choice(MODEL_CLASSES),
+    help="FlagEmbedding's class. Default: what the checkpoint's files tell, else its name.",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(POOLING_METHODS),
+    help="Default: the model's own; where it has none, that of a --model-class.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="Repeatable. Default: all; cpu for decoders. With --precision, cpu and openvino stand "
+    "for every graph that runs there.",
 )
 @click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
@@ -168,6 +180,7 @@ def main(
                 pooling=pooling,
                 trust_remote_code=trust_remote_code,
             )
+            step(f"{checkpoint.name}: {checkpoint.model_class}, {checkpoint.pooling} pooling")
             rows = _export(
                 checkpoint,
                 output,

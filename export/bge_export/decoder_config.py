@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bge_export.checkpoint import DECODERS
 from bge_runtime.errors import ExportError
+from bge_runtime.registry import DECODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class DecoderConfig:
     """A decoder-only transformer, as far as its vectors depend on it.
 
     Attributes:
-        family: ``model_type``: one of `bge_export.checkpoint.DECODERS`.
+        family: ``model_type``: one of `bge_runtime.registry.DECODERS`.
         layers: Number of transformer layers.
         hidden_size: Width of the hidden states.
         heads: Query heads of a layer.

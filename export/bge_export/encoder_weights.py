@@ -17,10 +17,11 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from bge_export.checkpoint import HEAD_FILES, Checkpoint
+from bge_export.checkpoint import Checkpoint
 from bge_export.weight_names import is_unused, match_weights, require_match
 from bge_export.weights import SafetensorsReader, check_finite
 from bge_runtime.errors import ExportError
+from bge_runtime.registry import HEAD_FILES
 
 _PIECE = 8 << 20
 """Numbers of a pickled tensor that are read at a time."""

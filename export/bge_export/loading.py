@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from bge_export.checkpoint import HEAD_FILES, Checkpoint
+from bge_export.checkpoint import Checkpoint
 from bge_export.encoder_weights import check_encoder, is_own_code, restore_buffers
 from bge_export.tracing import PooledEncoder
 from bge_export.weights import check_finite
 from bge_runtime.errors import ExportError
+from bge_runtime.registry import HEAD_FILES
 
 
 def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> torch.nn.Module:

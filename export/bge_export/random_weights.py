@@ -22,10 +22,11 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from bge_export.checkpoint import DECODERS
 from bge_export.random_decoder import write_random_decoder
 from bge_runtime.errors import ExportError
 from bge_runtime.registry import (
+    DECODER_ONLY_ICL,
+    DECODERS,
     ENCODER_ONLY_M3,
     MODELS,
     BertShape,
@@ -45,8 +46,11 @@ _SPECIAL = {
 """Ids of the published vocabularies; BERT's English and Chinese ones share theirs. XLM-R's
 mask is its last id. The decoders' are of the sentence-piece kind, whatever their own."""
 
-_TAGS = ("<instruct>", "<query>", "<response>")
-"""What bge-en-icl and bge-multilingual-gemma2 add to their vocabularies, at its end."""
+_TAGS = ("<instruct>", "<query>")
+"""What bge-multilingual-gemma2 adds to its vocabulary, at its end."""
+
+_EXAMPLE_TAGS = (*_TAGS, "<response>")
+"""What bge-en-icl adds."""
 
 
 def random_model_facts(source: str) -> ModelFacts:
@@ -90,7 +94,11 @@ def write_random_checkpoint(
     fast = (
         _load(tokenizer, right_padding=not decoder)
         if tokenizer
-        else make_tokenizer(shape.vocab_size, shape.architecture)
+        else make_tokenizer(
+            shape.vocab_size,
+            shape.architecture,
+            reads_examples=facts.model_class == DECODER_ONLY_ICL,
+        )
     )
     if len(fast) > shape.vocab_size:
         raise ExportError(
@@ -167,7 +175,9 @@ def widen(model: torch.nn.Module, *, seed: int) -> None:
             buffer.zero_()
 
 
-def make_tokenizer(vocab_size: int, architecture: str = "bert") -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    vocab_size: int, architecture: str = "bert", *, reads_examples: bool = False
+) -> PreTrainedTokenizerFast:
     """Make a WordPiece tokenizer with exactly this many ids.
 
     Its pieces are single characters (ASCII and the common Chinese ones) and the
@@ -176,12 +186,14 @@ def make_tokenizer(vocab_size: int, architecture: str = "bert") -> PreTrainedTok
 
     Args:
         vocab_size: Number of ids.
-        architecture: Whose special tokens it has. A decoder's have those of bge-en-icl.
+        architecture: Whose special tokens it has. A decoder's have those of
+            bge-multilingual-gemma2.
+        reads_examples: Whether it has those of bge-en-icl.
     """
     special = dict(_SPECIAL[architecture])
     decoder = architecture in DECODERS
-    if decoder:
-        special |= {tag: vocab_size - len(_TAGS) + i for i, tag in enumerate(_TAGS)}
+    tags = _EXAMPLE_TAGS if reads_examples else _TAGS if decoder else ()
+    special |= {tag: vocab_size - len(tags) + i for i, tag in enumerate(tags)}
     pad, unk, cls, sep, mask = (
         ("<pad>", "<unk>", "<s>", "</s>", "<mask>") if "<s>" in special else special
     )
@@ -204,7 +216,7 @@ def make_tokenizer(vocab_size: int, architecture: str = "bert") -> PreTrainedTok
         pad_token=pad,
         unk_token=unk,
         **more,
-        **({"additional_special_tokens": list(_TAGS)} if decoder else
+        **({"additional_special_tokens": list(tags)} if decoder else
            {"cls_token": cls, "sep_token": sep, "mask_token": mask}),
     )  # fmt: skip
 

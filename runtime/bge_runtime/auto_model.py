@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import enum
-from pathlib import Path
 from typing import Any
 
+from bge_runtime.arguments import resolve_devices
 from bge_runtime.bundle import Bundle
-from bge_runtime.flag_base import Devices
+from bge_runtime.flag_base import Devices, asked_precision
 from bge_runtime.flag_model import FlagModel
 from bge_runtime.icl_model import FlagICLModel
 from bge_runtime.llm_model import FlagLLMModel
 from bge_runtime.m3_model import BGEM3FlagModel
-from bge_runtime.manifest import FILE_NAME
+from bge_runtime.on_demand import Use
 from bge_runtime.registry import (
     DECODER_ONLY_BASE,
     DECODER_ONLY_ICL,
@@ -66,8 +66,10 @@ class FlagAutoModel:
     ) -> AnyFlagModel:
         """Open a model.
 
-        What is not given is what the bundle says of itself, whatever its folder is called;
-        only the query format goes by a known name first, as in FlagEmbedding.
+        What is not given is what the bundle says of itself, whatever its folder is called; only
+        the query format goes by a known name first, as in FlagEmbedding. A checkpoint is known by
+        its files, and by the name of its repository or folder; where they contradict each other,
+        or nothing says how it pools, it is an error without ``model_class``.
 
         Args:
             model_name_or_path: As in `FlagModel`.
@@ -96,14 +98,8 @@ class FlagAutoModel:
         given = model_class.value if isinstance(model_class, enum.Enum) else model_class
         if given is not None and given not in MODEL_CLASSES:
             raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
-        facts = find_model(model_name_or_path)
-        # No use in fetching or exporting what this version cannot run.
-        expected = given or (facts.model_class if facts else ENCODER_ONLY_BASE)
-        if (
-            expected not in _CLASSES
-            and not Path(model_name_or_path, FILE_NAME).expanduser().is_file()
-        ):
-            raise _not_in_this_version(model_name_or_path, expected)
+        if given is not None and given not in _CLASSES:
+            raise _not_in_this_version(model_name_or_path, given)
         # The class would find it once more; the hub is asked once.
         bundle = find_bundle(
             model_name_or_path,
@@ -113,12 +109,22 @@ class FlagAutoModel:
                 model_class=given,
                 pooling=pooling_method,
                 trust_remote_code=bool(trust_remote_code),
+                use=Use(
+                    devices=resolve_devices(devices),
+                    engine=kwargs.get("engine", "auto"),
+                    precision=kwargs.get("precision")
+                    or asked_precision(use_fp16=use_fp16, use_bf16=use_bf16),
+                ),
             ),
+            check_class=_CLASSES[given].check_class if given else None,
         )
         model = Bundle.at(bundle).manifest.model
         chosen = given or model.model_class
         if chosen not in _CLASSES:
             raise _not_in_this_version(model_name_or_path, chosen)
+        known = find_model(model_name_or_path)
+        # A name that means another class than the bundle has says nothing of its queries.
+        facts = known if known and known.model_class == model.model_class else None
         query_format = (facts or model).query_instruction_format if given is None else "{}{}"
         opened = _CLASSES[chosen](
             str(bundle),

@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from bge_runtime.arguments import resolve_devices
 from bge_runtime.batching import even_batches, pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import Engine, open_engine
-from bge_runtime.manifest import Model, Variant, past_names_of, present_name
+from bge_runtime.manifest import Variant, past_names_of, present_name
+from bge_runtime.on_demand import Use
 from bge_runtime.pipeline import (
     Batch,
     Tokenize,
@@ -106,11 +108,19 @@ class Embedder:
                 "prefix_cache_mb must be a whole number of megabytes, 0 to reuse nothing, but is "
                 f"{prefix_cache_mb!r}"
             )
-        self.bundle = Bundle.open(
-            find_bundle(model_name_or_path, revision=revision, cache_dir=cache_dir, options=options)
-        )
-        self._check_model(self.bundle.manifest.model)
         self.target_devices = resolve_devices(devices)
+        use = Use(devices=self.target_devices, engine=engine, precision=precision)
+        self.bundle = Bundle.at(
+            find_bundle(
+                model_name_or_path,
+                revision=revision,
+                cache_dir=cache_dir,
+                options=replace(options, use=use),
+                check_class=self.check_class,
+            )
+        )
+        self.check_class(self.bundle.path.name, self.bundle.manifest.model.model_class)
+        self.bundle.check_files()
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
         self._threads = threads
         self._outputs = tuple(outputs)
@@ -161,8 +171,9 @@ class Embedder:
         rounds = in_half and self.bundle.manifest.model.pooling != "mean"
         return np.dtype(np.float16 if rounds else np.float32)
 
-    def _check_model(self, model: Model) -> None:
-        """Refuse a model that this class is not for, before it is opened."""
+    @classmethod
+    def check_class(cls, name: str, model_class: str) -> None:
+        """Refuse a model that this class is not for, before it is exported or opened."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from bge_runtime.arguments import check_positive, resolve_devices
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import BundleError, PoolingError
-from bge_runtime.manifest import SENTENCE_EMBEDDING, Model
+from bge_runtime.manifest import SENTENCE_EMBEDDING
 from bge_runtime.registry import (
     DECODER_ONLY_BASE,
     DECODER_ONLY_ICL,
@@ -39,7 +39,8 @@ class FlagBase(Embedder):
     """Attributes, instructions and lengths of FlagEmbedding's embedder classes.
 
     Attributes:
-        MODEL_CLASSES: Classes of the models that it opens.
+        MODEL_CLASSES: Classes of the models that it opens. Its own comes first: what a checkpoint
+            is exported as that does not tell its class.
     """
 
     MODEL_CLASSES: ClassVar[tuple[str, ...]] = ENCODER_CLASSES
@@ -65,28 +66,26 @@ class FlagBase(Embedder):
         precision: str | None,
         threads: int | None,
         revision: str | None,
-        model_class: str | None = None,
         outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
         prefix_cache_mb: int = 0,
         cuda_graphs: bool = False,
         parallel_batches: bool = False,
     ) -> None:
-        """Open a model; the arguments are those of `bge_runtime.FlagModel`, and three more.
+        """Open a model; the arguments are those of `bge_runtime.FlagModel`, and two more.
 
-        ``model_class`` is what a checkpoint is exported as, None for what it is known to
-        be; ``outputs`` are those of `bge_runtime.engines.open_engine`; ``prefix_cache_mb`` is
-        that of `bge_runtime.FlagLLMModel`.
+        ``outputs`` are those of `bge_runtime.engines.open_engine`; ``prefix_cache_mb`` is that of
+        `bge_runtime.FlagLLMModel`.
         """
         super().__init__(
             model_name_or_path,
             devices=devices,
             engine=engine,
-            precision=precision or _precision(use_fp16=use_fp16, use_bf16=use_bf16),
+            precision=precision or asked_precision(use_fp16=use_fp16, use_bf16=use_bf16),
             threads=threads,
             revision=revision,
             cache_dir=cache_dir,
             options=ExportOptions(
-                model_class=model_class,
+                model_class=self.MODEL_CLASSES[0],
                 pooling=pooling_method,
                 trust_remote_code=trust_remote_code,
             ),
@@ -118,17 +117,22 @@ class FlagBase(Embedder):
         self.kwargs: Mapping[str, Any] = {}
         self.pool = None
 
-    def _check_model(self, model: Model) -> None:
-        """Refuse a model that this class is not for.
+    @classmethod
+    def check_class(cls, name: str, model_class: str) -> None:
+        """Refuse a model that this class is not for, before it is exported or opened.
+
+        Args:
+            name: The model's name, for the error.
+            model_class: FlagEmbedding's class for it.
 
         Raises:
             BundleError: If another class opens it.
         """
-        if model.model_class not in self.MODEL_CLASSES:
-            opens = _OPENED_BY.get(model.model_class, "a newer bge-runtime")
+        if model_class not in cls.MODEL_CLASSES:
+            opens = _OPENED_BY.get(model_class, "a newer bge-runtime")
             raise BundleError(
-                f"{self.bundle.path.name} is a model of class {model.model_class}, which "
-                f"{type(self).__name__} does not open. Open it with {opens}, or with FlagAutoModel"
+                f"{name} is a model of class {model_class}, which {cls.__name__} does not open. "
+                f"Open it with {opens}, or with FlagAutoModel"
             )
 
     def _keep_options(self, options: Mapping[str, Any]) -> None:
@@ -233,7 +237,8 @@ class FlagBase(Embedder):
             )
 
 
-def _precision(*, use_fp16: bool, use_bf16: bool) -> str:
+def asked_precision(*, use_fp16: bool, use_bf16: bool) -> str:
+    """Return the precision that FlagEmbedding's two flags ask for."""
     if use_bf16:
         return "bf16"
     return "auto" if use_fp16 else "fp32"

@@ -10,7 +10,7 @@ from bge_runtime.errors import PoolingError
 from bge_runtime.flag_base import text_before_sentence
 from bge_runtime.flag_dense import FlagDense
 from bge_runtime.prefix_cache import PrefixCache
-from bge_runtime.registry import DECODER_CLASSES, find_model
+from bge_runtime.registry import DECODER_CLASSES
 
 PREFIX_CACHE_MB = 1024
 """Memory for prefixes, unless said otherwise: 4,096 tokens of a Mistral-7B."""
@@ -74,9 +74,3 @@ def check_last_token(pooling_method: str | None) -> None:
             f"requested pooling_method={pooling_method!r}, but it must be 'last_token' for "
             "LLM-based models. Leave it out"
         )
-
-
-def class_to_export(model_name_or_path: str, default: str) -> str | None:
-    """Choose the class that a checkpoint is exported as; None for what it is known to be."""
-    facts = find_model(model_name_or_path)
-    return None if facts is not None and facts.model_class in DECODER_CLASSES else default

@@ -56,8 +56,9 @@ class FlagModel(FlagDense):
             query_instruction_for_retrieval: Put before each text of ``encode_queries``.
             query_instruction_format: How instruction and query are joined: two ``{}``.
             devices: Device or devices. None means the CPU.
-            pooling_method: ``"cls"`` or ``"mean"``. None takes the bundle's; another
-                one than the bundle's is an error.
+            pooling_method: ``"cls"`` or ``"mean"``. None takes the bundle's, or what a
+                checkpoint says of itself; one that says nothing, such as a fine-tune by
+                FlagEmbedding, is taken for ``"cls"``. Another one than a bundle's is an error.
             trust_remote_code: Let an export run code from the checkpoint, in its own
                 process. Such code never runs here.
             cache_dir: Folder of the hub's cache.
@@ -86,7 +87,8 @@ class FlagModel(FlagDense):
             ModelNotFoundError: If there is no bundle and none can be made here; the
                 message says how to make it.
             ExportError: If the export fails.
-            BundleError: If the bundle is damaged, or newer than this package.
+            BundleError: If the model is a decoder, or its bundle is damaged or newer than this
+                package.
             PoolingError: If the bundle pools differently.
             EngineError: If engine, device or precision cannot be had.
         """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.errors import BgeError, HubError
+from bge_runtime.identity import TELLING_FILES
 from bge_runtime.manifest import FILE_NAME
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,14 @@ class Snapshot:
 
     Attributes:
         commit: Its full hash.
-        bundle: Folder of the bundle that it is; None for a checkpoint.
+        folder: Its folder in the hub's cache: a whole bundle, or what tells the class of a
+            checkpoint.
+        is_bundle: Whether it is a bundle.
     """
 
     commit: str
-    bundle: Path | None
+    folder: Path
+    is_bundle: bool
 
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
@@ -84,7 +88,7 @@ def find_snapshot(
         found = _first_file(repo, revision, cache_dir)
     folder = found.parent
     if found.name != FILE_NAME:
-        return Snapshot(commit=folder.name, bundle=None)
+        return Snapshot(commit=folder.name, folder=folder, is_bundle=False)
     names = list(Bundle.at(folder).manifest.files)
     if _missing(folder, names):
         with explained(repo, revision):
@@ -98,11 +102,14 @@ def find_snapshot(
                 "there, and the hub is out of reach or HF_HUB_OFFLINE is set. Fetch it once "
                 f"with `hf download {repo} --revision {folder.name}`"
             )
-    return Snapshot(commit=folder.name, bundle=folder)
+    return Snapshot(commit=folder.name, folder=folder, is_bundle=True)
 
 
 def _first_file(repo: str, revision: str | None, cache_dir: str | None) -> Path:
-    """Find the file that says what a repository is: its manifest, or else its configuration."""
+    """Find the file that says what a repository is: its manifest, or else its configuration.
+
+    Beside its configuration is then what else tells the class of a checkpoint.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = {}
@@ -118,6 +125,9 @@ def _first_file(repo: str, revision: str | None, cache_dir: str | None) -> Path:
     commit, names = answer
     for name in (FILE_NAME, _CONFIG):
         if name in names:
+            if name == _CONFIG:
+                for telling in (each for each in TELLING_FILES if each in names):
+                    hf_hub_download(repo, telling, revision=commit, cache_dir=cache_dir)
             if name in cached and cached[name].parent.name == commit:
                 return cached[name]
             return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))

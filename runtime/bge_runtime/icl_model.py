@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,9 @@ from numpy.typing import NDArray
 from bge_runtime.arguments import as_texts
 from bge_runtime.embedder import Reading
 from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, check_format, text_before_sentence
-from bge_runtime.flag_decoder import (
-    PREFIX_CACHE_MB,
-    FlagDecoder,
-    check_last_token,
-    class_to_export,
-)
+from bge_runtime.flag_decoder import PREFIX_CACHE_MB, FlagDecoder, check_last_token
 from bge_runtime.flag_dense import check_torch
-from bge_runtime.registry import DECODER_ONLY_ICL
+from bge_runtime.registry import DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
 Examples = Sequence[Mapping[str, str]]
 """Dictionaries with a ``"query"``, a ``"response"`` and, unless the model's query instruction
@@ -40,6 +35,8 @@ class FlagICLModel(FlagDecoder):
         prefix: Text of the examples in force.
         suffix: Text put behind each query.
     """
+
+    MODEL_CLASSES: ClassVar[tuple[str, ...]] = (DECODER_ONLY_ICL, DECODER_ONLY_BASE)
 
     def __init__(
         self,
@@ -112,7 +109,6 @@ class FlagICLModel(FlagDecoder):
         check_last_token(pooling_method)
         super().__init__(
             model_name_or_path,
-            model_class=class_to_export(model_name_or_path, DECODER_ONLY_ICL),
             normalize_embeddings=normalize_embeddings,
             use_fp16=use_fp16,
             use_bf16=use_bf16,

@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bge_runtime.flag_base import DEFAULT_LENGTH, Devices
-from bge_runtime.flag_decoder import (
-    PREFIX_CACHE_MB,
-    FlagDecoder,
-    check_last_token,
-    class_to_export,
-)
-from bge_runtime.registry import DECODER_ONLY_BASE
+from bge_runtime.flag_decoder import PREFIX_CACHE_MB, FlagDecoder, check_last_token
 
 
 class FlagLLMModel(FlagDecoder):
@@ -84,7 +78,6 @@ class FlagLLMModel(FlagDecoder):
         check_last_token(pooling_method)
         super().__init__(
             model_name_or_path,
-            model_class=class_to_export(model_name_or_path, DECODER_ONLY_BASE),
             normalize_embeddings=normalize_embeddings,
             use_fp16=use_fp16,
             use_bf16=use_bf16,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from bge_runtime.multivector import (
 )
 from bge_runtime.pipeline import Batch
 from bge_runtime.postprocess import normalize, truncate
-from bge_runtime.registry import ENCODER_ONLY_M3, find_model
+from bge_runtime.registry import ENCODER_ONLY_BASE, ENCODER_ONLY_M3, HEAD_FILES
 from bge_runtime.scoring import checked_weights, combine_scores, dense_pair_scores
 from bge_runtime.terminal import on_terminal
 
@@ -66,6 +66,23 @@ class BGEM3FlagModel(FlagBase):
     results, scores of pairs do not depend on their batch (``clip_padded_colbert=True``
     gives FlagEmbedding's), and ColBERT scores are NumPy scalars.
     """
+
+    MODEL_CLASSES: ClassVar[tuple[str, ...]] = (ENCODER_ONLY_M3,)
+
+    @classmethod
+    def check_class(cls, name: str, model_class: str) -> None:
+        """Refuse a model without heads, as `bge_runtime.FlagModel` refuses a decoder.
+
+        Raises:
+            BundleError: If it has none, or is a decoder.
+        """
+        if model_class == ENCODER_ONLY_BASE:
+            raise BundleError(
+                f"{name} is a model of class {model_class} and has no heads for lexical weights "
+                f"and ColBERT vectors, which {' and '.join(HEAD_FILES)} of a checkpoint hold. "
+                "Open it with FlagModel, or take one that has them"
+            )
+        super().check_class(name, model_class)
 
     def __init__(
         self,
@@ -133,11 +150,8 @@ class BGEM3FlagModel(FlagBase):
             ValueError: If ``colbert_dim`` is not the model's.
             BgeError: As `bge_runtime.FlagModel`.
         """
-        facts = find_model(model_name_or_path)
-        is_known = facts is not None and facts.model_class == ENCODER_ONLY_M3
         super().__init__(
             model_name_or_path,
-            model_class=None if is_known else ENCODER_ONLY_M3,
             normalize_embeddings=normalize_embeddings,
             use_fp16=use_fp16,
             use_bf16=use_bf16,
@@ -161,12 +175,6 @@ class BGEM3FlagModel(FlagBase):
             or (SENTENCE_EMBEDDING,),
         )
         width = self.bundle.manifest.model.colbert_dim
-        if width is None:
-            raise BundleError(
-                f"{self.bundle.path.name} is a model of class "
-                f"{self.bundle.manifest.model.model_class} and has no heads for lexical weights "
-                "and ColBERT vectors. Open it with FlagModel, or export one that has them"
-            )
         if colbert_dim > 0 and colbert_dim != width:
             raise ValueError(
                 f"requested colbert_dim={colbert_dim}, but the head of "

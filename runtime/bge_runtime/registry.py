@@ -11,6 +11,7 @@ embedder page; shapes follow the ``config.json`` that each checkpoint publishes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -37,6 +38,15 @@ DECODER_CLASSES = (DECODER_ONLY_BASE, DECODER_ONLY_ICL)
 
 SUPPORTED_MODEL_CLASSES = (*ENCODER_CLASSES, *DECODER_CLASSES)
 """The ``model_class`` values that this version exports and runs."""
+
+ENCODERS = ("bert", "roberta", "xlm-roberta")
+"""``model_type`` values whose encoders are exported without remote code."""
+
+DECODERS = ("mistral", "gemma2", "qwen2", "qwen3")
+"""``model_type`` values whose decoders are; their graphs never run remote code."""
+
+HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+"""The heads of a model of M3's class, beside its encoder."""
 
 POOLING_METHODS = ("cls", "mean", "last_token")
 """Pooling methods that graphs can contain; the last one is for decoders and for M3."""
@@ -279,14 +289,35 @@ MODELS: dict[str, ModelFacts] = {
 
 
 def find_model(model_name_or_path: str) -> ModelFacts | None:
-    """Look a model up by the last part of its id or path, as FlagEmbedding does.
+    """Look a model up by its id or path.
 
-    A folder called ``checkpoint-*`` goes by its parent's name: that is how
-    Hugging Face trainers lay their output out.
+    As in FlagEmbedding the last part of it counts, or the one before ``checkpoint-*``, as Hugging
+    Face's trainers lay their output out. Beyond FlagEmbedding, links are followed, ``.`` is the
+    folder that it stands for, and the layouts of caches are known; see `names_of`.
 
     Returns:
         The facts, or None for a name that the table does not hold.
     """
-    path = PurePath(model_name_or_path)
-    name = path.parent.name if path.name.startswith("checkpoint-") else path.name
-    return MODELS.get(name)
+    found = (MODELS.get(name) for name in names_of(model_name_or_path))
+    return next((facts for facts in found if facts is not None), None)
+
+
+def names_of(model_name_or_path: str) -> list[str]:
+    """List the names that a model goes by, the most telling one first.
+
+    The hub's cache calls a snapshot by its commit, and the model by a folder above it:
+    ``models--OWNER--NAME/snapshots/COMMIT``. ModelScope's writes ``___`` for a dot.
+    """
+    path = os.path.expanduser(model_name_or_path)
+    places = [PurePath(path), *([PurePath(os.path.realpath(path))] if os.path.isdir(path) else [])]
+    places = [place.parent if place.name.startswith("checkpoint-") else place for place in places]
+    repositories = [name for place in places if (name := _repository(place)) is not None]
+    return [*repositories, *(name for place in places if (name := place.name.replace("___", ".")))]
+
+
+def _repository(place: PurePath) -> str | None:
+    """Return the name of the repository that a path in the hub's cache is a snapshot of."""
+    repository = place.parent.parent.name
+    if place.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.rpartition("--")[2]

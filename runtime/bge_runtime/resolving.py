@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,8 +27,10 @@ from bge_runtime.errors import BgeError, ExportError, HubError, ModelNotFoundErr
 from bge_runtime.files import local_path, read_json
 from bge_runtime.folders import explain_no_model, is_model
 from bge_runtime.hub import find_snapshot, is_hub_id
+from bge_runtime.identity import Identity, identify
 from bge_runtime.manifest import FILE_NAME, FORMAT_VERSION
-from bge_runtime.registry import find_model
+from bge_runtime.on_demand import Use, graphs_for
+from bge_runtime.registry import ENCODER_ONLY_BASE, find_model
 from bge_runtime.terminal import on_terminal
 
 logger = logging.getLogger(__name__)
@@ -46,14 +50,17 @@ class ExportOptions:
     """How a checkpoint is to be exported, if it has to be.
 
     Attributes:
-        model_class: FlagEmbedding's class; None for the model's own.
+        model_class: FlagEmbedding's class, if the user gave one, for a model that tells none by
+            itself. Its default pooling is taken where nothing says how the model pools.
         pooling: ``"cls"`` or ``"mean"``; None for the model's own.
         trust_remote_code: Run code from the checkpoint, in the exporting process.
+        use: How it is to be run; None for the graphs that an export brings unasked.
     """
 
     model_class: str | None = None
     pooling: str | None = None
     trust_remote_code: bool = False
+    use: Use | None = None
 
 
 def find_bundle(
@@ -63,6 +70,7 @@ def find_bundle(
     cache_dir: str | None = None,
     options: ExportOptions | None = None,
     export: bool = True,
+    check_class: Callable[[str, str], None] | None = None,
 ) -> Path:
     """Find the bundle of a model, and make it if need be.
 
@@ -79,6 +87,8 @@ def find_bundle(
         cache_dir: Folder of the hub's cache; None for its default.
         options: How to export; None for the model's own ways.
         export: Whether to export at all.
+        check_class: Given the name and the class of a checkpoint, raises if the caller does not
+            open such a model. A bundle's class is in its manifest.
 
     Returns:
         Folder of the bundle, absolute. Its files are not checked.
@@ -88,10 +98,70 @@ def find_bundle(
             and cannot be here; the message holds the command.
         HubError: If the hub does not give it.
         BundleError: If a hub repository is a bundle with a damaged manifest.
-        ExportError: If the export fails.
+        EngineError: If no export brings a graph that runs as asked, or runs so on this machine.
+        ExportError: If the export fails, or would: the checkpoint's name means another kind of
+            model than it is, or nothing says how it pools.
         ValueError: If a revision is given for a folder.
     """
     options = options or ExportOptions()
+    place = _locate(model, revision, cache_dir, options)
+    if isinstance(place, Path):
+        return place
+    name = str(model)
+    class_is_given = options.model_class is not None
+    encoder = _modules(place.folder).get("Transformer", place.folder)
+    found = identify(place.source, encoder, _config(encoder), class_is_given=class_is_given)
+    model_class = found.model_class or options.model_class
+    if check_class is not None and model_class is not None:
+        check_class(found.name, model_class)
+    if export and not class_is_given:
+        _check_pooling(name, place.folder, found, options)
+    graphs = graphs_for(options.use, model_class) if options.use else ()
+    content = _content(place.folder) if place.revision is None else f"{name}@{place.revision}"
+    # A bundle is of the class that the model is of, whichever class opens it.
+    entry = partial(_entry, found.name, content, model_class, graphs)
+    made = _made_before(entry, options.pooling)
+    if made is not None:
+        return made
+    if class_is_given:
+        options = replace(options, model_class=model_class)
+    missing = [package for package in _EXPORT_NEEDS if importlib.util.find_spec(package) is None]
+    if missing or not export:
+        reason = "that is a checkpoint, of which no bundle is in the cache"
+        if missing and export:
+            reason += f", and {missing[0]} is not installed to make one"
+        local = Path(place.source).name
+        raise _not_found(
+            name,
+            reason,
+            source=place.source,
+            output=f"{local}-bundle" if place.revision is None else local,
+            revision=place.revision,
+            options=options,
+            graphs=graphs,
+        )
+    return _export(place, entry(options.pooling), cache_dir, options, graphs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checkpoint:
+    """A checkpoint that was found.
+
+    Attributes:
+        source: Its hub id, or its absolute path.
+        folder: Where the files are that tell what it is.
+        revision: Its commit on the hub; None for a folder.
+    """
+
+    source: str
+    folder: Path
+    revision: str | None
+
+
+def _locate(
+    model: str | Path, revision: str | None, cache_dir: str | None, options: ExportOptions
+) -> Path | _Checkpoint:
+    """Find the folder of a bundle, or a checkpoint; what it raises is in `find_bundle`."""
     folder = local_path(model, error=ModelNotFoundError)
     name = str(model)
     if folder.exists() and revision is not None:
@@ -101,16 +171,8 @@ def find_bundle(
     if folder.exists():
         if not is_model(folder):
             raise ModelNotFoundError(f"no model at {name!r}: {explain_no_model(folder)}")
-        source, identity = str(folder), _content(folder)
-    elif is_hub_id(name):
-        try:
-            snapshot = find_snapshot(name, revision=revision, cache_dir=cache_dir)
-        except HubError as error:  # the name may also be a mistyped path
-            raise HubError(f"there is no folder {name!r}; {error}") from error
-        if snapshot.bundle is not None:
-            return snapshot.bundle
-        source, identity, revision = name, f"{name}@{snapshot.commit}", snapshot.commit
-    else:
+        return _Checkpoint(source=str(folder), folder=folder, revision=None)
+    if not is_hub_id(name):
         facts = find_model(name)
         raise _not_found(
             name,
@@ -119,28 +181,56 @@ def find_bundle(
             output=folder.name,
             options=options,
         )
-    made = _made_before(source, identity, options)
-    if made is not None:
-        return made
-    missing = [package for package in _EXPORT_NEEDS if importlib.util.find_spec(package) is None]
-    if missing or not export:
-        reason = "that is a checkpoint, of which no bundle is in the cache"
-        if missing and export:
-            reason += f", and {missing[0]} is not installed to make one"
-        output = f"{folder.name}-bundle" if folder.exists() else folder.name
-        raise _not_found(
-            name, reason, source=source, output=output, revision=revision, options=options
+    try:
+        snapshot = find_snapshot(name, revision=revision, cache_dir=cache_dir)
+    except HubError as error:  # the name may also be a mistyped path
+        raise HubError(f"there is no folder {name!r}; {error}") from error
+    if snapshot.is_bundle:
+        return snapshot.folder
+    return _Checkpoint(source=name, folder=snapshot.folder, revision=snapshot.commit)
+
+
+def _check_pooling(name: str, folder: Path, found: Identity, options: ExportOptions) -> None:
+    """Check that something says how a checkpoint pools, where no class brings its default.
+
+    Before the cache is looked into, which may hold a bundle that was made with a default.
+
+    Raises:
+        ExportError: If nothing does.
+    """
+    settled = options.pooling or found.facts or found.model_class not in (None, ENCODER_ONLY_BASE)
+    module = _modules(folder).get("Pooling", folder / "1_Pooling")
+    if not settled and not (module / "config.json").is_file():
+        raise ExportError(
+            f"nothing says how {name} pools: it has no 1_Pooling folder, and its name is not a "
+            "known model's. Pass pooling_method='cls' (as BGE is trained) or 'mean'; or pass the "
+            f"folder that `bge-export {shlex.quote(name)} --pooling cls` writes"
         )
-    return _export(source, _entry(source, identity, options), revision, cache_dir, options)
+
+
+def _modules(folder: Path) -> dict[str, Path]:
+    """List the folders of a sentence-transformers folder's modules, by their kind."""
+    # What is wrong with that file is for the export to say.
+    with contextlib.suppress(BgeError, OSError, LookupError, TypeError):
+        modules = read_json(folder / "modules.json", error=ModelNotFoundError, kind=list)
+        return {
+            str(module["type"]).rpartition(".")[2]: folder / str(module["path"])
+            for module in modules
+        }
+    return {}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(BgeError, OSError):  # for the export to say, too
+        config: dict[str, Any] = read_json(folder / "config.json", error=ModelNotFoundError)
+        return config
+    return {}
 
 
 def _content(folder: Path) -> str:
     """Hash a checkpoint: its files and those of its sentence-transformers modules."""
     folders = [folder, folder / "1_Pooling"]  # read whether or not there is a list of modules
-    # What is wrong with that file is for the export to say.
-    with contextlib.suppress(BgeError, OSError, LookupError, TypeError):
-        modules = read_json(folder / "modules.json", error=ModelNotFoundError, kind=list)
-        folders += sorted({folder / str(module["path"]) for module in modules} - {*folders})
+    folders += sorted({*_modules(folder).values()} - {*folders})
     files = sorted(
         path
         for place in folders
@@ -156,39 +246,45 @@ def _content(folder: Path) -> str:
     return json.dumps(hashes)
 
 
-def _entry(source: str, identity: str, options: ExportOptions) -> Path:
+def _entry(
+    name: str,
+    content: str,
+    model_class: str | None,
+    graphs: tuple[str, ...],
+    pooling: str | None,
+) -> Path:
     from bge_runtime import __version__
 
-    made_of = [identity, options.model_class, options.pooling, __version__, FORMAT_VERSION]
+    made_of = [content, model_class, pooling, __version__, FORMAT_VERSION, *graphs]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    return cache.cache_folder() / "bundles" / f"{Path(source).name}-{key}"
+    return cache.cache_folder() / "bundles" / f"{name}-{key}"
 
 
-def _made_before(source: str, identity: str, options: ExportOptions) -> Path | None:
-    own = ExportOptions(model_class=options.model_class)
-    for asked in dict.fromkeys((own, options)):
-        entry = _entry(source, identity, asked)
-        if (entry / FILE_NAME).is_file():
-            pooling = Bundle.at(entry).manifest.model.pooling
-            if options.pooling in (None, pooling):
-                return entry
+def _made_before(entry: Callable[[str | None], Path], pooling: str | None) -> Path | None:
+    for asked in dict.fromkeys((None, pooling)):
+        made = entry(asked)
+        if (made / FILE_NAME).is_file():
+            own = Bundle.at(made).manifest.model.pooling
+            if pooling in (None, own):
+                return made
     return None
 
 
 def _export(
-    source: str,
+    place: _Checkpoint,
     entry: Path,
-    revision: str | None,
     cache_dir: str | None,
     options: ExportOptions,
+    graphs: tuple[str, ...],
 ) -> Path:
+    source = place.source
     with _only_here(entry):
         if (entry / FILE_NAME).is_file():  # by whoever held the lock
             return entry
         # What an exporter that was killed has left; nobody else is at it now.
         for leftover in (entry, *entry.parent.glob(f".{entry.name}.partial-*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        command = _command(source, entry, revision, options)
+        command = _command(source, entry, place.revision, options, graphs)
         logger.warning("no bundle of %s in the cache; exporting it once, to %s", source, entry)
         environment = dict(os.environ)
         if cache_dir is not None:
@@ -265,13 +361,17 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str
 
 
 def _command(
-    source: str, output: Path | str, revision: str | None, options: ExportOptions
+    source: str,
+    output: Path | str,
+    revision: str | None,
+    options: ExportOptions,
+    graphs: tuple[str, ...],
 ) -> list[str]:
-    command = [source, "--output", str(output)]
+    command = [source, "--output", str(output), *graphs]
     for option, value in (
         ("--revision", revision),
-        ("--model-class", options.model_class),
         ("--pooling", options.pooling),
+        ("--model-class", options.model_class),
     ):
         if value is not None:
             command += [option, value]
@@ -286,8 +386,9 @@ def _not_found(
     output: str,
     revision: str | None = None,
     options: ExportOptions,
+    graphs: tuple[str, ...] = (),
 ) -> ModelNotFoundError:
-    command = shlex.join(["bge-export", *_command(source, output, revision, options)])
+    command = shlex.join(["bge-export", *_command(source, output, revision, options, graphs)])
     return ModelNotFoundError(
         f"no bundle at {name!r}: {found}. Export the model once, where PyTorch is installed "
         f"(pip install 'bge-runtime[export]'), with\n    {command}\nand pass that folder."

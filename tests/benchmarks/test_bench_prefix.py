@@ -14,7 +14,7 @@ from tests.decoders import export_decoder, write_tiny_decoder
 
 
 def test_three_ways_give_the_same_vectors(tmp_path):
-    checkpoint = write_tiny_decoder(tmp_path / "checkpoint")
+    checkpoint = write_tiny_decoder(tmp_path / "checkpoint", reads_examples=True)
     bundle = export_decoder(checkpoint, tmp_path / "bundle", model_class="decoder-only-icl")
     out = tmp_path / "out.json"
     options = ["--queries", "4", "--rounds", "1", "--precision", "fp32", "--json", str(out)]

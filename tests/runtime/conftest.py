@@ -81,9 +81,13 @@ def pair(upstream, tiny_checkpoint, tiny_bundle, tiny_mean_bundle):
 
 @pytest.fixture(scope="session")
 def decoder(made_once):
-    """A tiny causal decoder: folders of its checkpoint and its bundle."""
-    checkpoint = made_once("tiny-decoder", write_tiny_decoder)
-    bundle = made_once("tiny-decoder-bundle", partial(export_decoder, checkpoint))
+    """A tiny causal decoder: folders of its checkpoint and its bundle.
+
+    It is of the base class, and has bge-en-icl's tokens for the tests of both classes.
+    """
+    checkpoint = made_once("tiny-decoder", partial(write_tiny_decoder, reads_examples=True))
+    make = partial(export_decoder, checkpoint, model_class="decoder-only-base")
+    bundle = made_once("tiny-decoder-bundle", make)
     return SimpleNamespace(checkpoint=str(checkpoint), bundle=str(bundle))
 
 

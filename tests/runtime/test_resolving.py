@@ -67,9 +67,11 @@ def exports(monkeypatch, own_cache):
         export(
             Path(source),
             Path(given["--output"]),
-            pooling=given.get("--pooling", "cls"),
+            pooling=given.get("--pooling"),
             model_class=given.get("--model-class"),
-        )
+            **({"targets": [given["--target"]], "precisions": [given["--precision"]]}
+               if "--target" in given else {}),
+        )  # fmt: skip
         return 0, []
 
     monkeypatch.setattr(resolving, "_run", run)
@@ -292,6 +294,31 @@ def test_a_fine_tuned_m3_is_exported_with_its_heads(tiny_m3_checkpoint, exports,
     again = FlagAutoModel.from_finetuned(str(checkpoint), model_class="encoder-only-m3")
     assert again.bundle.path == model.bundle.path
     assert len(exports) == 1
+
+
+@pytest.mark.parametrize("name", ["FlagModel", "BGEM3FlagModel"])
+def test_a_fine_tune_of_flagembedding_pools_as_there(
+    upstream, tiny_checkpoint, tiny_m3_checkpoint, exports, tmp_path, name
+):
+    # Its trainers write no 1_Pooling.
+    made = {"FlagModel": tiny_checkpoint, "BGEM3FlagModel": tiny_m3_checkpoint}[name]
+    folder = str(shutil.copytree(made, tmp_path / "output" / "checkpoint-1200"))
+    options = {"use_fp16": False, "devices": "cpu"}
+    theirs = getattr(upstream, name)(folder, **options)
+    ours = {"FlagModel": FlagModel, "BGEM3FlagModel": BGEM3FlagModel}[name](folder, **options)
+    assert ours.pooling_method == theirs.pooling_method == "cls"
+    vectors, expected = ours.encode(TEXTS), theirs.encode(TEXTS)
+    if name == "BGEM3FlagModel":
+        vectors, expected = vectors["dense_vecs"], expected["dense_vecs"]
+    assert_same(vectors, expected)
+
+
+def test_a_precision_on_request_is_exported_where_it_is_asked_for(checkpoint, exports):
+    model = FlagModel(str(checkpoint), precision="int8")
+    assert model.engine.info.precision == "int8"
+    assert FlagModel(str(checkpoint), use_fp16=False).bundle.path != model.bundle.path
+    assert FlagModel(str(checkpoint), precision="int8").bundle.path == model.bundle.path
+    assert len(exports) == 2
 
 
 def test_what_a_killed_exporter_left_is_not_used_and_goes(checkpoint, exports, own_cache):
