@@ -26,6 +26,7 @@ from bge_runtime.embed_input import (
     read_lines,
 )
 from bge_runtime.embed_output import is_jsonl, is_npy, open_output
+from bge_runtime.errors import NotFiniteError
 from bge_runtime.files import read_json
 from bge_runtime.icl_model import FlagICLModel
 from bge_runtime.m3_model import BGEM3FlagModel, M3Output
@@ -198,7 +199,7 @@ def _embed(
     """Embed rows. Where the model refuses, find the row that it is about by halves."""
     try:
         embedded = encode([row.text for row in rows])
-    except ValueError as error:
+    except (ValueError, NotFiniteError) as error:
         if len(rows) == 1:
             bad_rows.add(rows[0].line, f"cannot be embedded: {error}")
             return

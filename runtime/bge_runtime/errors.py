@@ -15,7 +15,8 @@
     │   ├── PrecisionError       (ValueError)  no variant of that precision
     │   ├── ProviderError        the session runs elsewhere than asked
     │   └── InferenceError       (RuntimeError)  the engine failed on a batch
-    │       └── OutOfMemoryError it does not fit into the device's memory
+    │       ├── OutOfMemoryError it does not fit into the device's memory
+    │       └── NotFiniteError   a text's vector holds NaN or infinity
     └── ExportError              ``bge-export`` could not, or would not, write a bundle
 
 Each message says what was asked, what was found and what to do. Wrong argument
@@ -81,6 +82,10 @@ class InferenceError(EngineError, RuntimeError):
 
 class OutOfMemoryError(InferenceError):
     """A batch does not fit into the device's memory."""
+
+
+class NotFiniteError(InferenceError):
+    """What the engine computed of a text holds NaN or infinity."""
 
 
 class ExportError(BgeError):

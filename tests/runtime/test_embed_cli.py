@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bge_runtime import BGEM3FlagModel, FlagModel, cli
+from bge_runtime.errors import NotFiniteError
 
 TEXTS = ["first text", "", "第三行"]
 
@@ -231,13 +232,15 @@ def test_files_are_checked_before_a_model_is_opened(
 
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the model refuse some texts, as one without tokens."""
+    """Have the model refuse some texts: one without tokens, one that comes out as NaN."""
     real = FlagModel.encode_corpus
 
     def encode_corpus(self: FlagModel, texts: list[str], **options: object) -> object:
         for index, text in enumerate(texts):
-            if text.startswith("refused"):
+            if text == "refused":
                 raise ValueError(f"text {index} has no tokens")
+            if text == "overflows":
+                raise NotFiniteError(f"text {index} has NaN")
         return real(self, texts, **options)
 
     monkeypatch.setattr(FlagModel, "encode_corpus", encode_corpus)
@@ -245,7 +248,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("refusing")
 def test_bad_rows_are_skipped_on_request(tiny_bundle: Path, model: FlagModel):
-    lines = [b"one", b"caf\xe9", b"refused", b"two", b"refused too", b"three"]
+    lines = [b"one", b"caf\xe9", b"refused", b"two", b"overflows", b"three"]
     result = run(tiny_bundle, "--on-error", "skip", stdin=b"\n".join(lines))
     assert result.exit_code == 0
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -259,7 +262,7 @@ def test_bad_rows_are_skipped_on_request(tiny_bundle: Path, model: FlagModel):
             "the input, with iconv say"
         ),
         "bge-embed: skipped: standard input, line 3 cannot be embedded: text 0 has no tokens",
-        "bge-embed: skipped: standard input, line 5 cannot be embedded: text 0 has no tokens",
+        "bge-embed: skipped: standard input, line 5 cannot be embedded: text 0 has NaN",
         "bge-embed: 3 lines skipped, 3 embedded",
     ]
 
