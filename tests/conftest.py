@@ -76,7 +76,8 @@ def write_tiny_m3(
 
     shape = replace(TINY_M3, **changes)
     random_encoder(shape, seed=seed).save_pretrained(folder)
-    make_tokenizer(shape.vocab_size, shape.architecture).save_pretrained(folder)
+    tokenizer = make_tokenizer(shape.vocab_size, shape.architecture, max_length=shape.max_length)
+    tokenizer.save_pretrained(folder)
     write_random_heads(folder, shape.hidden_size, seed=seed, colbert_dim=colbert_dim)
     return folder
 

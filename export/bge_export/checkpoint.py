@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bge_export.config_keys import check_config_keys
+from bge_export.sentence_transformers_folder import SentenceTransformersFolder, read_folder
 from bge_runtime.errors import ExportError
 from bge_runtime.files import check_not_pointer, local_path, read_json
 from bge_runtime.folders import ADAPTER_FILE, explain_adapter, explain_no_model
 from bge_runtime.hub import ask, explained, is_hub_id
 from bge_runtime.identity import identify
-from bge_runtime.manifest import FILE_NAME
+from bge_runtime.manifest import FILE_NAME, SentenceTransformersSettings
 from bge_runtime.registry import (
     DECODER_CLASSES,
     DECODERS,
@@ -24,7 +25,6 @@ from bge_runtime.registry import (
     ENCODER_ONLY_M3,
     ENCODERS,
     HEAD_FILES,
-    POOLING_METHODS,
     SUPPORTED_MODEL_CLASSES,
     ModelFacts,
     find_model,
@@ -40,18 +40,6 @@ _HEADS_OF_OTHER_TASKS = {
     "ForCausalLM": "a decoder",
     "LMHeadModel": "a decoder",
     "ForConditionalGeneration": "a generator",
-}
-
-_MODULES = ("Transformer", "Pooling", "Normalize")
-"""sentence-transformers modules whose effect the bundle has."""
-
-_POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "last_token",
 }
 
 _TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}
@@ -76,6 +64,8 @@ class Checkpoint:
         query_instruction: Instruction its authors recommend for queries.
         query_instruction_format: How instruction and query are joined.
         weight_files: Its weight files, relative to the folder; M3's heads among them.
+        sentence_transformers: What its sentence-transformers folder asks for besides.
+        published: Whether FlagEmbedding knows it by name.
     """
 
     folder: Path
@@ -88,6 +78,8 @@ class Checkpoint:
     query_instruction: str | None
     query_instruction_format: str
     weight_files: tuple[str, ...]
+    sentence_transformers: SentenceTransformersSettings
+    published: bool
 
 
 def find_checkpoint(
@@ -167,8 +159,10 @@ def inspect_checkpoint(
         ExportError: If it is a wrong or damaged model, its name means another one, or its pooling
             is unknown.
     """
-    root, folder = folder, folder / _module_path(folder, source, "Transformer", default="")
+    said = read_folder(folder, source, pooling=pooling)
+    root, folder = folder, said.transformer
     config = _read_config(folder, source)
+    said.check_dim(config.get("hidden_size"))
     check_config_keys(config, source=source)
     identity = identify(source, folder, config, class_is_given=model_class is not None)
     facts = identity.facts
@@ -181,12 +175,12 @@ def inspect_checkpoint(
     decoder = chosen_class in DECODER_CLASSES
     if decoder:
         _check_decoder(config, source, facts, chosen_class)
-        chosen_pooling = pooling or _pooling(root, source, facts, default="last_token")
+        chosen_pooling = _pooling(said, source, facts, default="last_token")
     else:
         _check_architecture(config, source, facts, trust_remote_code=trust_remote_code)
         sure = model_class is not None or chosen_class == ENCODER_ONLY_M3
         default = "cls" if sure and facts is None else None
-        chosen_pooling = pooling or _pooling(root, source, facts, default=default)
+        chosen_pooling = _pooling(said, source, facts, default=default)
     last = chosen_pooling == "last_token"
     if (decoder and not last) or (last and not decoder and chosen_class != ENCODER_ONLY_M3):
         raise ExportError(
@@ -205,9 +199,11 @@ def inspect_checkpoint(
         model_class=chosen_class,
         pooling=chosen_pooling,
         query_instruction=(facts and facts.query_instruction)
-        or _instruction(root, instruction_format),
+        or _instruction(said.settings.prompts.get("query"), instruction_format),
         query_instruction_format=instruction_format,
         weight_files=(*_check_weights(folder, source), *heads),
+        sentence_transformers=said.settings,
+        published=facts is not None,
     )
 
 
@@ -276,22 +272,14 @@ def _check_architecture(
 
 
 def _pooling(
-    folder: Path, source: str, facts: ModelFacts | None, *, default: str | None = None
+    folder: SentenceTransformersFolder,
+    source: str,
+    facts: ModelFacts | None,
+    *,
+    default: str | None = None,
 ) -> str:
-    path = _pooling_file(folder, source)
-    if path is not None:
-        config = read_json(path, error=ExportError)
-        modes = [mode for key, mode in _POOLING_MODES.items() if config.get(key)]
-        if "pooling_mode" in config:  # sentence-transformers 5.4 and later
-            mode = config["pooling_mode"]
-            modes = list(mode) if isinstance(mode, list | tuple) else [mode]
-            modes = ["last_token" if mode == "lasttoken" else mode for mode in modes]
-        if len(modes) == 1 and modes[0] in POOLING_METHODS:
-            return str(modes[0])
-        raise ExportError(
-            f"{path} asks for {' and '.join(map(str, modes)) or 'no'} pooling; this version has "
-            f"{', '.join(POOLING_METHODS)}. Pass --pooling to override it"
-        )
+    if folder.pooling is not None:
+        return folder.pooling
     if facts is not None or default is not None:
         return default or facts.pooling  # type: ignore[union-attr]
     raise ExportError(
@@ -300,53 +288,16 @@ def _pooling(
     )
 
 
-def _pooling_file(root: Path, source: str) -> Path | None:
-    path = root / _module_path(root, source, "Pooling", default="1_Pooling") / "config.json"
-    return path if path.is_file() else None
-
-
-def _module_path(root: Path, source: str, kind: str, *, default: str) -> str:
-    """Find the folder of a module in a sentence-transformers folder, old or new."""
-    path = root / "modules.json"
-    if not path.is_file():
-        return default
-    try:
-        modules = read_json(path, error=ExportError, kind=list)
-        paths = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
-    except (OSError, KeyError, TypeError) as error:
-        raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
-    unknown = sorted(set(paths) - set(_MODULES))
-    if unknown:
-        raise ExportError(
-            f"{source} has the sentence-transformers modules {', '.join(unknown)} after its "
-            f"encoder; this version has {', '.join(_MODULES)}, and vectors without the others "
-            "would be wrong"
-        )
-    return paths.get(kind, default)
-
-
-def _instruction(root: Path, form: str) -> str | None:
+def _instruction(prompt: str | None, form: str) -> str | None:
     """Take the instruction out of the query prompt of a sentence-transformers folder.
 
     Such a prompt is all that stands before a query, so the instruction in its form. None if there
     is none, or it has another form.
     """
-    prompt = _query_prompt(root)
     before, between, _ = form.split("{}")
     if prompt is None or not (prompt.startswith(before) and prompt.endswith(between)):
         return None
     return prompt[len(before) : len(prompt) - len(between)] or None
-
-
-def _query_prompt(root: Path) -> str | None:
-    path = root / "config_sentence_transformers.json"
-    if not path.is_file():
-        return None
-    try:
-        prompts = read_json(path, error=ExportError).get("prompts") or {}
-        return prompts.get("query") or None
-    except (OSError, AttributeError) as error:
-        raise ExportError(f"cannot read {path}: {type(error).__name__} {error}") from error
 
 
 def _check_heads(folder: Path, source: str) -> tuple[str, ...]:

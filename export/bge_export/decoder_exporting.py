@@ -32,6 +32,7 @@ from bge_export.exporting import (
     hash_files,
     prove,
     provenance,
+    settings_of,
     write_tokenizer,
 )
 from bge_export.loading import check_vocabulary, load_tokenizer
@@ -331,6 +332,7 @@ def _model(checkpoint: Checkpoint, config: DecoderConfig, tokenizer: Any, *, ran
         query_instruction=checkpoint.query_instruction,
         query_instruction_format=checkpoint.query_instruction_format,
         pad_token_id=int(tokenizer.pad_token_id),
+        sentence_transformers=settings_of(checkpoint, tokenizer, limit=config.max_length),
     )
 
 

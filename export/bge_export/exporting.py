@@ -29,6 +29,7 @@ from bge_export.loading import (
 )
 from bge_export.output import check_json_files, check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
+from bge_export.sentence_transformers_folder import settle, write_folder
 from bge_export.targets import OPENVINO, PORTABLE, Target, for_model
 from bge_export.texts import PARITY_TEXTS
 from bge_export.tracing import PooledEncoder, trace, trace_packed
@@ -52,6 +53,7 @@ from bge_runtime.manifest import (
     Manifest,
     Model,
     Provenance,
+    SentenceTransformersSettings,
     Variant,
 )
 from bge_runtime.parity import TOLERANCES, Parity
@@ -66,8 +68,6 @@ _RECORDED_PACKAGES = (
     "onnx",
     "onnxscript",
 )
-
-_MODULES = "sentence_transformers.models"
 
 _TRUNCATION = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 """What a tokenizer.json says of truncation, and transformers writes beside it. fastembed
@@ -180,6 +180,7 @@ def export_bundle(
             pad_token_id=int(tokenizer.pad_token_id),
             colbert_dim=heads["colbert"].out_features if heads else None,
             weightless_token_ids=_weightless(tokenizer) if heads else (),
+            sentence_transformers=settings_of(checkpoint, tokenizer, limit=limit),
         )
         _write_companions(draft, checkpoint, model, tokenizer)
         check_json_files(draft)
@@ -356,50 +357,45 @@ def write_tokenizer(draft: Path, tokenizer: Any, *, max_length: int) -> None:
         (draft / extra).unlink(missing_ok=True)
 
 
+def settings_of(
+    checkpoint: Checkpoint, tokenizer: Any, *, limit: int
+) -> SentenceTransformersSettings:
+    """Say what sentence-transformers follows of a checkpoint that can read so many tokens.
+
+    Raises:
+        ExportError: If FlagEmbedding and sentence-transformers would read texts differently.
+    """
+    instruction, form = checkpoint.query_instruction, checkpoint.query_instruction_format
+    return settle(
+        checkpoint.sentence_transformers,
+        tokenizer,
+        # A prompt is all that stands before a query.
+        query_prompt=form.format(instruction, "") if instruction else None,
+        positions=int(checkpoint.config.get("max_position_embeddings", limit)),
+        limit=limit,
+        published=checkpoint.published,
+        source=checkpoint.source,
+    )
+
+
 def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokenizer: Any) -> None:
     """Write what makes the folder readable for other tools, with the same vectors.
 
-    These are sentence-transformers, optimum, TEI, transformers.js and fastembed.
+    These are sentence-transformers, optimum, TEI, transformers.js and fastembed. Each cuts a text
+    where it does with the checkpoint: some ask the tokenizer, some sentence-transformers' file.
     """
-    prompts = {}
-    if model.query_instruction:  # a prompt is all that stands before a query
-        prompts["query"] = model.query_instruction_format.format(model.query_instruction, "")
-    # Where every tool cuts a text: where FlagModel does by default.
-    sequence = min(model.max_length, 512)
-    write_tokenizer(draft, tokenizer, max_length=sequence)
-    # The key names of sentence-transformers before 5.4, which TEI knows and newer ones read.
-    documents: dict[str, Any] = {
-        "config.json": {
-            **checkpoint.config,
-            # Else transformers.js does not fetch the weights beside the graph.
-            "transformers.js_config": {
-                "use_external_data_format": {Path(PORTABLE.file).name: True},
-            },
-        },
-        "modules.json": [
-            {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{kind}"}
-            for index, (kind, path) in enumerate(
-                (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
-            )
-        ],
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": model.dim,
-            "pooling_mode_cls_token": model.pooling == "cls",
-            "pooling_mode_mean_tokens": model.pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        },
-        "sentence_bert_config.json": {"max_seq_length": sequence, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": prompts,
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
+    length = min(int(tokenizer.model_max_length), model.max_length)
+    write_tokenizer(draft, tokenizer, max_length=length)
+    config = {
+        **checkpoint.config,
+        # Else transformers.js does not fetch the weights beside the graph.
+        "transformers.js_config": {
+            "use_external_data_format": {Path(PORTABLE.file).name: True},
         },
     }
-    for name, document in documents.items():
-        path = draft / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (draft / "config.json").write_text(text, "utf-8")
+    write_folder(draft, model.sentence_transformers, pooling=model.pooling, dim=model.dim)
 
 
 def hash_files(draft: Path) -> dict[str, File]:

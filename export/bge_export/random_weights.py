@@ -98,6 +98,7 @@ def write_random_checkpoint(
             shape.vocab_size,
             shape.architecture,
             reads_examples=facts.model_class == DECODER_ONLY_ICL,
+            max_length=shape.max_length,
         )
     )
     if len(fast) > shape.vocab_size:
@@ -176,7 +177,11 @@ def widen(model: torch.nn.Module, *, seed: int) -> None:
 
 
 def make_tokenizer(
-    vocab_size: int, architecture: str = "bert", *, reads_examples: bool = False
+    vocab_size: int,
+    architecture: str = "bert",
+    *,
+    reads_examples: bool = False,
+    max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
     """Make a WordPiece tokenizer with exactly this many ids.
 
@@ -189,6 +194,7 @@ def make_tokenizer(
         architecture: Whose special tokens it has. A decoder's have those of
             bge-multilingual-gemma2.
         reads_examples: Whether it has those of bge-en-icl.
+        max_length: Tokens that it cuts texts to, unless told otherwise.
     """
     special = dict(_SPECIAL[architecture])
     decoder = architecture in DECODERS
@@ -212,7 +218,7 @@ def make_tokenizer(
     more = {"bos_token": cls, "eos_token": sep} if "<s>" in special else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=512,
+        model_max_length=max_length,
         pad_token=pad,
         unk_token=unk,
         **more,

@@ -78,6 +78,31 @@ def present_name(past_name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SentenceTransformersSettings:
+    """What the checkpoint's sentence-transformers folder asks for, beside model and pooling.
+
+    FlagEmbedding does not read it, and its classes do not follow it; the integrations do.
+
+    Attributes:
+        max_seq_length: Tokens that a text is cut to; None for all that the model can read.
+        lowercase: Whether texts are lowercased before they are tokenised.
+        normalize: Whether vectors are scaled to unit length.
+        truncate_dim: Components that are kept of a vector, scaled or not; None for all.
+        prompts: What is put before texts, by name.
+        default_prompt_name: The prompt of texts of which nothing is said.
+        similarity: How vectors are compared.
+    """
+
+    max_seq_length: int | None = None
+    lowercase: bool = False
+    normalize: bool = True
+    truncate_dim: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity: str = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """The facts of the exported model.
 
@@ -95,6 +120,7 @@ class Model:
         pad_token_id: Id that fills shorter rows of a batch.
         colbert_dim: Components of a token's vector, of a model with M3's heads.
         weightless_token_ids: Ids that never get a lexical weight, likewise.
+        sentence_transformers: What sentence-transformers follows besides.
     """
 
     name: str
@@ -110,6 +136,9 @@ class Model:
     pad_token_id: int
     colbert_dim: int | None = None
     weightless_token_ids: tuple[int, ...] = ()
+    sentence_transformers: SentenceTransformersSettings = field(
+        default_factory=SentenceTransformersSettings
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +300,14 @@ def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def _model(data: Mapping[str, Any]) -> Model:
     fields = _known(Model, data)
     ids = tuple(int(number) for number in fields.get("weightless_token_ids", ()))
-    return Model(**{**fields, "weightless_token_ids": ids})
+    settings = _known(SentenceTransformersSettings, fields.get("sentence_transformers", {}))
+    return Model(
+        **{
+            **fields,
+            "weightless_token_ids": ids,
+            "sentence_transformers": SentenceTransformersSettings(**settings),
+        }
+    )
 
 
 def _graph(data: Mapping[str, Any]) -> Graph:

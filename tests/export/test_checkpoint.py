@@ -227,9 +227,9 @@ def test_further_modules_are_refused(checkpoint: Path):
 
 @pytest.mark.parametrize("name", ["bge-m3", "bge-m3-resaved-st5", "bge-small-zh-v1.5"])
 def test_pooling_of_published_folders(shared_data: Path, name: str):
-    from bge_export.checkpoint import _pooling
+    from bge_export.sentence_transformers_folder import read_folder
 
-    assert _pooling(shared_data / "models" / name, name, None) == "cls"
+    assert read_folder(shared_data / "models" / name, name).pooling == "cls"
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c", "nowhere"])

@@ -106,7 +106,7 @@ def test_vectors_are_those_of_the_class_it_replaces(published: Path, tiny_bundle
 def test_vectors_of_trained_weights_are_those_of_the_class_it_replaces(
     minilm_checkpoint: Path, minilm_bundle
 ):
-    texts = [text for text in TEXTS if len(text) < 400]  # that checkpoint cuts at 256 tokens
+    texts = [*TEXTS, "a text of more than 256 tokens, where that checkpoint cuts " * 60]
     theirs = original(model_name=str(minilm_checkpoint))
     ours = BgeEmbeddings(model_name=str(minilm_bundle("mean")))
     expected = theirs.embed_documents(texts)
@@ -182,14 +182,87 @@ def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
 def test_what_it_does_not_know_is_refused(tiny_bundle: Path):
     with pytest.raises(ValueError, match=r"'prompt', .* knows batch_size, max_length"):
         BgeEmbeddings(model_name=str(tiny_bundle), encode_kwargs={"prompt": "query: "})
-    with pytest.raises(ValueError, match="multi_process"):
-        BgeEmbeddings(model_name=str(tiny_bundle), multi_process=True)
+    with pytest.raises(ValueError, match="made_up"):
+        BgeEmbeddings(model_name=str(tiny_bundle), made_up=True)
     with pytest.raises(TypeError, match=r"multiple values .* 'query_instruction_for_retrieval'"):
         BgeEmbeddings(
             model_name=str(tiny_bundle), model_kwargs={"query_instruction_for_retrieval": "Find: "}
         )
-    with pytest.warns(UserWarning, match="no option 'torch_dtype'"):
-        BgeEmbeddings(model_name=str(tiny_bundle), model_kwargs={"torch_dtype": "float16"})
+    with pytest.warns(UserWarning, match="no option 'made_up'"):
+        BgeEmbeddings(model_name=str(tiny_bundle), model_kwargs={"made_up": 1})
+
+
+CHANGE_NOTHING = [
+    {"encode_kwargs": {"convert_to_numpy": True}},
+    {"encode_kwargs": {"convert_to_tensor": False}},
+    {"encode_kwargs": {"convert_to_tensor": True}},
+    {"encode_kwargs": {"device": "cpu"}},
+    {"encode_kwargs": {"precision": "float32", "output_value": "sentence_embedding"}},
+    {"encode_kwargs": {"prompt": None, "prompt_name": None, "truncate_dim": None, "pool": None}},
+    {"encode_kwargs": {"chunk_size": 8}},
+    {"model_kwargs": {"device": None}},
+    {"model_kwargs": {"revision": None, "token": None, "trust_remote_code": False}},
+    {"model_kwargs": {"local_files_only": True, "backend": "torch", "similarity_fn_name": "dot"}},
+    {"model_kwargs": {"prompts": None, "default_prompt_name": None, "truncate_dim": None}},
+    {"model_kwargs": {"torch_dtype": "float32", "attn_implementation": "eager"}},
+    {"model_kwargs": {"tokenizer_kwargs": {}, "config_kwargs": None}},
+    {"cache_folder": "cache", "show_progress": False},
+]
+"""Arguments of the class it replaces that leave vectors as they are."""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of arguments that have other names by now
+@pytest.mark.parametrize("options", CHANGE_NOTHING, ids=str)
+def test_an_argument_that_changes_nothing_is_taken(
+    published: Path, tiny_bundle: Path, embeddings: BgeEmbeddings, options
+):
+    original(model_name=str(published), **copy.deepcopy(options)).embed_query(QUERY)
+    ours = BgeEmbeddings(model_name=str(tiny_bundle), **options)
+    assert ours.embed_query(QUERY) == embeddings.embed_query(QUERY)
+
+
+def test_a_device_of_torch_is_taken(tiny_bundle: Path, embeddings: BgeEmbeddings):
+    import torch
+
+    for name in ("model_kwargs", "encode_kwargs"):
+        ours = BgeEmbeddings(model_name=str(tiny_bundle), **{name: {"device": torch.device("cpu")}})
+        assert ours.embed_query(QUERY) == embeddings.embed_query(QUERY)
+    BgeEmbeddings(model_name=str(tiny_bundle), model_kwargs={"torch_dtype": torch.float32})
+    with pytest.raises(ValueError, match=r"torch_dtype=torch.float16 .*use_fp16"):
+        BgeEmbeddings(model_name=str(tiny_bundle), model_kwargs={"torch_dtype": torch.float16})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encode_kwargs": {"device": "cuda"}}, r"device='cuda'.* model_kwargs"),
+        ({"encode_kwargs": {"precision": "int8"}}, "'precision', .*float32.* model_kwargs"),
+        ({"encode_kwargs": {"output_value": "token_embeddings"}}, "'output_value'"),
+        ({"encode_kwargs": {"prompt": ""}}, "'prompt', .* query_instruction"),
+        ({"encode_kwargs": {"prompt_name": "query"}}, "'prompt_name', .* query_instruction"),
+        ({"encode_kwargs": {"truncate_dim": 16}}, "'truncate_dim', .* model_kwargs"),
+        ({"encode_kwargs": {"pool": {"processes": []}}}, "'pool', .* model_kwargs"),
+        ({"encode_kwargs": {"made_up": None}}, "'made_up', .* knows batch_size"),
+        ({"model_kwargs": {"prompts": {"query": "q"}}}, "prompts=.* instructions have arguments"),
+        ({"model_kwargs": {"default_prompt_name": "query"}}, "default_prompt_name='query'"),
+        ({"model_kwargs": {"backend": "openvino"}}, "backend='openvino'.*engine"),
+        ({"model_kwargs": {"token": "hf_x"}}, "token=.*HF_TOKEN"),
+        ({"model_kwargs": {"torch_dtype": "float16"}}, "torch_dtype='float16'.*use_fp16"),
+        ({"model_kwargs": {"model_kwargs": {"torch_dtype": "float16"}}}, "torch_dtype.*use_fp16"),
+        ({"model_kwargs": {"tokenizer_kwargs": {"use_fast": False}}}, "tokenizer_kwargs=.*own"),
+        ({"model_kwargs": {"provider": "CUDAExecutionProvider"}}, "provider=.*device"),
+        ({"multi_process": True}, "multi_process=True"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_would_be_lost_is_refused_by_name(tiny_bundle: Path, options, message):
+    with pytest.raises(ValueError, match=message):
+        BgeEmbeddings(model_name=str(tiny_bundle), **options)
+
+
+def test_local_files_only_is_for_folders():
+    with pytest.raises(ValueError, match=r"local_files_only=True .* HF_HUB_OFFLINE=1"):
+        BgeEmbeddings(model_name="BAAI/bge-base-en", model_kwargs={"local_files_only": True})
 
 
 def test_progress_is_shown_when_asked_for(tiny_bundle: Path, embeddings: BgeEmbeddings, capsys):

@@ -119,6 +119,55 @@ def test_an_unknown_option_is_refused(tiny_bundle: Path, tiny_m3_bundle: Path):
         BgeM3SparseEmbedding(model_name=str(tiny_m3_bundle), normalise=False)
 
 
+def test_arguments_of_the_class_that_people_come_from_are_taken(
+    tiny_bundle: Path, embedding: BgeEmbedding, tmp_path: Path
+):
+    ours = BgeEmbedding(
+        model_name=str(tiny_bundle),
+        device="cpu",
+        cache_folder=str(tmp_path),
+        trust_remote_code=True,
+        normalize=True,
+        text_instruction="",
+        parallel_process=False,
+        target_devices=None,
+        show_progress_bar=False,
+        num_workers=2,
+        callback_manager=None,
+    )
+    assert ours.get_text_embedding(QUERY) == embedding.get_text_embedding(QUERY)
+    assert BgeEmbedding.from_json(ours.to_json()).to_dict() == ours.to_dict()
+
+
+def test_texts_get_an_instruction(tiny_bundle: Path, model: FlagModel):
+    embedding = BgeEmbedding(model_name=str(tiny_bundle), text_instruction="Passage: ")
+    assert_same(embedding.get_text_embedding(QUERY), model.encode("Passage: " + QUERY))
+    assert_same(embedding.get_query_embedding(QUERY), model.encode(QUERY))
+
+
+def test_progress_is_shown_when_asked_for(tiny_bundle: Path, capsys):
+    shown = BgeEmbedding(model_name=str(tiny_bundle), show_progress_bar=True)
+    shown.get_text_embedding_batch(TEXTS)
+    assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"revision": "main"}, r"no argument 'revision'.* model_kwargs=\{'revision'"),
+        ({"truncate_dim": 16}, r"no argument 'truncate_dim'.* model_kwargs"),
+        ({"parallel_process": True}, r"parallel_process .* devices"),
+        ({"target_devices": ["cpu", "cpu"]}, r"target_devices .* devices"),
+        ({"device": "cpu", "model_kwargs": {"device": "cpu"}}, "device is given twice"),
+        ({"pooling": "cls"}, "no argument 'pooling'"),
+        ({"model_kwargs": {"backend": "openvino"}}, "backend='openvino'.*engine"),
+    ],
+)
+def test_an_argument_that_would_be_lost_says_where_it_goes(tiny_bundle: Path, options, message):
+    with pytest.raises(ValueError, match=message):
+        BgeEmbedding(model_name=str(tiny_bundle), **options)
+
+
 def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
     fast = BgeEmbedding(model_name=str(full_tiny_bundle), model_kwargs={"use_fp16": True})
     assert fast.model.engine.info == FlagModel(str(full_tiny_bundle)).engine.info

@@ -62,7 +62,7 @@ class _Bge:
                 `bge_runtime.FlagModel`. It is kept in the collection as it is given.
             query_instruction: Put before each query. None for the one that the model's
                 authors recommend, ``""`` for none.
-            max_length: Tokens a text is cut to; None for all that the model can read.
+            max_length: Tokens a text is cut to; None for as many as the model's folder says.
             model_kwargs: ``device`` and what `bge_runtime.FlagAutoModel.from_finetuned`
                 takes, as far as JSON can hold it. ``{"use_fp16": True}`` asks for more
                 speed: 16 bit, where the processor computes in it and parity was measured.
@@ -90,15 +90,47 @@ class _Bge:
 
 @register_embedding_function
 class BgeEmbeddingFunction(_Bge, EmbeddingFunction[Documents]):
-    """Dense vectors for Chroma, of unit length, in fp32 unless told otherwise."""
+    """Dense vectors for Chroma, in fp32 unless told otherwise."""
+
+    def __init__(
+        self, model_name: str, *, normalize_embeddings: bool = False, **options: Any
+    ) -> None:
+        """Take note of a model, which is opened when it is first used.
+
+        Args:
+            model_name: As in `BgeM3SparseEmbeddingFunction`.
+            normalize_embeddings: Scale vectors to unit length where the model's folder does not;
+                the folders of most models do.
+            **options: As in `BgeM3SparseEmbeddingFunction`.
+
+        Raises:
+            TypeError: If JSON cannot hold ``model_kwargs``.
+        """
+        super().__init__(model_name, **options)
+        self.normalize_embeddings = normalize_embeddings
 
     def __call__(self, input: Documents) -> list[NDArray[np.float32]]:  # noqa: A002  # Chroma's
         """Embed documents. Shape of each: ``(dim,)``."""
-        return list(dense_vectors(self.model, input, max_length=self.max_length))
+        return self._embed(input, queries=False)
 
     def embed_query(self, input: Documents) -> list[NDArray[np.float32]]:  # noqa: A002
         """Embed queries, behind the instruction. Shape of each: ``(dim,)``."""
-        return list(dense_vectors(self.model, input, queries=True, max_length=self.max_length))
+        return self._embed(input, queries=True)
+
+    def _embed(self, texts: Sequence[str], *, queries: bool) -> list[NDArray[np.float32]]:
+        return list(
+            dense_vectors(
+                self.model,
+                texts,
+                queries=queries,
+                normalize=self.normalize_embeddings,
+                max_length=self.max_length,
+            )
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Give what the collection keeps: the constructor's arguments."""
+        return {**super().get_config(), "normalize_embeddings": self.normalize_embeddings}
 
     @staticmethod
     def name() -> str:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from bge_runtime.arguments import resolve_devices
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.integrations import not_installed
-from bge_runtime.integrations._models import as_lists, dense_vectors, open_model
+from bge_runtime.integrations._models import (
+    PREFIX,
+    Check,
+    any_value,
+    as_lists,
+    default_prompt,
+    dense_vectors,
+    no_value,
+    one_of,
+    open_model,
+    plain_device,
+)
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -19,12 +31,31 @@ QUERY_INSTRUCTION_ZH = "为这个句子生成表示以用于检索相关文章�
 
 _ENCODE_OPTIONS = ("batch_size", "max_length", "normalize_embeddings", "show_progress_bar")
 
+_INSTRUCTIONS = "goes, as a text, into query_instruction and embed_instruction"
+_IN_MODEL_KWARGS = "goes into model_kwargs"
+
+_ACCEPTED: dict[str, tuple[Check, str]] = {
+    "chunk_size": (any_value, ""),
+    "convert_to_numpy": (any_value, ""),
+    "convert_to_tensor": (any_value, ""),
+    "device": (any_value, ""),  # compared with the model's
+    "output_value": (one_of("sentence_embedding"), "has to be 'sentence_embedding'"),
+    "pool": (no_value, "has no counterpart; several devices go into model_kwargs"),
+    "precision": (one_of("float32"), "has to be 'float32'; arithmetic is chosen in model_kwargs"),
+    "prompt": (one_of(), _INSTRUCTIONS),
+    "prompt_name": (one_of(), _INSTRUCTIONS),
+    "truncate_dim": (one_of(), _IN_MODEL_KWARGS),
+}
+"""Further arguments of ``SentenceTransformer.encode``: which values change nothing, and what is
+said of others."""
+
 
 class BgeEmbeddings(BaseModel, Embeddings):
     """BGE for LangChain, with the constructor of ``HuggingFaceBgeEmbeddings``.
 
-    Vectors are that class's: of unit length, in fp32, with its instructions, and with a space
-    for each line break. The asynchronous methods compute in a thread.
+    Vectors are that class's: in fp32, with its instructions, and with a space for each line
+    break; cut, scaled and with what else the model's folder asks of sentence-transformers. The
+    asynchronous methods compute in a thread.
 
     Attributes:
         model_name: Bundle, or hub id or folder of a checkpoint; see `bge_runtime.FlagModel`.
@@ -32,14 +63,15 @@ class BgeEmbeddings(BaseModel, Embeddings):
         model_kwargs: ``device`` and what `bge_runtime.FlagAutoModel.from_finetuned` takes.
             ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor computes
             in it and parity was measured.
-        encode_kwargs: ``batch_size``, ``show_progress_bar`` and ``max_length``, which is
-            otherwise what the model can read. ``normalize_embeddings`` makes no difference:
-            BGE's own folders scale to unit length whatever it says.
+        encode_kwargs: ``batch_size``, ``show_progress_bar``, ``max_length``, which is otherwise
+            that of the model's folder, and ``normalize_embeddings``, which makes no difference
+            to BGE's own models: their folders scale to unit length whatever it says.
         query_instruction: Put before each query; ``""`` for none, which BGE-M3 wants. By
             default that of LangChain, whatever the model; the Chinese one if the model's
             name holds ``-zh``.
         embed_instruction: Put before each document.
         show_progress: Show a progress bar.
+        multi_process: Must be False.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -51,6 +83,7 @@ class BgeEmbeddings(BaseModel, Embeddings):
     query_instruction: str = QUERY_INSTRUCTION
     embed_instruction: str = ""
     show_progress: bool = False
+    multi_process: bool = False
 
     _model: AnyFlagModel = PrivateAttr()
 
@@ -58,23 +91,40 @@ class BgeEmbeddings(BaseModel, Embeddings):
         """Open the model.
 
         Raises:
-            ValueError: If ``encode_kwargs`` holds what is not known.
+            ValueError: If an argument would be lost.
             BgeError: As `bge_runtime.FlagModel`.
         """
-        unknown = sorted(set(self.encode_kwargs) - set(_ENCODE_OPTIONS))
-        if unknown:
+        if self.multi_process:
             raise ValueError(
-                f"encode_kwargs holds {', '.join(map(repr, unknown))}, and BgeEmbeddings knows "
-                f"{', '.join(_ENCODE_OPTIONS)}. Instructions go into query_instruction and "
-                "embed_instruction, all that concerns the model into model_kwargs"
+                "multi_process=True asks for processes, and there are none: all cores compute "
+                "anyway. Pass several devices as devices=[...] in model_kwargs"
             )
+        for name, value in self.encode_kwargs.items():
+            known = name in _ACCEPTED or name in _ENCODE_OPTIONS
+            accepted, advice = _ACCEPTED.get(name, (any_value, "is not among them"))
+            if not known or (value is not None and not accepted(value)):
+                raise ValueError(
+                    f"encode_kwargs holds {name!r}, which {advice}: BgeEmbeddings knows "
+                    f"{', '.join(_ENCODE_OPTIONS)}. Instructions go into query_instruction and "
+                    "embed_instruction, all that concerns the model into model_kwargs"
+                )
         if "query_instruction" not in self.model_fields_set and "-zh" in self.model_name:
             self.query_instruction = QUERY_INSTRUCTION_ZH
         self._model = open_model(
             self.model_name,
             query_instruction=self.query_instruction,
-            **{"cache_dir": self.cache_folder, **self.model_kwargs},
+            **{
+                "cache_dir": self.cache_folder,
+                "query_instruction_format": PREFIX,
+                **self.model_kwargs,
+            },
         )
+        device = plain_device(self.encode_kwargs.get("device"))
+        if device is not None and resolve_devices(device) != self._model.target_devices:
+            raise ValueError(
+                f"encode_kwargs holds device={device!r}, and the model was opened on "
+                f"{', '.join(self._model.target_devices)}; pass it in model_kwargs"
+            )
 
     @property
     def model(self) -> AnyFlagModel:
@@ -87,18 +137,21 @@ class BgeEmbeddings(BaseModel, Embeddings):
         Returns:
             A list for each text, in their order.
         """
-        texts = [self.embed_instruction + text.replace("\n", " ") for text in texts]
-        return as_lists(dense_vectors(self._model, texts, **self._options()))
+        before = default_prompt(self._model) + self.embed_instruction
+        texts = [before + text.replace("\n", " ") for text in texts]
+        return as_lists(dense_vectors(self._model, texts, prompt="", **self._options()))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query, behind ``query_instruction``."""
         # People set it on the finished object, too.
-        self._model.query_instruction_for_retrieval = self.query_instruction or None
+        instruction = default_prompt(self._model) + self.query_instruction
+        self._model.query_instruction_for_retrieval = instruction or None
         texts = [text.replace("\n", " ")]
         (vector,) = as_lists(dense_vectors(self._model, texts, queries=True, **self._options()))
         return vector
 
     def _options(self) -> dict[str, Any]:
-        options = {"show_progress_bar": self.show_progress, **self.encode_kwargs}
-        options.pop("normalize_embeddings", None)
-        return options
+        given = {name: self.encode_kwargs[name] for name in _ENCODE_OPTIONS
+                 if name in self.encode_kwargs}  # fmt: skip
+        normalize = bool(given.pop("normalize_embeddings", False))
+        return {"show_progress_bar": self.show_progress, "normalize": normalize, **given}

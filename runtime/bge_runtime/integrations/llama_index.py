@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from bge_runtime.auto_model import AnyFlagModel
@@ -20,7 +21,13 @@ from bge_runtime.stores import to_milvus_sparse
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
-    from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+    from llama_index.core.bridge.pydantic import (
+        BaseModel,
+        ConfigDict,
+        Field,
+        PrivateAttr,
+        model_validator,
+    )
 except ImportError as error:
     raise not_installed("llama-index", error) from error
 
@@ -35,16 +42,62 @@ class _Bge(BaseModel):
     # LlamaIndex's 10 would fill no batch.
     embed_batch_size: int = Field(default=256, gt=0, le=2048)
     query_instruction: str | None = None
+    text_instruction: str | None = None
     max_length: int | None = None
+    device: str | None = None
+    cache_folder: str | None = None
+    trust_remote_code: bool = False
+    show_progress_bar: bool = False
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     _model: AnyFlagModel = PrivateAttr()
 
+    @model_validator(mode="before")  # type: ignore[untyped-decorator]
+    @classmethod
+    def _check_arguments(cls, arguments: Any) -> Any:
+        """Drop arguments of ``HuggingFaceEmbedding`` at their defaults; say where others go."""
+        if not isinstance(arguments, Mapping):
+            return arguments
+        kept = dict(arguments)
+        for name, default in (("parallel_process", False), ("target_devices", None)):
+            if kept.pop(name, default) != default:
+                raise ValueError(
+                    f"{name} asks for processes, and there are none: all cores compute anyway. "
+                    "Several devices go into model_kwargs={'devices': [...]}"
+                )
+        unknown = sorted(set(kept) - set(cls.model_fields) - {"class_name"})
+        if unknown:
+            raise ValueError(
+                f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}. What concerns "
+                f"the model goes into model_kwargs={{{unknown[0]!r}: ...}}; it has itself "
+                f"{', '.join(cls.model_fields)}"
+            )
+        return kept
+
     def model_post_init(self, context: Any, /) -> None:
-        """Open the model; raises what `bge_runtime.FlagModel` does."""
+        """Open the model.
+
+        Raises:
+            ValueError: If an argument is given twice, or would be lost.
+            BgeError: As `bge_runtime.FlagModel`.
+        """
         super().model_post_init(context)
+        given: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("device", self.device),
+                ("cache_folder", self.cache_folder),
+                ("trust_remote_code", self.trust_remote_code or None),
+            )
+            if value is not None
+        }
+        if twice := sorted(set(given) & set(self.model_kwargs)):
+            raise ValueError(f"{', '.join(twice)} is given twice, once in model_kwargs")
         self._model = open_model(
-            self.model_name, query_instruction=self.query_instruction, **self.model_kwargs
+            self.model_name,
+            query_instruction=self.query_instruction,
+            **given,
+            **self.model_kwargs,
         )
 
     @property
@@ -56,6 +109,15 @@ class _Bge(BaseModel):
     def class_name(cls) -> str:
         """Give the name that LlamaIndex keeps of it."""
         return cls.__name__
+
+    def _encode_options(self, *, queries: bool) -> dict[str, Any]:
+        return {
+            "queries": queries,
+            "prompt": self.text_instruction,
+            "max_length": self.max_length,
+            # None leaves it to the number of texts and the terminal.
+            "show_progress_bar": self.show_progress_bar or None,
+        }
 
     @abstractmethod
     def _embed(self, texts: list[str], *, queries: bool) -> list[Any]:
@@ -81,7 +143,7 @@ class _Bge(BaseModel):
 
 
 class BgeEmbedding(_Bge, BaseEmbedding):
-    """Dense vectors for LlamaIndex, of unit length, in fp32 unless told otherwise.
+    """Dense vectors for LlamaIndex, in fp32 unless told otherwise.
 
     The asynchronous methods compute in a thread.
 
@@ -91,22 +153,30 @@ class BgeEmbedding(_Bge, BaseEmbedding):
             their tokens.
         query_instruction: Put before each query. None for the one that the model's authors
             recommend, ``""`` for none.
-        max_length: Tokens a text is cut to; None for all that the model can read.
-        model_kwargs: ``device`` and what `bge_runtime.FlagAutoModel.from_finetuned` takes.
+        text_instruction: Put before each other text. None for what the model's folder says.
+        max_length: Tokens a text is cut to; None for as many as the model's folder says.
+        normalize: Scale vectors to unit length, which the folders of most models do anyway.
+        device: Where to compute; None for the CPU.
+        cache_folder: Folder of the hub's cache.
+        trust_remote_code: As in `bge_runtime.FlagModel`.
+        show_progress_bar: Show a progress bar.
+        model_kwargs: What else `bge_runtime.FlagAutoModel.from_finetuned` takes.
             ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor computes
             in it and parity was measured.
     """
 
+    normalize: bool = True
+
     def _embed(self, texts: list[str], *, queries: bool) -> list[list[float]]:
-        return as_lists(
-            dense_vectors(self._model, texts, queries=queries, max_length=self.max_length)
-        )
+        options = self._encode_options(queries=queries)
+        return as_lists(dense_vectors(self._model, texts, normalize=self.normalize, **options))
 
 
 class BgeM3SparseEmbedding(_Bge, BaseSparseEmbedding):
     """BGE-M3's lexical weights for LlamaIndex, by token id.
 
-    The attributes are those of `BgeEmbedding`; the model must be of M3's class.
+    The attributes are those of `BgeEmbedding`, but for ``normalize``; the model must be of M3's
+    class.
     """
 
     def model_post_init(self, context: Any, /) -> None:
@@ -120,7 +190,5 @@ class BgeM3SparseEmbedding(_Bge, BaseSparseEmbedding):
 
     def _embed(self, texts: list[str], *, queries: bool) -> list[dict[int, float]]:
         return to_milvus_sparse(
-            lexical_weights(
-                check_m3(self._model), texts, queries=queries, max_length=self.max_length
-            )
+            lexical_weights(check_m3(self._model), texts, **self._encode_options(queries=queries))
         )

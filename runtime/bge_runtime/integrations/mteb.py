@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.flag_decoder import FlagDecoder
 from bge_runtime.integrations import not_installed
-from bge_runtime.integrations._models import dense_vectors, open_model
+from bge_runtime.integrations._models import (
+    default_prompt,
+    dense_vectors,
+    document_prompt,
+    longest,
+    open_model,
+    query_prompt,
+    settings_of,
+    width,
+)
 from bge_runtime.registry import find_model
 
 try:
@@ -55,10 +64,11 @@ class BgeEncoder(AbsEncoder):
                 `bge_runtime.FlagModel`.
             revision: Branch, tag or commit on the hub.
             device: Where to compute; None for the CPU.
-            query_instruction: Put before each query, ``""`` for none. None for the one that
-                the model's authors recommend; a language model gets each task's own, also
-                for texts of which the task does not say whether they are queries.
-            max_length: Tokens a text is cut to; None for all that the model can read.
+            query_instruction: Put before each query, ``""`` for none. None for what the model's
+                folder has for the task or for queries, or what its authors recommend; a language
+                model gets each task's own, also for texts of which the task does not say
+                whether they are queries.
+            max_length: Tokens a text is cut to; None for as many as the model's folder says.
             model_kwargs: What `bge_runtime.FlagAutoModel.from_finetuned` takes.
                 ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor
                 computes in it and parity was measured.
@@ -68,11 +78,17 @@ class BgeEncoder(AbsEncoder):
         """
         options = {"revision": revision, "device": device, **(model_kwargs or {})}
         self.model: AnyFlagModel = open_model(
-            model_name, query_instruction=query_instruction, **options
+            model_name, query_instruction=query_instruction or "", **options
         )
         self.max_length = max_length
+        self._own_instruction = query_instruction
         self._per_task = query_instruction is None and isinstance(self.model, FlagDecoder)
-        self._query_instruction = self.model.query_instruction_for_retrieval or ""
+        # By the names of mteb's tasks and of their types as well.
+        self.model_prompts = {
+            "document": document_prompt(self.model),
+            **settings_of(self.model).prompts,
+            "query": query_prompt(self.model),
+        }
         self.mteb_model_meta = self._describe(model_kwargs or {})
 
     def encode(
@@ -113,23 +129,33 @@ class BgeEncoder(AbsEncoder):
         texts = [text for batch in inputs for text in batch["text"]]
         instruction = self._instruction(task_metadata, prompt_type)
         self.model.query_instruction_for_retrieval = instruction or None
+        prompt = "" if instruction is not None else self._prompt(task_metadata, prompt_type)
         return dense_vectors(
             self.model,
             texts,
             queries=bool(instruction),
+            prompt=prompt,
             max_length=self.max_length,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
 
-    def _instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
+    def _instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str | None:
+        """Give the instruction that is joined in the model's form; None leaves it to `_prompt`."""
         if self._per_task and prompt_type != PromptType.document:
             return str(self.get_instruction(task, prompt_type))
-        return self._query_instruction if prompt_type == PromptType.query else ""
+        return self._own_instruction if prompt_type == PromptType.query else None
+
+    def _prompt(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
+        """Give what the model's folder has texts of a task begin with."""
+        name = self.get_prompt_name(task, prompt_type)
+        return default_prompt(self.model) if name is None else self.model_prompts[name]
 
     def _describe(self, model_kwargs: dict[str, Any]) -> ModelMeta:
         manifest, info = self.model.bundle.manifest, self.model.engine.info
         facts, known = manifest.model, find_model(manifest.model.name)
+        own = self._own_instruction
+        instruction = self.model_prompts["query"] if own is None else own
         return ModelMeta(
             loader=None,
             name=f"bge-runtime/{facts.name}",
@@ -139,22 +165,22 @@ class BgeEncoder(AbsEncoder):
             languages=None,
             n_parameters=None,
             memory_usage_mb=None,
-            max_tokens=self.max_length or facts.max_length,
-            embed_dim=min(self.model.truncate_dim or facts.dim, facts.dim),
+            max_tokens=self.max_length or longest(self.model),
+            embed_dim=width(self.model),
             license=None,
             open_weights=None,
             public_training_code=None,
             public_training_data=None,
             framework=[_FRAMEWORKS[info.engine]],
-            similarity_fn_name=ScoringFunction.COSINE,
-            use_instructions=self._per_task or bool(self._query_instruction),
+            similarity_fn_name=ScoringFunction(facts.sentence_transformers.similarity),
+            use_instructions=self._per_task or bool(instruction),
             training_datasets=None,
             experiment_kwargs={
                 **model_kwargs,
                 "engine": info.engine,
                 "device": info.device,
                 "precision": info.precision,
-                "max_length": self.max_length or facts.max_length,
-                "query_instruction": "per task" if self._per_task else self._query_instruction,
+                "max_length": self.max_length or longest(self.model),
+                "query_instruction": "per task" if self._per_task else instruction,
             },
         )
