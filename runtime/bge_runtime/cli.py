@@ -35,6 +35,9 @@ from bge_runtime.registry import DECODER_ONLY_ICL
 _CHUNK = 8192
 """Texts read, embedded and written at a time, so that memory stays flat."""
 
+_CHARACTERS = 1 << 24
+"""Characters of these texts and their fields, so that it stays flat where lines are long, too."""
+
 _COLBERT_CHARACTERS = 1 << 18
 """Characters of texts whose ColBERT vectors are in memory at a time: with BGE-M3's 4 KB a token,
 0.3 GB of English and twice as much of Chinese."""
@@ -159,7 +162,9 @@ def main(
             rows = read_jsonl(file, field, results, bad_rows)
         else:
             rows = read_lines(file, bad_rows)
-        chunks = chunk_rows(rows, _CHUNK, characters=_COLBERT_CHARACTERS if colbert else None)
+        chunks = chunk_rows(
+            rows, _CHUNK, characters=_COLBERT_CHARACTERS if colbert else _CHARACTERS
+        )
         count = 0
         with tqdm(desc="embedding", unit="text", disable=None) as bar:
             for part, embedded in _embed_chunks(chunks, encode, bad_rows):

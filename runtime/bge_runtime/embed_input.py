@@ -138,7 +138,7 @@ def read_jsonl(
 
 
 def chunk_rows(
-    rows: Iterator[Row | None], size: int, *, characters: int | None = None
+    rows: Iterator[Row | None], size: int, *, characters: int = sys.maxsize
 ) -> Iterator[list[Row]]:
     """Yield rows in lists, each as long as possible without waiting for input.
 
@@ -147,7 +147,7 @@ def chunk_rows(
     Args:
         rows: Rows, and None where the input pauses.
         size: Most rows of a list.
-        characters: A list is full with so many of them, too; None for any number.
+        characters: A list is full with so many of them, too, those of members included.
     """
     chunk: list[Row] = []
     held = 0
@@ -156,8 +156,8 @@ def chunk_rows(
         for row in rows:
             if row is not None:
                 chunk.append(row)
-                held += len(row.text)
-            full = len(chunk) == size or (characters is not None and held >= characters)
+                held += len(row.text) + len(row.members)
+            full = len(chunk) == size or held >= characters
             if chunk and (full or row is None):
                 yield chunk
                 chunk, held = [], 0

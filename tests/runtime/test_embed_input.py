@@ -144,6 +144,14 @@ def pipe(tmp_path: Path) -> Iterator[tuple[io.FileIO, io.FileIO]]:
         yield reader, writer
 
 
+def test_long_lines_come_in_short_chunks_whatever_of_them_is_long():
+    lines = [{"text": "a" * 600}, {"text": "b", "body": "c" * 600}, {"text": "d"}, {"text": "e"}]
+    data = "\n".join(map(json.dumps, lines)).encode()
+    rows = read_jsonl(io.BytesIO(data), "text", ["embedding"], BadRows("input", skip=False))
+    chunks = [[row.text[0] for row in chunk] for chunk in chunk_rows(rows, 8192, characters=500)]
+    assert chunks == [["a"], ["b"], ["d", "e"]]
+
+
 @pytest.mark.parametrize("blocking", [True, False])
 def test_lines_of_a_pipe_are_handed_on_when_it_pauses(
     pipe: tuple[io.FileIO, io.FileIO], blocking: bool
