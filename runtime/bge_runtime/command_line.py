@@ -92,12 +92,13 @@ def _reserve_standard_descriptors() -> None:
 
 @contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    last_s = -_REPEATED_S
+    last_s: float | None = None
 
     def leave(number: int, _: FrameType | None) -> None:
         nonlocal last_s
-        before_s, last_s = last_s, time.monotonic()
-        if last_s - before_s >= _REPEATED_S:
+        now_s = time.monotonic()
+        if last_s is None or now_s - last_s >= _REPEATED_S:
+            last_s = now_s  # of the last one heard: whoever keeps asking is heard again
             sys.exit(128 + number)
 
     handlers: dict[int, Any] = {}
@@ -111,8 +112,10 @@ def _exit_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        # If one was heard the process ends, and takes no second one for another wish until then.
+        if last_s is None:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _drop_unwritten_stdout() -> None:
