@@ -15,7 +15,7 @@ from bge_export.sentence_transformers_folder import SentenceTransformersFolder, 
 from bge_runtime.errors import ExportError
 from bge_runtime.files import check_not_pointer, local_path, read_json
 from bge_runtime.folders import ADAPTER_FILE, explain_adapter, explain_no_model
-from bge_runtime.hub import ask, explained, is_hub_id
+from bge_runtime.hub import ask, explained, hub_id_in, is_hub_id
 from bge_runtime.identity import identify
 from bge_runtime.manifest import FILE_NAME, SentenceTransformersSettings
 from bge_runtime.registry import (
@@ -106,7 +106,8 @@ def find_checkpoint(
         return folder, None
     if not is_hub_id(source):
         facts = find_model(source)
-        hint = f"; did you mean {facts.hub_id}?" if facts and "/" not in source else ""
+        meant = facts.hub_id if facts and "/" not in source else hub_id_in(source)
+        hint = f"; did you mean {meant}?" if meant else ""
         raise ExportError(f"{source} is neither a folder nor a hub id such as OWNER/NAME{hint}")
     # Heavy, and not needed for a local folder.
     from huggingface_hub import snapshot_download, try_to_load_from_cache

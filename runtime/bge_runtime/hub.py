@@ -40,6 +40,14 @@ _STATUS_ADVICE = {
 }
 
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+_HUB_ADDRESS = re.compile(
+    r"\s*(?:https?://[^/]+/|(?:www\.)?huggingface\.co/|hf://)?(?:models/)?"
+    rf"({_HUB_ID.pattern}?)(?:\.git)?(?:/|/(?:tree|blob|resolve)/.*)?\s*",
+    re.ASCII,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A hub repository at one commit.
@@ -56,12 +64,19 @@ class Snapshot:
     is_bundle: bool
 
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
-
-
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form ``OWNER/NAME``, in characters that the hub has."""
     return _HUB_ID.fullmatch(name) is not None
+
+
+def hub_id_in(name: str) -> str | None:
+    """Return the hub id that somebody meant by an address of its page, or with a slash after it.
+
+    Args:
+        name: No hub id itself, and nothing that is there.
+    """
+    match = _HUB_ADDRESS.fullmatch(name)
+    return match and match[1]
 
 
 def find_snapshot(
@@ -187,6 +202,7 @@ def explained(repo: str, revision: str | None, *, offline: str | None = None) ->
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -198,6 +214,8 @@ def explained(repo: str, revision: str | None, *, offline: str | None = None) ->
             yield
     except BgeError:
         raise
+    except HFValidationError as error:
+        raise HubError(f"{repo} is no hub id ({one_line(error)}). Check the name") from error
     except GatedRepoError as error:
         raise HubError(
             f"{repo} asks for an agreement on its hub page; accept it there and log in with "

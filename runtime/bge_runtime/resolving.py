@@ -26,7 +26,7 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.errors import BgeError, ExportError, HubError, ModelNotFoundError
 from bge_runtime.files import local_path, read_json
 from bge_runtime.folders import explain_no_model, is_model
-from bge_runtime.hub import find_snapshot, is_hub_id
+from bge_runtime.hub import find_snapshot, hub_id_in, is_hub_id
 from bge_runtime.identity import Identity, identify
 from bge_runtime.manifest import FILE_NAME, FORMAT_VERSION
 from bge_runtime.on_demand import Use, graphs_for
@@ -173,6 +173,11 @@ def _locate(
             raise ModelNotFoundError(f"no model at {name!r}: {explain_no_model(folder)}")
         return _Checkpoint(source=str(folder), folder=folder, revision=None)
     if not is_hub_id(name):
+        if (meant := hub_id_in(name)) is not None:
+            raise ModelNotFoundError(
+                f"no model at {name!r}: {explain_no_model(folder)}; did you mean the hub id "
+                f"{meant}?"
+            )
         facts = find_model(name)
         raise _not_found(
             name,

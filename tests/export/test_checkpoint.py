@@ -238,9 +238,12 @@ def test_unknown_source(source: str):
         find_checkpoint(source)
 
 
-def test_name_without_owner_hints_at_the_hub_id():
+@pytest.mark.parametrize(
+    "source", ["bge-base-en-v1.5", "https://huggingface.co/BAAI/bge-base-en-v1.5"]
+)
+def test_name_without_owner_or_in_an_address_hints_at_the_hub_id(source: str):
     with pytest.raises(ExportError, match=r"did you mean BAAI/bge-base-en-v1\.5"):
-        find_checkpoint("bge-base-en-v1.5")
+        find_checkpoint(source)
 
 
 def test_revision_of_a_local_folder_is_refused(tiny_checkpoint: Path):

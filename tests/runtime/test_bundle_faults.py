@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bge_runtime.errors import (
     BundleError,
     BundleIntegrityError,
     BundleVersionError,
+    HubError,
     InferenceError,
     ModelNotFoundError,
     PrecisionError,
@@ -204,6 +206,34 @@ def test_a_name_without_a_folder_is_not_found_and_the_message_names_the_command(
         FlagModel(asked)
     assert command in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "https://huggingface.co/BAAI/bge-m3",
+        "https://huggingface.co/BAAI/bge-m3/tree/main",
+        "https://huggingface.co/BAAI/bge-m3.git",
+        "http://hub.example:8080/BAAI/bge-m3/",
+        "huggingface.co/BAAI/bge-m3",
+        "hf://BAAI/bge-m3",
+        "models/BAAI/bge-m3",
+        "BAAI/bge-m3/",
+        " BAAI/bge-m3\n",
+    ],
+)
+def test_an_address_of_a_hub_page_is_told_the_hub_id(asked):
+    with pytest.raises(ModelNotFoundError, match=r"did you mean the hub id BAAI/bge-m3\?"):
+        FlagModel(asked)
+
+
+@pytest.mark.parametrize("asked", ["my--org/x", "a/..b", "a/b.git", f"a/{'x' * 97}"])
+def test_what_no_hub_id_can_be_is_not_put_down_to_the_network(asked):
+    with pytest.raises(
+        HubError, match=rf"no folder '{re.escape(asked)}'; {re.escape(asked)} is no hub id"
+    ) as caught:
+        FlagModel(asked)
+    assert "network" not in str(caught.value)
 
 
 def test_a_file_in_place_of_a_folder_is_not_found(tmp_path):
