@@ -15,16 +15,16 @@ from bge_runtime.files import read_json
 
 
 def cache_folder() -> Path:
-    """The folder: ``$XDG_CACHE_HOME/bge-runtime``, by default under ``~/.cache``.
+    """The folder: ``$XDG_CACHE_HOME/bge-runtime``, by default under ``~/.cache``; absolute.
 
     Raises:
-        OSError: If neither says where it is.
+        OSError: If neither says where it is, or a relative one starts from a folder that is gone.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:  # a user whom the system does not know, in a container say
         raise OSError("there is no home folder for the cache; set XDG_CACHE_HOME") from error
-    return base / "bge-runtime"
+    return base.absolute() / "bge-runtime"
 
 
 def recall(kind: str, key: str) -> Any:

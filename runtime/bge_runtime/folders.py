@@ -115,7 +115,7 @@ def _models_below(folder: Path) -> Iterator[Path]:
 def explain_renewal(folder: Path) -> str:
     """Return how to get a damaged bundle whole again, by where it lies."""
     try:
-        ours = folder.is_relative_to(cache_folder().absolute() / "bundles")
+        ours = folder.is_relative_to(cache_folder() / "bundles")
     except OSError:
         ours = False
     if ours:

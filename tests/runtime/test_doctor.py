@@ -219,6 +219,14 @@ def test_one_that_cannot_be_imported_takes_nothing_else_down(
         assert expected in opened.stdout
 
 
+def test_a_relative_cache_is_the_current_folder_s(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/there/yet")
+    result = examine()
+    assert str(tmp_path / "not/there/yet/bge-runtime") in result.output
+    assert "cannot be written" not in result.output
+
+
 def test_no_home_is_told_and_takes_nothing_else_down(full_tiny_bundle, monkeypatch):
     def unknown():
         raise RuntimeError("Could not determine home directory.")
