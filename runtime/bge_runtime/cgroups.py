@@ -34,6 +34,10 @@ def own_groups(controller: str) -> Iterator[tuple[int, Path]]:
         group = groups.get("" if version == 2 else controller)
         if group is None or (version == 1 and controller not in controllers):
             continue
+        if set(PurePosixPath(root).parts[1:]) == {".."}:
+            # Mounted before this namespace began, from above it: the groups between have no name.
+            yield version, place
+            continue
         try:
             below = PurePosixPath(group).relative_to(root)
         except ValueError:  # that mount shows another part of the hierarchy

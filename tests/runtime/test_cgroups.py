@@ -82,6 +82,9 @@ LAYOUTS = {
         "both/jobs",
         "both/jobs/8",
     ),
+    "a mount from above one's own namespace": Layout(
+        "0::/worker/1\n", (("cgroup2", "rw", "/../..", "top"),), "top", "top", "top/worker"
+    ),
     "a mount of another part of the hierarchy as well": Layout(
         f"0::{POD}\n",
         (("cgroup2", "rw", "/kubepods.slice/pod2.slice", "neighbour"), ("cgroup2", "rw", "/", "")),
