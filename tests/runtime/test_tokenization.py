@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -195,3 +196,188 @@ def test_bare_ids_and_their_text_equal_transformers(both, texts, max_length):
     assert ours.decode_batch(found) == decoded
     (start,) = ours.encode([texts[0]], max_length=10**6)
     assert ours.encode_start(texts[0]).tolist() == start[:-1].tolist()
+
+
+def saved(tmp_path_factory, tokenizer) -> TextTokenizer:
+    path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return TextTokenizer(path)
+
+
+def template(single, *tokens):
+    from tokenizers import processors
+
+    special = [(token, 90 + number) for number, token in enumerate(tokens)]
+    return processors.TemplateProcessing(single=single, special_tokens=special)
+
+
+def sequence(*parts):
+    from tokenizers import processors
+
+    return processors.Sequence([processors.ByteLevel(), *parts])
+
+
+def roberta():
+    from tokenizers import processors
+
+    return processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+
+
+def bert():
+    from tokenizers import processors
+
+    return processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
+
+
+POST_PROCESSORS = {
+    "none": (lambda: None, ([], [])),
+    "bert": (bert, ([101], [102])),
+    "roberta": (roberta, ([0], [2])),
+    "bytes": (sequence, ([], [])),
+    "nothing": (partial(template, "$A"), ([], [])),
+    "before": (partial(template, "<s> $A", "<s>"), ([90], [])),
+    "behind": (partial(template, "$A </s>", "</s>"), ([], [90])),
+    "several": (partial(template, "<s> <q> $A </s> </s>", "<s>", "<q>", "</s>"),
+                ([90, 91], [92, 92])),
+    "types": (partial(template, "<s>:2 $A:1 </s>:1", "<s>", "</s>"), ([90], [91])),
+    "one in another": (lambda: sequence(roberta(), template("$A <e>", "<e>")), ([0], [2, 90])),
+    "twice": (partial(template, "<s> $A <m> $A", "<s>", "<m>"), None),
+    "twice in a row": (partial(template, "$A $A"), None),
+    "left out": (partial(template, "<s>", "<s>"), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(POST_PROCESSORS))
+@pytest.mark.parametrize("word", ["a", "图"])
+def test_special_tokens_are_found_whatever_the_vocabulary(tmp_path_factory, name, word):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    make, expected = POST_PROCESSORS[name]
+    # As some BPE models it leaves out what it does not know.
+    tokenizer = Tokenizer(models.BPE({word: 0}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if (processor := make()) is not None:
+        tokenizer.post_processor = processor
+    if expected is None:
+        with pytest.raises(BundleError, match="does more to a text's tokens"):
+            saved(tmp_path_factory, tokenizer)
+        return
+    ours = saved(tmp_path_factory, tokenizer)
+    before, after = expected
+    assert ours.special_tokens == len(before) + len(after)
+    for text in (word, f"{word} {word}", f"{word} unknown"):
+        assert ours.encode([text], max_length=9)[0].tolist() == tokenizer.encode(text).ids
+    if before or after:
+        assert ours.encode([""], max_length=9)[0].tolist() == [*before, *after]
+    assert ours.encode_start(word).tolist() == [*before, 0]
+
+
+def pieces(kind):
+    """A tokenizer of a kind, whose vocabulary is letters and some pairs of them."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    single = [*"abcAB1.▁Ġé好", "[", "]", "<", ">"]
+    vocabulary = [*single, "ab", "bc", "▁a", "▁ab", "Ġa", "b▁"]
+    if kind == "unigram":
+        scores = [(token, -1.0 - number / 9) for number, token in enumerate(["?", *vocabulary])]
+        tokenizer = Tokenizer(models.Unigram(scores, unk_id=0))
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+    else:
+        ids = {token: number for number, token in enumerate(["?", *vocabulary])}
+        merges = [("b", "▁"), ("a", "b"), ("b", "c"), ("▁", "a"), ("▁", "ab"), ("Ġ", "a")]
+        tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="?", fuse_unk=True))
+    if kind == "bytes":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind in {"whole", "first"}:  # a text is one word
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    if kind == "first":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    if kind == "words with spaces":
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.add_tokens([AddedToken("a b")])
+    else:
+        tokenizer.add_tokens([AddedToken("<m>", lstrip=True, rstrip=True), AddedToken("abc")])
+    return tokenizer
+
+
+CUT = {
+    "unigram": True,
+    "bytes": True,
+    "whole": False,
+    "first": False,
+    "words with spaces": False,
+}
+"""Whether a text's first tokens are known by its beginning."""
+
+
+@pytest.fixture(scope="module", params=["tiny", "minilm", *CUT])
+def cutting(request, tmp_path_factory, tiny_checkpoint, minilm_checkpoint):
+    """A tokenizer, and whether it is one whose texts are cut."""
+    if request.param in CUT:
+        return saved(tmp_path_factory, pieces(request.param)), CUT[request.param]
+    folder = tiny_checkpoint if request.param == "tiny" else minilm_checkpoint
+    return TextTokenizer(folder / "tokenizer.json"), True
+
+
+PARTS = [
+    "a b",
+    "b a",
+    "ab",
+    "c",
+    "A",
+    "1",
+    "é",
+    "好",
+    "\u0301",
+    ".",
+    "\n",
+    "<m>",
+    "abc",
+    "[SEP]",
+    "  ",
+]
+
+
+@PROPERTY
+@given(
+    st.lists(st.sampled_from([*PARTS, *[" ", "b a b"] * 8]), max_size=40).map("".join),
+    st.integers(0, 12),
+    st.integers(1, 4),
+)
+def test_a_long_text_has_the_tokens_of_its_beginning(cutting, text, most, characters):
+    ours, cuts = cutting
+    expected = [ids.tolist() for ids in ours.encode_bare(["a", text, "b"], max_length=most)]
+    assert ours._is_local == cuts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenization, "_LONG_TEXT", 0)
+        patch.setattr(tokenization, "_CHARACTERS_AT_ONCE", 1)
+        patch.setattr(tokenization, "_CHARACTERS_A_TOKEN", characters)
+        found = ours.encode_bare(["a", text, "b"], max_length=most)
+    assert [ids.tolist() for ids in found] == expected
+
+
+def test_of_20_megabytes_the_beginning_is_tokenised(both):
+    ours, theirs = both
+    text = "many words of different lengths " * 625_000
+    taken = []
+
+    class Watched:
+        def encode_batch_fast(self, some, **options):
+            taken.extend(map(len, some))
+            return ours.tokenizer.encode_batch_fast(some, **options)
+
+    watched = copy.copy(ours)
+    watched._is_local = ours._is_local
+    watched.tokenizer = Watched()
+    (ids,) = watched.encode([text], max_length=512)
+    assert sum(taken) < 20_000
+    assert ids.tolist() == theirs(text[:20_000], truncation=True, max_length=512)["input_ids"]
+    with pytest.raises(ValueError, match="text 3 is not valid Unicode: character 20000000"):
+        watched.encode([text + "\ud800"], max_length=512, first=3)
