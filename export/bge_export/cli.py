@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -29,6 +30,7 @@ from bge_runtime.engines.trt import TensorRtEngine
 from bge_runtime.errors import BgeError, ExportError
 from bge_runtime.parity import Parity
 from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
+from bge_runtime.resolving import WARNING_START
 from bge_runtime.table import format_table
 
 if TYPE_CHECKING:
@@ -153,6 +155,8 @@ def main(
                 )
             )
 
+            stack.enter_context(_warnings_told())
+
             def step(message: str) -> None:
                 bar.set_postfix_str(message, refresh=False)
                 bar.update(1)
@@ -211,6 +215,23 @@ def main(
     able = any(row.parity is not None for row in rows)
     trial = f"Try it:\n    bge-embed {shlex.quote(str(output))} <<< 'a first text'"
     click.echo(f"\n{output} is ready{kind}. {trial if able else 'Nothing of it runs here'}")
+
+
+class _Telling(logging.Handler):
+    """Write warnings to standard error, where a progress bar may be."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"{WARNING_START}{record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    logger, handler = logging.getLogger("bge_export"), _Telling(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _check_targets(

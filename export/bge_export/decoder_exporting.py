@@ -33,13 +33,11 @@ from bge_export.exporting import (
     prove,
     provenance,
     settings_of,
-    write_tokenizer,
 )
-from bge_export.loading import check_vocabulary, load_tokenizer
 from bge_export.output import check_json_files, check_output, draft_beside, put_in_place
 from bge_export.passes import SixteenBitsOnCpu
 from bge_export.targets import DecoderTarget
-from bge_export.texts import PARITY_TEXTS
+from bge_export.tokenizer_files import CheckpointTokenizer, check_vocabulary, load_tokenizer
 from bge_export.weights import (
     Plan,
     SafetensorsReader,
@@ -151,10 +149,10 @@ def export_decoder(
                 "false in its tokenizer_config.json if the model was trained so"
             )
         model = _model(checkpoint, config, tokenizer, random=random_seed is not None)
-        write_tokenizer(draft, tokenizer, max_length=config.max_length)
+        tokenizer.write(draft, max_length=config.max_length, token_types=False)
         _write_config(draft, checkpoint)
         check_json_files(draft)
-        token_ids = checked_tokens(
+        texts, token_ids = checked_tokens(
             draft, tokenizer, max_length=min(_REFERENCE_TOKENS, config.max_length)
         )
         step("writing the weights")
@@ -165,13 +163,10 @@ def export_decoder(
         step("building the graphs")
         graphs = {key: _write_graph(form, draft) for key, form in forms.items()}
         step("computing PyTorch's vectors")
-        known = [row for row, ids in enumerate(token_ids) if len(ids)]
         reference = Reference(
-            texts=tuple(PARITY_TEXTS[row] for row in known),
-            token_ids=tuple(token_ids[row] for row in known),
-            vectors=decoder_reference(
-                checkpoint, config, reader, found, [token_ids[row] for row in known]
-            ),
+            texts=texts,
+            token_ids=tuple(token_ids),
+            vectors=decoder_reference(checkpoint, config, reader, found, token_ids),
         )
         reference.save(draft / PARITY_FILE)
         step("hashing the files")
@@ -319,7 +314,13 @@ def _variants(targets: Sequence[DecoderTarget]) -> tuple[Variant, ...]:
     )
 
 
-def _model(checkpoint: Checkpoint, config: DecoderConfig, tokenizer: Any, *, random: bool) -> Model:
+def _model(
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    tokenizer: CheckpointTokenizer,
+    *,
+    random: bool,
+) -> Model:
     return Model(
         name=checkpoint.name + ("-random" if random else ""),
         model_class=checkpoint.model_class,
@@ -331,7 +332,7 @@ def _model(checkpoint: Checkpoint, config: DecoderConfig, tokenizer: Any, *, ran
         pooling=checkpoint.pooling,
         query_instruction=checkpoint.query_instruction,
         query_instruction_format=checkpoint.query_instruction_format,
-        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_id=tokenizer.pad_token_id,
         sentence_transformers=settings_of(checkpoint, tokenizer, limit=config.max_length),
     )
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +17,8 @@ from numpy.typing import NDArray
 from bge_export.checkpoint import Checkpoint
 from bge_export.graphs import write_graphs
 from bge_export.loading import (
-    check_vocabulary,
     load_encoder,
     load_heads,
-    load_tokenizer,
     max_length,
     padding_position,
     reference_vectors,
@@ -31,7 +28,13 @@ from bge_export.output import check_json_files, check_output, draft_beside, put_
 from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
 from bge_export.sentence_transformers_folder import settle, write_folder
 from bge_export.targets import OPENVINO, PORTABLE, Target, for_model
-from bge_export.texts import PARITY_TEXTS
+from bge_export.texts import PARITY_TEXTS, TOKENIZER_TEXTS
+from bge_export.tokenizer_files import (
+    CheckpointTokenizer,
+    check_token_types,
+    check_vocabulary,
+    load_tokenizer,
+)
 from bge_export.tracing import PooledEncoder, trace, trace_packed
 from bge_runtime import integrity
 from bge_runtime.bundle import (
@@ -69,15 +72,6 @@ _RECORDED_PACKAGES = (
     "onnxscript",
 )
 
-_TRUNCATION = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
-"""What a tokenizer.json says of truncation, and transformers writes beside it. fastembed
-reads that: with all-MiniLM-L6-v2's 128 it cut every longer text."""
-
-_WITHIN_TOKENIZER_FILE = (
-    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model",
-    "tokenizer.model",
-)  # fmt: skip
-"""What transformers writes beside a tokenizer.json that holds all of it."""
 
 Step = Callable[[str], None]
 """Told what comes next, in a few words."""
@@ -156,12 +150,15 @@ def export_bundle(
         encoder = load_encoder(checkpoint, trust_remote_code=trust_remote_code)
         rows = encoder.get_input_embeddings().num_embeddings  # type: ignore[operator]
         check_vocabulary(tokenizer, rows, source=checkpoint.source)
+        token_types = takes_token_types(encoder)
+        if token_types:
+            check_token_types(tokenizer, source=checkpoint.source)
         dim = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
         heads = load_heads(checkpoint, width=dim)
         wrapped = PooledEncoder(
             encoder,
             pooling=checkpoint.pooling,
-            token_types=takes_token_types(encoder),
+            token_types=token_types,
             heads=heads,
         )
         limit = max_length(encoder)
@@ -177,12 +174,12 @@ def export_bundle(
             pooling=checkpoint.pooling,
             query_instruction=checkpoint.query_instruction,
             query_instruction_format=checkpoint.query_instruction_format,
-            pad_token_id=int(tokenizer.pad_token_id),
+            pad_token_id=tokenizer.pad_token_id,
             colbert_dim=heads["colbert"].out_features if heads else None,
             weightless_token_ids=_weightless(tokenizer) if heads else (),
             sentence_transformers=settings_of(checkpoint, tokenizer, limit=limit),
         )
-        _write_companions(draft, checkpoint, model, tokenizer)
+        _write_companions(draft, checkpoint, model, tokenizer, token_types=token_types)
         check_json_files(draft)
         step("tracing the graph")
         traced = trace(wrapped, max_length=limit)
@@ -294,29 +291,50 @@ def _rehearsed(bundle: Bundle, variant: Variant, reference: Reference) -> Parity
     return parity
 
 
-def checked_tokens(draft: Path, tokenizer: Any, *, max_length: int) -> list[NDArray[np.int64]]:
+def checked_tokens(
+    draft: Path, tokenizer: CheckpointTokenizer, *, max_length: int
+) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
     """Tokenise the parity texts as the runtime does.
 
+    Returns:
+        The texts and the tokens of each. Texts without tokens are left out, and those with
+        the tokens of another, which a vocabulary of few scripts makes of many.
+
     Raises:
-        ExportError: If that differs from what transformers does.
+        ExportError: If the runtime tokenises the bundle's file otherwise than the checkpoint's
+            tokenizer does, or no two texts differ.
     """
-    token_ids = TextTokenizer(draft / TOKENIZER_FILE).encode(PARITY_TEXTS, max_length=max_length)
-    expected = tokenizer(list(PARITY_TEXTS), truncation=True, max_length=max_length)["input_ids"]
-    for text, ours, theirs in zip(PARITY_TEXTS, token_ids, expected, strict=True):
-        if ours.tolist() != theirs:
+    runtime = TextTokenizer(draft / TOKENIZER_FILE)
+    given = (*PARITY_TEXTS, *TOKENIZER_TEXTS)
+    expected = dict(zip(given, tokenizer.encode(given, max_length=max_length), strict=True))
+    texts = [text for text in given if expected[text]]
+    found = dict(zip(texts, runtime.encode(texts, max_length=max_length), strict=True))
+    for text, ids in found.items():
+        if ids.tolist() != expected[text]:
             raise ExportError(
-                f"the runtime tokenises {text[:40]!r} otherwise than transformers does "
-                f"({ours.tolist()[:12]} … instead of {theirs[:12]} …). Nothing was written; "
-                "please report this model"
+                f"the runtime tokenises {text[:40]!r} otherwise than the checkpoint's tokenizer "
+                f"does ({ids.tolist()[:12]} … instead of {expected[text][:12]} …). Nothing was "
+                "written; please report this model"
             )
-    return token_ids
+    kept: dict[bytes, str] = {}
+    for text in PARITY_TEXTS:
+        if text in found:
+            kept.setdefault(found[text].tobytes(), text)
+    if len(kept) < 2:
+        raise ExportError(
+            f"the tokenizer makes the same tokens of all {len(PARITY_TEXTS)} texts that would "
+            "prove the graphs; it knows none of their scripts"
+        )
+    return tuple(kept.values()), [found[text] for text in kept.values()]
 
 
-def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer: Any) -> Reference:
-    token_ids = checked_tokens(draft, tokenizer, max_length=min(model.max_length, 512))
+def _make_reference(
+    draft: Path, encoder: PooledEncoder, model: Model, tokenizer: CheckpointTokenizer
+) -> Reference:
+    texts, token_ids = checked_tokens(draft, tokenizer, max_length=min(model.max_length, 512))
     outputs = reference_vectors(encoder, token_ids)
     reference = Reference(
-        texts=PARITY_TEXTS,
+        texts=texts,
         token_ids=tuple(token_ids),
         vectors=np.stack(outputs[SENTENCE_EMBEDDING]),
     )
@@ -333,32 +351,15 @@ def _make_reference(draft: Path, encoder: PooledEncoder, model: Model, tokenizer
     return reference
 
 
-def _weightless(tokenizer: Any) -> tuple[int, ...]:
+def _weightless(tokenizer: CheckpointTokenizer) -> tuple[int, ...]:
     """List what FlagEmbedding gives no lexical weight; the mask token is not among it."""
-    tokens = ("cls_token", "eos_token", "pad_token", "unk_token")
-    known = [tokenizer.special_tokens_map[name] for name in tokens
-             if name in tokenizer.special_tokens_map]  # fmt: skip
-    return tuple(sorted(tokenizer.convert_tokens_to_ids(known)))
-
-
-def write_tokenizer(draft: Path, tokenizer: Any, *, max_length: int) -> None:
-    """Write a tokenizer that neither cuts nor pads, and says where a text is to be cut."""
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    for argument in _TRUNCATION:
-        tokenizer.init_kwargs.pop(argument, None)
-    tokenizer.model_max_length = max_length
-    tokenizer.save_pretrained(draft)
-    named = draft / "special_tokens_map.json"
-    if not named.exists():  # transformers 5 writes it no more; fastembed reads it
-        text = json.dumps(tokenizer.special_tokens_map, indent=2, ensure_ascii=False)
-        named.write_text(text + "\n", encoding="utf-8")
-    for extra in _WITHIN_TOKENIZER_FILE:
-        (draft / extra).unlink(missing_ok=True)
+    roles = ("cls_token", "eos_token", "pad_token", "unk_token")
+    known = [tokenizer.token_id(role) for role in roles if role in tokenizer.special_tokens]
+    return tuple(sorted(known))
 
 
 def settings_of(
-    checkpoint: Checkpoint, tokenizer: Any, *, limit: int
+    checkpoint: Checkpoint, tokenizer: CheckpointTokenizer, *, limit: int
 ) -> SentenceTransformersSettings:
     """Say what sentence-transformers follows of a checkpoint that can read so many tokens.
 
@@ -378,14 +379,21 @@ def settings_of(
     )
 
 
-def _write_companions(draft: Path, checkpoint: Checkpoint, model: Model, tokenizer: Any) -> None:
+def _write_companions(
+    draft: Path,
+    checkpoint: Checkpoint,
+    model: Model,
+    tokenizer: CheckpointTokenizer,
+    *,
+    token_types: bool,
+) -> None:
     """Write what makes the folder readable for other tools, with the same vectors.
 
     These are sentence-transformers, optimum, TEI, transformers.js and fastembed. Each cuts a text
     where it does with the checkpoint: some ask the tokenizer, some sentence-transformers' file.
     """
-    length = min(int(tokenizer.model_max_length), model.max_length)
-    write_tokenizer(draft, tokenizer, max_length=length)
+    length = min(tokenizer.model_max_length, model.max_length)
+    tokenizer.write(draft, max_length=length, token_types=token_types)
     config = {
         **checkpoint.config,
         # Else transformers.js does not fetch the weights beside the graph.

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a PyTorch encoder and its tokenizer."""
+"""From a checkpoint folder to a PyTorch encoder."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import contextlib
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from bge_export.checkpoint import Checkpoint
@@ -31,7 +30,7 @@ def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
             calls for.
     """
     try:
-        with _quiet():
+        with quiet():
             loaded = AutoModel.from_pretrained(
                 checkpoint.folder,
                 dtype=torch.float32,
@@ -44,7 +43,7 @@ def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
     except Exception as error:  # what a configuration asks for fails anywhere, in any way
         raise ExportError(
             f"transformers cannot load {checkpoint.source}: {type(error).__name__}: "
-            f"{_first_lines(error)}"
+            f"{first_lines(error)}"
         ) from error
     if not isinstance(loaded, tuple):
         raise ExportError(
@@ -83,7 +82,7 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
             OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
             EOFError, pickle.UnpicklingError,
         ) as error:  # fmt: skip
-            raise ExportError(f"cannot read {path}: {_first_lines(error)}") from error
+            raise ExportError(f"cannot read {path}: {first_lines(error)}") from error
         if others := sorted(map(str, set(state) - {"weight", "bias"})):
             raise ExportError(
                 f"{path} holds {', '.join(others[:3])} besides the weight and bias of one layer, "
@@ -104,58 +103,6 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
         heads[kind].load_state_dict({"weight": weight, "bias": bias})
         heads[kind].requires_grad_(requires_grad=False)
     return heads
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int, *, source: str) -> None:
-    """Check that each token has an embedding; texts that prove a graph may hold none that lacks it.
-
-    Raises:
-        ExportError: If one has none.
-    """
-    beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows)
-    if beyond:
-        raise ExportError(
-            f"the tokenizer of {source} knows {len(beyond)} tokens that its model has no embedding "
-            f"for, such as {beyond[0]!r}: its vocabulary is of {rows}. Give the model embeddings "
-            "for them (resize_token_embeddings, and training), or pass the tokenizer that it was "
-            "trained with"
-        )
-
-
-def load_tokenizer(
-    folder: Path, *, trust_remote_code: bool = False, right_padding: bool = True
-) -> PreTrainedTokenizerFast:
-    """Load a checkpoint's fast tokenizer, set up as transformers would use it.
-
-    Args:
-        folder: The checkpoint.
-        trust_remote_code: Run code from the checkpoint.
-        right_padding: Refuse one that pads on the left. For a decoder that makes no
-            difference: its last token is found on either side.
-
-    Raises:
-        ExportError: If there is none.
-    """
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ExportError(
-            f"cannot load a tokenizer from {folder}: {_first_lines(error)}"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ExportError(
-            f"{folder} has no fast tokenizer ({type(tokenizer).__name__} runs in Python only)"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ExportError(f"the tokenizer of {folder} has no padding token")
-    wrong_side = right_padding and tokenizer.padding_side != "right"
-    if wrong_side or tokenizer.truncation_side != "right":
-        raise ExportError(
-            f"the tokenizer of {folder} pads on the {tokenizer.padding_side} and truncates on "
-            f"the {tokenizer.truncation_side}; here it is done on the right"
-        )
-    return tokenizer
 
 
 def max_length(encoder: torch.nn.Module) -> int:
@@ -208,12 +155,13 @@ def _ready(model: Any) -> torch.nn.Module:
     return encoder
 
 
-def _first_lines(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
+    """Return the beginning of what an error says, as one line."""
     return " ".join(str(error).split())[:300]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep advice for people who train models off the terminal."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from bge_export.random_decoder import write_random_decoder
+from bge_export.tokenizer_files import load_tokenizer
 from bge_runtime.errors import ExportError
 from bge_runtime.registry import (
     DECODER_ONLY_ICL,
@@ -91,19 +92,10 @@ def write_random_checkpoint(
     assert facts.shape is not None
     shape = facts.shape if layers is None else replace(facts.shape, layers=layers)
     decoder = isinstance(shape, DecoderShape)
-    fast = (
-        _load(tokenizer, right_padding=not decoder)
-        if tokenizer
-        else make_tokenizer(
-            shape.vocab_size,
-            shape.architecture,
-            reads_examples=facts.model_class == DECODER_ONLY_ICL,
-            max_length=shape.max_length,
-        )
-    )
-    if len(fast) > shape.vocab_size:
+    own = None if tokenizer is None else load_tokenizer(tokenizer, right_padding=not decoder)
+    if own is not None and len(own.vocabulary) > shape.vocab_size:
         raise ExportError(
-            f"the tokenizer in {tokenizer} has {len(fast):,} ids, and {facts.name} has "
+            f"the tokenizer in {tokenizer} has {len(own.vocabulary):,} ids, and {facts.name} has "
             f"embeddings for {shape.vocab_size:,}; pass one of its own family"
         )
     if isinstance(shape, DecoderShape):
@@ -112,7 +104,16 @@ def write_random_checkpoint(
         random_encoder(shape, seed=seed).save_pretrained(folder)
     if facts.model_class == ENCODER_ONLY_M3:
         write_random_heads(folder, shape.hidden_size, seed=seed)
-    fast.save_pretrained(folder)
+    if own is None:
+        made = make_tokenizer(
+            shape.vocab_size,
+            shape.architecture,
+            reads_examples=facts.model_class == DECODER_ONLY_ICL,
+            max_length=shape.max_length,
+        )
+        made.save_pretrained(folder)
+    else:
+        own.write(folder, max_length=own.model_max_length, token_types=own.gives_token_types)
 
 
 def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
@@ -239,9 +240,3 @@ def _pieces() -> list[str]:
     singles = ascii_characters + ["##" + c for c in ascii_characters] + chinese
     endings = ["##" + piece for piece in pairs + triples]
     return singles + pairs + endings[: len(pairs)] + triples[::2] + endings[len(pairs) :: 2]
-
-
-def _load(folder: Path, *, right_padding: bool) -> PreTrainedTokenizerFast:
-    from bge_export.loading import load_tokenizer
-
-    return load_tokenizer(folder, right_padding=right_padding)

@@ -237,7 +237,7 @@ def settle(
     """
     length = settings.max_seq_length
     if length is None:  # what sentence-transformers takes then
-        length = min(int(tokenizer.model_max_length), positions)
+        length = min(tokenizer.model_max_length, positions)
     lowercase = settings.lowercase and _differs_in_lowercase(tokenizer.backend_tokenizer)
     if lowercase and not published:
         raise ExportError(

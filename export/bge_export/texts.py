@@ -50,3 +50,19 @@ PARITY_TEXTS: tuple[str, ...] = (
     "图书馆的旧账本从一九三一年开始，记录了每一次水位的变化。" * 30,
 )
 """Shortest and longest of any kind; the last two exceed 512 tokens."""
+
+TOKENIZER_TEXTS: tuple[str, ...] = (
+    "Mixed CASE İ ß ǅ ΌΣΟΣ",
+    "e\u0301 e\u0301\u0323 \u1e69 Ångström",
+    "ＦＵＬＬ　ｗｉｄｔｈ　１２３ ﬁ ℃ ½ ①",
+    " leading",
+    "trailing ",
+    "two  spaces   and    more",
+    "line\nline\r\n\n\n\ttab",
+    "zero\u200bwidth soft\u00adhyphen \ufeffmark no\u00a0break",
+    "control \x01 \x7f \ufffd",
+    "don't we'll 3.14 a-b a_b x=y",
+    "\u2581meta \u0120byte",
+    "中文English混排 漢字かな交じり",
+)
+"""What shows a normaliser, a pre-tokeniser or a post-processor that is not the checkpoint's."""

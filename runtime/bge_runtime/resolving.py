@@ -44,6 +44,9 @@ CHECKPOINT_PICKLES = ("pytorch_model*.bin",)
 _EXPORT_NEEDS = ("onnx_ir", "onnxscript", "safetensors", "torch", "transformers")
 _LAST_WORDS = 12
 
+WARNING_START = "bge-export: warning: "
+"""What begins a line of an export that is passed on to whoever opens the model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -356,7 +359,8 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str
                 if not (said := line.strip()):
                     continue
                 words.append(said)
-                logger.info("export: %s", said)
+                level = logging.WARNING if said.startswith(WARNING_START) else logging.INFO
+                logger.log(level, "export: %s", said)
                 if bar is not None:
                     bar.set_postfix_str(said[:80])
             return process.wait(), list(words)

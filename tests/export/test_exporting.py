@@ -378,7 +378,7 @@ def test_tokenizer_that_the_runtime_reads_otherwise_is_refused(
         return [ids[:-1] for ids in encode(self, texts, **options)]
 
     monkeypatch.setattr(exporting.TextTokenizer, "encode", one_token_less)
-    with pytest.raises(ExportError, match="otherwise than transformers does"):
+    with pytest.raises(ExportError, match="otherwise than the checkpoint's"):
         export(tiny_checkpoint, tmp_path / "bundle")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -398,3 +399,14 @@ def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tiny_bundle, tm
     assert_same(embed(checkpoint, tmp_path, environment, exported=tiny_bundle), expected)
     assert not list(bundles.glob(".tiny-*.partial-*"))
     assert len(list(bundles.glob("tiny-*"))) == 1
+
+
+def test_warnings_of_an_export_on_the_spot_are_passed_on(caplog: pytest.LogCaptureFixture):
+    told = "bge-export: warning: two opinions"
+    lines = f"import sys; print('a step', {told!r}, sep='\\n', file=sys.stderr)"
+    with caplog.at_level(logging.INFO):
+        assert resolving._run([sys.executable, "-c", lines], {}) == (0, ["a step", told])
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "export: a step"),
+        ("WARNING", f"export: {told}"),
+    ]
