@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 TESTS = [
-    "bad_input", "batching", "bundle_faults", "command_line", "cpus", "embed_cli", "embed_input",
-    "embed_output", "errors", "garbage", "import_isolation", "prefix_cache", "processes",
-    "selection", "side_by_side", "stores", "threads",
+    "bad_input", "batching", "bundle_faults", "cgroups", "command_line", "cpus", "embed_cli",
+    "embed_input", "embed_output", "errors", "garbage", "import_isolation", "prefix_cache",
+    "processes", "selection", "side_by_side", "stores", "threads",
 ]  # fmt: skip
 """Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
 
@@ -57,12 +57,13 @@ def main(folder: Path, wheel: Path, versions: list[str]) -> None:
     if MADE_ONCE not in made:
         made[MADE_ONCE] = str((folder / "made").absolute())
         shutil.rmtree(made[MADE_ONCE], ignore_errors=True)
-    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    with (folder / "made.log").open("w") as log:
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "--setup-only", *quiet, *tests],
-            check=True, env=made, stdout=log,
-        )  # fmt: skip
+    quiet = ["-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "--setup-only", *quiet, *tests]
+    making = subprocess.run(
+        command, env=made, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if making.returncode:
+        sys.exit(making.stdout)
     for version in (version for version in versions if found[version] is not None):
         environment = folder / version
         python = str(environment / "bin" / "python")
