@@ -13,9 +13,11 @@ import hashlib
 from pathlib import Path
 
 from bge_runtime import cache
+from bge_runtime.once import KeyLocks
 
 _CHUNK_BYTES = 1 << 22
 _KIND = "hashes"
+_hashing = KeyLocks()
 
 
 def file_sha256(path: Path) -> str:
@@ -37,15 +39,17 @@ def remembered_sha256(path: Path) -> str:
     Raises:
         OSError: If it cannot be read.
     """
-    identity = _identity(path)
-    known = cache.recall(_KIND, str(path.resolve()))
-    # Whatever is wrong with a note, the file itself can be hashed.
-    with contextlib.suppress(TypeError, LookupError):
-        if known["identity"] == identity:
-            return str(known["sha256"])
-    sha256 = file_sha256(path)
-    remember(path, sha256, identity)
-    return sha256
+    resolved = str(path.resolve())
+    with _hashing[resolved]:
+        identity = _identity(path)
+        known = cache.recall(_KIND, resolved)
+        # Whatever is wrong with a note, the file itself can be hashed.
+        with contextlib.suppress(TypeError, LookupError):
+            if known["identity"] == identity:
+                return str(known["sha256"])
+        sha256 = file_sha256(path)
+        remember(path, sha256, identity)
+        return sha256
 
 
 def remember(path: Path, sha256: str, identity: list[int] | None = None) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import chain, pairwise, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bge_runtime.once import once
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -260,7 +261,7 @@ def lexical_pair_scores(left: LexicalWeights, right: LexicalWeights) -> NDArray[
     return np.bincount(left_rows[in_left], products, minlength=len(left)).astype(np.float32)
 
 
-@cache  # sizes are powers of two: together at most twice the largest
+@once()  # sizes are powers of two: together at most twice the largest
 def _decimals(size: int) -> NDArray[np.object_]:
     """Decimal forms of 0 to size - 1; 16 MB for the vocabulary of BGE-M3."""
     return np.array([str(number) for number in range(size)], dtype=np.object_)

@@ -24,11 +24,13 @@ from bge_runtime.manifest import (
     TOKEN_WEIGHTS,
     Variant,
 )
+from bge_runtime.once import KeyLocks
 from bge_runtime.parity import Parity, compare
 from bge_runtime.versions import owners
 
 _ROWS = 4
 _KIND = "parity"
+_measuring = KeyLocks()
 
 
 def measure(
@@ -94,13 +96,14 @@ def measure_once(bundle: Bundle, variant: Variant) -> Parity:
     wheels = owners(package) or str(ENGINES[package].load().__version__)
     driver = "" if variant.device == "cpu" else repr(gpus.find_driver())
     key = json.dumps([described, files, wheels, cpu_model(), vector_extensions(), driver])
-    known = cache.recall(_KIND, key)
-    # Whatever is wrong with a note, the engine itself can be measured.
-    with contextlib.suppress(TypeError, LookupError, ValueError):
-        return Parity.from_json(known)
-    _, parity = measure(bundle, variant)
-    cache.note(_KIND, key, parity.to_json())
-    return parity
+    with _measuring[key]:
+        known = cache.recall(_KIND, key)
+        # Whatever is wrong with a note, the engine itself can be measured.
+        with contextlib.suppress(TypeError, LookupError, ValueError):
+            return Parity.from_json(known)
+        _, parity = measure(bundle, variant)
+        cache.note(_KIND, key, parity.to_json())
+        return parity
 
 
 def padded_vectors(

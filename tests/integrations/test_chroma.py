@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,14 @@ from bge_runtime import BGEM3FlagModel, FlagModel
 from bge_runtime.errors import BundleError, ModelNotFoundError
 from tests.integrations.support import SAME_VECTOR
 from tests.runtime.support import TEXTS, assert_fp32_on_cpu
+from tests.runtime.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("chromadb", reason="chromadb is not installed")
 
 import chromadb
 from chromadb import Schema, SparseVectorIndexConfig, VectorIndexConfig
 
+from bge_runtime.integrations import chroma
 from bge_runtime.integrations.chroma import BgeEmbeddingFunction, BgeM3SparseEmbeddingFunction
 
 PASSAGES = ["A heat pump moves warmth.", "Rye is a grain.", "Paris is in France."]
@@ -87,7 +92,7 @@ collection.add(ids=["later"], documents=["Wheat is a grain, too."])
 found = collection.query(query_texts=["Which cereal do farmers grow?"], n_results=2)
 kept = collection.get(ids=["later"], include=["embeddings"])
 print(json.dumps([found["ids"][0], kept["embeddings"][0].tolist()]))
-models = bge_runtime.integrations.chroma._opened.cache_info()
+models = bge_runtime.integrations.chroma._opened.__wrapped__.cache_info()
 assert models.misses == 1, models
 """
 
@@ -218,3 +223,35 @@ def test_a_collection_with_such_a_schema_makes_sparse_vectors_of_its_documents(
     ]
     expected = lexical(tiny_m3_bundle, PASSAGES)
     assert_same_weights(([r.indices for r in rows], [r.values for r in rows]), expected)
+
+
+def test_what_is_no_list_of_texts_is_refused(tiny_m3_bundle: Path):
+    dense = BgeEmbeddingFunction(str(tiny_m3_bundle))
+    sparse = BgeM3SparseEmbeddingFunction(str(tiny_m3_bundle))
+    for embed in (dense, dense.embed_query, sparse, sparse.embed_query):
+        for make, message in [*NO_LIST.values(), (lambda: "one", "a string")]:
+            with pytest.raises(TypeError, match=f"texts must be a list of strings, not {message}"):
+                embed(make())
+        for make, message in NO_TEXT.values():
+            with pytest.raises(TypeError, match=rf"texts\[1\] must be a string, not (?:{message})"):
+                embed(make())
+
+
+def test_threads_that_come_first_at_once_open_one_model(tiny_bundle: Path, monkeypatch):
+    opened, start = [], threading.Barrier(8)
+    real = chroma.open_model
+
+    def slow(*arguments, **options):
+        opened.append(arguments)
+        time.sleep(0.2)  # long enough for every thread to arrive
+        return real(*arguments, **options)
+
+    def use(_):
+        function = BgeEmbeddingFunction(str(tiny_bundle), max_length=17, query_instruction="Ask: ")
+        start.wait()
+        return function.model
+
+    monkeypatch.setattr(chroma, "open_model", slow)
+    with ThreadPoolExecutor(8) as pool:
+        models = list(pool.map(use, range(8)))
+    assert len(opened) == len(set(map(id, models))) == 1

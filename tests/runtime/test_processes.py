@@ -214,6 +214,36 @@ def test_a_process_may_fork_while_another_thread_opens_the_engine(tiny_bundle, t
     )
 
 
+def test_a_process_may_fork_while_another_thread_makes_something_once(tiny_bundle, tmp_path):
+    run_program(
+        tmp_path,
+        """
+        from bge_runtime.once import once
+
+        held, over = threading.Event(), threading.Event()
+
+        @once()
+        def make():
+            held.set()
+            over.wait()
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            over.set()
+            make()
+            os._exit(0)
+        over.set()
+        thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+        """,
+        tiny_bundle,
+    )
+
+
 def test_a_process_may_fork_while_another_thread_draws_a_progress_bar(tiny_bundle, tmp_path):
     # tqdm has one lock for all bars, which a fork copies as it is. A call that shows
     # no bar must not wait for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import pickle
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bge_runtime import FlagModel, embedder, pipeline
+from bge_runtime import FlagModel, embedder, integrity, lexical, pipeline, proving, resolving
+from bge_runtime.engines import ov
 from bge_runtime.errors import InferenceError
+from bge_runtime.once import once
+from bge_runtime.resolving import ExportOptions
 from tests.runtime.support import SAME_VALUE, TEXTS, WrappedEngine, assert_same
 
 # A hang fails after a minute instead of holding up the rest.
@@ -74,6 +78,77 @@ def test_threads_that_come_first_at_once_open_one_engine(model, monkeypatch):
     assert len(opened) == 1
     for vectors in found:
         np.testing.assert_allclose(vectors, model.encode(TEXTS), rtol=0, atol=SAME_BATCHES)
+
+
+@pytest.mark.parametrize("what", ["hash", "parity", "export"])
+def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, monkeypatch, what):
+    (tmp_path / "weights").write_bytes(bytes(100))
+    (tmp_path / "config.json").write_text("{}")
+    new = dataclasses.replace(model._variants["cpu"], name="new")
+
+    def export(command, environment):
+        shutil.copytree(tiny_bundle, command[command.index("--output") + 1])
+        return 0, []
+
+    module, name, real, ask = {
+        "hash": (
+            integrity,
+            "file_sha256",
+            integrity.file_sha256,
+            lambda: integrity.remembered_sha256(tmp_path / "weights"),
+        ),
+        "parity": (
+            proving,
+            "measure",
+            proving.measure,
+            lambda: proving.measure_once(model.bundle, new),
+        ),
+        "export": (
+            resolving,
+            "_run",
+            export,
+            lambda: resolving.find_bundle(tmp_path, options=ExportOptions(pooling="cls")),
+        ),
+    }[what]
+    made = []
+
+    def slow(*arguments):
+        made.append(arguments)
+        time.sleep(0.2)  # long enough for every thread to arrive
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, slow)
+    monkeypatch.setattr(resolving, "_EXPORT_NEEDS", ())
+    found = at_once(lambda _: ask())
+    assert found == [found[0]] * THREADS
+    assert len(made) == 1
+
+
+def test_what_is_kept_in_the_process_is_made_once():
+    ov.cpu_capabilities.__wrapped__.cache_clear()
+    for make in (ov.cpu_capabilities, lambda: lexical._decimals(1 << 19)):
+        found = at_once(lambda _, make=make: make())
+        assert all(each is found[0] for each in found)
+
+
+def test_calls_with_other_arguments_do_not_wait_and_errors_are_not_kept():
+    made, meeting = [], threading.Barrier(2)
+
+    @once(maxsize=2)
+    def make(key):
+        made.append(key)
+        if key == "fails":
+            raise ValueError(key)
+        meeting.wait(timeout=30)
+        return object()
+
+    found = at_once(lambda number: make(number % 2))
+    assert sorted(made) == [0, 1]
+    assert len(set(map(id, found))) == 2
+    for _ in range(2):
+        with pytest.raises(ValueError, match="fails"):
+            make("fails")
+    assert made[2:] == ["fails"] * 2
 
 
 def test_an_error_in_one_thread_does_not_reach_another(model):

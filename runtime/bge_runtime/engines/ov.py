@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import importlib
 import importlib.util
 import os
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from bge_runtime.errors import (
     ProviderError,
 )
 from bge_runtime.manifest import SENTENCE_EMBEDDING, Variant, past_names_of
+from bge_runtime.once import once
 
 _TOKENS_PER_THREAD = 512
 """Measured on 2 cores with bge-base, 1,430 and 1,000 real texts: 1,024 tokens a batch are 3 to 9 %
@@ -74,7 +74,7 @@ def _load() -> Any:
     return importlib.import_module("openvino")
 
 
-@functools.cache
+@once()
 def cpu_capabilities() -> tuple[str, ...]:
     """Name what OpenVINO can compute on this processor, such as ``"BF16"``."""
     return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -107,19 +107,19 @@ class _Model:
         self.inputs = frozenset(inputs)
         self.past = past_names_of(inputs)
         # A request holds the buffers of one run, so threads cannot share one.
-        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        self._requests: deque[Any] = deque()
 
     @contextlib.contextmanager
     def request(self) -> Iterator[Any]:
         """Lend a request to one thread."""
         try:
-            request = self._requests.get_nowait()
-        except queue.Empty:
+            request = self._requests.pop()
+        except IndexError:
             request = self.compiled.create_infer_request()
         try:
             yield request
         finally:
-            self._requests.put(request)
+            self._requests.append(request)
 
 
 class OpenVinoEngine:

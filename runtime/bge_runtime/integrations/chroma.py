@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import check_m3, dense_vectors, lexical_weights, open_model
+from bge_runtime.once import once
 from bge_runtime.stores import to_chroma_sparse
 
 try:
@@ -31,7 +31,7 @@ except ImportError as error:
     raise not_installed("chroma", error) from error
 
 
-@lru_cache(maxsize=8)
+@once(maxsize=8)
 def _opened(config: str) -> AnyFlagModel:
     """Open a model once: Chroma makes a new embedding function for many a call."""
     options = json.loads(config)
