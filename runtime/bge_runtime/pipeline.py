@@ -6,12 +6,14 @@ import itertools
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.background import Background
 from bge_runtime.causal import run_batch
 from bge_runtime.engines import Engine
 from bge_runtime.errors import OutOfMemoryError
@@ -27,49 +29,6 @@ that 1,000 texts of 512 tokens took with an H100, 0.2 went by before it had anyt
 window has no more characters than this, half a batch of English tokens and two of Chinese ones, and
 each one twice the texts of the last: tokenising is 2.4 to 4.6 times as fast as computing bge-large
 (an H200 with 16 processors)."""
-
-
-_T = TypeVar("_T")
-
-
-class Background(Generic[_T]):
-    """A call in a thread of its own, or in this one where none can be started any more.
-
-    Not an executor's: those refuse work as soon as the main thread has ended, while Python still
-    waits for the other threads. Later, in ``atexit``, Python 3.12 starts none at all.
-    """
-
-    def __init__(self, name: str, call: Callable[[], _T]) -> None:
-        """Begin the call."""
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(name=name, target=self._run, args=(call,))
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._run(call)
-
-    def _run(self, call: Callable[[], _T]) -> None:
-        try:
-            self._result = call()
-        except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
-            self._error = error
-
-    def wait(self) -> None:
-        """Wait for the call's end."""
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def result(self) -> _T:
-        """Wait for the call, and give what it gave, or raise what it raised."""
-        self.wait()
-        # Kept here, it would keep the frames that it came through, and one of them would keep it.
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
-        return self._result
 
 
 class Batch(NamedTuple):
@@ -164,13 +123,15 @@ def tokenized_windows(
         for window in windows:
             yield 0, tokenize(window)
         return
-    coming = Background("bge-tokenize", partial(tokenize, windows[0]))
+    coming = Background(partial(tokenize, windows[0]), name="bge-tokenize")
     try:
+        coming.start()
         for start, window, following in zip(starts, windows, [*windows[1:], None], strict=True):
             tokens = coming.result()
             if following is not None:
                 further = partial(tokenize, following, first=start + len(window))
-                coming = Background("bge-tokenize", further)
+                coming = Background(further, name="bge-tokenize")
+                coming.start()
             yield start, tokens
     finally:
         coming.wait()
@@ -192,29 +153,31 @@ def share_batches(
             run(engines[0], batch)
         return
     lock = threading.Lock()
-    failed = threading.Event()
+    failed = False
 
     def work(engine: Engine) -> None:
+        nonlocal failed
         try:
-            while not failed.is_set():
+            while not failed:
                 with lock:
                     batch = next(batches, None)
                 if batch is None:
                     return
                 run(engine, batch)
         except BaseException:
-            if not failed.is_set():  # one error is told
-                failed.set()
+            if not failed:  # one error is told
+                failed = True
                 raise
 
-    threads: list[Background[None]] = []
-    try:
-        threads.extend(Background("bge-engine", partial(work, engine)) for engine in engines)
+    threads = [Background(partial(work, engine), name="bge-engine") for engine in engines]
+    with ExitStack() as stack:  # waits for all of them, even if one wait is interrupted
         for thread in threads:
-            thread.result()
-    except BaseException:
-        failed.set()  # an interrupt reaches only the calling thread
-        raise
-    finally:
-        for thread in threads:
-            thread.wait()
+            stack.callback(thread.wait)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.result()
+        except BaseException:
+            failed = True  # an interrupt reaches only the calling thread
+            raise

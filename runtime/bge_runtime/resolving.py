@@ -43,6 +43,7 @@ CHECKPOINT_PICKLES = ("pytorch_model*.bin",)
 
 _EXPORT_NEEDS = ("onnx_ir", "onnxscript", "safetensors", "torch", "transformers")
 _LAST_WORDS = 12
+_TERMINATION_S = 20
 
 WARNING_START = "bge-export: warning: "
 """What begins a line of an export that is passed on to whoever opens the model."""
@@ -364,8 +365,14 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str
                 if bar is not None:
                     bar.set_postfix_str(said[:80])
             return process.wait(), list(words)
-        except BaseException:  # an interrupt, say: it cleans up after itself
+        except BaseException:  # an interrupt, say: it cleans up after itself, before the lock goes
             process.terminate()
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_TERMINATION_S)
+            finally:
+                process.kill()  # if it has not ended by then, or at a second interrupt
+                process.wait()
             raise
 
 

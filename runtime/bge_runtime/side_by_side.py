@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.background import call_and_note
 from bge_runtime.engines import Engine
 from bge_runtime.errors import BgeError
 from bge_runtime.memory import available_memory
@@ -81,12 +82,15 @@ class SideBySide:
         return self._opened
 
     def _open(self, lengths: Sequence[int], open_apart: Callable[[], Engine]) -> None:
-        # Other threads need not wait for what makes them faster.
-        if not self._opening.acquire(blocking=False):
-            return
+        held: list[bool] = []
         try:
+            # Other threads need not wait for what makes them faster.
+            call_and_note(held, self._opening.acquire, False)
+            if not held[0]:
+                return
             self._tokens += sum(_short(lengths))
-            if self._opened is not None or self._tokens < _PAYS_AFTER_TOKENS:
+            done = self._opened is not None or self._refused  # by a call that came first
+            if done or self._tokens < _PAYS_AFTER_TOKENS:
                 return
             available, needed = available_memory(), _MEMORY_FACTOR * self._weights
             if available is None or available >= needed:
@@ -101,7 +105,8 @@ class SideBySide:
             self._refused = True
             _tell(f"cannot be opened: {error}")
         finally:
-            self._opening.release()
+            if held and held[0]:
+                self._opening.release()
 
     def abandon(self) -> None:
         """Let go of what was opened; see `bge_runtime.engines.Engine.abandon`."""

@@ -11,13 +11,14 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.background import Background
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import graph_inputs, lacks_memory
@@ -56,6 +57,8 @@ _CAPTURED_TOKENS = 64
 """Longest text that is run as a CUDA graph: there are as many graphs as lengths."""
 
 _NO_GRAPH = -1
+
+_T = TypeVar("_T")
 
 
 class OrtCudaEngine(OrtEngine):
@@ -117,14 +120,7 @@ class OrtCudaEngine(OrtEngine):
     ) -> list[NDArray[np.float32]]:
         def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
             call = partial(session.run, list(outputs), feeds, self._run_options)
-            try:
-                under_way = [self._workers.submit(call)]
-            except RuntimeError:  # Python is ending, and executors take nothing any more
-                last: list[NDArray[np.float32]] = call()
-                return last
-            # Taken out before it is asked: an error would keep this frame, and the frame the error.
-            results: list[NDArray[np.float32]] = under_way.pop().result()
-            return results
+            return _run_in(self._workers, call)
 
         if self._one_length is None:
             return run(feeds)
@@ -147,6 +143,16 @@ class OrtCudaEngine(OrtEngine):
         super().abandon()
         if self.companion is not None:
             self.companion.abandon()
+
+
+def _run_in(workers: Executor, call: Callable[[], _T]) -> _T:
+    """Run a call in one of the threads for it; in this one, where Python is ending."""
+    background = Background(call, executor=workers)
+    try:
+        background.start()
+        return background.result()
+    finally:
+        background.wait()
 
 
 class _OneLength:
@@ -219,10 +225,10 @@ class CapturedEngine(OrtCudaEngine):
             EngineError: If ONNX Runtime cannot capture it.
         """
         super().__init__(bundle, variant, **options)
-        capturing = self._workers.submit(
+        capture = partial(
             CapturedRuns, self._ort, self._session, self._new_run_options, index=self._index
         )
-        self._captured = capturing.result()
+        self._captured = _run_in(self._workers, capture)
 
     def takes(self, rows: int, columns: int, outputs: Sequence[str]) -> bool:
         """Tell whether this is for a batch of so many texts of so many tokens."""
@@ -243,7 +249,7 @@ class CapturedEngine(OrtCudaEngine):
         outputs: Sequence[str],  # noqa: ARG002  # `takes` has seen to it
         feeds: Mapping[str, NDArray[Any]],
     ) -> list[NDArray[np.float32]]:
-        return self._workers.submit(self._captured.run, feeds["input_ids"]).result()
+        return _run_in(self._workers, partial(self._captured.run, feeds["input_ids"]))
 
     def abandon(self) -> None:
         """Leak the session and its graphs; see `bge_runtime.engines.Engine.abandon`."""
