@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, MappingView, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -55,24 +56,120 @@ def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
         TypeError: If something is not a string.
     """
     if isinstance(texts, str):
-        return [texts], True
-    if not _is_ordered(texts):
-        raise TypeError(f"{name} must be a string or a list of strings, not {_type(texts)}")
-    listed = list(texts)
-    for index, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] must be a string, not {_type(text)}")
-    return listed, False
+        return [_plain(texts)], True
+    return _strings(list_items(texts, name, "a string or a list of strings"), name), False
 
 
-def _is_ordered(value: object) -> TypeGuard[Iterable[Any]]:
-    return isinstance(value, Iterable) and not isinstance(
-        value, str | bytes | Mapping | AbstractSet
+def as_text_list(texts: object, *, name: str) -> list[str]:
+    """Check and list texts where a single string is a mistake, since it iterates over characters.
+
+    Raises:
+        TypeError: If they are a string, or something is not one.
+    """
+    wanted = "a list of strings"
+    if isinstance(texts, str):
+        raise TypeError(f"{name} must be {wanted}, not a string. Pass [text]")
+    return _strings(list_items(texts, name, wanted), name)
+
+
+def as_text(text: object, *, name: str) -> str:
+    """Check a single text.
+
+    Raises:
+        TypeError: If it is not a string.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, not {type_name(text)}")
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Make a string of a subclass of it, whose own ``format`` or ``+`` may give another text."""
+    return text if type(text) is str else str.__str__(text)
+
+
+def _strings(items: list[Any], name: str) -> list[str]:
+    if set(map(type, items)) <= {str}:  # nearly always, and quickly told
+        return items
+    for index, item in enumerate(items):
+        if not isinstance(item, str):
+            raise TypeError(f"{name}[{index}] must be a string, not {type_name(item)}{_hint(item)}")
+    return [_plain(item) for item in items]
+
+
+def _hint(item: object) -> str:
+    if _is_missing(item):
+        return ". Leave out what is missing, or pass '' in its place"
+    if isinstance(item, bytes | bytearray):
+        return ". Decode it: text.decode()"
+    return ". Pass one flat list" if isinstance(item, list | tuple | np.ndarray) else ""
+
+
+def _is_missing(value: object) -> bool:
+    """Tell whether it is what tables have where there is no text: None, NaN, NA or NaT."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def type_name(value: object) -> str:
+    """Return what an error calls the type of a value."""
+    name = "None" if value is None else type(value).__name__
+    return f"{name} (nan)" if isinstance(value, float) and math.isnan(value) else name
+
+
+def list_items(
+    values: Any,
+    name: str,
+    wanted: str,
+    *,
+    dims: int = 1,
+    of_table: str = 'Pass one of its columns, such as df["text"]',
+) -> list[Any]:
+    """List what an ordered collection holds.
+
+    Not all that iterates is one: a table gives the names of its columns, a mapping its keys, a
+    file lines with their ends.
+
+    Args:
+        values: The collection.
+        name: Name of the argument, for errors.
+        wanted: What it must be, for errors.
+        dims: Most dimensions of an array.
+        of_table: What to do with a table.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if isinstance(values, list | tuple):
+        return list(values)
+    kind = type(values)
+    ndim = getattr(values, "ndim", None) if hasattr(kind, "ndim") else None
+    if isinstance(values, bytes | bytearray | memoryview):
+        what_to_do = "Decode it: text.decode()"
+    elif hasattr(kind, "columns") or hasattr(kind, "column_names"):
+        what_to_do = of_table
+    elif ndim is not None and not isinstance(values, np.generic):
+        if 1 <= ndim <= dims:
+            return list(values)
+        what_to_do = "Pass array.item()" if ndim == 0 else "Pass one dimension, such as array[:, 0]"
+    elif isinstance(values, MappingView) and isinstance(values, Iterable):
+        return list(values)  # in the order of what it views
+    elif isinstance(values, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__")):
+        what_to_do = f"Pass list({name}.values()) or list({name}.keys())"
+    elif isinstance(values, AbstractSet):
+        what_to_do = f"It has no order. Pass a list, such as sorted({name})"
+    elif callable(getattr(values, "readline", None)):
+        what_to_do = "Pass file.read().splitlines()"
+    elif hasattr(kind, "to_pylist"):  # a column of PyArrow, whose elements are not Python's own
+        return list(values.to_pylist())
+    elif isinstance(values, Iterable) and not isinstance(values, str):
+        return list(values)
+    else:
+        what_to_do = ""
+    raise TypeError(
+        f"{name} must be {wanted}, not {type_name(values)}" + (what_to_do and f". {what_to_do}")
     )
-
-
-def _type(value: object) -> str:
-    return "None" if value is None else type(value).__name__
 
 
 def as_pairs(sentence_pairs: Any) -> tuple[list[tuple[str, str]], bool]:
@@ -88,28 +185,29 @@ def as_pairs(sentence_pairs: Any) -> tuple[list[tuple[str, str]], bool]:
         TypeError: If it is neither, or a text is not a string.
         ValueError: If something in the list is not a pair, or a text is not valid Unicode.
     """
-    if not _is_ordered(sentence_pairs):
-        raise TypeError(
-            "sentence_pairs must be a pair of strings or a list of pairs, not "
-            f"{_type(sentence_pairs)}"
-        )
-    listed = list(sentence_pairs)
-    # Not of any iterable: a table of pairs gives the names of its two columns.
+    listed = list_items(
+        sentence_pairs,
+        "sentence_pairs",
+        "a pair of strings or a list of pairs",
+        dims=2,
+        of_table='Pass list(zip(df["query"], df["passage"]))',
+    )
+    # Not of any iterable: an iterator over strings is more likely a list of queries alone.
     may_be_one = isinstance(sentence_pairs, Sequence | np.ndarray)
     single = may_be_one and bool(listed) and isinstance(listed[0], str)
     pairs: list[tuple[str, str]] = []
     for index, given in enumerate([listed] if single else listed):
-        pair = list(given) if _is_ordered(given) else []
+        name = f"sentence_pairs[{index}]"
+        wanted = "a pair of a query and a passage"
+        pair = [] if isinstance(given, str) else list_items(given, name, wanted)
         if len(pair) != 2:
-            raise ValueError(
-                f"sentence_pairs[{index}] must be a pair of a query and a passage, but is {given!r}"
-            )
+            raise ValueError(f"{name} must be {wanted}, but is {given!r}")
         for side, text in enumerate(pair):
             if not isinstance(text, str):
-                raise TypeError(f"sentence_pairs[{index}] must hold strings, not {_type(text)}")
+                raise TypeError(f"{name} must hold strings, not {type_name(text)}")
             # Here, since only the distinct texts of a batch reach the tokenizer.
-            check_unicode(text, f"sentence_pairs[{index}][{side}]")
-        pairs.append((pair[0], pair[1]))
+            check_unicode(text, f"{name}[{side}]")
+        pairs.append((_plain(pair[0]), _plain(pair[1])))
     return pairs, single
 
 

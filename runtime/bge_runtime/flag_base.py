@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from bge_runtime.arguments import check_positive, resolve_devices
+from bge_runtime.arguments import as_text, check_positive, resolve_devices, type_name
 from bge_runtime.embedder import Embedder
 from bge_runtime.errors import BundleError, PoolingError
 from bge_runtime.manifest import SENTENCE_EMBEDDING
@@ -172,6 +172,7 @@ class FlagBase(Embedder):
         """Put an instruction before each text, if there is one."""
         if instruction is None:
             return texts
+        instruction = as_text(instruction, name="instruction")
         check_format(instruction_format, ("instruction", "sentence"))
         return [
             self.get_detailed_instruct(str(instruction_format), instruction, text) for text in texts
@@ -252,12 +253,15 @@ def check_format(template: str | None, places: Sequence[str]) -> None:
         places: Names of the texts. Any but the first must not be lost.
 
     Raises:
-        TypeError: If there is no format.
+        TypeError: If it is no string.
         ValueError: If it has other places.
     """
     example = "{}" * len(places)
-    if template is None:
-        raise TypeError(f"{places[0]} needs an instruction_format, such as {example!r}")
+    if not isinstance(template, str):
+        raise TypeError(
+            f"{places[0]} needs an instruction_format, such as {example!r}, not "
+            f"{type_name(template)}"
+        )
     marks = [f"\0{place}" for place in places]
     try:
         joined = template.format(*marks)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.arguments import list_items, type_name
 from bge_runtime.once import once
 
 if TYPE_CHECKING:
@@ -119,21 +120,23 @@ class LexicalWeights:
         return cls(indptr, ids.ravel().take(where).astype(np.int32), kept.take(where))
 
     @classmethod
-    def from_dicts(cls, weights: Sequence[Mapping[Any, Any]]) -> LexicalWeights:
-        """Read FlagEmbedding's dictionaries; keys may be ids or their decimal form.
+    def from_dicts(cls, weights: Mapping[Any, Any] | Sequence[Mapping[Any, Any]]) -> LexicalWeights:
+        """Read FlagEmbedding's dictionaries, or one; keys may be ids or their decimal form.
 
         Raises:
+            TypeError: If they are not dictionaries.
             ValueError: If a key is not a token id.
         """
+        rows = as_rows(weights)
         try:
-            ids = np.fromiter(map(int, chain.from_iterable(weights)), dtype=np.int32)
+            ids = np.fromiter(map(int, chain.from_iterable(rows)), dtype=np.int32)
         except ValueError as error:
             raise ValueError(
                 f"keys of lexical weights must be token ids ({error}); to match by other keys, "
                 "pass lists of dictionaries on both sides"
             ) from error
-        values = chain.from_iterable(row.values() for row in weights)
-        return cls(_row_ends(weights), ids, np.fromiter(values, dtype=np.float32, count=len(ids)))
+        values = chain.from_iterable(row.values() for row in rows)
+        return cls(_row_ends(rows), ids, np.fromiter(values, dtype=np.float32, count=len(ids)))
 
     @classmethod
     def concatenate(
@@ -213,6 +216,22 @@ class LexicalWeights:
 
 LexicalRows: TypeAlias = "LexicalWeights | Sequence[Mapping[Any, Any]]"
 """The weights of several texts, in either form."""
+
+
+def as_rows(weights: object) -> list[Mapping[Any, Any]]:
+    """Check and list dictionaries of weights, or a single one.
+
+    Raises:
+        TypeError: If they are something else.
+    """
+    if isinstance(weights, Mapping):
+        return [weights]
+    name = "lexical_weights"
+    rows = list_items(weights, name, "a dictionary or a list of dictionaries")
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{name}[{index}] must be a dictionary, not {type_name(row)}")
+    return rows
 
 
 def matching_scores(left: Any, right: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
@@ -14,7 +14,7 @@ from bge_runtime.arguments import as_pairs, as_texts, check_positive
 from bge_runtime.embedder import Reading
 from bge_runtime.errors import BundleError
 from bge_runtime.flag_base import DEFAULT_LENGTH, Devices, FlagBase
-from bge_runtime.lexical import LexicalWeights, lexical_pair_scores, matching_scores
+from bge_runtime.lexical import LexicalWeights, as_rows, lexical_pair_scores, matching_scores
 from bge_runtime.manifest import COLBERT_VECS, SENTENCE_EMBEDDING, TOKEN_WEIGHTS
 from bge_runtime.multivector import (
     colbert_pair_scores,
@@ -343,10 +343,12 @@ class BGEM3FlagModel(FlagBase):
         Returns:
             Likewise; as in FlagEmbedding, a list of one comes back as a dictionary, and of
             ids that decode alike the last one stays.
+
+        Raises:
+            TypeError: If they are something else.
         """
-        rows = [lexical_weights] if isinstance(lexical_weights, Mapping) else lexical_weights
         decode = self.tokenizer.decode
-        named = [{decode([int(key)]): weight for key, weight in row.items()} for row in rows]
+        named = [{decode([int(key)]): weight for key, weight in row.items()} for row in as_rows(lexical_weights)]
         return named[0] if len(named) == 1 else named
 
     @staticmethod

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.arguments import list_items, type_name
 from bge_runtime.lexical import LexicalRows, LexicalWeights
 
 if TYPE_CHECKING:
@@ -50,8 +51,21 @@ def to_qdrant_multivector(vectors: Any) -> Any:
 
     Its collection needs a ``MultiVectorConfig`` that compares by ``MAX_SIM``. Qdrant sums
     over the query's tokens, where ``colbert_score`` takes the mean; the order is the same.
+
+    Raises:
+        TypeError: If they are no arrays of a vector for each token.
     """
-    return vectors.tolist() if isinstance(vectors, np.ndarray) else [v.tolist() for v in vectors]
+    single = isinstance(vectors, np.ndarray) and vectors.ndim == 2
+    name, wanted = "colbert_vecs", "an array or a list of arrays"
+    rows = [vectors] if single else list_items(vectors, name, wanted, dims=3)
+    for index, row in enumerate(rows):
+        if not isinstance(row, np.ndarray) or row.ndim != 2:
+            raise TypeError(
+                f"{name}[{index}] must be an array of shape (tokens, dim), not {type_name(row)} "
+                f"of shape {np.shape(row)}"
+            )
+    lists = [row.tolist() for row in rows]
+    return lists[0] if single else lists
 
 
 @overload
@@ -96,9 +110,12 @@ def to_chroma_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
 def _sorted_rows(
     weights: Mapping[Any, Any] | LexicalRows,
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Give the ids of each text, in ascending order, and their weights."""
-    if isinstance(weights, Mapping):
-        weights = [weights]
+    """Give the ids of each text, in ascending order, and their weights.
+
+    Raises:
+        TypeError: If they are no dictionaries.
+        ValueError: If a key is not a token id.
+    """
     if not isinstance(weights, LexicalWeights):
         weights = LexicalWeights.from_dicts(weights)
     ends = weights.indptr

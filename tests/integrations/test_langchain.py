@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from tests.integrations.support import (
     run_watched,
 )
 from tests.runtime.support import TEXTS, assert_fp32_on_cpu
+from tests.runtime.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("langchain_core", reason="langchain-core is not installed")
 pytest.importorskip("langchain_tests", reason="langchain-tests is not installed")
@@ -321,3 +323,22 @@ def test_the_event_loop_stays_responsive_while_two_callers_embed(embeddings: Bge
     _, took, longest_pause = run_watched(blocking())
     with pytest.raises(AssertionError):
         assert_responsive(took, longest_pause)
+
+
+def test_what_is_no_list_of_texts_is_refused(tiny_bundle):
+    embeddings = BgeEmbeddings(model_name=str(tiny_bundle))
+    for make, message in [*NO_LIST.values(), (lambda: "one", "a string")]:
+        with pytest.raises(TypeError, match=f"texts must be a list of strings, not {message}"):
+            embeddings.embed_documents(make())
+    for make, message in NO_TEXT.values():
+        with pytest.raises(TypeError, match=rf"texts\[1\] must be a string, not (?:{message})"):
+            embeddings.embed_documents(make())
+    for wrong in (None, ["one"], b"one"):
+        with pytest.raises(TypeError, match=f"text must be a string, not {_name(wrong)}"):
+            embeddings.embed_query(wrong)
+    with pytest.raises(TypeError, match="texts must be a list of strings, not a string"):
+        asyncio.run(embeddings.aembed_documents("one"))
+
+
+def _name(value):
+    return "None" if value is None else type(value).__name__

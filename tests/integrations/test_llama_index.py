@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.integrations.support import (
     run_watched,
 )
 from tests.runtime.support import TEXTS, assert_fp32_on_cpu
+from tests.runtime.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
 
@@ -246,3 +248,29 @@ def test_the_event_loop_stays_responsive_while_two_callers_embed(
         )
         assert [len(vectors) for vectors in results] == [len(LONG), len(LONG)]
         assert_responsive(took, longest_pause)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_what_is_no_list_of_texts_is_refused(kind, embedding, sparse):
+    embed = embedding if kind == "dense" else sparse
+    wanted = "must be a list of strings, not"
+    for make, message in [*NO_LIST.values(), (lambda: "one", "a string")]:
+        with pytest.raises(TypeError, match=f"texts {wanted} {message}"):
+            embed.get_text_embedding_batch(make())
+    for make, message in NO_TEXT.values():
+        with pytest.raises(TypeError, match=rf"texts\[1\] must be a string, not (?:{message})"):
+            embed.get_text_embedding_batch(make())
+    with pytest.raises(TypeError, match=f"queries {wanted} a string"):
+        embed.get_agg_embedding_from_queries("one")
+    for of_one in (embed.get_text_embedding, embed.get_query_embedding):
+        with pytest.raises(TypeError, match=r"texts\[0\] must be a string, not list"):
+            of_one(["one"])
+    with pytest.raises(TypeError, match=f"texts {wanted} a string"):
+        asyncio.run(embed.aget_text_embedding_batch("one"))
+    with pytest.raises(TypeError, match=f"queries {wanted} a string"):
+        asyncio.run(embed.aget_agg_embedding_from_queries("one"))
+
+
+def test_queries_are_embedded_together(embedding: BgeEmbedding):
+    apart = [embedding.get_query_embedding(text) for text in TEXTS[1:4]]
+    assert_same(embedding.get_agg_embedding_from_queries(TEXTS[1:4]), np.mean(apart, axis=0))

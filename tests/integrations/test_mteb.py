@@ -16,6 +16,7 @@ from tests.decoders import export_decoder, write_tiny_decoder
 from tests.integrations.page import code_blocks, run
 from tests.integrations.support import SAME_VECTOR
 from tests.runtime.support import assert_fp32_on_cpu, edit_manifest
+from tests.runtime.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("mteb", reason="mteb is not installed")
 
@@ -297,3 +298,22 @@ def test_the_example_of_the_page_scores(
     assert code.count('mteb.get_task("NFCorpus")') == 1  # which is on the hub
     run(code.replace('mteb.get_task("NFCorpus")', "task"), minilm_bundle("mean"), task=retrieval())
     assert float(capsys.readouterr().out) > 0.7
+
+
+def test_what_is_no_batch_of_texts_is_refused(tiny_bundle: Path, tmp_path: Path):
+    encoder = BgeEncoder(str(tiny_bundle))
+    task = metadata("LocalSTS", "STS", "cosine_spearman", tmp_path)
+
+    def encode(inputs):
+        return encoder.encode(inputs, task_metadata=task, hf_split="test", hf_subset="default")
+
+    assert encode([{"text": ["one"]}]).shape == (1, 48)
+    for inputs in (["one"], {"text": ["one"]}, [["one"]], [{"body": ["one"]}]):
+        with pytest.raises(TypeError, match=r"inputs\[0\] must be a batch of mteb's"):
+            encode(inputs)
+    for make, message in [*NO_LIST.values(), (lambda: "one", "a string")]:
+        with pytest.raises(TypeError, match=rf"inputs\[1\]\['text'\] must be .*, not {message}"):
+            encode([{"text": ["one"]}, {"text": make()}])
+    for make, message in NO_TEXT.values():
+        with pytest.raises(TypeError, match=rf"'text'\]\[1\] must be a string, not (?:{message})"):
+            encode([{"text": make()}])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import normalizers
 
+from bge_runtime.arguments import as_text_list
 from bge_runtime.auto_model import AnyFlagModel, FlagAutoModel
 from bge_runtime.errors import BundleError
 from bge_runtime.m3_model import BGEM3FlagModel
@@ -126,6 +127,9 @@ def dense_vectors(
 
     Returns:
         Shape: ``(len(texts), dim)``.
+
+    Raises:
+        TypeError: If the texts are no list of strings.
     """
     if isinstance(model, BGEM3FlagModel):
         options.update(_DENSE)
@@ -177,13 +181,14 @@ def _encode(
 ) -> Any:
     if options.get("max_length") is None:
         options["max_length"] = longest(model)
+    texts = as_text_list(texts, name="texts")
     if queries:
-        return model.encode_queries(list(texts), **options)
+        return model.encode_queries(texts, **options)
     before = document_prompt(model) if prompt is None else prompt
     if before and "passage_instruction_for_retrieval" not in model.kwargs:
         options |= {"instruction": before, "instruction_format": PREFIX}
     encode: Any = model.encode_corpus
-    return encode(list(texts), **options)
+    return encode(texts, **options)
 
 
 def _lowercase(model: AnyFlagModel) -> None:

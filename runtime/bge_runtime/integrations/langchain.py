@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bge_runtime.arguments import resolve_devices
+from bge_runtime.arguments import as_text, as_text_list, resolve_devices
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import (
@@ -136,13 +136,22 @@ class BgeEmbeddings(BaseModel, Embeddings):
 
         Returns:
             A list for each text, in their order.
+
+        Raises:
+            TypeError: If they are no list of strings.
         """
+        texts = as_text_list(texts, name="texts")
         before = default_prompt(self._model) + self.embed_instruction
         texts = [before + text.replace("\n", " ") for text in texts]
         return as_lists(dense_vectors(self._model, texts, prompt="", **self._options()))
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query, behind ``query_instruction``."""
+        """Embed a query, behind ``query_instruction``.
+
+        Raises:
+            TypeError: If it is no string.
+        """
+        text = as_text(text, name="text")
         # People set it on the finished object, too.
         instruction = default_prompt(self._model) + self.query_instruction
         self._model.query_instruction_for_retrieval = instruction or None

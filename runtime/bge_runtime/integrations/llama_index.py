@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from bge_runtime.arguments import as_text_list
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import (
@@ -131,6 +132,34 @@ class _Bge(BaseModel):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Any]:
         return self._embed(texts, queries=False)
+
+    # LlamaIndex itself iterates over what these are given, be it a string or a table.
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Any]:
+        """Embed texts; as LlamaIndex says, for a list of strings only."""
+        return super().get_text_embedding_batch(  # type: ignore[no-any-return]
+            as_text_list(texts, name="texts"), show_progress, **kwargs
+        )
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Any]:
+        """Embed texts; as LlamaIndex says, for a list of strings only."""
+        return await super().aget_text_embedding_batch(  # type: ignore[no-any-return]
+            as_text_list(texts, name="texts"), show_progress, **kwargs
+        )
+
+    def get_agg_embedding_from_queries(self, queries: list[str], agg_fn: Any = None) -> Any:
+        """Embed queries together; as LlamaIndex says, for a list of strings only."""
+        return super().get_agg_embedding_from_queries(as_text_list(queries, name="queries"), agg_fn)
+
+    async def aget_agg_embedding_from_queries(self, queries: list[str], agg_fn: Any = None) -> Any:
+        """Embed queries together; as LlamaIndex says, for a list of strings only."""
+        return await super().aget_agg_embedding_from_queries(
+            as_text_list(queries, name="queries"), agg_fn
+        )
 
     async def _aget_query_embedding(self, query: str) -> Any:
         return await asyncio.to_thread(self._get_query_embedding, query)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_runtime.arguments import as_text_list, type_name
 from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.flag_decoder import FlagDecoder
 from bge_runtime.integrations import not_installed
@@ -119,6 +121,7 @@ class BgeEncoder(AbsEncoder):
             Shape: ``(texts, dim)``.
 
         Raises:
+            TypeError: If they are no such batches.
             ValueError: If ``precision`` is another one.
         """
         if precision != "float32":
@@ -126,7 +129,14 @@ class BgeEncoder(AbsEncoder):
                 f"requested precision={precision!r}, and BgeEncoder gives float32 vectors. Leave "
                 "it out; arithmetic is chosen with model_kwargs"
             )
-        texts = [text for batch in inputs for text in batch["text"]]
+        texts: list[str] = []
+        for number, batch in enumerate(inputs):
+            if not isinstance(batch, Mapping) or "text" not in batch:
+                raise TypeError(
+                    f"inputs[{number}] must be a batch of mteb's with a 'text', not "
+                    f"{type_name(batch)}. Pass [{{'text': texts}}]"
+                )
+            texts += as_text_list(batch["text"], name=f"inputs[{number}]['text']")
         instruction = self._instruction(task_metadata, prompt_type)
         self.model.query_instruction_for_retrieval = instruction or None
         prompt = "" if instruction is not None else self._prompt(task_metadata, prompt_type)
