@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import threading
 import warnings
 import weakref
@@ -23,7 +24,14 @@ from bge_runtime.arguments import resolve_devices
 from bge_runtime.batching import even_batches, pad_batch, plan_batches
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import Engine, open_engine
-from bge_runtime.manifest import Variant, past_names_of, present_name
+from bge_runtime.errors import NotFiniteError
+from bge_runtime.manifest import (
+    COLBERT_VECS,
+    TOKEN_WEIGHTS,
+    Variant,
+    past_names_of,
+    present_name,
+)
 from bge_runtime.on_demand import Use
 from bge_runtime.pipeline import (
     Batch,
@@ -33,6 +41,7 @@ from bge_runtime.pipeline import (
     share_batches,
     tokenized_windows,
 )
+from bge_runtime.postprocess import find_not_finite
 from bge_runtime.prefix_cache import PrefixCache
 from bge_runtime.resolving import ExportOptions, find_bundle
 from bge_runtime.selection import select_variant
@@ -269,6 +278,7 @@ class Embedder:
         batch_size: int,
         devices: Sequence[str],
         show_progress_bar: bool | None,
+        place: Callable[[int], str] = "text {}".format,
     ) -> None:
         """Compute outputs for each text, batch by batch.
 
@@ -281,6 +291,11 @@ class Embedder:
             batch_size: Most texts in a batch.
             devices: Devices to share the work.
             show_progress_bar: None shows it for a long call on a terminal.
+            place: Names a text by its number, for errors.
+
+        Raises:
+            NotFiniteError: If an engine gives NaN or infinity.
+            InferenceError: If one fails.
         """
         first_engine = self._open_engines()[devices[0]]
         waits = first_engine.info.device != "cpu" and not first_engine.past_names
@@ -310,11 +325,40 @@ class Embedder:
 
             def run(engine: Engine, batch: Batch) -> None:
                 for part, results in run_in_parts(engine, batch, outputs):
+                    self._check_finite(engine, part, outputs, results, place)
                     take(part, results)
                     if shown is not None:
                         shown.update(len(part.rows))
 
             share_batches(engines, batches, run)
+
+    def _check_finite(
+        self,
+        engine: Engine,
+        batch: Batch,
+        outputs: Sequence[str],
+        results: Sequence[NDArray[np.float32]],
+        place: Callable[[int], str],
+    ) -> None:
+        for name, values in zip(outputs, results, strict=True):
+            if find_not_finite(values) is None:
+                continue
+            tokens = batch.attention_mask.sum(axis=1)
+            lengths = {TOKEN_WEIGHTS: tokens, COLBERT_VECS: tokens - 1}
+            row = find_not_finite(values, lengths.get(name))
+            if row is not None:  # and not in padding alone
+                raise NotFiniteError(
+                    f"{place(int(batch.rows[row]))} has NaN or infinity in its {name}, computed by "
+                    f"{engine.info}. "
+                    + (
+                        "Run `bge-runtime doctor --verify "
+                        f"{shlex.quote(str(self.bundle.path))}`, which tells whether this variant "
+                        "computes what PyTorch does; if so, the checkpoint does not suit this text"
+                        if engine.info.precision == "fp32"
+                        else "Its numbers may be too large for that precision: pass "
+                        "precision='fp32'"
+                    )
+                )
 
     def _batches(
         self,

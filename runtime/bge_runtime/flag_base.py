@@ -7,10 +7,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bge_runtime.arguments import as_text, check_positive, resolve_devices, type_name
 from bge_runtime.embedder import Embedder
-from bge_runtime.errors import BundleError, PoolingError
+from bge_runtime.errors import BundleError, NotFiniteError, PoolingError
 from bge_runtime.manifest import SENTENCE_EMBEDDING
+from bge_runtime.postprocess import find_not_finite
 from bge_runtime.registry import (
     DECODER_ONLY_BASE,
     DECODER_ONLY_ICL,
@@ -24,6 +28,9 @@ DEFAULT_LENGTH = 512
 """Tokens that a text is cut to, as in FlagEmbedding, whatever the model can read."""
 
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
+
+_FACTS = ("dim", "max_length", "name")
+"""Attributes of ours, which FlagEmbedding's classes keep an option of the name in."""
 
 _OPENED_BY = {
     ENCODER_ONLY_BASE: "FlagModel",
@@ -117,6 +124,25 @@ class FlagBase(Embedder):
         self.kwargs: Mapping[str, Any] = {}
         self.pool = None
 
+    @property
+    def name(self) -> str:
+        """The model's name, such as ``"bge-m3"``."""
+        return self.bundle.manifest.model.name
+
+    @property
+    def dim(self) -> int:
+        """Components of a dense vector, with ``truncate_dim`` taken into account."""
+        dim = self.bundle.manifest.model.dim
+        return min(self.truncate_dim or dim, dim)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text that the model can read, special tokens included.
+
+        Calls cut at ``query_max_length`` or ``passage_max_length``, unless they say otherwise.
+        """
+        return self.bundle.manifest.model.max_length
+
     @classmethod
     def check_class(cls, name: str, model_class: str) -> None:
         """Refuse a model that this class is not for, before it is exported or opened.
@@ -139,6 +165,13 @@ class FlagBase(Embedder):
         """Make attributes of options that only FlagEmbedding knows, as it does."""
         self.kwargs = options
         for name, value in options.items():
+            if name in _FACTS:
+                warnings.warn(
+                    f"{type(self).__name__}() has no option {name!r}, and {name!r} is the model's "
+                    "own; it has no effect. Lengths are query_max_length and passage_max_length",
+                    stacklevel=3,
+                )
+                continue
             if hasattr(self, name):
                 raise TypeError(f"{type(self).__name__}() has no option {name!r}")
             if name not in _PASSAGE_OPTIONS:
@@ -196,6 +229,26 @@ class FlagBase(Embedder):
     def stop_self_pool(self) -> None:
         """Do nothing: there are no processes to stop."""
 
+    def _rounded(self, vectors: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Round vectors to the type that is handed out; ``rows`` are their places in the call.
+
+        Raises:
+            NotFiniteError: If one is too long for that type.
+        """
+        dtype = self.vector_dtype
+        if vectors.dtype == dtype:
+            return vectors
+        with np.errstate(over="ignore"):
+            rounded = vectors.astype(dtype)
+        row = find_not_finite(rounded)
+        if row is not None:
+            raise NotFiniteError(
+                f"text {rows[row]} has a vector with a component of "
+                f"{np.abs(vectors[row]).max():g}, which float16 has no number for. Pass "
+                "normalize_embeddings=True, or precision='fp32'"
+            )
+        return rounded
+
     def _one_device(self, device: str | int | None) -> str:
         """Check that the model was opened on a device.
 
@@ -224,6 +277,49 @@ class FlagBase(Embedder):
                 stacklevel=stacklevel + 1,
             )
         return min(length, limit)
+
+    def _length_for(
+        self,
+        max_length: int,
+        instruction: str | None,
+        instruction_format: str | None,
+        *,
+        stacklevel: int,
+    ) -> int:
+        """Bring a length within what the model can read, and warn if the instruction fills it."""
+        length = self._readable_length(max_length, stacklevel=stacklevel + 1)
+        if instruction is not None and instruction_format is not None:
+            before = text_before_sentence(instruction_format, instruction)
+            room = length - self.tokenizer.special_tokens
+            filled = self._filled_by_instruction(before, room=room, max_length=length)
+            if filled is not None:
+                warnings.warn(filled, stacklevel=stacklevel + 1)
+        return length
+
+    def _filled_by_instruction(self, before: str, *, room: int, max_length: int) -> str | None:
+        """Say how an instruction leaves no token for the text behind it; None if it does.
+
+        Args:
+            before: Instruction and what else stands before the text.
+            room: Tokens that there are for both.
+            max_length: The length that leaves so many.
+        """
+        # A token has a character at least; normalisers write some that are not ASCII as several.
+        if before.isascii() and len(before) + 8 < room:
+            return None
+        # A space at the end may become part of the next word's first token.
+        (tokens,) = self.tokenizer.encode_bare([before.rstrip()])
+        if len(tokens) < room:
+            return None
+        least = max_length - room + len(tokens) + 1
+        longer = least <= self.max_length
+        return (
+            f"max_length={max_length} leaves {max(room, 0)} tokens for instruction and text, and "
+            f"the instruction alone takes {len(tokens)}, so that nothing of any text would be read "
+            "and all vectors would be the same. Pass "
+            + (f"max_length={least} at least, or " if longer else "")
+            + "a shorter instruction"
+        )
 
     def _check_truncate_dim(self, *, stacklevel: int) -> None:
         if self.truncate_dim is None:

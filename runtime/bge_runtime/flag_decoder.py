@@ -52,15 +52,9 @@ class FlagDecoder(FlagDense):
         Raises:
             ValueError: If it does not.
         """
-        # A space at the end may become part of the next word's first token.
-        (tokens,) = self.tokenizer.encode_bare([before.rstrip()])
-        if len(tokens) >= room:
-            raise ValueError(
-                f"max_length={max_length} leaves {max(room, 0)} tokens for instruction and text, "
-                f"and the instruction alone takes {len(tokens)}, so that nothing of any text would "
-                f"be read. Pass max_length={max_length - room + len(tokens) + 1} at least, or a "
-                "shorter instruction"
-            )
+        filled = self._filled_by_instruction(before, room=room, max_length=max_length)
+        if filled is not None:
+            raise ValueError(filled)
 
 
 def check_last_token(pooling_method: str | None) -> None:

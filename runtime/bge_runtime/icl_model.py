@@ -190,8 +190,9 @@ class FlagICLModel(FlagDecoder):
             As ``encode``.
 
         Raises:
-            TypeError: If a query is not a string.
+            TypeError: If a query is not a string, or the queries have no order.
             ValueError: If a number is out of range, or a text is not valid Unicode.
+            NotFiniteError: If a vector holds NaN or infinity.
             InferenceError: If the engine fails.
         """
         return self._encode_queries(

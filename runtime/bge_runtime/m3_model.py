@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict
 
@@ -251,8 +251,10 @@ class BGEM3FlagModel(FlagBase):
     ) -> M3Output:
         """Embed texts in one pass.
 
+        Values depend on the other texts of the call as little as those of `FlagModel.encode`.
+
         Args:
-            sentences: A text, or a list of texts; the list may be empty.
+            sentences: As in `FlagModel.encode`.
             batch_size: Most texts in a batch; None for the model's.
             max_length: Most tokens of a text, up to 8192; None for
                 ``passage_max_length``.
@@ -271,9 +273,10 @@ class BGEM3FlagModel(FlagBase):
             All three keys, whatever was asked for; see `M3Output`.
 
         Raises:
-            TypeError: If a text is not a string.
+            TypeError: If a text is not a string, or the texts have no order.
             ValueError: If a number is out of range, nothing is asked for, or a text is
                 not valid Unicode.
+            NotFiniteError: If a result holds NaN or infinity.
             InferenceError: If the engine fails.
         """
         texts, single = as_texts(sentences, name="sentences")
@@ -283,7 +286,12 @@ class BGEM3FlagModel(FlagBase):
             self.target_devices[:1] if single else self.target_devices,
             single=single,
             batch_size=self.batch_size if batch_size is None else batch_size,
-            max_length=self.passage_max_length if max_length is None else max_length,
+            max_length=self._length_for(
+                self.passage_max_length if max_length is None else max_length,
+                instruction,
+                instruction_format,
+                stacklevel=3,
+            ),
             outputs=_outputs(
                 self.return_dense if return_dense is None else return_dense,
                 self.return_sparse if return_sparse is None else return_sparse,
@@ -348,7 +356,10 @@ class BGEM3FlagModel(FlagBase):
             TypeError: If they are something else.
         """
         decode = self.tokenizer.decode
-        named = [{decode([int(key)]): weight for key, weight in row.items()} for row in as_rows(lexical_weights)]
+        named = [
+            {decode([int(key)]): weight for key, weight in row.items()}
+            for row in as_rows(lexical_weights)
+        ]
         return named[0] if len(named) == 1 else named
 
     @staticmethod
@@ -411,6 +422,8 @@ class BGEM3FlagModel(FlagBase):
         Raises:
             TypeError: If a text is not a string.
             ValueError: If something is not a pair, or the weights are not three numbers.
+            NotFiniteError: If a vector holds NaN or infinity.
+            InferenceError: If the engine fails.
         """
         return self._scores(
             sentence_pairs,
@@ -456,7 +469,7 @@ class BGEM3FlagModel(FlagBase):
             for side, length in enumerate(readable):
                 texts = [pair[side] for pair in chunk]
                 unique = list(dict.fromkeys(texts))
-                place = {text: row for row, text in enumerate(unique)}
+                row_of = {text: row for row, text in enumerate(unique)}
                 computed = self._compute(
                     unique,
                     devices,
@@ -465,8 +478,9 @@ class BGEM3FlagModel(FlagBase):
                     max_length=length,
                     truncate_dim=None,
                     show_progress_bar=False,
+                    place=partial(_pair_of, texts, unique, start, side),
                 )
-                sides.append((computed, np.array([place[text] for text in texts])))
+                sides.append((computed, np.array([row_of[text] for text in texts])))
             parts.append(_pair_scores(*sides, clip=clip_padded_colbert))
         dense, sparse, colbert = (np.concatenate(part) for part in zip(*parts, strict=True))
         scores = combine_scores(dense, sparse, colbert, weights)
@@ -529,7 +543,7 @@ class BGEM3FlagModel(FlagBase):
             weights = dictionaries[0] if single else dictionaries
         dense, colbert = found.dense, found.colbert
         if dense is not None:
-            dense = dense.astype(self.vector_dtype, copy=False)
+            dense = self._rounded(dense, np.arange(len(dense)))
         return {
             "dense_vecs": dense[0] if single and dense is not None else dense,
             "lexical_weights": weights,
@@ -550,6 +564,7 @@ class BGEM3FlagModel(FlagBase):
         truncate_dim: int | None,
         show_progress_bar: bool | None,
         by_id: bool = False,
+        place: Callable[[int], str] = "text {}".format,
     ) -> _Computed:
         model = self.bundle.manifest.model
         scale = self.normalize_embeddings
@@ -587,6 +602,7 @@ class BGEM3FlagModel(FlagBase):
             batch_size=batch_size,
             devices=devices,
             show_progress_bar=show_progress_bar,
+            place=place,
         )
         order = np.concatenate([np.empty(0, np.intp), *(rows for rows, _ in lexical)])
         return _Computed(
@@ -601,6 +617,11 @@ class BGEM3FlagModel(FlagBase):
 def _outputs(dense: bool, sparse: bool, colbert: bool) -> tuple[str, ...]:
     asked = ((SENTENCE_EMBEDDING, dense), (TOKEN_WEIGHTS, sparse), (COLBERT_VECS, colbert))
     return tuple(name for name, wanted in asked if wanted)
+
+
+def _pair_of(texts: list[str], unique: list[str], start: int, side: int, row: int) -> str:
+    """Name the first pair that has a distinct text of a chunk, which begins at ``start``."""
+    return f"sentence_pairs[{start + texts.index(unique[row])}][{side}]"
 
 
 def _pair_scores(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.arguments import list_items, type_name
 from bge_runtime.lexical import LexicalRows, LexicalWeights
+from bge_runtime.postprocess import find_not_finite
 
 if TYPE_CHECKING:
     from chromadb import SparseVector as ChromaSparseVector
@@ -54,6 +55,7 @@ def to_qdrant_multivector(vectors: Any) -> Any:
 
     Raises:
         TypeError: If they are no arrays of a vector for each token.
+        ValueError: If a number is not finite.
     """
     single = isinstance(vectors, np.ndarray) and vectors.ndim == 2
     name, wanted = "colbert_vecs", "an array or a list of arrays"
@@ -63,6 +65,11 @@ def to_qdrant_multivector(vectors: Any) -> Any:
             raise TypeError(
                 f"{name}[{index}] must be an array of shape (tokens, dim), not {type_name(row)} "
                 f"of shape {np.shape(row)}"
+            )
+        if (token := find_not_finite(row)) is not None:
+            raise ValueError(
+                f"{name}[{index}] has NaN or infinity in the vector of token {token}, and stores "
+                "take finite numbers only"
             )
     lists = [row.tolist() for row in rows]
     return lists[0] if single else lists
@@ -114,11 +121,17 @@ def _sorted_rows(
 
     Raises:
         TypeError: If they are no dictionaries.
-        ValueError: If a key is not a token id.
+        ValueError: If a key is not a token id, or a weight is not finite.
     """
     if not isinstance(weights, LexicalWeights):
         weights = LexicalWeights.from_dicts(weights)
     ends = weights.indptr
+    if (entry := find_not_finite(weights.weights)) is not None:
+        raise ValueError(
+            f"lexical_weights[{np.searchsorted(ends, entry, side='right') - 1}] has weight "
+            f"{weights.weights[entry]} for token {weights.token_ids[entry]}, and stores take "
+            "finite numbers only"
+        )
     order = np.lexsort((weights.token_ids, np.repeat(np.arange(len(weights)), np.diff(ends))))
     ids, values = weights.token_ids[order].tolist(), weights.weights[order].tolist()
     for start, end in pairwise(ends.tolist()):

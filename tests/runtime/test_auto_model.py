@@ -106,7 +106,7 @@ def test_a_given_format_wins_over_the_names(upstream, named):
         "query_instruction_format": "{} -> {}",
         "truncate_dim": 8,
         "normalize_embeddings": False,
-        "query_max_length": 9,
+        "query_max_length": 16,  # with 9 the instruction would be all that is read
     }
     here, there = named(WITH_FORMAT)
     ours = FlagAutoModel.from_finetuned(here, **options)
