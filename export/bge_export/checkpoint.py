@@ -222,21 +222,31 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
     return config
 
 
+def _other_task(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return kind and architecture of a model for another task; None for an embedder.
+
+    gte-multilingual-base lists its encoder and a head that gives weights to tokens.
+    """
+    found = None
+    for architecture in map(str, config.get("architectures") or ()):
+        kinds = [kind for end, kind in _HEADS_OF_OTHER_TASKS.items() if architecture.endswith(end)]
+        if not kinds:
+            return None
+        found = found or (kinds[0], architecture)
+    return found
+
+
 def _check_decoder(
     config: Mapping[str, Any], source: str, facts: ModelFacts | None, model_class: str
 ) -> None:
-    for architecture in config.get("architectures") or ():
-        for ending, kind in _HEADS_OF_OTHER_TASKS.items():
-            if str(architecture).endswith(ending) and not ending.endswith(
-                ("CausalLM", "HeadModel")
-            ):
-                raise ExportError(f"{source} is {kind} ({architecture}), not an embedder")
+    if (other := _other_task(config)) is not None and other[0] != "a decoder":
+        raise ExportError(f"{source} is {other[0]} ({other[1]}), not an embedder")
     if config.get("model_type") not in DECODERS:
         raise ExportError(
             f"{source} is of type {config.get('model_type')!r}, and this version exports decoders "
             f"of type {', '.join(DECODERS)} as {model_class}"
         )
-    if "auto_map" in config and facts is None:
+    if config.get("auto_map") and facts is None:
         raise ExportError(
             f"{source} brings its own model code (auto_map in its config.json), and a decoder's "
             f"graph is built as transformers' own {config['model_type']}. If that code computes "
@@ -247,18 +257,16 @@ def _check_decoder(
 def _check_architecture(
     config: Mapping[str, Any], source: str, facts: ModelFacts | None, *, trust_remote_code: bool
 ) -> None:
-    for architecture in config.get("architectures") or ():
-        for ending, kind in _HEADS_OF_OTHER_TASKS.items():
-            if str(architecture).endswith(ending):
-                raise ExportError(
-                    f"{source} is {kind} ({architecture}), not an embedder; this version exports "
-                    f"encoders of type {', '.join(ENCODERS)}"
-                )
+    if (other := _other_task(config)) is not None:
+        raise ExportError(
+            f"{source} is {other[0]} ({other[1]}), not an embedder; this version exports "
+            f"encoders of type {', '.join(ENCODERS)}"
+        )
     if config.get("is_decoder"):
         raise ExportError(f"{source} is a decoder (is_decoder in its config.json), not an encoder")
     model_type = config.get("model_type")
-    own_code = "auto_map" in config or (facts is not None and facts.trust_remote_code)
-    if model_type in ENCODERS and "auto_map" not in config:
+    own_code = config.get("auto_map") or (facts is not None and facts.trust_remote_code)
+    if model_type in ENCODERS and not config.get("auto_map"):
         return
     if not own_code:
         raise ExportError(

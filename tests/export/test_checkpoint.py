@@ -49,6 +49,22 @@ def test_other_kinds_of_models_are_refused(checkpoint: Path, changes: dict, mess
         inspect(checkpoint)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["BertForMaskedLM"]},
+        {"architectures": ["BertForPreTraining"]},
+        {"architectures": ["XLMRobertaModel", "XLMRobertaForTokenClassification"]},
+        {"architectures": ["BertForSequenceClassification", "BertModel"]},
+        {"architectures": None, "auto_map": {}},
+        {"auto_map": None},
+    ],
+)
+def test_embedders_that_say_more_of_themselves_are_accepted(checkpoint: Path, changes: dict):
+    change_config(checkpoint, **changes)
+    assert inspect(checkpoint).model_class == "encoder-only-base"
+
+
 def test_a_decoder_with_code_of_its_own_is_refused(checkpoint: Path):
     own = {
         "model_type": "mistral",

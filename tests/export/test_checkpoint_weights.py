@@ -507,8 +507,8 @@ def own_code(plain: Path, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
     def write(change: Callable[[Tensors], Tensors] = keep) -> Path:
         auto_map = {"AutoConfig": "code.OwnConfig", "AutoModel": "code.OwnModel"}
         folder = changed(
-            plain, tmp_path / "own", change, model_type="own", architectures=["OwnModel"],
-            auto_map=auto_map,
+            plain, tmp_path / "own", change, model_type="own", auto_map=auto_map,
+            architectures=["OwnModel", "OwnForTokenClassification"],
         )  # fmt: skip
         (folder / "code.py").write_text(OWN_CODE)
         return folder
@@ -516,9 +516,16 @@ def own_code(plain: Path, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
     return write
 
 
-def test_numbers_that_only_its_own_code_has_are_computed(own_code):
+def with_a_head(tensors: Tensors) -> Tensors:
+    """Name tensors as gte-multilingual-base does."""
+    encoder = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+    return encoder | {"classifier.weight": ROW[None], "classifier.bias": ROW[:1]}
+
+
+@pytest.mark.parametrize("change", [keep, with_a_head])
+def test_numbers_that_only_its_own_code_has_are_computed(own_code, change):
     # transformers 5 leaves what the memory held.
-    encoder = load(own_code(), trust_remote_code=True)
+    encoder = load(own_code(change), trust_remote_code=True)
     np.testing.assert_array_equal(encoder.scale.numpy(), np.arange(1, 49, dtype=np.float32) / 48)
 
 
