@@ -50,10 +50,16 @@ def explain_adapter(folder: Path) -> str:
     base = None
     with contextlib.suppress(BundleError, OSError):
         base = read_json(folder / ADAPTER_FILE, error=BundleError).get("base_model_name_or_path")
+    merged = folder / "merged_model"  # of FlagEmbedding's trainers
+    remedy = (
+        f"Pass {merged}, which holds the two merged"
+        if is_model(merged)
+        else "Merge the two (peft's merge_and_unload), save the model in a folder of its own and "
+        "pass that"
+    )
     return (
         f"that folder holds a LoRA adapter ({ADAPTER_FILE}), whose changes to "
-        f"{base or 'another model'} would not be in the vectors. Merge the two (peft's "
-        "merge_and_unload), save the model in a folder of its own and pass that"
+        f"{base or 'another model'} would not be in the vectors. {remedy}"
     )
 
 
