@@ -91,11 +91,10 @@ def class_of_files(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _contradicts(facts: ModelFacts, found: str, config: Mapping[str, Any]) -> bool:
-    if found in DECODER_CLASSES:
-        # Which of the two the name knows better: files differ by a token.
-        return facts.model_class not in DECODER_CLASSES
+    # Which of the two a decoder is the name knows better: files differ by a token.
+    classes = DECODER_CLASSES if found in DECODER_CLASSES else (found,)
     known = facts.shape.architecture if facts.shape else config.get("model_type")
-    return (facts.model_class, known) != (found, config.get("model_type"))
+    return facts.model_class not in classes or known != config.get("model_type")
 
 
 def _marks_responses(folder: Path) -> bool:

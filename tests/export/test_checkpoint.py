@@ -76,6 +76,7 @@ def test_a_decoder_with_code_of_its_own_is_refused(checkpoint: Path):
         with pytest.raises(ExportError, match=r"brings its own model code .* own mistral"):
             inspect(checkpoint, pooling="last_token", trust_remote_code=trust)
     # What that of a known model computes is known.
+    change_config(checkpoint, model_type="qwen2")
     known = "Alibaba-NLP/gte-Qwen2-7B-instruct"
     assert inspect(checkpoint, pooling="last_token", source=known).pooling == "last_token"
 
@@ -88,6 +89,15 @@ def test_an_adapter_is_refused(checkpoint: Path, weights: bool):
         (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ExportError, match=r"LoRA adapter.*merge_and_unload"):
         inspect(checkpoint)
+
+
+def test_a_finetune_of_flagembedding_holds_its_adapter_merged(checkpoint: Path):
+    (checkpoint / "adapter_config.json").write_text("{}")
+    shutil.copytree(checkpoint, checkpoint / "merged_model")
+    (checkpoint / "merged_model" / "adapter_config.json").unlink()
+    with pytest.raises(ExportError, match=r"LoRA adapter.* Pass .*/merged_model, which holds"):
+        inspect(checkpoint)
+    assert inspect(checkpoint / "merged_model").name == "merged_model"
 
 
 QWEN3 = "Instruct: Given a web search query, retrieve passages\nQuery:"

@@ -99,6 +99,8 @@ def test_of_an_unknown_name_the_files_tell_the_class(bundles, tmp_path, kind, na
         ("bge-base-en-v1.5", "m3", "of type 'xlm-roberta' and class encoder-only-m3, but goes by"),
         ("bge-base-en-v1.5", "icl", "class decoder-only-icl, but goes by the name of bge-base-en"),
         ("bge-en-icl", "bert", "of type 'bert' and class encoder-only-base, but goes by"),
+        ("bge-en-icl", "decoder", "of type 'gemma2' and class decoder-only-base, but goes by"),
+        ("e5-mistral-7b-instruct", "decoder", "of type 'gemma2' .* of class decoder-only-base"),
         (f"models--BAAI--bge-en-icl/snapshots/{COMMIT}", "m3", "by the name of bge-en-icl"),
         ("bge-m3/checkpoint-4", "sentence-transformers", "of class encoder-only-m3, and lacks"),
     ],
@@ -125,7 +127,10 @@ def test_a_name_that_the_files_contradict_is_an_error_or_means_nothing(
 
 def test_the_heads_of_m3_may_lie_in_a_module_of_its_own(tmp_path):
     folder = KINDS["m3"].write(tmp_path / "tuned" / "0_Transformer").parent
-    modules = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    modules = [
+        {"path": path, "type": f"sentence_transformers.models.{path[2:]}"}
+        for path in ("0_Transformer", "1_Pooling")
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     assert inspect_checkpoint(folder, source=str(folder)).model_class == "encoder-only-m3"
 
