@@ -132,8 +132,13 @@ class Bundle:
                 once = name in weights and not hash_weights
                 sha256 = (integrity.remembered_sha256 if once else integrity.file_sha256)(path)
             except FileNotFoundError:
+                what = (
+                    f"a link to {path.readlink()}, which is not there"
+                    if path.is_symlink()
+                    else "missing"
+                )
                 raise BundleIntegrityError(
-                    f"{path} is missing; {explain_renewal(self.path)}"
+                    f"{path} is {what}; {explain_renewal(self.path)}"
                 ) from None
             except OSError as error:
                 raise BundleIntegrityError(f"cannot read {path}: {error.strerror}") from error
@@ -188,7 +193,8 @@ class Reference:
             BundleError: If it cannot be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            # numpy leaves a file open that it finds damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 ends = np.cumsum(data["lengths"])[:-1]
                 tokens = data["tokens"].astype(np.int64)
                 return cls(

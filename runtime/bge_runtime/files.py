@@ -11,6 +11,8 @@ from bge_runtime.errors import BgeError
 
 _POINTER_START = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER_BYTES = 1024  # as Git LFS's specification says
+_LONGEST_NAME = 100
+_A_MODEL = "a model is a folder or a hub id such as BAAI/bge-m3"
 _KINDS: dict[type, str] = {dict: "object", list: "list"}
 
 
@@ -126,38 +128,57 @@ def local_path(name: object, *, error: type[BgeError]) -> Path:
 
     Raises:
         TypeError: If it is neither a string nor a path of text.
-        ValueError: If it is empty.
-        BgeError: If it is there and cannot be read, or names a user without a home, or is
-            not UTF-8, which engines and tokenizers need.
+        BgeError: If it is empty; if it is there and cannot be read; if it names a user without
+            a home; or if it is not UTF-8, which engines and tokenizers need.
     """
     given = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(given, str):
-        raise TypeError(
-            f"a model is a folder or a hub id such as BAAI/bge-m3, and was given as {name!r}"
-        )
+        raise TypeError(f"{_A_MODEL}, and was given as {name!r}")
     if not given:
-        raise ValueError("a model is a folder or a hub id such as BAAI/bge-m3, and was given as ''")
-    try:
-        path = Path(given).expanduser()
-    except RuntimeError as cause:
-        user = Path(given).parts[0]
-        raise error(f"{given} names no folder: {user} has no home folder here") from cause
+        raise error(f"{_A_MODEL}, and was given as ''")
+    path = expand_user(given, error=error)
     try:
         path = path.absolute()
     except OSError as cause:  # the current folder has been deleted
         raise error(f"cannot look at {given!r}: the current folder is not there") from cause
+    check_utf8(path, error=error)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in it
+        return path
+    except OSError as cause:
+        raise error(f"cannot look at {_shortened(given)}: {cause.strerror}") from cause
+    if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+        raise error(f"cannot read {path}: this user has no permission to")
+    return path
+
+
+def check_utf8(path: Path, *, error: type[BgeError]) -> None:
+    """Check that engines and tokenizers can open a path: they take it as UTF-8.
+
+    Raises:
+        BgeError: If it is not, of the type ``error``.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as cause:
         raise error(
             f"the path {str(path)!r} is not UTF-8, and no engine opens it; rename the folder"
         ) from cause
+
+
+def expand_user(given: str | Path, *, error: type[BgeError]) -> Path:
+    """Put a user's home folder in the place of ``~`` or ``~USER``.
+
+    Raises:
+        BgeError: If that user has none, of the type ``error``.
+    """
     try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in it
-        return path
-    except OSError as cause:
-        raise error(f"cannot look at {path}: {cause.strerror}") from cause
-    if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
-        raise error(f"cannot read {path}: this user has no permission to")
-    return path
+        return Path(given).expanduser()
+    except RuntimeError as cause:
+        user = Path(given).parts[0]
+        raise error(f"there is no {given}: {user} has no home folder on this machine") from cause
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from bge_runtime.errors import (
     PrecisionError,
 )
 from tests.runtime.support import TEXTS, assert_same, edit_manifest, replace_file
+from tests.runtime.test_files import DEEP, POINTER
 
 GRAPH = "onnx/model_cpu_fp32.onnx"
 WEIGHTS = "onnx/model.onnx_data"
@@ -75,6 +79,77 @@ def test_a_folder_in_place_of_a_file_is_an_integrity_error(bundle_copy):
         FlagModel(str(bundle_copy))
 
 
+@pytest.mark.parametrize("name", [GRAPH, WEIGHTS, "tokenizer.json", "parity.npz", "bge.json"])
+def test_a_git_lfs_pointer_in_place_of_a_file_is_told(bundle_copy, name):
+    # As a clone of a repository leaves it where Git LFS is not installed.
+    (bundle_copy / name).write_text(POINTER)
+    with pytest.raises(BundleError, match=rf"{name} is a Git LFS pointer .*`git lfs pull`"):
+        FlagModel(str(bundle_copy))
+
+
+# -- Links --------------------------------------------------------------------------------
+
+
+def link_weights(bundle, blobs):
+    """Keep the weights elsewhere."""
+    shutil.move(bundle / WEIGHTS, blobs / "weights")
+    (bundle / WEIGHTS).symlink_to(blobs / "weights")
+
+
+def link_all_files(bundle, blobs):
+    """Keep every file under another name elsewhere, as the hub's cache does."""
+    for number, path in enumerate(sorted(p for p in bundle.rglob("*") if p.is_file())):
+        shutil.move(path, blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+
+
+def link_folder(bundle, blobs):
+    shutil.move(bundle / "onnx", blobs / "onnx")
+    (bundle / "onnx").symlink_to(blobs / "onnx")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("link", [link_weights, link_all_files, link_folder])
+def test_files_that_are_links_out_of_the_bundle_are_opened(
+    bundle_copy, tmp_path, model, engine, link
+):
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    link(bundle_copy, blobs)
+    before = sorted(blobs.rglob("*"))
+    linked = FlagModel(str(bundle_copy), engine=engine, use_fp16=False)
+    tolerance = 0 if engine == "onnxruntime" else 1e-5
+    assert_same(linked.encode(TEXTS), model.encode(TEXTS), tolerance=tolerance)
+    assert sorted(blobs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_weights_that_are_linked_to_where_no_link_can_be_made_are_told(
+    bundle_copy, tmp_path, monkeypatch, engine
+):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    link_weights(bundle_copy, blobs)
+    for place, name in ((tempfile, "mkdtemp"), (os, "link")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, refuse)
+            with pytest.raises(BundleError) as caught:
+                FlagModel(str(bundle_copy), engine=engine, use_fp16=False)
+        assert f"model.onnx_data is a link to {blobs / 'weights'}" in str(caught.value)
+        assert "(Read-only file system). Copy the bundle with what its links" in str(caught.value)
+        assert [path.name for path in blobs.iterdir()] == ["weights"]
+
+
+def test_a_link_to_nothing_is_told(bundle_copy):
+    (bundle_copy / WEIGHTS).unlink()
+    (bundle_copy / WEIGHTS).symlink_to("gone")
+    with pytest.raises(BundleIntegrityError, match=r"a link to gone, which is not there; copy"):
+        FlagModel(str(bundle_copy))
+
+
 def test_a_newer_format_says_how_to_update(bundle_copy):
     edit_manifest(bundle_copy, lambda data: data.update(format_version=2))
     with pytest.raises(BundleVersionError, match=r"format version 2.*pip install -U bge-runtime"):
@@ -94,6 +169,7 @@ def test_keys_of_a_later_minor_version_are_ignored(bundle_copy, model):
     [
         ("", "is not valid JSON"),
         ("{", "is not valid JSON"),
+        (DEEP, "is nested too deeply to be read as JSON"),
         ("[]", "is not a bundle manifest"),
         ("null", "is not a bundle manifest"),
         ("{}", "is not a bundle manifest"),
@@ -305,7 +381,7 @@ def test_a_damaged_note_of_a_hash_is_ignored(bundle_copy, hashed, own_cache):
     Bundle.open(bundle_copy)
     notes = list(own_cache.rglob("*.json"))
     assert len(notes) == 1
-    for content in ("", "[]", "{}", "null", '{"identity": 1}', "\udcff"):
+    for content in ("", "[]", "{}", "null", '{"identity": 1}', "\udcff", DEEP):
         hashed.clear()
         notes[0].write_bytes(content.encode("utf-8", "surrogateescape"))
         Bundle.open(bundle_copy)
@@ -332,8 +408,9 @@ def test_the_bundle_holds_pytorchs_vectors_of_its_own_texts(model):
     assert all(map(np.array_equal, ids, reference.token_ids))
 
 
-def test_a_damaged_reference_is_a_bundle_error(bundle_copy):
-    replace_file(bundle_copy, "parity.npz", b"no archive")
+@pytest.mark.parametrize("content", [b"no archive", b"", b"PK\x03\x04", b"\x93NUMPY"])
+def test_a_damaged_reference_is_a_bundle_error(bundle_copy, content):
+    replace_file(bundle_copy, "parity.npz", content)
     with pytest.raises(BundleError, match=r"cannot read .*parity.npz"):
         Bundle.open(bundle_copy).reference()
 

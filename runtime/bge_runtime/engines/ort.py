@@ -24,6 +24,7 @@ from bge_runtime.engines.base import (
     graph_inputs,
     inference_error,
 )
+from bge_runtime.engines.linked_files import graph_beside_weights
 from bge_runtime.engines.ort_providers import CPU, INSTALL_GPU, Provider
 from bge_runtime.errors import (
     BundleError,
@@ -173,8 +174,9 @@ class OrtEngine:
         options.log_severity_level = 4
         path: Path = self._bundle.path / self._graph.file
         try:
-            return ort_providers.open_session(self._ort, path, options, providers)
-        except ProviderError:
+            with graph_beside_weights(self._bundle, self._graph, follows_graph=True) as file:
+                return ort_providers.open_session(self._ort, file, options, providers)
+        except (BundleError, ProviderError):
             raise
         except Exception as error:  # one unrelated class for each status code
             raise BundleError(

@@ -24,6 +24,7 @@ from bge_runtime.engines.base import (
     graph_inputs,
     inference_error,
 )
+from bge_runtime.engines.linked_files import graph_beside_weights
 from bge_runtime.errors import (
     BundleError,
     DeviceError,
@@ -193,10 +194,8 @@ class OpenVinoEngine:
         if graph.quantization_block is not None:
             # By itself it rounds 32 channels together, and spends a sixth more time on it.
             self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(graph.quantization_block)
+        self._bundle, self._graph = bundle, graph
         self._path = bundle.path / graph.file
-        # Two graphs of OpenVINO's own may share a file of weights; ONNX says itself where they are.
-        own = self._path.suffix == ".xml"
-        self._weights = bundle.path / graph.weights if own else None
         self._device = device
         self._widening = threading.Lock()
         self._model = self._compile(frozenset(outputs))
@@ -224,11 +223,13 @@ class OpenVinoEngine:
         ov = self.load()
         try:
             core = ov.Core()
-            model = core.read_model(self._path, *filter(None, [self._weights]))
+            model = self._read(core)
             for result in model.get_results():
                 if not outputs & result.output(0).get_names():
                     model.remove_result(result)
             compiled = core.compile_model(model, self._device, self._settings)
+        except BundleError:
+            raise
         except Exception as error:  # OpenVINO raises RuntimeError and its kin for everything
             raise BundleError(
                 f"OpenVINO {ov.__version__} cannot open {self._path}: {error}"
@@ -244,6 +245,13 @@ class OpenVinoEngine:
             )
         names = [value.any_name for value in compiled.inputs]
         return _Model(compiled=compiled, outputs=outputs, inputs=names)
+
+    def _read(self, core: Any) -> Any:
+        # Two graphs of OpenVINO's own may share a file of weights; ONNX says itself where they are.
+        if self._path.suffix == ".xml":
+            return core.read_model(self._path, self._bundle.path / self._graph.weights)
+        with graph_beside_weights(self._bundle, self._graph, follows_graph=False) as file:
+            return core.read_model(file)
 
     def _heads(self, name: str) -> tuple[int, int]:
         shape = self._model.compiled.input(name).get_partial_shape()

@@ -1,0 +1,60 @@
+"""Bundles whose files are links, as the hub's cache keeps them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bge_runtime.bundle import Bundle
+from bge_runtime.errors import BundleError
+from bge_runtime.manifest import Graph
+
+
+@contextmanager
+def graph_beside_weights(bundle: Bundle, graph: Graph, *, follows_graph: bool) -> Iterator[Path]:
+    """Return the path of an ONNX graph whose weights an engine agrees to read, while it opens.
+
+    Engines refuse weights that a link leads out of the graph's folder to, as a graph of somebody
+    else might lead to any file. The manifest's hashes settle that here. For the time of opening,
+    the weights get a second name beside a copy of the graph, which takes no space.
+
+    Args:
+        bundle: The bundle.
+        graph: One of its ONNX graphs.
+        follows_graph: Whether the engine also agrees to weights in the folder that the graph
+            itself is linked to, as ONNX Runtime does.
+
+    Raises:
+        BundleError: If weights are linked, and that cannot be done where they are.
+    """
+    path, weights = bundle.path / graph.file, bundle.path / graph.weights
+    real = weights.resolve()
+    allowed = [path.parent.resolve(), *([path.resolve().parent] if follows_graph else [])]
+    if any(real.is_relative_to(folder) for folder in allowed):
+        yield path
+        return
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".bge-runtime-", dir=real.parent))
+    except OSError as error:
+        raise _cannot_link(weights, real, error) from error
+    try:
+        try:
+            os.link(real, folder / weights.name)
+            shutil.copyfile(path, folder / path.name)
+        except OSError as error:
+            raise _cannot_link(weights, real, error) from error
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_link(weights: Path, real: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"{weights} is a link to {real}, out of the bundle, which engines do not follow, and no "
+        f"hard link can be made there ({error.strerror}). Copy the bundle with what its links "
+        "lead to (`cp -rL`, or `hf download` with --local-dir)"
+    )
