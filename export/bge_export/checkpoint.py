@@ -42,6 +42,12 @@ _HEADS_OF_OTHER_TASKS = {
     "ForConditionalGeneration": "a generator",
 }
 
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model"),
+    *("spiece.model", "spm.model"),
+)
+"""Any of these makes a fast tokenizer; the first one that is there is read."""
+
 _TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}
 """Types of tensors in a safetensors file whose weights are not quantised, and their sizes."""
 
@@ -102,7 +108,7 @@ def find_checkpoint(
     folder = local_path(source, error=ExportError)
     if folder.exists():
         if revision is not None:
-            raise ExportError(f"--revision is for hub ids, and {source} is a local path")
+            raise ExportError(f"revision={revision!r} is for hub ids, and {source} is a local path")
         return folder, None
     if not is_hub_id(source):
         facts = find_model(source)
@@ -276,7 +282,7 @@ def _check_architecture(
     if not trust_remote_code:
         raise ExportError(
             f"{source} brings its own model code (type {model_type!r}), which an export runs on "
-            "this machine. Read it, and pass --trust-remote-code if you trust it"
+            "this machine. Read it, and pass trust_remote_code=True if you trust it"
         )
 
 
@@ -293,7 +299,8 @@ def _pooling(
         return default or facts.pooling  # type: ignore[union-attr]
     raise ExportError(
         f"nothing says how {source} pools: it has no 1_Pooling folder and its name is not a "
-        "known model's. Pass --pooling cls (as BGE is trained) or --pooling mean"
+        "known model's. Pass pooling_method='cls' (as BGE is trained) or "
+        "pooling_method='mean'"
     )
 
 
@@ -315,9 +322,34 @@ def _check_heads(folder: Path, source: str) -> tuple[str, ...]:
         raise ExportError(
             f"{source} is of class {ENCODER_ONLY_M3} and lacks {' and '.join(missing)}, without "
             "which its lexical weights and ColBERT vectors would be random. Add the files, or "
-            f"pass --model-class {ENCODER_ONLY_BASE} for its dense vectors alone"
+            "open it with FlagModel for its dense vectors alone"
         )
+    for name in HEAD_FILES:
+        check_not_pointer(folder / name, error=ExportError)
     return HEAD_FILES
+
+
+def check_tokenizer_files(folder: Path, source: str) -> None:
+    """Check the files that a tokenizer is made of, as far as that takes no tokenizer.
+
+    Raises:
+        ExportError: If there are none, or one is damaged.
+    """
+    there = [name for name in _TOKENIZER_FILES if (folder / name).exists()]
+    for name in there[:1] or _TOKENIZER_FILES:
+        _check_not_dangling(folder / name)
+    settings = folder / "tokenizer_config.json"
+    own_code = settings.is_file() and "auto_map" in read_json(settings, error=ExportError)
+    if not there and not own_code:
+        raise ExportError(
+            f"{source} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in {folder}. "
+            "Download it whole, or copy the tokenizer's files from the model that it was trained "
+            "from"
+        )
+    for name in (*there[:1], "special_tokens_map.json", "added_tokens.json"):
+        check_not_pointer(folder / name, error=ExportError)
+        if name.endswith(".json") and (folder / name).is_file():
+            read_json(folder / name, error=ExportError)
 
 
 def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
@@ -337,16 +369,14 @@ def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
         names = [pickled.name]
     else:
         for path in (single, pickled):
-            if path.is_symlink():
-                raise ExportError(_dangling(path))
+            _check_not_dangling(path)
         raise ExportError(
             f"{source} has no weights: neither model.safetensors nor pytorch_model.bin is in "
             f"{folder}. Download it whole"
         )
     for name in names:
         path = folder / name
-        if path.is_symlink() and not path.exists():
-            raise ExportError(_dangling(path))
+        _check_not_dangling(path)
         if not path.is_file():
             raise ExportError(f"{path}, which the index names, is missing; download it again")
         check_not_pointer(path, error=ExportError)
@@ -360,8 +390,16 @@ def _check_weights(folder: Path, source: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _dangling(path: Path) -> str:
-    return f"{path} is a link to {path.readlink()}, which is not there; download it again"
+def _check_not_dangling(path: Path) -> None:
+    """Check that a file is not a link to something that is not there.
+
+    Raises:
+        ExportError: If it is.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ExportError(
+            f"{path} is a link to {path.readlink()}, which is not there; download it again"
+        )
 
 
 def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from tqdm import tqdm
 
-from bge_export.checkpoint import find_checkpoint, inspect_checkpoint
+from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
 from bge_export.output import check_output
 from bge_export.publishing import check_target, push
 
@@ -28,9 +28,11 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.command_line import command_line
 from bge_runtime.engines.trt import TensorRtEngine
 from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.files import check_utf8, expand_user, local_path
 from bge_runtime.parity import Parity
 from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
 from bge_runtime.resolving import WARNING_START
+from bge_runtime.shell_options import in_options
 from bge_runtime.table import format_table
 
 if TYPE_CHECKING:
@@ -141,7 +143,10 @@ def main(
             raise click.UsageError(message)
     try:
         _check_targets(model, model_class, targets, precisions)
-        output = (output or _default_output(model, random_weights=random_weights)).expanduser()
+        output = expand_user(
+            output or _default_output(model, random_weights=random_weights), error=ExportError
+        )
+        check_utf8(output.absolute(), error=ExportError)
         check_output(output, force=force)
         if repo is not None:
             check_target(repo)
@@ -185,6 +190,7 @@ def main(
                 trust_remote_code=trust_remote_code,
             )
             step(f"{checkpoint.name}: {checkpoint.model_class}, {checkpoint.pooling} pooling")
+            check_tokenizer_files(checkpoint.folder, model)
             rows = _export(
                 checkpoint,
                 output,
@@ -202,7 +208,7 @@ def main(
                 step(f"uploading to {repo}")
                 address = push(output, repo, private=private)
     except BgeError as error:
-        click.echo(f"bge-export: {error}", err=True)
+        click.echo(f"bge-export: {in_options(str(error))}", err=True)
         sys.exit(1)
     if as_json:
         document = {"bundle": str(output.absolute()), "rows": [asdict(row) for row in rows]}
@@ -303,7 +309,7 @@ def build_engines(output: Path) -> None:
 
 
 def _default_output(model: str, *, random_weights: bool) -> Path:
-    name = Path(model).resolve().name
+    name = local_path(model, error=ExportError).resolve().name
     if random_weights:
         return Path(f"{name}-random")
     # Never the checkpoint's own folder, for someone who stands beside it.

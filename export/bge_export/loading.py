@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,9 @@ def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
                 weights_only=True,
             )
     except Exception as error:  # what a configuration asks for fails anywhere, in any way
+        for name in checkpoint.weight_files:
+            if name not in HEAD_FILES and not name.endswith(".safetensors"):
+                _load_pickle(checkpoint.folder / name)
         raise ExportError(
             f"transformers cannot load {checkpoint.source}: {type(error).__name__}: "
             f"{first_lines(error)}"
@@ -75,14 +78,13 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
         if name not in checkpoint.weight_files:
             continue
         path = checkpoint.folder / name
+        state = _load_pickle(path)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
             weight, bias = state["weight"].float(), state["bias"].float()
-        except (
-            OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-            EOFError, pickle.UnpicklingError,
-        ) as error:  # fmt: skip
-            raise ExportError(f"cannot read {path}: {first_lines(error)}") from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ExportError(
+                f"cannot read {path}: it does not hold the weight and bias of one layer"
+            ) from error
         if others := sorted(map(str, set(state) - {"weight", "bias"})):
             raise ExportError(
                 f"{path} holds {', '.join(others[:3])} besides the weight and bias of one layer, "
@@ -103,6 +105,24 @@ def load_heads(checkpoint: Checkpoint, *, width: int) -> dict[str, torch.nn.Line
         heads[kind].load_state_dict({"weight": weight, "bias": bias})
         heads[kind].requires_grad_(requires_grad=False)
     return heads
+
+
+def _load_pickle(path: Path) -> Any:
+    """Load pickled tensors, and nothing else that a pickle may hold.
+
+    Raises:
+        ExportError: If the file is damaged, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch, zipfile and pickle each have their own, with other advice
+        raise ExportError(
+            f"cannot read {path}: it is damaged, or a pickle that holds more than tensors and may "
+            "run code, which an export never does. Download it again; or, where you trust it, load "
+            "it there and save the tensors with safetensors (as save_pretrained does)"
+        ) from error
 
 
 def max_length(encoder: torch.nn.Module) -> int:

@@ -97,6 +97,8 @@ _TRANSFORMER: dict[str, Any] = {
     "query_expansion": _only(),
 }
 
+_OVERRULE = "pooling_method='cls' or pooling_method='mean'"
+
 _POOLING_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -174,7 +176,7 @@ class SentenceTransformersFolder:
             raise ExportError(
                 f"the pooling of {self.transformer} is for vectors of {self.dim} components, and "
                 f"its model's hidden_size is {width}: one of them is another model's. Correct it, "
-                "or pass --pooling to override the folder's"
+                f"or pass {_OVERRULE} to override the folder's"
             )
 
 
@@ -346,7 +348,7 @@ def _read_transformer(folder: Path) -> dict[str, Any]:
 
 def _read_pooling(path: Path) -> tuple[str | None, int | None]:
     """Read pooling method and number of components; None for what is not said."""
-    overrule = ". Pass --pooling to override it"
+    overrule = f". Pass {_OVERRULE} to override it"
     config = _read_settings(path, _POOLING, remedy=overrule)
     if config is None:
         return None, None

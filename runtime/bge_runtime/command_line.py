@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from bge_runtime.errors import BgeError
+from bge_runtime.shell_options import in_options
 
 _ENDING_SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 """Signals that end a process. SIGQUIT is left alone: it is for one that does not end otherwise."""
@@ -45,6 +46,9 @@ def command_line(name: str) -> Iterator[None]:
         _reserve_standard_descriptors()
         if sys.stderr is sys.__stderr__:  # None, too, if it is closed
             stack.enter_context(redirect_stderr(_open_stderr()))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A path may hold what the encoding of a terminal or a log has no character for.
+            sys.stdout.reconfigure(errors="backslashreplace")
         stack.enter_context(_exit_on_signals())
         try:
             yield
@@ -53,7 +57,7 @@ def command_line(name: str) -> Iterator[None]:
         except BrokenPipeError:
             status = _BROKEN_PIPE_STATUS
         except (BgeError, OSError) as error:
-            click.echo(f"{name}: {error}", err=True)
+            click.echo(f"{name}: {in_options(str(error))}", err=True)
             status = 1
         else:
             return

@@ -32,6 +32,7 @@ from bge_runtime.manifest import Variant
 from bge_runtime.parity import TOLERANCES, Parity
 from bge_runtime.proving import measure
 from bge_runtime.resolving import find_bundle
+from bge_runtime.shell_options import in_options
 from bge_runtime.table import format_table
 from bge_runtime.tokenization import TextTokenizer
 from bge_runtime.versions import installed_versions, owners
@@ -274,7 +275,7 @@ def _verify(model: str) -> bool:
         measuring = verify(bundle, reference)
         checks = list(tqdm(measuring, total=count, desc="measuring", unit="variant", disable=None))
     except BgeError as error:
-        click.echo(f"FAIL: {error}")
+        click.echo(f"FAIL: {in_options(str(error))}")
         return False
     rows: list[tuple[str, ...]] = [
         ("variant", "in force", "cosine at export", "here", "error/distance", "verdict")

@@ -70,7 +70,8 @@ class FlagModel(FlagDense):
             truncate_dim: Components to keep, before normalisation.
             engine: ``"auto"``, or the name of an engine.
             precision: Name of a precision; wins over ``use_fp16`` and ``use_bf16``.
-            threads: Threads to compute with. None means all that the process may use.
+            threads: Threads to compute with. None means all that the process may use, or
+                ``OMP_NUM_THREADS`` if that is fewer.
             revision: Branch, tag or commit on the hub.
             cuda_graphs: On a GPU with ONNX Runtime, run single texts of up to 64 tokens as CUDA
                 graphs: for answering queries one by one. That takes weights and working memory

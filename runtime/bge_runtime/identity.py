@@ -113,14 +113,10 @@ def _contradiction(
         return (
             f"{source} goes by the name of {facts.name}, of class {ENCODER_ONLY_M3}, and lacks "
             f"{' and '.join(missing)}, without which its lexical weights and ColBERT vectors would "
-            f"be random. Add the files, or pass {_how_to_say(found)}, for dense vectors alone"
+            f"be random. Add the files, or pass model_class={found!r}, for dense vectors alone"
         )
     return (
         f"{source} holds a model of type {config.get('model_type')!r} and class {found}, but goes "
         f"by the name of {facts.name}, of class {facts.model_class}. Rename the folder, or pass "
-        f"{_how_to_say(found)}"
+        f"model_class={found!r}"
     )
-
-
-def _how_to_say(model_class: str) -> str:
-    return f"model_class={model_class!r}, or --model-class {model_class} of bge-export"

@@ -288,7 +288,7 @@ MODELS: dict[str, ModelFacts] = {
 """Every model that ``FlagAutoModel`` maps, by name without owner."""
 
 
-def find_model(model_name_or_path: str) -> ModelFacts | None:
+def find_model(model_name_or_path: object) -> ModelFacts | None:
     """Look a model up by its id or path.
 
     As in FlagEmbedding the last part of it counts, or the one before ``checkpoint-*``, as Hugging
@@ -298,11 +298,13 @@ def find_model(model_name_or_path: str) -> ModelFacts | None:
     Returns:
         The facts, or None for a name that the table does not hold.
     """
+    if not isinstance(model_name_or_path, str | PurePath):
+        return None  # which opening it refuses
     found = (MODELS.get(name) for name in names_of(model_name_or_path))
     return next((facts for facts in found if facts is not None), None)
 
 
-def names_of(model_name_or_path: str) -> list[str]:
+def names_of(model_name_or_path: str | PurePath) -> list[str]:
     """List the names that a model goes by, the most telling one first.
 
     The hub's cache calls a snapshot by its commit, and the model by a folder above it:

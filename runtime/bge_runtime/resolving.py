@@ -8,12 +8,13 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,15 @@ from tqdm import tqdm
 
 from bge_runtime import cache, integrity
 from bge_runtime.bundle import Bundle
-from bge_runtime.errors import BgeError, ExportError, HubError, ModelNotFoundError
-from bge_runtime.files import local_path, read_json
+from bge_runtime.errors import BgeError, BundleError, ExportError, HubError, ModelNotFoundError
+from bge_runtime.files import expand_user, local_path, read_json
 from bge_runtime.folders import explain_no_model, is_model
 from bge_runtime.hub import find_snapshot, hub_id_in, is_hub_id
 from bge_runtime.identity import Identity, identify
 from bge_runtime.manifest import FILE_NAME, FORMAT_VERSION
 from bge_runtime.on_demand import Use, graphs_for
 from bge_runtime.registry import ENCODER_ONLY_BASE, find_model
+from bge_runtime.shell_options import FOR_PYTHON
 from bge_runtime.terminal import on_terminal
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ _TERMINATION_S = 20
 
 WARNING_START = "bge-export: warning: "
 """What begins a line of an export that is passed on to whoever opens the model."""
+
+_ERROR = "bge-export: "
+_EXPORT_OPTION = re.compile(r"(?<![\w-])(--(?:target|precision))\b")
+"""Options of the exporter that a caller has none for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,7 @@ def find_bundle(
         EngineError: If no export brings a graph that runs as asked, or runs so on this machine.
         ExportError: If the export fails, or would: the checkpoint's name means another kind of
             model than it is, or nothing says how it pools.
+        TypeError: If ``model`` is neither a string nor a path.
         ValueError: If a revision is given for a folder.
     """
     options = options or ExportOptions()
@@ -131,7 +138,7 @@ def find_bundle(
         options = replace(options, model_class=model_class)
     missing = [package for package in _EXPORT_NEEDS if importlib.util.find_spec(package) is None]
     if missing or not export:
-        reason = "that is a checkpoint, of which no bundle is in the cache"
+        reason = "that is a checkpoint, of which no whole bundle is in the cache"
         if missing and export:
             reason += f", and {missing[0]} is not installed to make one"
         local = Path(place.source).name
@@ -212,8 +219,9 @@ def _check_pooling(name: str, folder: Path, found: Identity, options: ExportOpti
     if not settled and not (module / "config.json").is_file():
         raise ExportError(
             f"nothing says how {name} pools: it has no 1_Pooling folder, and its name is not a "
-            "known model's. Pass pooling_method='cls' (as BGE is trained) or 'mean'; or pass the "
-            f"folder that `bge-export {shlex.quote(name)} --pooling cls` writes"
+            "known model's. Pass pooling_method='cls' (as BGE is trained) or "
+            "pooling_method='mean'; or pass the folder that "
+            f"`bge-export {shlex.quote(name)} --pooling cls` writes"
         )
 
 
@@ -248,7 +256,7 @@ def _content(folder: Path) -> str:
         if path.is_file()
     )
     try:
-        hashes = [(str(path.relative_to(folder)), integrity.remembered_sha256(path))
+        hashes = [(os.path.relpath(path, folder), integrity.remembered_sha256(path))
                   for path in files]  # fmt: skip
     except OSError as error:
         raise ModelNotFoundError(f"cannot read the checkpoint {folder}: {error}") from error
@@ -266,17 +274,37 @@ def _entry(
 
     made_of = [content, model_class, pooling, __version__, FORMAT_VERSION, *graphs]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    return cache.cache_folder() / "bundles" / f"{name}-{key}"
+    try:
+        return cache.cache_folder() / "bundles" / f"{name}-{key}"
+    except OSError as error:
+        raise ExportError(f"{name} is a checkpoint, and {error}") from error
 
 
 def _made_before(entry: Callable[[str | None], Path], pooling: str | None) -> Path | None:
     for asked in dict.fromkeys((None, pooling)):
-        made = entry(asked)
-        if (made / FILE_NAME).is_file():
-            own = Bundle.at(made).manifest.model.pooling
+        if (made := _whole_bundle(entry(asked))) is not None:
+            own = made.manifest.model.pooling
             if pooling in (None, own):
-                return made
+                return made.path
     return None
+
+
+def _whole_bundle(entry: Path) -> Bundle | None:
+    """Open a bundle of the cache; None if it is not there, or damaged, and has to be made.
+
+    Whether it has changed is found when it is opened for use.
+    """
+    try:
+        bundle = Bundle.at(entry)
+        for name, file in bundle.manifest.files.items():
+            if (entry / name).stat().st_size != file.size_bytes:
+                raise BundleError(f"{entry / name} is cut short")
+    except ModelNotFoundError:
+        return None
+    except (BgeError, OSError) as error:
+        logger.warning("the cache's bundle %s is damaged, and passed over: %s", entry, error)
+        return None
+    return bundle
 
 
 def _export(
@@ -288,22 +316,22 @@ def _export(
 ) -> Path:
     source = place.source
     with _only_here(entry):
-        if (entry / FILE_NAME).is_file():  # by whoever held the lock
+        if _whole_bundle(entry) is not None:  # by whoever held the lock
             return entry
         # What an exporter that was killed has left; nobody else is at it now.
         for leftover in (entry, *entry.parent.glob(f".{entry.name}.partial-*")):
             shutil.rmtree(leftover, ignore_errors=True)
         command = _command(source, entry, place.revision, options, graphs)
         logger.warning("no bundle of %s in the cache; exporting it once, to %s", source, entry)
-        environment = dict(os.environ)
+        environment = {**os.environ, FOR_PYTHON: "1"}
         if cache_dir is not None:
-            environment["HF_HUB_CACHE"] = str(Path(cache_dir).expanduser().absolute())
+            folder = expand_user(cache_dir, error=ExportError)
+            environment["HF_HUB_CACHE"] = str(folder.absolute())
         status, words = _run([sys.executable, "-m", "bge_export.cli", *command], environment)
         if not (entry / FILE_NAME).is_file():
             raise ExportError(
-                f"{source} could not be exported (exit status {status}). Its last words:\n"
-                + "\n".join(f"    {line}" for line in words)
-                + f"\nTo try it by hand:\n    {shlex.join(['bge-export', *command])}"
+                f"{source} could not be exported{_told(words, status)}\nTo try it by hand:\n"
+                f"    {shlex.join(['bge-export', *command])}"
             )
     return entry
 
@@ -321,7 +349,7 @@ def _only_here(entry: Path) -> Iterator[None]:
         except Timeout:
             logger.warning("another process is exporting %s; waiting for it", entry.name)
             lock.acquire()  # freed by the system if that process dies
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter, where files cannot be locked
         raise ExportError(
             f"cannot write to the cache {entry.parent}: {error}. Set XDG_CACHE_HOME to a folder "
             "that can be written, or export the model by hand and pass its folder"
@@ -374,6 +402,16 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str
                 process.kill()  # if it has not ended by then, or at a second interrupt
                 process.wait()
             raise
+
+
+def _told(words: Sequence[str], status: int) -> str:
+    """Return what an exporter's last words come to: its error, or all of them if it has none."""
+    for index, line in enumerate(words):
+        if line.startswith(_ERROR) and not line.startswith(WARNING_START):
+            message = "\n".join(words[index:]).removeprefix(_ERROR)
+            return ": " + _EXPORT_OPTION.sub(r"bge-export's \1", message)
+    listed = "\n".join(f"    {line}" for line in words)
+    return f" (exit status {status}). Its last words:\n{listed}"
 
 
 def _command(

@@ -40,7 +40,7 @@ def change_config(folder: Path, **values) -> None:
         ),
         ({"architectures": ["CLIPModel"], "model_type": "clip"}, "type 'clip'"),
         ({"is_decoder": True}, "is a decoder"),
-        ({"auto_map": {"AutoModel": "code.Model"}, "model_type": "new"}, "--trust-remote-code"),
+        ({"auto_map": {"AutoModel": "code.Model"}, "model_type": "new"}, "trust_remote_code=True"),
     ],
 )
 def test_other_kinds_of_models_are_refused(checkpoint: Path, changes: dict, message: str):
@@ -232,7 +232,7 @@ def test_other_pooling_is_refused(checkpoint: Path, config: dict):
 
 
 def test_unknown_pooling_is_not_guessed(checkpoint: Path):
-    with pytest.raises(ExportError, match="Pass --pooling"):
+    with pytest.raises(ExportError, match="Pass pooling_method="):
         inspect(checkpoint, pooling=None)
 
 

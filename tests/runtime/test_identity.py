@@ -78,7 +78,7 @@ def test_a_published_model_is_known_wherever_it_lies(bundles, tmp_path, monkeypa
 def test_of_an_unknown_name_the_files_tell_the_class(bundles, tmp_path, kind, name):
     folder = kind.write(tmp_path / name)
     if kind is KINDS["bert"]:  # nothing says how it pools
-        with pytest.raises(ExportError, match="--pooling cls"):
+        with pytest.raises(ExportError, match="pooling_method='cls'"):
             inspect_checkpoint(folder, source=str(folder))
         with pytest.raises(ExportError, match="pooling_method='cls'"):
             FlagAutoModel.from_finetuned(str(folder))
@@ -116,7 +116,7 @@ def test_a_name_that_the_files_contradict_is_an_error_or_means_nothing(
     ):
         with pytest.raises(ExportError, match=message) as caught:
             ask()
-        assert f"--model-class {kind.model_class}" in str(caught.value)
+        assert f"model_class='{kind.model_class}'" in str(caught.value)
     # Who says which class it is has the model, and nothing that goes with the name.
     found = inspect_checkpoint(tmp_path / name, source=folder, model_class=kind.model_class)
     assert found.query_instruction in (None, "query: ")

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel, resolving
-from bge_runtime.errors import ExportError, ModelNotFoundError
+from bge_runtime import BGEM3FlagModel, Bundle, FlagAutoModel, FlagModel, resolving
+from bge_runtime.errors import BundleIntegrityError, ExportError, ModelNotFoundError
 from bge_runtime.resolving import ExportOptions, find_bundle
 from tests.conftest import export, write_tiny_bert
 from tests.hub import BARE, LocalHub, local_hub
@@ -330,6 +330,75 @@ def test_what_a_killed_exporter_left_is_not_used_and_goes(checkpoint, exports, o
     assert find_bundle(checkpoint) == entry
     assert (entry / "bge.json").is_file()
     assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bge.json", ""),
+        ("bge.json", '{"format": "bge-runtime bundle", "format_ver'),
+        ("bge.json", "[" * 200_000),
+        ("bge.json", None),
+        ("tokenizer.json", "{"),
+        ("onnx/model.onnx_data", None),
+        ("1_Pooling/config.json", None),
+    ],
+)
+def test_a_damaged_bundle_of_the_cache_is_made_again(checkpoint, exports, own_cache, name, content):
+    entry = find_bundle(checkpoint)
+    path = entry / name
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    assert find_bundle(checkpoint) == entry
+    assert len(exports) == 2
+    Bundle.open(entry)
+
+
+def test_a_changed_bundle_of_the_cache_says_that_it_can_go(checkpoint, exports, own_cache):
+    entry = find_bundle(checkpoint)
+    graph = next((entry / "onnx").glob("*.onnx"))
+    graph.write_bytes(bytes(graph.stat().st_size))
+    with pytest.raises(BundleIntegrityError, match=f"delete {entry}, which is a cache"):
+        FlagModel(str(checkpoint))
+    shutil.rmtree(entry)
+    assert FlagModel(str(checkpoint)).encode("text").shape == (48,)
+
+
+def test_without_a_home_a_checkpoint_asks_for_a_cache_and_a_bundle_opens(
+    checkpoint, tiny_bundle, monkeypatch
+):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(ExportError, match="there is no home folder for the cache; set XDG_CACHE_"):
+        FlagModel(str(checkpoint))
+    assert FlagModel(str(tiny_bundle)).encode("text").shape == (48,)
+
+
+def test_a_file_system_without_locks_is_an_error_that_names_the_cache(checkpoint, monkeypatch):
+    def refuse(*arguments, **options):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(ExportError, match=r"cannot write to the cache(.|\n)*XDG_CACHE_HOME"):
+        FlagModel(str(checkpoint))
+
+
+def test_last_words_of_an_exporter_that_says_nothing_of_an_error_are_shown(
+    checkpoint, own_cache, monkeypatch
+):
+    monkeypatch.setattr(resolving, "_run", lambda *_: (-9, ["loading", "tracing"]))
+    with pytest.raises(ExportError) as caught:
+        FlagModel(str(checkpoint))
+    assert (
+        "could not be exported (exit status -9). Its last words:\n    loading\n    tracing\n"
+        in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "onnxscript"])
