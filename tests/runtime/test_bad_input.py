@@ -168,6 +168,7 @@ def test_any_ordered_collection_of_strings_will_do(still_works, texts):
         ({"pooling_method": "mean"}, PoolingError, "exported with 'cls'.*--pooling mean"),
         ({"pooling_method": "last_token"}, PoolingError, "exported with 'cls'"),
         ({"threads": 0}, ValueError, "threads must be at least 1, but is 0"),
+        ({"threads": 100_000}, ValueError, "threads must be at most 1024, but is 100000"),
         ({"bundle": 1}, TypeError, r"FlagModel\(\) has no option 'bundle'"),
         ({"encode": 1}, TypeError, r"FlagModel\(\) has no option 'encode'"),
     ],

@@ -32,6 +32,9 @@ ENGINES: dict[str, type[OrtEngine | OpenVinoEngine]] = {
 _ON_CUDA: dict[str, type[OrtEngine]] = {"onnxruntime": OrtCudaEngine}
 """Those that another class runs on a GPU."""
 
+_MOST_THREADS = 1024
+"""With 100,000 an engine opens for minutes in which no signal is heard, and takes 16 GB."""
+
 
 def open_engine(
     bundle: Bundle,
@@ -62,8 +65,9 @@ def open_engine(
             the variant says, or has no CUDA graphs or no ``runs`` to open it with.
         EngineNotInstalledError: If the engine's package is missing.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, but is {threads}")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        limit = "at least 1" if threads < 1 else f"at most {_MOST_THREADS}"
+        raise ValueError(f"threads must be {limit}, but is {threads}")
     index = int((device or "").partition(":")[2] or 0)
     opened_by: Callable[..., Engine] = _engine(variant)
     if cuda_graphs and opened_by is not OrtCudaEngine:
