@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from types import FrameType
@@ -24,6 +25,9 @@ _ENDING_SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2
 _REPEATED_S = 5.0
 """A signal this soon after another is the same wish. A closed terminal sends SIGHUP twice, once
 from the kernel and once from the shell, and the second must not interrupt the cleaning up."""
+
+_PACKAGE = os.path.dirname(__file__)
+"""Folder of the modules whose warnings are a command's own."""
 
 _BROKEN_PIPE_STATUS = 128 + 13
 """Exit status of what SIGPIPE ends, as shells give it. Python ignores the signal itself."""
@@ -46,6 +50,7 @@ def command_line(name: str) -> Iterator[None]:
         _reserve_standard_descriptors()
         if sys.stderr is sys.__stderr__:  # None, too, if it is closed
             stack.enter_context(redirect_stderr(_open_stderr()))
+            stack.enter_context(_print_warnings(name))
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A path may hold what the encoding of a terminal or a log has no character for.
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -92,6 +97,31 @@ def _reserve_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, mode), True)
+
+
+@contextmanager
+def _print_warnings(name: str) -> Iterator[None]:
+    """Print warnings of this package as the command's own: once each, without lines of source."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        printed: set[str] = set()
+
+        def print_ours(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            *args: Any,
+            **kwargs: Any,
+        ) -> None:
+            text = str(message)
+            if category is not UserWarning or not filename.startswith(_PACKAGE):
+                show(message, category, filename, *args, **kwargs)
+            elif text not in printed:
+                printed.add(text)
+                click.echo(f"{name}: {in_options(text)}", err=True)
+
+        warnings.showwarning = print_ours
+        yield
 
 
 @contextmanager

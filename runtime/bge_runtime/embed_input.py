@@ -92,7 +92,8 @@ class BadRows:
         """
         if not self.count:
             return
-        click.echo(f"bge-embed: {self.count} lines skipped, {embedded} embedded", err=True)
+        lines = "line" if self.count == 1 else "lines"
+        click.echo(f"bge-embed: {self.count} {lines} skipped, {embedded} embedded", err=True)
         if not embedded:
             raise InputError(f"no line of {self.source} could be embedded")
 
@@ -268,11 +269,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _BadRowError(f"is not JSON: {name} is no number there")
 
 
+_JSON_WHITE_SPACE = " \t\r\n"
+
 _decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def _parse_json(number: int, line: str, *, field: str, results: Sequence[str]) -> Row | None:
-    if not line.strip():
+    if not line.strip(_JSON_WHITE_SPACE):
         return None
     try:
         record: Any = _decode_json(line)

@@ -336,6 +336,18 @@ def test_full_disk(tiny_bundle: Path):
     ]
 
 
+def test_a_warning_is_one_sentence_in_the_commands_words(tiny_bundle: Path):
+    arguments = ["--max-length", "100000", "--truncate-dim", "100"]
+    done = subprocess.run(
+        [*COMMAND, str(tiny_bundle), *arguments], input="a\nb\n", capture_output=True,
+        text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 2
+    truncated, cut = sorted(done.stderr.splitlines(), key=lambda line: "max" in line)
+    assert truncated.startswith("bge-embed: --truncate-dim 100 is more than the 48 components")
+    assert cut.startswith("bge-embed: --max-length 100000 is more than the 512 tokens")
+
+
 @pytest.mark.timeout(120)  # else it may wait for ever
 def test_lines_come_out_as_they_come_in(tiny_bundle: Path):
     command = [*COMMAND, str(tiny_bundle), "--jsonl"]

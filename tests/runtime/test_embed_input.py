@@ -67,6 +67,7 @@ BAD = [
     (b"\xff\xfe{", "is not UTF-8: its byte 1 is 0xFF"),
     (b'{"text": "\xed\xa0\x80"}', "is not UTF-8: its byte 11 is 0xED"),
     (b'{"text": "a\x00b"}', "is not JSON"),
+    (b"\xc2\xa0", "is not JSON"),  # a space that JSON does not know
 ]
 
 
