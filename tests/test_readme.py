@@ -24,7 +24,7 @@ def test_the_readme_is_a_front_door():
 
 
 def test_the_example_prints_what_the_readme_says(made_once, capsys):
-    """The bundle has the name and width of bge-small-en-v1.5, one layer and random weights."""
+    """The bundle has the width of bge-small-en-v1.5, one layer and random weights."""
     write = partial(write_tiny_bert, layers=1, hidden_size=384, heads=12)
     checkpoint = made_once("readme-checkpoint", write)
     bundle = made_once("readme-bundle", partial(export, checkpoint, targets=("cpu",)))
