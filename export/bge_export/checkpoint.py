@@ -43,9 +43,9 @@ _HEADS_OF_OTHER_TASKS = {
 }
 
 _TOKENIZER_FILES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model"),
-    *("spiece.model", "spm.model"),
-)
+    "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model",
+    "spiece.model", "spm.model",
+)  # fmt: skip
 """Any of these makes a fast tokenizer; the first one that is there is read."""
 
 _TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}

@@ -27,12 +27,11 @@ except ImportError as missing:
 from bge_runtime.bundle import Bundle
 from bge_runtime.command_line import command_line
 from bge_runtime.engines.trt import TensorRtEngine
-from bge_runtime.errors import BgeError, ExportError
+from bge_runtime.errors import ExportError
 from bge_runtime.files import check_utf8, expand_user, local_path
 from bge_runtime.parity import Parity
 from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
 from bge_runtime.resolving import WARNING_START
-from bge_runtime.shell_options import in_options
 from bge_runtime.table import format_table
 
 if TYPE_CHECKING:
@@ -141,75 +140,69 @@ def main(
     ):
         if wrong:
             raise click.UsageError(message)
-    try:
-        _check_targets(model, model_class, targets, precisions)
-        output = expand_user(
-            output or _default_output(model, random_weights=random_weights), error=ExportError
+    _check_targets(model, model_class, targets, precisions)
+    output = expand_user(
+        output or _default_output(model, random_weights=random_weights), error=ExportError
+    )
+    check_utf8(output.absolute(), error=ExportError)
+    check_output(output, force=force)
+    if repo is not None:
+        check_target(repo)
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(
+                total=_STEPS + (repo is not None) + build_engine,
+                desc="export",
+                unit="step",
+                disable=None,
+            )
         )
-        check_utf8(output.absolute(), error=ExportError)
-        check_output(output, force=force)
+
+        stack.enter_context(_warnings_told())
+
+        def step(message: str) -> None:
+            bar.set_postfix_str(message, refresh=False)
+            bar.update(1)
+            if bar.disable and not as_json:
+                click.echo(f"{message} …", err=True)
+
+        # Importing torch takes seconds, and comes after most of what can fail.
+        if random_weights:
+            from bge_export.random_weights import random_model_facts, write_random_checkpoint
+
+            facts = random_model_facts(model)
+            step("making random weights")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_random_checkpoint(facts, folder, seed=seed, tokenizer=tokenizer, layers=layers)
+        else:
+            step("finding the checkpoint")
+            folder, revision = find_checkpoint(model, revision=revision, offline=offline)
+        checkpoint = inspect_checkpoint(
+            folder,
+            source=model,
+            revision=revision,
+            model_class=model_class,
+            pooling=pooling,
+            trust_remote_code=trust_remote_code,
+        )
+        step(f"{checkpoint.name}: {checkpoint.model_class}, {checkpoint.pooling} pooling")
+        check_tokenizer_files(checkpoint.folder, model)
+        rows = _export(
+            checkpoint,
+            output,
+            (targets, precisions),
+            force=force,
+            trust_remote_code=trust_remote_code,
+            random_seed=seed if random_weights else None,
+            bar=bar,
+            step=step,
+        )
+        if build_engine:
+            step("building TensorRT's engines")
+            build_engines(output)
         if repo is not None:
-            check_target(repo)
-        with ExitStack() as stack:
-            bar = stack.enter_context(
-                tqdm(
-                    total=_STEPS + (repo is not None) + build_engine,
-                    desc="export",
-                    unit="step",
-                    disable=None,
-                )
-            )
-
-            stack.enter_context(_warnings_told())
-
-            def step(message: str) -> None:
-                bar.set_postfix_str(message, refresh=False)
-                bar.update(1)
-                if bar.disable and not as_json:
-                    click.echo(f"{message} …", err=True)
-
-            # Importing torch takes seconds, and comes after most of what can fail.
-            if random_weights:
-                from bge_export.random_weights import random_model_facts, write_random_checkpoint
-
-                facts = random_model_facts(model)
-                step("making random weights")
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                write_random_checkpoint(
-                    facts, folder, seed=seed, tokenizer=tokenizer, layers=layers
-                )
-            else:
-                step("finding the checkpoint")
-                folder, revision = find_checkpoint(model, revision=revision, offline=offline)
-            checkpoint = inspect_checkpoint(
-                folder,
-                source=model,
-                revision=revision,
-                model_class=model_class,
-                pooling=pooling,
-                trust_remote_code=trust_remote_code,
-            )
-            step(f"{checkpoint.name}: {checkpoint.model_class}, {checkpoint.pooling} pooling")
-            check_tokenizer_files(checkpoint.folder, model)
-            rows = _export(
-                checkpoint,
-                output,
-                (targets, precisions),
-                force=force,
-                trust_remote_code=trust_remote_code,
-                random_seed=seed if random_weights else None,
-                bar=bar,
-                step=step,
-            )
-            if build_engine:
-                step("building TensorRT's engines")
-                build_engines(output)
-            if repo is not None:
-                step(f"uploading to {repo}")
-                address = push(output, repo, private=private)
-    except BgeError as error:
-        click.echo(f"bge-export: {in_options(str(error))}", err=True)
-        sys.exit(1)
+            step(f"uploading to {repo}")
+            address = push(output, repo, private=private)
     if as_json:
         document = {"bundle": str(output.absolute()), "rows": [asdict(row) for row in rows]}
         click.echo(json.dumps(document, indent=2, allow_nan=False))

@@ -15,13 +15,7 @@ from bge_runtime.embedder import Embedder
 from bge_runtime.errors import BundleError, NotFiniteError, PoolingError
 from bge_runtime.manifest import SENTENCE_EMBEDDING
 from bge_runtime.postprocess import find_not_finite
-from bge_runtime.registry import (
-    DECODER_ONLY_BASE,
-    DECODER_ONLY_ICL,
-    ENCODER_CLASSES,
-    ENCODER_ONLY_BASE,
-    ENCODER_ONLY_M3,
-)
+from bge_runtime.registry import ENCODER_CLASSES, OPENED_BY
 from bge_runtime.resolving import ExportOptions
 
 DEFAULT_LENGTH = 512
@@ -31,13 +25,6 @@ _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_fo
 
 _FACTS = ("dim", "max_length", "name")
 """Attributes of ours, which FlagEmbedding's classes keep an option of the name in."""
-
-_OPENED_BY = {
-    ENCODER_ONLY_BASE: "FlagModel",
-    ENCODER_ONLY_M3: "BGEM3FlagModel",
-    DECODER_ONLY_BASE: "FlagLLMModel",
-    DECODER_ONLY_ICL: "FlagICLModel",
-}
 
 Devices = str | int | list[str] | list[int] | None
 
@@ -155,7 +142,7 @@ class FlagBase(Embedder):
             BundleError: If another class opens it.
         """
         if model_class not in cls.MODEL_CLASSES:
-            opens = _OPENED_BY.get(model_class, "a newer bge-runtime")
+            opens = OPENED_BY.get(model_class, "a newer bge-runtime")
             raise BundleError(
                 f"{name} is a model of class {model_class}, which {cls.__name__} does not open. "
                 f"Open it with {opens}, or with FlagAutoModel"

@@ -30,6 +30,14 @@ MODEL_CLASSES = (
 )
 """The ``model_class`` values that FlagEmbedding knows."""
 
+OPENED_BY = {
+    ENCODER_ONLY_BASE: "FlagModel",
+    ENCODER_ONLY_M3: "BGEM3FlagModel",
+    DECODER_ONLY_BASE: "FlagLLMModel",
+    DECODER_ONLY_ICL: "FlagICLModel",
+}
+"""Python class that opens models of each class."""
+
 ENCODER_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3)
 """Those of them that are encoders."""
 

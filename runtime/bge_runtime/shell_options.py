@@ -6,31 +6,20 @@ import os
 import re
 import shlex
 
+from bge_runtime.registry import OPENED_BY
+
 FOR_PYTHON = "BGE_EXPORT_FOR_PYTHON"
 """Environment variable: set where a program has the exporter run, and words errors itself."""
 
 _OF_THE_EXPORTER = ("--pooling", "--trust-remote-code", "--model-class")
 _RENAMED = {"pooling_method": "--pooling", "devices": "--device"}
 _NAMES = (
-    *(
-        "pooling_method",
-        "trust_remote_code",
-        "model_class",
-        "revision",
-        "devices",
-        "engine",
-        "precision",
-    ),
-    *("threads", "max_length", "truncate_dim", "batch_size"),
-)
+    "pooling_method", "trust_remote_code", "model_class", "revision", "devices", "engine",
+    "precision", "threads", "max_length", "truncate_dim", "batch_size",
+)  # fmt: skip
 _ARGUMENT = re.compile(rf"\b({'|'.join(_NAMES)})=('[^']*'|True|\d+)")
 
-_CLASSES = {
-    "FlagModel": "encoder-only-base",
-    "BGEM3FlagModel": "encoder-only-m3",
-    "FlagLLMModel": "decoder-only-base",
-    "FlagICLModel": "decoder-only-icl",
-}
+_CLASSES = {opened_by: model_class for model_class, opened_by in OPENED_BY.items()}
 _CLASS = re.compile(rf"\bopen it with ({'|'.join(_CLASSES)})\b")
 
 
