@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
-	@$(BIN)/python -m bge_bench.demo
+	@$(BIN)/python -m bge_bench.cli.demo
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
@@ -69,7 +69,7 @@ sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its Op
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
-	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/test_gpu_engines.py
+	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/engines/test_gpu_engines.py
 
 tensorrt-rtx: $(VENV)/.ready  ## NVIDIA's builder makes engines of TensorRT's graphs: needs wine, no GPU
 	@command -v wine >/dev/null || { echo "make $@ needs wine; on Debian: apt install wine"; exit 1; }

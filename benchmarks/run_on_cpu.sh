@@ -20,7 +20,7 @@ rounds=${ROUNDS:-1}
 data=(${DATA:+--data "$DATA"})
 english=(--texts xquad-en --texts xquad-en-questions "${data[@]}")
 chinese=(--texts cmrc2018-zh --texts xquad-zh "${data[@]}")
-full='from bge_bench.corpus import short_texts; print(*short_texts(24, words=700), sep="\n")'
+full='from bge_bench.datasets.corpus import short_texts; print(*short_texts(24, words=700), sep="\n")'
 failed=0
 for name in $tables; do
     case " $default " in *" $name "*) continue ;; esac

@@ -78,20 +78,20 @@ exported() { # MODEL: its bundle, and the checkpoint that the baselines read
     fi
     if [ ! -d "$bundles/$model-checkpoint" ]; then
         rm -rf "$bundles/$model-checkpoint.part"
-        step export "$model-checkpoint" - bge_bench.cli checkpoint "$model" \
+        step export "$model-checkpoint" - bge_bench.cli.main checkpoint "$model" \
             "$bundles/$model-checkpoint" "${options[@]}" &
     fi
     wait
 }
 
-step doctor doctor - bge_runtime.doctor doctor
+step doctor doctor - bge_runtime.cli.doctor doctor
 for model in $models; do
     exported "$model" &
 done
 if [ -n "${TRAINED:-}" ]; then
     step export trained-export - bge_export.cli "$TRAINED" ${POOLING:+--pooling "$POOLING"} \
         --target cuda --output "$bundles/trained" --force
-    step parity trained-parity - bge_bench.cli parity "$bundles/trained" --checkpoint "$TRAINED" \
+    step parity trained-parity - bge_bench.cli.main parity "$bundles/trained" --checkpoint "$TRAINED" \
         --device "$device" --against transformers --every-length \
         --json "$results/gpu-trained-parity.json"
 fi
@@ -103,19 +103,19 @@ for model in $models; do
     given=("$bundle" --checkpoint "$bundle-checkpoint" --device "$device")
     mkdir -p "$folder"
     if is_decoder "$model"; then
-        step measure "$model-prefix" "${PREFIX_LIMIT:--}" bge_bench.cli prefix "${given[@]}" \
+        step measure "$model-prefix" "${PREFIX_LIMIT:--}" bge_bench.cli.main prefix "${given[@]}" \
             --json "$folder/gpu-prefix.json"
     elif [ "$model" = bge-m3 ]; then
-        step measure "$model-speed" "${SPEED_LIMIT:--}" bge_bench.cli speed "${given[@]}" \
+        step measure "$model-speed" "${SPEED_LIMIT:--}" bge_bench.cli.main speed "${given[@]}" \
             --outputs all --sample "${M3_TEXTS:-1000}" --rounds "${M3_ROUNDS:-3}" \
             --baseline-batch-size 64 --json "$folder/gpu-speed.json"
     else
         only=()
         for table in ${TABLES:-}; do only+=(--only "$table"); done
-        step measure "$model-tables" "${TABLES_LIMIT:--}" bge_bench.cli gpu "${given[@]}" \
+        step measure "$model-tables" "${TABLES_LIMIT:--}" bge_bench.cli.main gpu "${given[@]}" \
             --output "$folder" --rounds "${ROUNDS:-3}" --calls "${CALLS:-100}" \
             ${DATA:+--data "$DATA"} "${only[@]}"
     fi
-    step verify "$model-verify" - bge_runtime.doctor doctor --verify "$bundle"
+    step verify "$model-verify" - bge_runtime.cli.doctor doctor --verify "$bundle"
 done
 echo "bundles: $bundles"

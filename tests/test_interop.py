@@ -20,14 +20,14 @@ import pytest
 from huggingface_hub import constants
 from numpy.typing import NDArray
 
-from bge_bench.sides import quiet
-from bge_export.texts import PARITY_TEXTS
+from bge_bench.systems.base import quiet
+from bge_export.parity_texts import PARITY_TEXTS
 from bge_runtime import FlagModel
-from bge_runtime.bundle import Bundle
-from bge_runtime.engines.ov import cpu_capabilities
-from bge_runtime.parity import TOLERANCES, Parity, compare
-from bge_runtime.registry import MODELS
-from tests.runtime.support import TEXTS, assert_fp32_on_cpu
+from bge_runtime.bundle.bundle import Bundle
+from bge_runtime.bundle.parity import TOLERANCES, Parity, compare
+from bge_runtime.engines.openvino import cpu_capabilities
+from bge_runtime.sources.registry import MODELS
+from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
 
 ALL_TEXTS = sorted([*TEXTS, *PARITY_TEXTS[::2]], key=len)
 """Empty, one token, over-length, special tokens, and many languages. The long ones share a

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_bench.sides import quiet
-from tests.conftest import export, write_tiny_m3
-from tests.decoders import export_decoder, write_tiny_decoder
+from bge_bench.systems.base import quiet
+from tests.helpers.bundles import ROOT, export, write_tiny_m3
+from tests.helpers.decoders import export_decoder, write_tiny_decoder
 
-PAGE = Path(__file__).parents[2] / "shared" / "notes" / "flagembedding-embedder-readme.md"
+PAGE = ROOT.parent / "shared" / "notes" / "flagembedding-embedder-readme.md"
 RESULTS = ("embeddings_1", "embeddings_2", "similarity", "q_embeddings", "p_embeddings", "scores")
 
 

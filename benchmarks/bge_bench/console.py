@@ -14,7 +14,7 @@ import click
 
 from bge_bench.environment import describe_environment
 from bge_runtime.bundle import Bundle
-from bge_runtime.command_line import command_line
+from bge_runtime.cli.command_line import command_line
 
 
 @contextmanager

@@ -11,9 +11,7 @@ from typing import Any
 
 import psutil
 
-from bge_runtime import gpus
-from bge_runtime.cpus import cpu_model, usable_cpus, vector_extensions
-from bge_runtime.versions import installed_versions
+from bge_runtime.system import cpu_model, installed_versions, nvidia, usable_cpus, vector_extensions
 
 _PACKAGES = (
     "bge-runtime",
@@ -35,7 +33,7 @@ _PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Collect what somebody needs to repeat a measurement, ready for JSON."""
-    driver = gpus.find_driver()
+    driver = nvidia.find_driver()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -16,27 +16,29 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from tqdm import tqdm
 
+from bge_export.bundle import check_output, check_target, push
 from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
-from bge_export.output import check_output
-from bge_export.publishing import check_target, push
 
 try:
     from bge_export.targets import select_decoder_targets, select_targets, target_table
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
-from bge_runtime.bundle import Bundle
-from bge_runtime.command_line import command_line
-from bge_runtime.engines.trt import TensorRtEngine
+from bge_runtime.bundle import Bundle, Parity
+from bge_runtime.cli.command_line import command_line
+from bge_runtime.engines import TensorRtEngine
 from bge_runtime.errors import ExportError
-from bge_runtime.files import check_utf8, expand_user, local_path
-from bge_runtime.parity import Parity
-from bge_runtime.registry import DECODER_CLASSES, MODEL_CLASSES, POOLING_METHODS, find_model
-from bge_runtime.resolving import WARNING_START
-from bge_runtime.table import format_table
+from bge_runtime.sources import (
+    DECODER_CLASSES,
+    MODEL_CLASSES,
+    POOLING_METHODS,
+    WARNING_START,
+    find_model,
+)
+from bge_runtime.system import check_utf8, expand_user, format_table, local_path
 
 if TYPE_CHECKING:
     from bge_export.checkpoint import Checkpoint
-    from bge_export.exporting import Row
+    from bge_export.encoder import Row
 
 _STEPS = 8
 """Steps of an export, but for one a variant."""
@@ -168,7 +170,7 @@ def main(
 
         # Importing torch takes seconds, and comes after most of what can fail.
         if random_weights:
-            from bge_export.random_weights import random_model_facts, write_random_checkpoint
+            from bge_export.synthetic import random_model_facts, write_random_checkpoint
 
             facts = random_model_facts(model)
             step("making random weights")
@@ -268,14 +270,14 @@ def _export(
 ) -> list[Row]:
     if checkpoint.model_class in DECODER_CLASSES:
         graphs = select_decoder_targets(*chosen)
-        from bge_export.decoder_exporting import export_decoder
+        from bge_export.decoder import export_decoder
 
         bar.total = (bar.total or 0) + sum(len(graph.variants) for graph in graphs)
         return export_decoder(
             checkpoint, output, graphs, force=force, random_seed=random_seed, step=step
         )
     targets = select_targets(*chosen)
-    from bge_export.exporting import export_bundle
+    from bge_export.encoder import export_bundle
 
     bar.total = (bar.total or 0) + sum(len(target.variants) for target in targets)
     return export_bundle(

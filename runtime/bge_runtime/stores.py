@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.arguments import list_items, type_name
-from bge_runtime.lexical import LexicalRows, LexicalWeights
-from bge_runtime.postprocess import find_not_finite
+from bge_runtime.encoding import find_not_finite, list_items, type_name
+from bge_runtime.m3 import LexicalRows, LexicalWeights
 
 if TYPE_CHECKING:
     from chromadb import SparseVector as ChromaSparseVector

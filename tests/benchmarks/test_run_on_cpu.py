@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-from bge_bench.cli import main as bge_bench
+from bge_bench.cli.main import main as bge_bench
 from bge_export.cli import main as bge_export
+from tests.helpers.bundles import ROOT
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "run_on_cpu.sh"
+SCRIPT = ROOT / "benchmarks" / "run_on_cpu.sh"
 
 STAND_IN = """#!{python}
 import json, sys

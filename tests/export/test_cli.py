@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bge_export.cli import main
-from bge_runtime import FlagModel, gpus
+from bge_runtime import FlagModel
+from bge_runtime.system import nvidia
 
 
 def run(*arguments: str | Path) -> Result:
@@ -51,7 +52,7 @@ def test_engines_are_built_for_tensorrt_only(tiny_checkpoint: Path, tmp_path: Pa
     assert "--build-engine is for --target tensorrt" in result.stderr
 
 
-@pytest.mark.skipif(isinstance(gpus.find_driver(), gpus.Driver), reason="it has a GPU")
+@pytest.mark.skipif(isinstance(nvidia.find_driver(), nvidia.Driver), reason="it has a GPU")
 def test_engines_cannot_be_built_without_a_gpu(tiny_checkpoint: Path, tmp_path: Path):
     output = tmp_path / "bundle"
     result = run(
@@ -94,8 +95,8 @@ def test_refusal_comes_before_the_model_is_touched(tmp_path: Path):
 
 
 def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from bge_runtime import registry
-    from tests.conftest import TINY
+    from bge_runtime.sources import registry
+    from tests.helpers.bundles import TINY
 
     facts = registry.MODELS["bge-small-en"]
     tiny = registry.ModelFacts(**{**facts.__dict__, "shape": replace(TINY, layers=1)})

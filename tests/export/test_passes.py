@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_M3, keep_traces
+from tests.helpers.bundles import ROOT, TINY_M3, keep_traces
 
 
 @pytest.fixture(scope="module")
 def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
     """The tiny BERT at opset 23, by pooling. Clone it before changing it."""
-    from bge_export import exporting
-    from bge_export.checkpoint import inspect_checkpoint
-    from bge_export.loading import load_encoder
-    from bge_export.tracing import PooledEncoder
+    from bge_export.checkpoint.inspect import inspect_checkpoint
+    from bge_export.encoder import exporter
+    from bge_export.encoder.load import load_encoder
+    from bge_export.encoder.trace import PooledEncoder
 
     keep_traces()
     made = {}
@@ -30,7 +30,7 @@ def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
             checkpoint = inspect_checkpoint(tiny_checkpoint, source="tiny", pooling=pooling)
             encoder = load_encoder(checkpoint)
             wrapped = PooledEncoder(encoder, pooling=pooling, token_types=True)
-            made[pooling] = exporting.trace(wrapped, max_length=512)
+            made[pooling] = exporter.trace(wrapped, max_length=512)
         return made[pooling].clone()
 
     return model
@@ -75,7 +75,7 @@ def test_trace_carries_no_paths_of_this_machine(traced):
     import onnx_ir as ir
 
     serialized = ir.to_proto(traced("cls")).SerializeToString()
-    for trail in (str(Path(__file__).parents[2]), "site-packages", "def forward"):
+    for trail in (str(ROOT), "site-packages", "def forward"):
         assert trail.encode() not in serialized
 
 
@@ -83,11 +83,11 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
     import onnx_ir as ir
     import onnxruntime as ort
 
-    from bge_export import exporting
-    from bge_export.checkpoint import inspect_checkpoint
-    from bge_export.loading import load_encoder, load_heads
+    from bge_export.checkpoint.inspect import inspect_checkpoint
+    from bge_export.encoder import exporter
+    from bge_export.encoder.load import load_encoder, load_heads
+    from bge_export.encoder.trace import PooledEncoder
     from bge_export.passes import FeedForwardInParts, FirstTokenOnly, HeadsOnRequest
-    from bge_export.tracing import PooledEncoder
 
     keep_traces()
     checkpoint = inspect_checkpoint(
@@ -96,7 +96,7 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
     heads = load_heads(checkpoint, width=48)
     encoder = load_encoder(checkpoint)
     wrapped = PooledEncoder(encoder, pooling="cls", token_types=False, heads=heads)
-    model = exporting.trace(wrapped, max_length=TINY_M3.max_length)
+    model = exporter.trace(wrapped, max_length=TINY_M3.max_length)
     model.graph.outputs[:] = [v for v in model.graph.outputs if v.name != "last_hidden_state"]
     for graph_pass in (FirstTokenOnly(), FeedForwardInParts(10)):  # the last layer is a loop, too
         graph_pass(model)
@@ -235,8 +235,8 @@ def test_one_query_is_left_to_the_other_pass(traced):
 def test_attention_with_a_boolean_mask(traced):
     import onnx_ir as ir
 
+    from bge_export.graph_builder import Edit
     from bge_export.passes import AttentionToMatMul
-    from bge_export.passes._edit import Edit
 
     model = traced("cls")
     expected = run(model)
@@ -308,8 +308,8 @@ def test_broadcast_mask_removes_the_square(traced):
 def test_broadcast_mask_leaves_what_says_more_than_padding(traced, change: str):
     import onnx_ir as ir
 
+    from bge_export.graph_builder import Edit
     from bge_export.passes import BroadcastMask
-    from bge_export.passes._edit import Edit
 
     model = traced("mean")
     attentions = [node for node in model.graph if node.op_type == "Attention"]
@@ -367,7 +367,7 @@ def channels(rng: np.random.Generator, rows: int, columns: int, *, outlier: floa
     scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
 )
 def test_quantised_matrix_is_within_half_a_step(seed: int, inputs: int, outputs: int, scale: float):
-    from bge_export.passes.quantize_matrices import quantise
+    from bge_export.passes.precision.quantize_matrices import quantise
 
     matrix = np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32) * scale
     values, scales = quantise(matrix.astype(np.float32))
@@ -378,7 +378,7 @@ def test_quantised_matrix_is_within_half_a_step(seed: int, inputs: int, outputs:
 
 
 def test_smoothing_takes_an_outlier_out_of_what_is_rounded():
-    from bge_export.passes.quantize_matrices import smoothing_scales
+    from bge_export.passes.precision.quantize_matrices import smoothing_scales
 
     rng = np.random.default_rng(0)
     x, matrix = channels(rng, 50, 64, outlier=100), channels(rng, 20, 64, outlier=1).T
@@ -395,7 +395,7 @@ def test_smoothing_takes_an_outlier_out_of_what_is_rounded():
 def test_quantize_matrices(traced, pooling: str, tmp_path: Path):
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    from bge_export.calibration import watch_inputs
+    from bge_export.encoder.calibration import watch_inputs
     from bge_export.passes import QuantizeMatrices
     from bge_export.targets import INT8
 
@@ -474,7 +474,7 @@ def test_round_products_rounds_as_pytorch_does():
 @given(seed=st.integers(0, 99), common=st.sampled_from([0.0, 1.0, 30.0]))
 def test_corrected_biases_keep_the_mean_of_a_product(seed: int, common: float):
     from bge_export.passes import CorrectBiases
-    from bge_export.passes.bf16_products import stored_in_bf16
+    from bge_export.passes.precision.bf16_products import stored_in_bf16
 
     rng = np.random.default_rng(seed)
     model, matrix, bias = biased_product(rng, 48, 8)
@@ -517,8 +517,8 @@ def set_constant(value, array: np.ndarray) -> None:
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_fold_query_bias(traced, pooling: str, bias: float):
     """With a small bias the norm's has to be moved, with a large one it stays as it is."""
+    from bge_export.graph_builder import constant_array
     from bge_export.passes import FoldQueryBias
-    from bge_export.passes._edit import constant_array
 
     model = traced(pooling)
     for norm in norms_before_queries(model):
@@ -542,8 +542,8 @@ def test_fold_query_bias(traced, pooling: str, bias: float):
 def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
     import onnx_ir as ir
 
+    from bge_export.graph_builder import constant_array
     from bge_export.passes import FoldQueryBias
-    from bge_export.passes._edit import constant_array
 
     model = traced("cls")
     for norm in norms_before_queries(model):
@@ -570,7 +570,7 @@ def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
 
 @given(seed=st.integers(0, 999), count=st.integers(2, 64), mean=st.floats(-2, 2))
 def test_a_norms_bias_is_moved_as_far_as_rounding_asks(seed: int, count: int, mean: float):
-    from bge_export.passes.fold_query_bias import _share
+    from bge_export.passes.attention.fold_query_bias import _share
 
     ratio = np.random.default_rng(seed).normal(mean, 0.3, count)
 

@@ -19,16 +19,16 @@ from typing import NamedTuple
 
 import pytest
 
-from bge_export.decoder_graph import DecoderGraph
-from bge_export.decoder_tensorrt import TensorRtDecoderGraph
-from bge_runtime.engines.trt import Profile, profiles
-from bge_runtime.registry import ENCODER_ONLY_M3
-from tests.conftest import export, write_tiny_bert, write_tiny_m3
-from tests.decoders import SHAPES, write_tiny_decoder
-from tests.export.test_decoder_graph import Decoder
+from bge_export.decoder.graph import DecoderGraph
+from bge_export.decoder.graph_tensorrt import TensorRtDecoderGraph
+from bge_runtime.engines.tensorrt import Profile, profiles
+from bge_runtime.sources.registry import ENCODER_ONLY_M3
+from tests.export.decoder.test_graph import Decoder
+from tests.helpers.bundles import ROOT, export, write_tiny_bert, write_tiny_m3
+from tests.helpers.decoders import SHAPES, write_tiny_decoder
 
-INSTALLED = Path(__file__).parents[2] / ".tensorrt-rtx"
-SOURCE = Path(__file__).parents[1] / "tensorrt_rtx" / "build_engine.c"
+INSTALLED = ROOT / ".tensorrt-rtx"
+SOURCE = ROOT / "tests" / "tensorrt_rtx" / "build_engine.c"
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,9 +15,9 @@ import pytest
 
 from bge_runtime import BGEM3FlagModel, FlagModel
 from bge_runtime.errors import BundleError, ModelNotFoundError
-from tests.integrations.support import SAME_VECTOR
-from tests.runtime.support import TEXTS, assert_fp32_on_cpu
-from tests.runtime.texts import NO_LIST, NO_TEXT
+from tests.helpers.integrations import SAME_VECTOR
+from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
+from tests.helpers.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("chromadb", reason="chromadb is not installed")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_bench.sides import quiet
-from tests.integrations.page import code_blocks, run
-from tests.integrations.support import SAME_VECTOR
+from bge_bench.systems.base import quiet
+from tests.helpers.integrations import SAME_VECTOR
+from tests.helpers.page import code_blocks, run
 
 REPLACED = ("FlagEmbedding", "LangChain", "sentence-transformers", "transformers", "fastembed")
 PACKAGES = {

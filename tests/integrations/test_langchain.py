@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_bench.sides import quiet
+from bge_bench.systems.base import quiet
 from bge_runtime import FlagModel
-from tests.integrations.support import (
+from tests.helpers.integrations import (
     LONG,
     SAME_VECTOR,
     assert_responsive,
     let_callers_meet,
     run_watched,
 )
-from tests.runtime.support import TEXTS, assert_fp32_on_cpu
-from tests.runtime.texts import NO_LIST, NO_TEXT
+from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
+from tests.helpers.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("langchain_core", reason="langchain-core is not installed")
 pytest.importorskip("langchain_tests", reason="langchain-tests is not installed")

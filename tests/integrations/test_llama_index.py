@@ -12,15 +12,15 @@ import pytest
 
 from bge_runtime import BGEM3FlagModel, FlagModel
 from bge_runtime.errors import BundleError
-from tests.integrations.support import (
+from tests.helpers.integrations import (
     LONG,
     SAME_VECTOR,
     assert_responsive,
     let_callers_meet,
     run_watched,
 )
-from tests.runtime.support import TEXTS, assert_fp32_on_cpu
-from tests.runtime.texts import NO_LIST, NO_TEXT
+from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
+from tests.helpers.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_bench.sides import quiet
+from bge_bench.systems.base import quiet
 from bge_runtime import FlagModel
-from tests.decoders import export_decoder, write_tiny_decoder
-from tests.integrations.page import code_blocks, run
-from tests.integrations.support import SAME_VECTOR
-from tests.runtime.support import assert_fp32_on_cpu, edit_manifest
-from tests.runtime.texts import NO_LIST, NO_TEXT
+from tests.helpers.decoders import export_decoder, write_tiny_decoder
+from tests.helpers.integrations import SAME_VECTOR
+from tests.helpers.page import code_blocks, run
+from tests.helpers.runtime import assert_fp32_on_cpu, edit_manifest
+from tests.helpers.texts import NO_LIST, NO_TEXT
 
 pytest.importorskip("mteb", reason="mteb is not installed")
 

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bge_bench.sides import quiet
-from bge_export.sentence_transformers_folder import read_folder
+from bge_bench.systems.base import quiet
+from bge_export.checkpoint.sentence_transformers import read_folder
 from bge_runtime import FlagModel
 from bge_runtime.errors import ExportError
-from tests.conftest import export, write_tiny_bert
-from tests.decoders import MISTRAL, export_decoder, write_tiny_decoder
-from tests.integrations.support import SAME_VECTOR
-from tests.test_fidelity import flag_embedding
+from tests.fidelity.test_encoders import flag_embedding
+from tests.helpers.bundles import export, write_tiny_bert
+from tests.helpers.decoders import MISTRAL, export_decoder, write_tiny_decoder
+from tests.helpers.integrations import SAME_VECTOR
 
 TEXTS = [
     "heat pumps",
@@ -429,7 +429,7 @@ def test_every_key_of_the_installed_version_is_known():
         Transformer,
     )
 
-    from bge_export import sentence_transformers_folder as table
+    from bge_export.checkpoint import sentence_transformers as table
 
     for kind, known in (
         (Transformer, table._TRANSFORMER),
@@ -445,7 +445,7 @@ def test_every_key_of_the_installed_version_is_known():
 
 def test_a_bundle_of_before_has_no_settings_and_is_read_as_then(tiny_bundle: Path, tmp_path: Path):
     from bge_runtime.integrations._models import dense_vectors, open_model
-    from tests.runtime.support import edit_manifest
+    from tests.helpers.runtime import edit_manifest
 
     old = Path(shutil.copytree(tiny_bundle, tmp_path / "old"))
     edit_manifest(old, lambda data: data["model"].pop("sentence_transformers"))

@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 
 TESTS = [
-    "bad_input", "batching", "bundle_faults", "cgroups", "command_line", "cpus", "embed_cli",
-    "embed_input", "embed_output", "errors", "garbage", "import_isolation", "prefix_cache",
-    "processes", "selection", "side_by_side", "stores", "threads",
+    "bundle/test_bundle_faults", "cli/test_command_line", "cli/test_embed", "cli/test_embed_input",
+    "cli/test_embed_output", "encoding/test_batching", "encoding/test_parallel",
+    "encoding/test_prefix_cache", "models/test_bad_input", "models/test_garbage",
+    "models/test_processes", "models/test_threads", "system/test_cgroups", "system/test_cpus",
+    "test_errors", "test_import_isolation", "test_stores", "variants/test_selection",
 ]  # fmt: skip
 """Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
 
@@ -51,7 +53,7 @@ def main(folder: Path, wheel: Path, versions: list[str]) -> None:
     found = {version: find_python(version) for version in versions}
     for version in [version for version, python in found.items() if python is None]:
         print(f"Python {version} is not installed, and is left out")
-    tests = [f"tests/runtime/test_{name}.py" for name in TESTS]
+    tests = [f"tests/runtime/{name}.py" for name in TESTS]
     folder.mkdir(exist_ok=True)
     made = dict(os.environ)
     if MADE_ONCE not in made:

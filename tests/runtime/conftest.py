@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from bge_runtime import FlagModel
-from tests.conftest import SHARED
-from tests.decoders import MISTRAL, export_decoder, write_tiny_decoder
+from tests.helpers.bundles import SHARED
+from tests.helpers.decoders import MISTRAL, export_decoder, write_tiny_decoder
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def mistral_decoder(made_once):
     def write(folder):
         from transformers import LlamaTokenizerFast
 
-        from bge_export.random_decoder import write_random_decoder
+        from bge_export.synthetic.decoder import write_random_decoder
 
         folder.mkdir()
         tokenizer = LlamaTokenizerFast(

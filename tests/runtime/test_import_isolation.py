@@ -37,10 +37,9 @@ assert bge_runtime.FlagAutoModel.from_finetuned(sys.argv[1]).encode([]).shape ==
 
 EVERY_MODULE = """
 import importlib, pkgutil
-for found in pkgutil.iter_modules(bge_runtime.__path__, "bge_runtime."):
-    if found.name != "bge_runtime.integrations":
+for found in pkgutil.walk_packages(bge_runtime.__path__, "bge_runtime."):
+    if not found.name.startswith("bge_runtime.integrations"):
         importlib.import_module(found.name)
-import bge_runtime.engines.ort, bge_runtime.engines.ov
 """
 
 

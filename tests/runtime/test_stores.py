@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from bge_runtime.lexical import LexicalWeights, matching_scores
-from bge_runtime.multivector import colbert_scores
-from bge_runtime.postprocess import normalize
+from bge_runtime.encoding.postprocess import normalize
+from bge_runtime.m3.colbert import colbert_scores
+from bge_runtime.m3.lexical import LexicalWeights, matching_scores
 from bge_runtime.stores import (
     to_chroma_sparse,
     to_milvus_sparse,

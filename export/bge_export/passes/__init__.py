@@ -5,24 +5,25 @@ in place, and is tested by running the graph before and after. To add one, write
 file and put it into the list of the targets that want it, in `bge_export.targets`.
 """
 
-from bge_export.passes.attention_in_blocks import AttentionInBlocks
-from bge_export.passes.attention_to_matmul import AttentionToMatMul
-from bge_export.passes.bf16_products import CorrectBiases, RoundProducts
-from bge_export.passes.broadcast_mask import BroadcastMask
-from bge_export.passes.feed_forward_in_parts import FeedForwardInParts
-from bge_export.passes.first_token_only import FirstTokenOnly
-from bge_export.passes.fold_attention_bias import FoldAttentionBias
-from bge_export.passes.fold_query_bias import FoldQueryBias
+from bge_export.passes.attention.attention_to_matmul import AttentionToMatMul
+from bge_export.passes.attention.blockwise_attention import AttentionInBlocks
+from bge_export.passes.attention.broadcast_mask import BroadcastMask
+from bge_export.passes.attention.fold_attention_bias import FoldAttentionBias
+from bge_export.passes.attention.fold_query_bias import FoldQueryBias
+from bge_export.passes.attention.packed_attention import PackAttention, SpellOutPacked
+from bge_export.passes.chunk_feed_forward import FeedForwardInParts
+from bge_export.passes.conditional_heads import HeadsOnRequest
 from bge_export.passes.fuse_for_cuda import FuseForCuda
 from bge_export.passes.gelu_to_erf import GeluToErf
-from bge_export.passes.half_precision import HalfPrecision
-from bge_export.passes.heads_on_request import HeadsOnRequest
 from bge_export.passes.lower_opset import LowerOpset
-from bge_export.passes.packed_attention import PackAttention, SpellOutPacked
-from bge_export.passes.quantize_matrices import QuantizeMatrices
-from bge_export.passes.sixteen_bits_on_cpu import SixteenBitsOnCpu
+from bge_export.passes.precision.bf16_products import CorrectBiases, RoundProducts
+from bge_export.passes.precision.emulate_half_precision import SixteenBitsOnCpu
+from bge_export.passes.precision.half_precision import HalfPrecision, check_range
+from bge_export.passes.precision.quantize_matrices import BLOCK, QuantizeMatrices, matrices_by_input
+from bge_export.passes.prune_last_layer import FirstTokenOnly
 
 __all__ = [
+    "BLOCK",
     "AttentionInBlocks",
     "AttentionToMatMul",
     "BroadcastMask",
@@ -41,4 +42,6 @@ __all__ = [
     "RoundProducts",
     "SixteenBitsOnCpu",
     "SpellOutPacked",
+    "check_range",
+    "matrices_by_input",
 ]

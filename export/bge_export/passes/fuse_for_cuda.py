@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bge_export.passes._edit import Edit, is_op
-from bge_export.passes.packed_attention import CONTRIB
+from bge_export.graph_builder import Edit, is_op
+from bge_export.passes.attention.packed_attention import CONTRIB
 
 
 class FuseForCuda(ir.passes.InPlacePass):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.passes._edit import Edit, is_op, unique_name
+from bge_export.graph_builder import Edit, is_op, unique_name
 
 
 class GeluToErf(ir.passes.InPlacePass):

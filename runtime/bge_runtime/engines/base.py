@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.errors import InferenceError, OutOfMemoryError
-from bge_runtime.manifest import (
+from bge_runtime.bundle import (
     COLBERT_VECS,
     CUMULATIVE_LENGTHS,
     EVEN_BATCH,
@@ -18,6 +17,7 @@ from bge_runtime.manifest import (
     ONE_LENGTH,
     TOKEN_OFFSET,
 )
+from bge_runtime.errors import InferenceError, OutOfMemoryError
 
 
 @dataclass(frozen=True, kw_only=True)

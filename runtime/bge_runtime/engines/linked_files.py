@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bge_runtime.bundle import Bundle
+from bge_runtime.bundle import Bundle, Graph
 from bge_runtime.errors import BundleError
-from bge_runtime.manifest import Graph
 
 
 @contextmanager

@@ -13,9 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.background import Completion, call_and_note
-from bge_runtime.bundle import Bundle
-from bge_runtime.cpus import default_threads
+from bge_runtime.bundle import (
+    COMPUTE_HEADS,
+    CUMULATIVE_LENGTHS,
+    EVEN_BATCH,
+    HEAD_OUTPUTS,
+    Bundle,
+    Variant,
+    past_names_of,
+)
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import (
     EngineInfo,
@@ -32,14 +38,7 @@ from bge_runtime.errors import (
     EngineNotInstalledError,
     ProviderError,
 )
-from bge_runtime.manifest import (
-    COMPUTE_HEADS,
-    CUMULATIVE_LENGTHS,
-    EVEN_BATCH,
-    HEAD_OUTPUTS,
-    Variant,
-    past_names_of,
-)
+from bge_runtime.system import Completion, call_and_note, default_threads
 
 _TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS = 256, 512
 """Measured on 2 cores with bge-base: 512 tokens a batch are as fast as any

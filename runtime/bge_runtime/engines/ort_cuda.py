@@ -18,21 +18,21 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.background import Background
-from bge_runtime.bundle import Bundle
+from bge_runtime.bundle import (
+    EVEN_BATCH,
+    ONE_LENGTH,
+    SENTENCE_EMBEDDING,
+    TOKEN_OFFSET,
+    TOLERANCES,
+    Bundle,
+    Variant,
+)
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import graph_inputs, lacks_memory
 from bge_runtime.engines.ort import OrtEngine, leak
 from bge_runtime.engines.ort_providers import CUDA
 from bge_runtime.errors import EngineError
-from bge_runtime.manifest import (
-    EVEN_BATCH,
-    ONE_LENGTH,
-    SENTENCE_EMBEDDING,
-    TOKEN_OFFSET,
-    Variant,
-)
-from bge_runtime.parity import TOLERANCES
+from bge_runtime.system import Background
 
 _BATCH_TOKENS, _PACKED_BATCH_TOKENS = 16384, 32768
 """Tokens of a batch. Without padding, mixed and natural lengths were 0 to 4 % slower with 16,384,
@@ -193,7 +193,7 @@ def _proven_even_variant(bundle: Bundle, variant: Variant) -> Variant:
         EngineError: If there is none, or it is too far from PyTorch's vectors on this machine.
     """
     # It opens engines itself.
-    from bge_runtime.proving import measure_once
+    from bge_runtime.variants import measure_once
 
     beside = (variant.engine, variant.device, variant.precision)
     for even in bundle.manifest.variants:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_runtime import gpus
 from bge_runtime.errors import ProviderError
+from bge_runtime.system import nvidia
 
 CPU, CUDA, TENSORRT = (
     "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider",
@@ -115,9 +115,9 @@ def what_lacks(provider: str) -> str | None:
     if provider not in ort.get_available_providers():
         return f"the installed onnxruntime {ort.__version__} has no {provider}"
     try:
-        ctypes.CDLL(gpus.DRIVER_LIBRARY)
+        ctypes.CDLL(nvidia.DRIVER_LIBRARY)
     except OSError:
-        return f"this machine has no NVIDIA driver ({gpus.DRIVER_LIBRARY})"
+        return f"this machine has no NVIDIA driver ({nvidia.DRIVER_LIBRARY})"
     return None
 
 

@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import normalizers
 
-from bge_runtime.arguments import as_text_list
-from bge_runtime.auto_model import AnyFlagModel, FlagAutoModel
+from bge_runtime.bundle import SentenceTransformersSettings
+from bge_runtime.encoding import as_text_list, truncate
+from bge_runtime.encoding import normalize as scale
 from bge_runtime.errors import BundleError
-from bge_runtime.m3_model import BGEM3FlagModel
-from bge_runtime.manifest import SentenceTransformersSettings
-from bge_runtime.postprocess import normalize as scale
-from bge_runtime.postprocess import truncate
+from bge_runtime.models import AnyFlagModel, BGEM3FlagModel, FlagAutoModel
 
 _DENSE = {"return_dense": True, "return_sparse": False, "return_colbert_vecs": False}
 _SPARSE = {"return_dense": False, "return_sparse": True, "return_colbert_vecs": False}

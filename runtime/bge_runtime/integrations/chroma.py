@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.auto_model import AnyFlagModel
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import check_m3, dense_vectors, lexical_weights, open_model
-from bge_runtime.once import once
+from bge_runtime.models import AnyFlagModel
 from bge_runtime.stores import to_chroma_sparse
+from bge_runtime.system import once
 
 try:
     from chromadb import EmbeddingFunction, SparseVector

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bge_runtime.arguments import as_text, as_text_list, resolve_devices
-from bge_runtime.auto_model import AnyFlagModel
+from bge_runtime.encoding import as_text, as_text_list, resolve_devices
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import (
     PREFIX,
@@ -19,6 +18,7 @@ from bge_runtime.integrations._models import (
     open_model,
     plain_device,
 )
+from bge_runtime.models import AnyFlagModel
 
 try:
     from langchain_core.embeddings import Embeddings

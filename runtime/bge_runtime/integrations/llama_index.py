@@ -7,8 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from bge_runtime.arguments import as_text_list
-from bge_runtime.auto_model import AnyFlagModel
+from bge_runtime.encoding import as_text_list
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import (
     as_lists,
@@ -17,6 +16,7 @@ from bge_runtime.integrations._models import (
     lexical_weights,
     open_model,
 )
+from bge_runtime.models import AnyFlagModel
 from bge_runtime.stores import to_milvus_sparse
 
 try:

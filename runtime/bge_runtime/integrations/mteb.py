@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.arguments import as_text_list, type_name
-from bge_runtime.auto_model import AnyFlagModel
-from bge_runtime.flag_decoder import FlagDecoder
+from bge_runtime.encoding import as_text_list, type_name
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import (
     default_prompt,
@@ -23,7 +21,8 @@ from bge_runtime.integrations._models import (
     settings_of,
     width,
 )
-from bge_runtime.registry import find_model
+from bge_runtime.models import AnyFlagModel, FlagDecoder
+from bge_runtime.sources import find_model
 
 try:
     from mteb.models.abs_encoder import AbsEncoder

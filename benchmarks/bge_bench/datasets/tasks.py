@@ -1,0 +1,127 @@
+"""What vectors are scored on: a search for answers, or pairs of sentences that people compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_bench.datasets import metrics
+from bge_bench.datasets.catalogue import CORPUS, DATASETS, QUERIES, check
+from bge_bench.datasets.data import load_retrieval, load_sts, qrels_file
+from bge_bench.errors import BenchError
+from bge_bench.systems.base import Side
+from bge_runtime.system import file_hash
+
+_DEPTH = 100
+"""Passages found for each question: as many as the deepest score looks at."""
+
+Values = dict[str, NDArray[np.float64]]
+"""Each score by its name, as the values that it is the mean of: one a question."""
+
+
+class Task(Protocol):
+    """Something to embed, and how to score it.
+
+    Attributes:
+        name: What it is called.
+        counts: How much of what it holds.
+        sha256: Hash of each of its files, by the file's name.
+    """
+
+    name: str
+    counts: dict[str, int]
+    sha256: dict[str, str]
+
+    def measure(self, side: Side, instruct: Callable[[str], str]) -> Values:
+        """Embed and score.
+
+        Args:
+            side: What embeds.
+            instruct: Puts the model's instruction before a question.
+        """
+        ...
+
+
+class RetrievalTask:
+    """Search for the passages that answer a question, among all."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        """Read the task; see `load_retrieval`."""
+        corpus, queries, qrels = load_retrieval(folder)
+        rows = {passage: row for row, passage in enumerate(corpus)}
+        # A question without a relevant passage has no score.
+        judged = [
+            query for query in queries if any(grade > 0 for grade in qrels.get(query, {}).values())
+        ]
+        self.name = name
+        self.counts = {"passages": len(corpus), "questions": len(judged)}
+        files = (folder / CORPUS, folder / QUERIES, qrels_file(folder))
+        self.sha256 = {file.name: file_hash.file_sha256(file) for file in files}
+        self._passages = list(corpus.values())
+        self._questions = [queries[query] for query in judged]
+        self._grades = [
+            {rows[passage]: grade for passage, grade in qrels[query].items()} for query in judged
+        ]
+
+    def measure(self, side: Side, instruct: Callable[[str], str]) -> Values:
+        """Embed questions and passages, and score the search."""
+        questions = side.encode([instruct(question) for question in self._questions])
+        found = metrics.search(questions, side.encode(self._passages), depth=_DEPTH)
+        return {
+            "nDCG@10": metrics.ndcg(found, self._grades, at=10),
+            "Recall@100": metrics.recall(found, self._grades, at=100),
+            "MRR@10": metrics.reciprocal_rank(found, self._grades, at=10),
+        }
+
+
+class StsTask:
+    """Rank pairs of sentences by how alike they are."""
+
+    def __init__(self, name: str, file: Path) -> None:
+        """Read the task; see `load_sts`."""
+        self._pairs = load_sts(file)
+        self.name = name
+        self.counts = {"pairs": len(self._pairs.gold)}
+        self.sha256 = {file.name: file_hash.file_sha256(file)}
+
+    def measure(self, side: Side, instruct: Callable[[str], str]) -> Values:  # noqa: ARG002  # neither sentence is a question
+        """Embed the sentences, and correlate their cosines with the scores given by people."""
+        first, second = (
+            side.encode(sentences).astype(np.float64)
+            for sentences in (self._pairs.first, self._pairs.second)
+        )
+        cosines = np.einsum("nd,nd->n", first, second)
+        return {
+            "Spearman": np.array([metrics.rank_correlation(cosines, self._pairs.gold)]),
+            "Pearson": np.array([metrics.linear_correlation(cosines, self._pairs.gold)]),
+        }
+
+
+def open_task(name: str, folder: Path) -> Task:
+    """Read a task.
+
+    Args:
+        name: One of `bge_bench.datasets.catalogue.DATASETS`, whose content is then checked; else
+            the path of a folder in BEIR's form, or of a CSV file of pairs with their scores.
+        folder: Data folder that holds the former.
+
+    Raises:
+        BenchError: If it is not there or of another form.
+    """
+    dataset = DATASETS.get(name)
+    if dataset is not None:
+        check(dataset, folder)
+        path = folder / dataset.path
+    else:
+        path, name = Path(name), Path(name).name
+    if path.is_dir():
+        return RetrievalTask(name, path)
+    if path.is_file():
+        return StsTask(name, path)
+    raise BenchError(
+        f"there is no task {name!r}: it is neither a path nor one of {', '.join(DATASETS)}"
+    )

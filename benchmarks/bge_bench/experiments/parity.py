@@ -1,0 +1,149 @@
+"""Run every variant of a bundle, and the libraries it stands for, on the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_bench.systems.base import SideSpec, open_side, quiet
+from bge_bench.systems.lineup import variants_here
+from bge_runtime import FlagModel
+from bge_runtime.bundle import TOLERANCES, Bundle, Parity, compare
+from bge_runtime.encoding import TextTokenizer
+from bge_runtime.engines import Engine, EngineInfo, open_engine
+from bge_runtime.variants import padded_vectors
+
+_ROWS = 4
+"""Texts in a padded batch."""
+
+_BATCH_SIZES = {"flagembedding": 16, "transformers": 1}
+"""transformers sees one text at a time, unpadded; FlagEmbedding batches and pads."""
+
+REFERENCES = tuple(_BATCH_SIZES)
+"""What a bundle's vectors can be held against."""
+
+FLAG_MODEL = "FlagModel"
+ALONE = "FlagModel, one by one, CUDA graphs"
+PADDED = "padded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        call: `FLAG_MODEL` for a call of that class, with its own choice of variant and
+            of batches; `ALONE` for a call for each text, with ``cuda_graphs``; `PADDED` for a
+            variant's engine itself, run on batches in which short and long texts meet.
+        info: The variant that ran and what ran it, as the engine reports.
+        reference: What it is compared with, and its version.
+        reference_in_force: What ran that.
+        parity: The distances.
+        failures: Limits of the precision's tolerance that are missed.
+    """
+
+    call: str
+    info: EngineInfo
+    reference: str
+    reference_in_force: str
+    parity: Parity
+    failures: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Make a document of it, with the tolerance beside the figures."""
+        tolerance = asdict(TOLERANCES[self.info.precision])
+        return {**asdict(self), "tolerance": tolerance, "passed": not self.failures}
+
+
+def measure_parity(
+    bundle: Bundle,
+    checkpoint: Path,
+    references: Sequence[str],
+    texts: Sequence[str],
+    *,
+    device: str = "cpu",
+    step: Callable[[str], object],
+) -> list[Row]:
+    """Compare a bundle with its references, one after another in this process.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: The checkpoint it was made from.
+        references: Names out of `REFERENCES`.
+        texts: At least two different texts.
+        device: Where all run; the references in fp32.
+        step: Told what comes next.
+
+    Returns:
+        For ``FlagModel`` and for each variant of the device that this machine runs, one row a
+        reference.
+
+    Raises:
+        BenchError: If there are none that this machine runs.
+        BgeError: If one cannot be run.
+    """
+    model = bundle.manifest.model
+    here = variants_here(bundle, device)
+    max_length = min(model.max_length, 512)
+
+    expected: list[tuple[str, str, NDArray[np.float32]]] = []
+    for name in references:
+        step(f"running {name}")
+        side = open_side(
+            SideSpec(
+                side=name,
+                model=str(checkpoint),
+                pooling=model.pooling,
+                max_length=max_length,
+                batch_size=_BATCH_SIZES[name],
+                device=device,
+            )
+        )
+        expected.append((side.name, side.in_force, side.encode(texts)))
+        del side  # so that two copies of the weights are never held at once
+
+    rows: list[Row] = []
+
+    def add(call: str, engine: Engine, vectors: NDArray[np.float32]) -> None:
+        for reference, in_force, reference_vectors in expected:
+            parity = compare(vectors, reference_vectors)
+            rows.append(
+                Row(
+                    call=call,
+                    info=engine.info,
+                    reference=reference,
+                    reference_in_force=in_force,
+                    parity=parity,
+                    failures=tuple(parity.failures(TOLERANCES[engine.info.precision])),
+                )
+            )
+
+    step("running FlagModel")
+
+    def opened(**options: Any) -> FlagModel:
+        with quiet():  # random weights are this package's daily bread
+            return FlagModel(
+                str(bundle.path), devices=device, passage_max_length=max_length, **options
+            )
+
+    flag_model = opened(use_fp16=device != "cpu")
+    add(FLAG_MODEL, flag_model.engine, flag_model.encode(texts, show_progress_bar=False))
+    del flag_model
+    if device != "cpu" and any(variant.engine == "onnxruntime" for variant in here):
+        step("running FlagModel with CUDA graphs")
+        flag_model = opened(engine="onnxruntime", cuda_graphs=True)
+        vectors = np.stack([flag_model.encode(text) for text in texts])
+        add(ALONE, flag_model.engine, vectors)
+        del flag_model
+    tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
+    for variant in here:
+        step(f"running {variant.name}")
+        engine = open_engine(bundle, variant, device=device)
+        vectors = padded_vectors(engine, tokens, pad_token_id=model.pad_token_id)
+        add(PADDED, engine, vectors)
+    return rows

@@ -1,0 +1,187 @@
+"""Tables of what was measured, from the documents that ``--json`` writes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bge_bench.reports.text import busy_notes
+from bge_runtime.bundle import TOLERANCES, Parity
+from bge_runtime.system import format_table
+
+Document = Mapping[str, Any]
+Rows = list[list[str]]
+
+
+def failures(row: Document) -> list[str]:
+    """Name the limits that an entrant's vectors miss, where they were compared."""
+    if "parity" not in row:
+        return []
+    return Parity.from_json(row["parity"]).failures(TOLERANCES[row["precision"]])
+
+
+def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
+    """Tell how many times faster we are: the median of the ratios of each round."""
+    return statistics.median(theirs / ours for ours, theirs in zip(mine, other, strict=True))
+
+
+def best_of_ours(document: Document, precision: str) -> Document | None:
+    """Find our row of a precision, if its vectors are right."""
+    for row in document["rows"]:
+        if row["ours"] and row["precision"] == precision:
+            return None if failures(row) else row
+    return None
+
+
+def _precisions(document: Document) -> list[str]:
+    return [row["precision"] for row in document["rows"] if row["ours"]]
+
+
+def _struck(cells: Sequence[str]) -> list[str]:
+    return [f"~~{cell}~~" if cell else "" for cell in cells]
+
+
+def throughput_rows(document: Document) -> Rows:
+    """One line an entrant: rates, share of the machine's own, parity, and our ratios to it."""
+    ours = {p: row for p in _precisions(document) if (row := best_of_ours(document, p))}
+    measures = ("texts/s", "tokens/s", "GFLOP/s", "of the machine's", "peak memory", "batches")
+    parity = ("precision", "min cosine")
+    rows = [["", *measures, *parity, *(f"ours in {precision}" for precision in ours)]]
+    for row in document["rows"]:
+        part = "full" if row["full_s"] else "sample"
+        seconds = statistics.median(row[f"{part}_s"])
+        work = document[part]
+        rate = work["flop"] / seconds
+        own = document["matrix_rate_flops"].get(row["precision"])
+        cells = [
+            f"{row['label']} ({row['name']})" if not row["ours"] else row["label"],
+            f"{work['texts'] / seconds:.1f}",
+            f"{work['tokens'] / seconds:,.0f}",
+            f"{rate / 1e9:.0f}",
+            f"{rate / own:.0%}" if own else "",
+            f"{row['peak_memory_bytes'] / 1e6:,.0f} MB",
+            "by tokens" if row["ours"] else str(row["batch_size"]),
+            row["precision"],
+            f"{Parity.from_json(row['parity']).min_cosine:.6f}",
+        ]
+        failed = failures(row)
+        if failed:
+            cells = _struck(cells)
+        for mine in ours.values():
+            # Both in full, or both on the sample: never one by the other.
+            common = "full" if mine["full_s"] and row["full_s"] else "sample"
+            faster = ratio(mine[f"{common}_s"], row[f"{common}_s"])
+            cells.append("" if row in ours.values() or failed else f"{faster:.2f}x")
+        rows.append(cells)
+    return rows
+
+
+def latency_rows(document: Document) -> Rows:
+    """One line an entrant and kind of call: p50, p95 and p99 over all rounds."""
+    # Older documents have no parity.
+    compared = all("parity" in row for row in document["rows"])
+    rows = [["call", "", "p50", "p95", "p99", "calls", "precision"]]
+    if compared:
+        rows[0].append("min cosine")
+    for name, point in document["points"].items():
+        for row in document["rows"]:
+            calls = [ms for one_round in row["ms"][name] for ms in one_round]
+            percentiles = (f"{np.percentile(calls, at):.1f} ms" for at in (50, 95, 99))
+            what = f"{point['texts']} x {point['tokens']} tokens"
+            cells = [what, row["label"], *percentiles, str(len(calls)), row["precision"]]
+            if compared:
+                cells.append(f"{Parity.from_json(row['parity']).min_cosine:.6f}")
+            rows.append(_struck(cells) if failures(row) else cells)
+    return rows
+
+
+def cold_start_rows(document: Document) -> Rows:
+    """One line an entrant: medians over the rounds."""
+    rows = [["", "import to first vector", "whole process", "memory then", "precision"]]
+    for row in document["rows"]:
+        first, whole, peak = (
+            statistics.median(row[name])
+            for name in ("first_vector_s", "process_s", "peak_memory_bytes")
+        )
+        figures = (f"{first:.2f} s", f"{whole:.2f} s", f"{peak / 1e6:,.0f} MB")
+        rows.append([row["label"], *figures, row["precision"]])
+    return rows
+
+
+def scaling_rows(document: Document) -> Rows:
+    """One line a size of the corpus: texts a second of each entrant."""
+    rows = [["texts", *(row["label"] for row in document["rows"])]]
+    for size in document["sizes"]:
+        rates = [int(size) / statistics.median(row["seconds"][size]) for row in document["rows"]]
+        rows.append([f"{int(size):,}", *(f"{rate:.0f}/s" for rate in rates)])
+    return rows
+
+
+def memory_rows(document: Document) -> Rows:
+    """One line an entrant: held at the beginning, after a tenth, at the end."""
+    rows = [["", "texts", "before", "after a tenth", "after half", "at the end", "peak"]]
+    for row in document["rows"]:
+        lines = [(row["label"], row["held_bytes"], row["peak_memory_bytes"])]
+        if "gpu_bytes" in row:
+            lines.append((f"{row['label']}, on the GPU", row["gpu_bytes"], max(row["gpu_bytes"])))
+        for label, held, peak in lines:
+            last = len(held) - 1
+            marks = (held[0], held[max(1, last // 10)], held[max(1, last // 2)], held[last])
+            figures = (f"{value / 1e6:,.0f} MB" for value in (*marks, peak))
+            rows.append([label, f"{row['texts']:,}", *figures])
+    return rows
+
+
+ROWS: Mapping[str, Callable[[Document], Rows]] = {
+    "throughput": throughput_rows,
+    "latency": latency_rows,
+    "cold-start": cold_start_rows,
+    "scaling": scaling_rows,
+    "memory": memory_rows,
+}
+"""Lays out each kind of document, the header first."""
+
+
+def notes(document: Document) -> list[str]:
+    """Say what was in force, who is struck out or left out, and what else to know."""
+    rates = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {precision}"
+        for precision, rate in document["matrix_rate_flops"].items()
+    )
+    said = [f"{row['label']}: {row['name']}, {row['in_force']}" for row in document["rows"]]
+    said.append(
+        f"{document['threads']} threads each; medians of {document['rounds']} round(s), ratios "
+        f"within a round. The machine multiplies matrices at {rates}."
+    )
+    if document["kind"] == "throughput":
+        full, sample = document["full"], document["sample"]
+        in_full = [row["label"] for row in document["rows"] if row["full_s"]]
+        said.append(
+            f"{full['texts']} texts of {full['tokens']:,} tokens for: {'; '.join(in_full)}. "
+            f"{sample['texts']} of them ({sample['tokens']:,} tokens) for the others and our "
+            "ratio to them. Cosine is to transformers in fp32, one text at a time."
+        )
+    said += [
+        f"{row['label']} is struck out: {'; '.join(failures(row))}"
+        for row in document["rows"]
+        if failures(row)
+    ]
+    said += [f"Left out: {side}, since {why}" for side, why in document["left_out"].items()]
+    if "interrupted" in document:
+        said.append(document["interrupted"])
+    return said + busy_notes(document["busy_percent_before"])
+
+
+def document_tables(document: Document) -> str:
+    """Lay out a document for a terminal."""
+    return "\n".join([format_table(ROWS[document["kind"]](document)), "", *notes(document)])
+
+
+def markdown(rows: Rows) -> str:
+    """Write a table in Markdown, the first row as its header."""
+    header, *body = rows
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,204 @@
+"""Sides that read a bundle's own graphs, on ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_bench.systems.base import Batched, SideSpec, quiet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+from bge_bench.systems.pytorch import SentenceTransformers, encode_sorted
+
+_ONNX_FILE = "onnx/model.onnx"
+_OPENVINO_FILE = "openvino/openvino_model.xml"
+"""Where a bundle has them, as sentence-transformers' own exports do."""
+
+
+class SentenceTransformersOnnx(SentenceTransformers):
+    """sentence-transformers on ONNX Runtime."""
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        options = {
+            "file_name": _ONNX_FILE,
+            "provider": "CPUExecutionProvider",
+            "session_options": _session_options(spec.threads),
+        }
+        super().__init__(spec, "onnx", options)
+        self._computes = _session_in_force(self.transformer.model.model)
+
+
+class SentenceTransformersOpenVino(SentenceTransformers):
+    """OpenVINO, in the precision that it chooses by itself unless one is demanded.
+
+    The bundle's OpenVINO file has 16-bit weights: half as much to read, and no loss in
+    bf16. For fp32, or where that file is missing, it is the ONNX file.
+    """
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        import openvino
+
+        demanded = {"fp32": "f32"}.get(spec.precision, spec.precision)
+        if demanded == "auto":
+            hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+            demanded = hint.get_type_name()
+        file = _OPENVINO_FILE
+        options: dict[str, Any] = {"file_name": file}
+        if demanded == "f32" or not (Path(spec.model) / file).is_file():
+            file = _ONNX_FILE
+            options = {"file_name": file, "export": False, "from_onnx": True}
+        settings = {"INFERENCE_PRECISION_HINT": demanded}
+        if spec.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(spec.threads)
+        super().__init__(spec, "openvino", {**options, "ov_config": settings})
+        compiled = self.transformer.model.request
+        computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        # f16 on ARM, which no tolerance is known for, comes out as it is and is refused.
+        self.precision = {"f32": "fp32"}.get(computing, computing)
+        self._computes = (
+            f"openvino {openvino.__version__.partition('-')[0]} on "
+            f"{', '.join(compiled.get_property('EXECUTION_DEVICES'))}, {file}, "
+            f"INFERENCE_PRECISION_HINT {computing}, "
+            f"{compiled.get_property('INFERENCE_NUM_THREADS')} threads"
+        )
+
+
+class Optimum(Batched):
+    """``ORTModelForFeatureExtraction`` as its documentation uses it, over sorted texts."""
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        with quiet():
+            from optimum.onnxruntime import ORTModelForFeatureExtraction
+            from transformers import AutoTokenizer
+
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
+            self._model: Any = ORTModelForFeatureExtraction.from_pretrained(
+                spec.model,
+                subfolder=str(Path(_ONNX_FILE).parent),
+                file_name=Path(_ONNX_FILE).name,
+                provider="CPUExecutionProvider",
+                session_options=_session_options(spec.threads),
+            )
+        self._spec = spec
+        self.name = f"optimum-onnx {importlib.metadata.version('optimum-onnx')}"
+        super().__init__(_session_in_force(self._model.model), spec.batch_size)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.systems.base.Side`."""
+        with quiet():
+            return encode_sorted(
+                self._model, self._tokenizer, texts, self._spec, batch_size=self.batch_size
+            )
+
+
+class FastEmbed(Batched):
+    """fastembed, with the bundle as a custom model."""
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        with quiet():
+            from fastembed import TextEmbedding
+            from fastembed.common.model_description import ModelSource, PoolingType
+
+            config = json.loads((Path(spec.model) / "config.json").read_text(encoding="utf-8"))
+            name = f"bge-bench/{uuid.uuid4()}"  # of a registry that knows each name once
+            TextEmbedding.add_custom_model(
+                model=name,
+                pooling=PoolingType[spec.pooling.upper()],
+                normalization=True,
+                sources=ModelSource(hf=name),  # must be given; the path below wins
+                dim=config["hidden_size"],
+                model_file=_ONNX_FILE,
+            )
+            self._model: Any = TextEmbedding(
+                name,
+                threads=spec.threads,
+                providers=["CPUExecutionProvider"],
+                specific_model_path=spec.model,
+            )
+            self._model.model.tokenizer.enable_truncation(spec.max_length)
+        self.name = f"fastembed {importlib.metadata.version('fastembed')}"
+        super().__init__(_session_in_force(self._model.model.model), spec.batch_size)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.systems.base.Side`."""
+        import numpy as np
+
+        return np.stack(list(self._model.embed(list(texts), batch_size=self.batch_size)))
+
+
+class OnnxRuntime(Batched):
+    """The least that serves the bundle's ONNX file: a tokenizer, a session, a loop."""
+
+    precision = "fp32"
+
+    def __init__(self, spec: SideSpec) -> None:
+        """Open it."""
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        folder = Path(spec.model)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(spec.max_length)
+        self._tokenizer.enable_padding(pad_id=config["pad_token_id"])
+        self._session: Any = onnxruntime.InferenceSession(
+            str(folder / _ONNX_FILE),
+            _session_options(spec.threads),
+            providers=["CPUExecutionProvider"],
+        )
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self.name = f"onnxruntime {onnxruntime.__version__}, bare"
+        super().__init__(_session_in_force(self._session), spec.batch_size)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts; see `bge_bench.systems.base.Side`."""
+        import numpy as np
+
+        batches = []
+        for start in range(0, len(texts), self.batch_size):
+            encoded = self._tokenizer.encode_batch(list(texts[start : start + self.batch_size]))
+            feeds = {
+                "input_ids": np.array([text.ids for text in encoded]),
+                "attention_mask": np.array([text.attention_mask for text in encoded]),
+                "token_type_ids": np.array([text.type_ids for text in encoded]),
+            }
+            feeds = {name: array for name, array in feeds.items() if name in self._inputs}
+            batches += self._session.run(["sentence_embedding"], feeds)
+        vectors: NDArray[np.float32] = np.concatenate(batches)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+
+def _session_options(threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _session_in_force(session: Any) -> str:
+    import onnxruntime
+
+    threads = session.get_session_options().intra_op_num_threads or "default"
+    return (
+        f"onnxruntime {onnxruntime.__version__} on {', '.join(session.get_providers())}, "
+        f"{_ONNX_FILE}, fp32, {threads} threads"
+    )

@@ -1,0 +1,118 @@
+"""Find the checkpoint that a bundle was made from, and make sure that it is that one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from bge_bench.console import one_line_errors
+from bge_bench.errors import BenchError
+from bge_bench.systems.base import quiet
+from bge_runtime.bundle import Bundle
+from bge_runtime.errors import ExportError
+from bge_runtime.system import file_hash
+
+
+@contextlib.contextmanager
+def open_checkpoint(bundle: Bundle, given: Path | None) -> Iterator[Path]:
+    """Give the folder of a bundle's checkpoint.
+
+    That is the folder given, else the one that the bundle names as its source. Random
+    weights are made anew, with the bundle's tokenizer, in a folder that is removed in
+    the end.
+
+    Raises:
+        BenchError: If there is none, or it holds other weights than the bundle was
+            made from.
+    """
+    provenance = bundle.manifest.provenance
+    with contextlib.ExitStack() as stack:
+        if given is not None:
+            folder, advice = given, "pass the checkpoint that the bundle was made from"
+        elif provenance.random_seed is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
+            _make_random(bundle, provenance.random_seed, folder)
+            made, here = provenance.versions.get("torch"), importlib.metadata.version("torch")
+            advice = (
+                f"torch {here} makes other random weights than torch {made}, which made the "
+                "bundle's; export it again, or pass --checkpoint"
+            )
+        else:
+            folder = _find(bundle)
+            advice = "it was changed since; export it again, or pass the old one with --checkpoint"
+        _check_weights(bundle, folder, advice)
+        yield folder
+
+
+def _find(bundle: Bundle) -> Path:
+    from bge_export.checkpoint import find_checkpoint
+
+    provenance = bundle.manifest.provenance
+    try:
+        return find_checkpoint(provenance.source, revision=provenance.revision)[0]
+    except ExportError as error:
+        raise BenchError(
+            f"the bundle {bundle.path.name} was made from {provenance.source}, which is not to be "
+            f"had here: {error}. Pass --checkpoint DIR"
+        ) from error
+
+
+def _make_random(bundle: Bundle, seed: int, folder: Path) -> None:
+    with quiet():
+        from bge_export.synthetic import random_model_facts, write_random_checkpoint
+
+        facts = random_model_facts(bundle.manifest.provenance.source)
+        layers = bundle.manifest.model.layers  # it may have been made with fewer
+        write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path, layers=layers)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--layers", type=click.IntRange(min=1), help="Fewer than the model has.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder to take the tokenizer from. Default: one is made.",
+)  # fmt: skip
+def checkpoint(
+    model: str, folder: Path, layers: int | None, seed: int, tokenizer: Path | None
+) -> None:
+    """Write the checkpoint that `bge-export MODEL --random-weights` makes, to keep it.
+
+    The other commands take it with --checkpoint, and need not make it again each time.
+    """
+    with one_line_errors(), quiet():
+        from bge_export.synthetic import random_model_facts, write_random_checkpoint
+
+        facts = random_model_facts(model)
+        if folder.exists():
+            raise BenchError(f"{folder} is already there; name another folder, or remove it")
+        # Renamed once it is whole: it may be cut off.
+        part = folder.with_name(f"{folder.name}.part")
+        part.mkdir(parents=True)
+        write_random_checkpoint(facts, part, seed=seed, tokenizer=tokenizer, layers=layers)
+        part.rename(folder)
+
+
+def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:
+    recorded = bundle.manifest.provenance.weights_sha256
+    for name, expected in recorded.items():
+        path = folder / name
+        try:
+            found = file_hash.file_sha256(path)
+        except OSError as error:
+            raise BenchError(
+                f"the bundle {bundle.path.name} was made from a checkpoint with a file {name}, and "
+                f"{path} cannot be read ({error.strerror}); pass that checkpoint with --checkpoint"
+            ) from error
+        if found != expected:
+            raise BenchError(
+                f"{path} does not hold the weights of {bundle.path.name}: its sha256 is "
+                f"{found[:12]}…, and the bundle was made from {expected[:12]}…; {advice}"
+            )

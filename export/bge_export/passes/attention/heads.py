@@ -1,0 +1,56 @@
+"""How queries, keys and values are split into heads around an Attention node."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bge_export.graph_builder import is_op
+
+
+def sources_of(node: ir.Node) -> list[ir.Value] | None:
+    """Give queries, keys and values before they were split into heads, if that can be seen."""
+    found = []
+    for value in node.inputs[:3]:
+        if split_of(value) is None:
+            return None
+        assert value is not None
+        transpose = value.producer()
+        assert transpose is not None
+        reshape = transpose.inputs[0].producer() if transpose.inputs[0] is not None else None
+        source = reshape.inputs[0] if reshape is not None else None
+        if source is None:
+            return None
+        found.append(source)
+    return found
+
+
+def joined_of(node: ir.Node) -> ir.Value | None:
+    """Give ``Reshape(Transpose(output))``, with the heads side by side, if nothing else is used."""
+    value = node.outputs[0]
+    for op_type in ("Transpose", "Reshape"):
+        users = value.consumers()
+        if len(users) != 1 or not is_op(users[0], op_type) or value.is_graph_output():
+            return None
+        value = users[0].outputs[0]
+    return value
+
+
+def split_of(value: ir.Value | None) -> tuple[int, int] | None:
+    """Give number and width of the heads of ``Transpose(Reshape(x), (0, 2, 1, 3))``."""
+    transpose = value.producer() if value is not None else None
+    if not is_op(transpose, "Transpose"):
+        return None
+    assert transpose is not None
+    split = transpose.inputs[0]
+    shape = split.shape if split is not None else None
+    if (
+        split is None
+        or not is_op(split.producer(), "Reshape")
+        or list(transpose.attributes["perm"].as_ints()) != [0, 2, 1, 3]
+        or shape is None
+        or len(shape) != 4
+        or shape[1] == 1
+    ):
+        return None
+    heads, width = shape[2], shape[3]
+    return (heads, width) if isinstance(heads, int) and isinstance(width, int) else None

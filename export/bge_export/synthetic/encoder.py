@@ -1,0 +1,242 @@
+"""Checkpoints at full size with seeded random weights, for where no hub is.
+
+They have the architecture's speed, memory and numerics, and embed nothing. Weights are
+wider than an untrained model's: with those, every token attends alike and the residual
+stream drowns the rest, so that a graph which ignores the mask, or has two layers
+swapped, gives nearly the same vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from bge_export.checkpoint import load_tokenizer
+from bge_export.synthetic.decoder import write_random_decoder
+from bge_runtime.errors import ExportError
+from bge_runtime.sources import (
+    DECODER_ONLY_ICL,
+    DECODERS,
+    ENCODER_ONLY_M3,
+    MODELS,
+    BertShape,
+    DecoderShape,
+    ModelFacts,
+    find_model,
+)
+
+_SPECIAL = {
+    "bert": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103},
+    "xlm-roberta": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4},
+    "mistral": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
+    "gemma2": {"<pad>": 0, "</s>": 1, "<s>": 2, "<unk>": 3},
+    "qwen2": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
+    "qwen3": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
+}
+"""Ids of the published vocabularies; BERT's English and Chinese ones share theirs. XLM-R's
+mask is its last id. The decoders' are of the sentence-piece kind, whatever their own."""
+
+_TAGS = ("<instruct>", "<query>")
+"""What bge-multilingual-gemma2 adds to its vocabulary, at its end."""
+
+_EXAMPLE_TAGS = (*_TAGS, "<response>")
+"""What bge-en-icl adds."""
+
+
+def random_model_facts(source: str) -> ModelFacts:
+    """Look up a model that can be made with random weights.
+
+    Raises:
+        ExportError: If the name is not one of them; the message lists them.
+    """
+    facts = find_model(source)
+    if facts is None or facts.shape is None:
+        names = ", ".join(name for name, known in MODELS.items() if known.shape)
+        raise ExportError(
+            f"--random-weights makes the architectures {names}; it does not know {source}"
+        )
+    return facts
+
+
+def write_random_checkpoint(
+    facts: ModelFacts,
+    folder: Path,
+    *,
+    seed: int,
+    tokenizer: Path | None = None,
+    layers: int | None = None,
+) -> None:
+    """Write a whole checkpoint: configuration, weights and tokenizer.
+
+    Args:
+        facts: A model with a shape.
+        folder: An empty folder.
+        seed: Seed of the weights. The same seed gives the same weights.
+        tokenizer: Folder to take the tokenizer from; None makes one of the right size.
+        layers: How many layers; None for all that the model has.
+
+    Raises:
+        ExportError: If the tokenizer has more ids than the model has embeddings.
+    """
+    assert facts.shape is not None
+    shape = facts.shape if layers is None else replace(facts.shape, layers=layers)
+    decoder = isinstance(shape, DecoderShape)
+    own = None if tokenizer is None else load_tokenizer(tokenizer, right_padding=not decoder)
+    if own is not None and len(own.vocabulary) > shape.vocab_size:
+        raise ExportError(
+            f"the tokenizer in {tokenizer} has {len(own.vocabulary):,} ids, and {facts.name} has "
+            f"embeddings for {shape.vocab_size:,}; pass one of its own family"
+        )
+    if isinstance(shape, DecoderShape):
+        write_random_decoder(shape, folder, seed=seed)
+    else:
+        random_encoder(shape, seed=seed).save_pretrained(folder)
+    if facts.model_class == ENCODER_ONLY_M3:
+        write_random_heads(folder, shape.hidden_size, seed=seed)
+    if own is None:
+        made = make_tokenizer(
+            shape.vocab_size,
+            shape.architecture,
+            reads_examples=facts.model_class == DECODER_ONLY_ICL,
+            max_length=shape.max_length,
+        )
+        made.save_pretrained(folder)
+    else:
+        own.write(folder, max_length=own.model_max_length, token_types=own.gives_token_types)
+
+
+def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
+    """Make an encoder with seeded weights wide enough to matter."""
+    roberta = shape.architecture == "xlm-roberta"
+    # RoBERTa counts positions from the padding id on, which is 1.
+    options = {"pad_token_id": 1, "type_vocab_size": 1} if roberta else {}
+    config = (XLMRobertaConfig if roberta else BertConfig)(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.max_length + 2 * roberta,
+        **options,
+    )
+    # Made on the meta device: the default initialisation would take as long again.
+    with torch.device("meta"):
+        model = (XLMRobertaModel if roberta else BertModel)(config, add_pooling_layer=False)
+    model.to_empty(device="cpu")
+    widen(model, seed=seed)
+    return model.eval()
+
+
+def write_random_heads(
+    folder: Path, width: int, *, seed: int, colbert_dim: int | None = None
+) -> None:
+    """Write M3's heads, seeded: about half of the tokens get a weight, up to about 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, rows, spread in (("sparse", 1, 0.15), ("colbert", colbert_dim or width, 1.0)):
+        state = {
+            "weight": torch.randn(rows, width, generator=generator) * spread / math.sqrt(width),
+            "bias": torch.randn(rows, generator=generator) * 0.01,
+        }
+        torch.save(state, folder / f"{name}_linear.pt")
+
+
+@torch.no_grad()
+def widen(model: torch.nn.Module, *, seed: int) -> None:
+    """Fill an encoder's weights from a seed.
+
+    Each matrix keeps the scale of what it multiplies; queries and keys are wider, so
+    that attention prefers some tokens to others; norms and biases are not all alike.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "embeddings" not in name:
+            gain = 1.5 if ".query." in name or ".key." in name else 1.0
+            spread = gain / math.sqrt(parameter.shape[1])
+            parameter.normal_(0, spread, generator=generator)
+        elif parameter.dim() == 2:
+            parameter.normal_(0, 1 if "word" in name else 0.5, generator=generator)
+        elif name.endswith("LayerNorm.weight"):
+            parameter.normal_(1, 0.1, generator=generator)
+        else:
+            parameter.normal_(0, 0.1, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        else:
+            buffer.zero_()
+
+
+def make_tokenizer(
+    vocab_size: int,
+    architecture: str = "bert",
+    *,
+    reads_examples: bool = False,
+    max_length: int = 512,
+) -> PreTrainedTokenizerFast:
+    """Make a WordPiece tokenizer with exactly this many ids.
+
+    Its pieces are single characters (ASCII and the common Chinese ones) and the
+    shortest strings of Latin letters, so that real text becomes several known pieces a
+    word.
+
+    Args:
+        vocab_size: Number of ids.
+        architecture: Whose special tokens it has. A decoder's have those of
+            bge-multilingual-gemma2.
+        reads_examples: Whether it has those of bge-en-icl.
+        max_length: Tokens that it cuts texts to, unless told otherwise.
+    """
+    special = dict(_SPECIAL[architecture])
+    decoder = architecture in DECODERS
+    tags = _EXAMPLE_TAGS if reads_examples else _TAGS if decoder else ()
+    special |= {tag: vocab_size - len(tags) + i for i, tag in enumerate(tags)}
+    pad, unk, cls, sep, mask = (
+        ("<pad>", "<unk>", "<s>", "</s>", "<mask>") if "<s>" in special else special
+    )
+    pieces = iter(dict.fromkeys(_pieces()))
+    vocabulary = dict(special)
+    for number in range(vocab_size):
+        if number not in special.values():
+            # The first hundred ids are unused in BERT's published vocabularies, too.
+            piece = next(pieces, None) if number > special[unk] else None
+            vocabulary[piece or f"[unused{number}]"] = number
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing((sep, special[sep]), (cls, special[cls]))
+    # RoBERTa's names for the two are others, and FlagEmbedding asks for eos_token.
+    more = {"bos_token": cls, "eos_token": sep} if "<s>" in special else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token=pad,
+        unk_token=unk,
+        **more,
+        **({"additional_special_tokens": list(tags)} if decoder else
+           {"cls_token": cls, "sep_token": sep, "mask_token": mask}),
+    )  # fmt: skip
+
+
+def _pieces() -> list[str]:
+    ascii_characters = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pairs = [a + b for a in letters for b in letters]
+    triples = [pair + c for pair in pairs for c in letters]
+    # The 6,763 characters of GB 2312 are the common ones.
+    pairs_of_bytes = (bytes([a, b]) for a in range(0xB0, 0xF8) for b in range(0xA1, 0xFF))
+    chinese = [pair.decode("gb2312", "ignore") for pair in pairs_of_bytes]
+    chinese = [*"，。？！：；、“”（）《》", *filter(None, chinese)]
+    singles = ascii_characters + ["##" + c for c in ascii_characters] + chinese
+    endings = ["##" + piece for piece in pairs + triples]
+    return singles + pairs + endings[: len(pairs)] + triples[::2] + endings[len(pairs) :: 2]

@@ -1,0 +1,57 @@
+"""Advice in the words of whoever reads it: Python's arguments become options of a command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+
+from bge_runtime.sources import OPENED_BY
+
+FOR_PYTHON = "BGE_EXPORT_FOR_PYTHON"
+"""Environment variable: set where a program has the exporter run, and words errors itself."""
+
+_OF_THE_EXPORTER = ("--pooling", "--trust-remote-code", "--model-class")
+_RENAMED = {"pooling_method": "--pooling", "devices": "--device"}
+_NAMES = (
+    "pooling_method", "trust_remote_code", "model_class", "revision", "devices", "engine",
+    "precision", "threads", "max_length", "truncate_dim", "batch_size",
+)  # fmt: skip
+_ARGUMENT = re.compile(rf"\b({'|'.join(_NAMES)})=('[^']*'|True|\d+)")
+
+_CLASSES = {opened_by: model_class for model_class, opened_by in OPENED_BY.items()}
+_CLASS = re.compile(rf"\bopen it with ({'|'.join(_CLASSES)})\b")
+
+
+def in_options(message: str) -> str:
+    """Rewrite what an error says of Python's arguments into options of the command that runs.
+
+    All errors are worded for Python. An option that only the exporter has is named as its.
+
+    Args:
+        message: Such as ``"Pass pooling_method='cls'"``.
+
+    Returns:
+        Such as ``"Pass --pooling cls"``; outside of a command the message itself.
+    """
+    import click  # not where a program only wants the name of the variable
+
+    context = click.get_current_context(silent=True)
+    if context is None or FOR_PYTHON in os.environ:
+        return message
+    known = {name for parameter in context.command.params for name in parameter.opts}
+
+    def spell(match: re.Match[str], option: str, value: str) -> str:
+        text = option if value == "True" else f"{option} {shlex.quote(value)}"
+        if option in known:
+            return text
+        return f"bge-export's {text}" if option in _OF_THE_EXPORTER else match[0]
+
+    def spell_argument(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return spell(match, _RENAMED.get(name, f"--{name.replace('_', '-')}"), value.strip("'"))
+
+    def spell_class(match: re.Match[str]) -> str:
+        return f"pass {spell(match, '--model-class', _CLASSES[match[1]])}"
+
+    return _ARGUMENT.sub(spell_argument, _CLASS.sub(spell_class, message))

@@ -1,0 +1,294 @@
+"""OpenVINO as an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.bundle import SENTENCE_EMBEDDING, Bundle, Variant, past_names_of
+from bge_runtime.engines.base import (
+    EngineInfo,
+    PastInputs,
+    graph_inputs,
+    inference_error,
+)
+from bge_runtime.engines.linked_files import graph_beside_weights
+from bge_runtime.errors import (
+    BundleError,
+    DeviceError,
+    EngineNotInstalledError,
+    PrecisionError,
+    ProviderError,
+)
+from bge_runtime.system import default_threads, once
+
+_TOKENS_PER_THREAD = 512
+"""Measured on 2 cores with bge-base, 1,430 and 1,000 real texts: 1,024 tokens a batch are 3 to 9 %
+faster than 512, in bf16 and int8, since weights are read, and kernels made for a new shape, half
+as often; that saves memory, too (659 MB for 720). 2,048 are no faster."""
+
+_BATCH_OVERHEAD_TOKENS = 32
+"""Measured likewise: a shape that has not been met yet costs 8 ms in bf16 and 10 to 20 in int8, as
+much as some 20 to 60 more tokens."""
+
+_KERNELS_KEPT = "256"
+"""Kernels that are kept of each kind, by OpenVINO and by oneDNN within it, for shapes that have
+been met. By themselves they keep 5,000 and 1,024, and memory grows for as long as new shapes come,
+by 0.6 to 0.9 MB each (bge-small-zh); with these numbers it stopped at 100 MB, at the same speed."""
+
+_DEVICES = {"cpu": "CPU"}
+"""OpenVINO's name for each kind of device."""
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+"""OpenVINO's name for each precision. It is a setting, not a property of the file."""
+
+
+def _load() -> Any:
+    """Import OpenVINO without its telemetry, and with bounded memory.
+
+    At its import it reports that event, and at each conversion more, to Google Analytics,
+    from a process that it forks. Its own switch is a file in the user's home; where the
+    package for it is missing it does without.
+
+    oneDNN reads its limit once, from the environment only; one that is set there stays.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            del sys.modules["openvino_telemetry"]
+    return importlib.import_module("openvino")
+
+
+@once()
+def cpu_capabilities() -> tuple[str, ...]:
+    """Name what OpenVINO can compute on this processor, such as ``"BF16"``."""
+    return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def computing_precision(precision: str) -> str | None:
+    """Give OpenVINO's name for what a variant's activations are computed in.
+
+    Beside products with matrices of 8 or 4 bits, which round what they multiply to 8 bits,
+    that is the best that the processor has. None for a precision that this engine does not serve.
+    """
+    if precision in ("int8", "int4"):
+        return "bf16" if "BF16" in cpu_capabilities() else "f32"
+    return _PRECISIONS.get(precision)
+
+
+class _Model:
+    """A compiled model, for some outputs of its graph.
+
+    Attributes:
+        compiled: OpenVINO's model.
+        outputs: What it computes.
+        inputs: Names of what it takes.
+        past: Those of them that take a prefix, in order.
+    """
+
+    def __init__(self, *, compiled: Any, outputs: frozenset[str], inputs: Sequence[str]) -> None:
+        self.compiled = compiled
+        self.outputs = outputs
+        self.inputs = frozenset(inputs)
+        self.past = past_names_of(inputs)
+        # A request holds the buffers of one run, so threads cannot share one.
+        self._requests: deque[Any] = deque()
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[Any]:
+        """Lend a request to one thread."""
+        try:
+            request = self._requests.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._requests.append(request)
+
+
+class OpenVinoEngine:
+    """One compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
+
+    load = staticmethod(_load)
+
+    @staticmethod
+    def why_not(variant: Variant) -> str | None:
+        """Tell why this machine cannot run a variant; None if it can."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed"
+        if variant.device not in _DEVICES:
+            return f"this version's openvino engine serves {', '.join(_DEVICES)} only"
+        if variant.precision != "bf16":
+            return None
+        try:
+            capabilities = cpu_capabilities()
+        except Exception as error:  # noqa: BLE001  # a shared library that is missing, say
+            return f"openvino cannot be used ({error})"
+        if "BF16" in capabilities:
+            return None
+        return "this processor does not compute in bf16 (it has neither AVX512-BF16 nor AMX)"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        *,
+        index: int = 0,  # noqa: ARG002  # all processors are one device
+        threads: int | None = None,
+        outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
+        runs: int = 1,
+    ) -> None:
+        """Compile a model and check that it runs where and how it was asked to.
+
+        Raises:
+            EngineNotInstalledError: If openvino is not installed, or cannot be imported.
+            DeviceError: If this engine does not serve the variant's device.
+            PrecisionError: If the processor does not compute in the variant's precision.
+            BundleError: If OpenVINO cannot read the graph.
+            ProviderError: If the model runs on another device, or in another precision.
+        """
+        try:
+            ov = self.load()
+        except (ImportError, OSError) as error:
+            raise EngineNotInstalledError(
+                f"variant {variant.name!r} runs on OpenVINO, and openvino cannot be imported "
+                f"({error}). Run `pip install 'bge-runtime[cpu]'`"
+            ) from error
+        device, precision = _DEVICES.get(variant.device), computing_precision(variant.precision)
+        if device is None or precision is None:
+            raise DeviceError(
+                f"requested {variant.precision} on {variant.device!r}, but this version's openvino "
+                f"engine serves {', '.join(_PRECISIONS)} on {', '.join(_DEVICES)}"
+            )
+        threads = threads or default_threads()
+        if (reason := self.why_not(variant)) is not None:
+            raise PrecisionError(
+                f"requested {variant.precision}, but {reason}. "
+                "Pass precision='fp32', or leave it out"
+            )
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": str(runs),
+            "INFERENCE_NUM_THREADS": str(threads),
+            "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
+        }
+        graph = bundle.graph(variant.graph)
+        if graph.quantization_block is not None:
+            # By itself it rounds 32 channels together, and spends a sixth more time on it.
+            self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(graph.quantization_block)
+        self._bundle, self._graph = bundle, graph
+        self._path = bundle.path / graph.file
+        self._device = device
+        self._widening = threading.Lock()
+        self._model = self._compile(frozenset(outputs))
+        self._past = PastInputs({name: self._heads(name) for name in self._model.past})
+        self.batch_tokens = threads * _TOKENS_PER_THREAD
+        self.shared_batch_tokens = _TOKENS_PER_THREAD
+        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
+        self.past_names = self._past.names
+        self.past_token_bytes = self._past.token_bytes
+        self.info = EngineInfo(
+            engine="openvino",
+            version=ov.__version__.partition("-")[0],
+            device=variant.device,
+            precision=variant.precision,
+            provider=f"OpenVINO {device}",
+            variant=variant.name,
+            threads=int(self._model.compiled.get_property("INFERENCE_NUM_THREADS")),
+            runs=int(self._model.compiled.get_property("NUM_STREAMS")),
+        )
+        self.parallel_runs = 1
+        self.companion = None
+
+    def _compile(self, outputs: frozenset[str]) -> _Model:
+        """Compile the graph for some of its outputs; the others are not computed."""
+        ov = self.load()
+        try:
+            core = ov.Core()
+            model = self._read(core)
+            for result in model.get_results():
+                if not outputs & result.output(0).get_names():
+                    model.remove_result(result)
+            compiled = core.compile_model(model, self._device, self._settings)
+        except BundleError:
+            raise
+        except Exception as error:  # OpenVINO raises RuntimeError and its kin for everything
+            raise BundleError(
+                f"OpenVINO {ov.__version__} cannot open {self._path}: {error}"
+            ) from error
+        precision = self._settings["INFERENCE_PRECISION_HINT"]
+        in_force = compiled.get_property("EXECUTION_DEVICES")
+        computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if in_force != [self._device] or computing != precision:
+            raise ProviderError(
+                f"requested {precision} on {self._device}, but the model {self._path.name!r} runs "
+                f"in {computing} on {', '.join(in_force)}. Update openvino, or pass "
+                "engine='onnxruntime'"
+            )
+        names = [value.any_name for value in compiled.inputs]
+        return _Model(compiled=compiled, outputs=outputs, inputs=names)
+
+    def _read(self, core: Any) -> Any:
+        # Two graphs of OpenVINO's own may share a file of weights; ONNX says itself where they are.
+        if self._path.suffix == ".xml":
+            return core.read_model(self._path, self._bundle.path / self._graph.weights)
+        with graph_beside_weights(self._bundle, self._graph, follows_graph=False) as file:
+            return core.read_model(file)
+
+    def _heads(self, name: str) -> tuple[int, int]:
+        shape = self._model.compiled.input(name).get_partial_shape()
+        return shape[1].get_length(), shape[3].get_length()
+
+    def _model_for(self, outputs: Sequence[str]) -> _Model:
+        """Give a model that computes these outputs.
+
+        Two models of one file would hold its weights twice, so that one for more outputs
+        takes the place of the one before.
+        """
+        model = self._model
+        if model.outputs.issuperset(outputs):
+            return model
+        with self._widening:
+            if not self._model.outputs.issuperset(outputs):
+                self._model = self._compile(self._model.outputs | set(outputs))
+            return self._model
+
+    def run(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        outputs: Sequence[str],
+        *,
+        past: Sequence[NDArray[np.float32]] | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Run one batch; see `bge_runtime.engines.Engine.run`."""
+        model = self._model_for(outputs)
+        feeds = graph_inputs(model.inputs, input_ids, attention_mask) | self._past.feeds(past)
+        with model.request() as request:
+            try:
+                # A prefix may weigh a gigabyte: the request reads it where it is. Having done
+                # so it cannot copy the next one, of another shape; hence always or never.
+                request.infer(feeds, share_inputs=bool(self.past_names))
+                return [np.array(request.get_tensor(name).data) for name in outputs]
+            except Exception as error:  # OpenVINO raises RuntimeError and its kin
+                raise inference_error("OpenVINO", input_ids, error) from error
+
+    def abandon(self) -> None:
+        """Leak the model; see `bge_runtime.engines.Engine.abandon`."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._model))

@@ -1,0 +1,31 @@
+"""TODO."""
+
+from bge_runtime.m3.colbert import (
+    colbert_pair_scores,
+    colbert_score,
+    colbert_vectors,
+    padded_in_batches,
+)
+from bge_runtime.m3.lexical import (
+    LexicalRows,
+    LexicalWeights,
+    as_rows,
+    lexical_pair_scores,
+    matching_scores,
+)
+from bge_runtime.m3.scoring import checked_weights, combine_scores, dense_pair_scores
+
+__all__ = [
+    "LexicalRows",
+    "LexicalWeights",
+    "as_rows",
+    "checked_weights",
+    "colbert_pair_scores",
+    "colbert_score",
+    "colbert_vectors",
+    "combine_scores",
+    "dense_pair_scores",
+    "lexical_pair_scores",
+    "matching_scores",
+    "padded_in_batches",
+]

@@ -1,0 +1,153 @@
+"""``FlagAutoModel``: the right class for a model, by name or by ``model_class``."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from bge_runtime.bundle import Bundle
+from bge_runtime.encoding import resolve_devices
+from bge_runtime.models.base import Devices, asked_precision
+from bge_runtime.models.encoder import FlagModel
+from bge_runtime.models.icl import FlagICLModel
+from bge_runtime.models.llm import FlagLLMModel
+from bge_runtime.models.m3 import BGEM3FlagModel
+from bge_runtime.sources import (
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    DECODER_ONLY_PSEUDO_MOE,
+    ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
+    MODEL_CLASSES,
+    ExportOptions,
+    Use,
+    find_bundle,
+    find_model,
+)
+
+AnyFlagModel = FlagModel | BGEM3FlagModel | FlagLLMModel | FlagICLModel
+
+_CLASSES: dict[str, type[AnyFlagModel]] = {
+    ENCODER_ONLY_BASE: FlagModel,
+    ENCODER_ONLY_M3: BGEM3FlagModel,
+    DECODER_ONLY_BASE: FlagLLMModel,
+    DECODER_ONLY_ICL: FlagICLModel,
+}
+
+
+class FlagAutoModel:
+    """Opens a model with the class that fits it; never instantiated itself."""
+
+    def __init__(self) -> None:
+        """Refuse, as FlagEmbedding does.
+
+        Raises:
+            EnvironmentError: Always.
+        """
+        raise OSError("FlagAutoModel is not instantiated; call FlagAutoModel.from_finetuned(MODEL)")
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        model_name_or_path: str,
+        model_class: str | enum.Enum | None = None,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        devices: Devices = None,
+        pooling_method: str | None = None,
+        trust_remote_code: bool | None = None,
+        query_instruction_format: str | None = None,
+        truncate_dim: int | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        **kwargs: Any,
+    ) -> AnyFlagModel:
+        """Open a model.
+
+        What is not given is what the bundle says of itself, whatever its folder is called; only
+        the query format goes by a known name first, as in FlagEmbedding. A checkpoint is known by
+        its files, and by the name of its repository or folder; where they contradict each other,
+        or nothing says how it pools, it is an error without ``model_class``.
+
+        Args:
+            model_name_or_path: As in `FlagModel`.
+            model_class: ``"encoder-only-base"``, ``"encoder-only-m3"``,
+                ``"decoder-only-base"`` or ``"decoder-only-icl"``, or FlagEmbedding's enum
+                member of it.
+            normalize_embeddings: As in `FlagModel`.
+            use_fp16: As in `FlagModel`.
+            use_bf16: As in `FlagModel`.
+            query_instruction_for_retrieval: As in `FlagModel`.
+            devices: As in `FlagModel`.
+            pooling_method: As in `FlagModel`.
+            trust_remote_code: As in `FlagModel`.
+            query_instruction_format: As in `FlagModel`. None takes the model's own, or
+                ``"{}{}"`` with ``model_class``, as FlagEmbedding does.
+            truncate_dim: As in `FlagModel`.
+            revision: As in `FlagModel`.
+            cache_dir: As in `FlagModel`.
+            **kwargs: Further arguments of the class, such as the examples of
+                `FlagICLModel`.
+
+        Raises:
+            ValueError: If ``model_class`` is unknown, or not in this version.
+            BgeError: As the class itself.
+        """
+        given = model_class.value if isinstance(model_class, enum.Enum) else model_class
+        if given is not None and given not in MODEL_CLASSES:
+            raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
+        if given is not None and given not in _CLASSES:
+            raise _not_in_this_version(model_name_or_path, given)
+        # The class would find it once more; the hub is asked once.
+        bundle = find_bundle(
+            model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            options=ExportOptions(
+                model_class=given,
+                pooling=pooling_method,
+                trust_remote_code=bool(trust_remote_code),
+                use=Use(
+                    devices=resolve_devices(devices),
+                    engine=kwargs.get("engine", "auto"),
+                    precision=kwargs.get("precision")
+                    or asked_precision(use_fp16=use_fp16, use_bf16=use_bf16),
+                ),
+            ),
+            check_class=_CLASSES[given].check_class if given else None,
+        )
+        model = Bundle.at(bundle).manifest.model
+        chosen = given or model.model_class
+        if chosen not in _CLASSES:
+            raise _not_in_this_version(model_name_or_path, chosen)
+        known = find_model(model_name_or_path)
+        # A name that means another class than the bundle has says nothing of its queries.
+        facts = known if known and known.model_class == model.model_class else None
+        query_format = (facts or model).query_instruction_format if given is None else "{}{}"
+        opened = _CLASSES[chosen](
+            str(bundle),
+            normalize_embeddings=normalize_embeddings,
+            use_fp16=use_fp16,
+            use_bf16=use_bf16,
+            query_instruction_for_retrieval=query_instruction_for_retrieval,
+            query_instruction_format=(
+                query_format if query_instruction_format is None else query_instruction_format
+            ),
+            devices=devices,
+            pooling_method=pooling_method,
+            truncate_dim=truncate_dim,
+            **kwargs,
+        )
+        opened.model_name_or_path = model_name_or_path
+        return opened
+
+
+def _not_in_this_version(model: str, model_class: str) -> ValueError:
+    which = "the pseudo-MoE class" if model_class == DECODER_ONLY_PSEUDO_MOE else "that"
+    return ValueError(
+        f"{model} is a model of class {model_class!r}, and {which} is not in this version, which "
+        f"runs {', '.join(_CLASSES)}"
+    )

@@ -1,0 +1,332 @@
+"""``FlagICLModel``: bge-en-icl and its like, which read examples before the query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.encoding import as_texts
+from bge_runtime.models.base import DEFAULT_LENGTH, Devices, check_format, text_before_sentence
+from bge_runtime.models.decoder import PREFIX_CACHE_MB, FlagDecoder, check_last_token
+from bge_runtime.models.dense import check_torch
+from bge_runtime.models.embedder import Reading
+from bge_runtime.sources import DECODER_ONLY_BASE, DECODER_ONLY_ICL
+
+Examples = Sequence[Mapping[str, str]]
+"""Dictionaries with a ``"query"``, a ``"response"`` and, unless the model's query instruction
+will do, an ``"instruct"``."""
+
+_SPARE = 16
+"""Tokens that FlagEmbedding adds at most to examples, suffix and query, for special ones."""
+
+
+class FlagICLModel(FlagDecoder):
+    """A decoder embedder that takes examples, with the interface of FlagEmbedding 1.4.2's.
+
+    Positional order, defaults and results follow ``FlagEmbedding.FlagICLModel``; what is
+    keyword-only here is our own. Differences, each on purpose: those of `FlagLLMModel`, and
+    examples that lack something are an error.
+
+    Attributes:
+        examples_for_task: The constructor's examples.
+        prefix: Text of the examples in force.
+        suffix: Text put behind each query.
+    """
+
+    MODEL_CLASSES: ClassVar[tuple[str, ...]] = (DECODER_ONLY_ICL, DECODER_ONLY_BASE)
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "<instruct>{}\n<query>{}",
+        suffix: str = "\n<response>",
+        devices: Devices = None,
+        examples_for_task: Examples | None = None,
+        examples_instruction_format: str = "<instruct>{}\n<query>{}\n<response>{}",
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        query_max_length: int = DEFAULT_LENGTH,
+        passage_max_length: int = DEFAULT_LENGTH,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        *,
+        pooling_method: str | None = None,
+        engine: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+        revision: str | None = None,
+        prefix_cache_mb: int = PREFIX_CACHE_MB,
+        **kwargs: Any,
+    ) -> None:
+        r"""Open a model.
+
+        Args:
+            model_name_or_path: As in `bge_runtime.FlagModel`.
+            normalize_embeddings: Scale vectors to unit length.
+            use_fp16: As in `bge_runtime.FlagModel`.
+            use_bf16: As in `bge_runtime.FlagModel`.
+            query_instruction_for_retrieval: Put before each text of ``encode_queries``, and
+                before each example without one.
+            query_instruction_format: How instruction and query are joined: two ``{}``. A
+                literal ``\n`` is a newline.
+            suffix: Put behind each text of ``encode_queries``, examples or not.
+            devices: Device or devices. None means the CPU.
+            examples_for_task: Examples to put before each query; see `set_examples`.
+            examples_instruction_format: How instruction, query and response of an example
+                are joined: three ``{}``. A literal ``\n`` is a newline.
+            trust_remote_code: As in `bge_runtime.FlagModel`.
+            cache_dir: Folder of the hub's cache.
+            batch_size: Most texts in a batch.
+            query_max_length: Tokens a query is cut to, instruction and suffix included,
+                examples not.
+            passage_max_length: Tokens a passage is cut to, and a text of ``encode``.
+            convert_to_numpy: False gives torch tensors, if torch is installed.
+            truncate_dim: Components to keep, before normalisation.
+            pooling_method: ``"last_token"``, or None for it.
+            engine: As in `bge_runtime.FlagModel`.
+            precision: As in `bge_runtime.FlagModel`.
+            threads: As in `bge_runtime.FlagModel`.
+            revision: As in `bge_runtime.FlagModel`.
+            prefix_cache_mb: As in `bge_runtime.FlagLLMModel`.
+            **kwargs: As in `bge_runtime.FlagModel`.
+
+        Raises:
+            TypeError: If the examples are not a list of dictionaries.
+            ValueError: If an example or a format lacks something, or the examples are
+                longer than what the model can read.
+            PoolingError: If ``pooling_method`` is another one.
+            BundleError: If the model is an encoder, or its bundle is damaged.
+            BgeError: As `bge_runtime.FlagModel`.
+        """
+        check_last_token(pooling_method)
+        super().__init__(
+            model_name_or_path,
+            normalize_embeddings=normalize_embeddings,
+            use_fp16=use_fp16,
+            use_bf16=use_bf16,
+            query_instruction_for_retrieval=query_instruction_for_retrieval,
+            query_instruction_format=query_instruction_format.replace("\\n", "\n"),
+            devices=devices,
+            pooling_method=pooling_method,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            batch_size=batch_size,
+            query_max_length=query_max_length,
+            passage_max_length=passage_max_length,
+            truncate_dim=truncate_dim,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            revision=revision,
+            prefix_cache_mb=prefix_cache_mb,
+        )
+        self.convert_to_numpy = convert_to_numpy
+        self.examples_for_task = examples_for_task
+        self.examples_instruction_format = examples_instruction_format.replace("\\n", "\n")
+        self.suffix = suffix
+        self.query_pool = None
+        self.prefix = ""
+        self._keep_options(kwargs)
+        self.set_examples()
+
+    def set_examples(self, examples_for_task: Examples | None = None) -> None:
+        """Put examples before the queries of further calls, in place of those before.
+
+        Args:
+            examples_for_task: The examples. None takes those of ``examples_for_task``, the
+                constructor's, again.
+
+        Raises:
+            TypeError: If they are not a list of dictionaries.
+            ValueError: If one lacks its query, response or instruction, or they are longer
+                than what the model can read.
+        """
+        examples = self.examples_for_task if examples_for_task is None else examples_for_task
+        prefix = "" if examples is None else self._joined(examples)
+        self._tokens_taken(prefix, self.suffix)
+        self.prefix = prefix
+
+    @staticmethod
+    def get_detailed_example(
+        instruction_format: str, instruction: str, query: str, response: str
+    ) -> str:
+        r"""Join the parts of an example; a literal ``\n`` in the format is a newline."""
+        return instruction_format.replace("\\n", "\n").format(instruction, query, response)
+
+    def encode_queries(  # type: ignore[override]  # takes no other instruction, as upstream
+        self,
+        queries: Sequence[str] | str,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        *,
+        pad_to_multiple_of: int | None = None,  # noqa: ARG002
+        show_progress_bar: bool | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed queries, between the examples and the suffix.
+
+        As FlagEmbedding does, instruction and query are cut to their tokens, and these made
+        text again before examples and suffix are put around them.
+
+        Args:
+            queries: A query, or a list of queries; the list may be empty.
+            batch_size: Most texts in a batch; None for the model's.
+            max_length: Most tokens of instruction, query and suffix; None for
+                ``query_max_length``.
+            convert_to_numpy: False gives a torch tensor; None for the model's.
+            pad_to_multiple_of: Taken for compatibility; padding changes no vector.
+            show_progress_bar: None shows one for ``batch_size`` texts or more, on a
+                terminal.
+
+        Returns:
+            As ``encode``.
+
+        Raises:
+            TypeError: If a query is not a string, or the queries have no order.
+            ValueError: If a number is out of range, or a text is not valid Unicode.
+            NotFiniteError: If a vector holds NaN or infinity.
+            InferenceError: If the engine fails.
+        """
+        return self._encode_queries(
+            queries,
+            self.target_devices[:1] if isinstance(queries, str) else self.target_devices,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            max_length=self.query_max_length if max_length is None else max_length,
+            as_numpy=self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def encode_queries_single_device(
+        self,
+        queries: Sequence[str] | str,
+        batch_size: int = 256,
+        max_length: int = 512,
+        convert_to_numpy: bool = True,
+        device: str | int | None = None,
+        *,
+        pad_to_multiple_of: int | None = None,  # noqa: ARG002
+        show_progress_bar: bool | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed queries on one of the model's devices; otherwise as `encode_queries`.
+
+        Raises:
+            ValueError: If the model was not opened on ``device``.
+        """
+        return self._encode_queries(
+            queries,
+            [self._one_device(device)],
+            batch_size=batch_size,
+            max_length=max_length,
+            as_numpy=convert_to_numpy,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def stop_self_query_pool(self) -> None:
+        """Do nothing: there are no processes to stop."""
+
+    def _encode_queries(
+        self,
+        queries: Sequence[str] | str,
+        devices: Sequence[str],
+        *,
+        batch_size: int,
+        max_length: int,
+        as_numpy: bool,
+        show_progress_bar: bool | None,
+    ) -> NDArray[np.float32]:
+        check_torch(as_numpy=as_numpy)
+        texts, single = as_texts(queries, name="queries")
+        instruction, template = self.query_instruction_for_retrieval, self.query_instruction_format
+        texts = self._instructed(texts, instruction, template)
+        vectors = self._encode(
+            texts,
+            devices,
+            reading=self._query_reading(
+                max_length,
+                "" if instruction is None else text_before_sentence(template, instruction),
+            ),
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+        )
+        return self._hand_out(vectors, single=single, as_numpy=as_numpy)
+
+    def _query_reading(self, max_length: int, before: str) -> Reading:
+        """Tell how queries are read that begin with ``before``."""
+        tokenizer = self.tokenizer
+        # Another thread may set other examples in the meantime.
+        prefix, suffix = self.prefix, self.suffix
+        taken = self._tokens_taken(prefix, suffix)
+        length = self._readable_length(max_length, stacklevel=4, taken=taken + _SPARE)
+        # Both lengths are FlagEmbedding's, down to the names of special tokens that a model
+        # need not have.
+        start, end = tokenizer.encode_bare(["<s>", f"{suffix}</s>"])
+        room = length - len(start) - len(end)
+        whole = (taken + length + 8) // 8 * 8 + 8
+        self._check_room(before, room=room, max_length=length)
+
+        def around(ids: Sequence[NDArray[np.int64]]) -> list[str]:
+            return [prefix + text + suffix for text in tokenizer.decode_batch(ids)]
+
+        def tokenize(texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
+            ids = tokenizer.encode_bare(texts, max_length=room, first=first)
+            return tokenizer.encode(around(ids), max_length=whole, first=first)
+
+        (known,) = tokenizer.decode_batch(tokenizer.encode_bare([before]))
+        return Reading(tokenize, tokenizer.encode_start(prefix + known))
+
+    def _tokens_taken(self, prefix: str, suffix: str) -> int:
+        """Count the tokens of examples and suffix.
+
+        Raises:
+            ValueError: If they leave no room for a query.
+        """
+        taken = sum(map(len, self.tokenizer.encode_bare([prefix, suffix])))
+        model = self.bundle.manifest.model
+        if taken + _SPARE >= model.max_length:
+            raise ValueError(
+                f"the examples and the suffix take {taken} tokens, and {model.name} can read "
+                f"{model.max_length}, of which {_SPARE} are kept for special tokens, so that "
+                "no query fits. Pass fewer examples, or shorter ones"
+            )
+        return taken
+
+    def _joined(self, examples: Examples) -> str:
+        """Make a text of examples, as FlagEmbedding does."""
+        if not isinstance(examples, list | tuple):
+            raise TypeError(
+                "examples_for_task must be a list of dictionaries, but is "
+                f"{type(examples).__name__}"
+            )
+        template = self.examples_instruction_format
+        check_format(template, ("instruct", "query", "response"))
+        texts = []
+        for index, example in enumerate(examples):
+            where = f"examples_for_task[{index}]"
+            if not isinstance(example, Mapping):
+                raise TypeError(
+                    f"{where} must be a dictionary with 'instruct', 'query' and 'response', but "
+                    f"is {type(example).__name__}"
+                )
+            parts = {"instruct": self.query_instruction_for_retrieval, **example}
+            names = ("instruct", "query", "response")
+            missing = [name for name in names if not isinstance(parts.get(name), str)]
+            if missing:
+                raise ValueError(
+                    f"{where} needs strings {', '.join(map(repr, names))}, where "
+                    "query_instruction_for_retrieval may stand in for the first one; it lacks "
+                    f"{', '.join(map(repr, missing))}, and has {dict(example)!r:.200}"
+                )
+            texts.append(
+                self.get_detailed_example(
+                    template, str(parts["instruct"]), parts["query"], parts["response"]
+                )
+            )
+        return "\n\n".join(texts) + "\n\n"

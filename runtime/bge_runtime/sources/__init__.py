@@ -1,0 +1,67 @@
+"""TODO."""
+
+from bge_runtime.sources.hub import ask, explained, hub_id_in, is_hub_id, one_line
+from bge_runtime.sources.identity import identify
+from bge_runtime.sources.on_demand import Use
+from bge_runtime.sources.registry import (
+    DECODER_CLASSES,
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    DECODER_ONLY_PSEUDO_MOE,
+    DECODERS,
+    ENCODER_CLASSES,
+    ENCODER_ONLY_BASE,
+    ENCODER_ONLY_M3,
+    ENCODERS,
+    HEAD_FILES,
+    MODEL_CLASSES,
+    MODELS,
+    OPENED_BY,
+    POOLING_METHODS,
+    SUPPORTED_MODEL_CLASSES,
+    BertShape,
+    DecoderShape,
+    ModelFacts,
+    find_model,
+)
+from bge_runtime.sources.resolve import (
+    CHECKPOINT_FILES,
+    CHECKPOINT_PICKLES,
+    WARNING_START,
+    ExportOptions,
+    find_bundle,
+)
+
+__all__ = [
+    "CHECKPOINT_FILES",
+    "CHECKPOINT_PICKLES",
+    "DECODERS",
+    "DECODER_CLASSES",
+    "DECODER_ONLY_BASE",
+    "DECODER_ONLY_ICL",
+    "DECODER_ONLY_PSEUDO_MOE",
+    "ENCODERS",
+    "ENCODER_CLASSES",
+    "ENCODER_ONLY_BASE",
+    "ENCODER_ONLY_M3",
+    "HEAD_FILES",
+    "MODELS",
+    "MODEL_CLASSES",
+    "OPENED_BY",
+    "POOLING_METHODS",
+    "SUPPORTED_MODEL_CLASSES",
+    "WARNING_START",
+    "BertShape",
+    "DecoderShape",
+    "ExportOptions",
+    "ModelFacts",
+    "Use",
+    "ask",
+    "explained",
+    "find_bundle",
+    "find_model",
+    "hub_id_in",
+    "identify",
+    "is_hub_id",
+    "one_line",
+]

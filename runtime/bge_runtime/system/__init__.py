@@ -1,0 +1,49 @@
+"""TODO."""
+
+from bge_runtime.system.background import Background, Completion, call_and_note
+from bge_runtime.system.cache import cache_folder
+from bge_runtime.system.console import on_terminal
+from bge_runtime.system.cpus import (
+    cpu_model,
+    default_threads,
+    multiplies_in_8_bits,
+    usable_cpus,
+    vector_extensions,
+)
+from bge_runtime.system.files import (
+    check_not_pointer,
+    check_utf8,
+    expand_user,
+    local_path,
+    parse_json,
+    read_json,
+)
+from bge_runtime.system.locks import KeyLocks, once
+from bge_runtime.system.memory import available_memory
+from bge_runtime.system.table import format_table
+from bge_runtime.system.versions import installed_versions, owners
+
+__all__ = [
+    "Background",
+    "Completion",
+    "KeyLocks",
+    "available_memory",
+    "cache_folder",
+    "call_and_note",
+    "check_not_pointer",
+    "check_utf8",
+    "cpu_model",
+    "default_threads",
+    "expand_user",
+    "format_table",
+    "installed_versions",
+    "local_path",
+    "multiplies_in_8_bits",
+    "on_terminal",
+    "once",
+    "owners",
+    "parse_json",
+    "read_json",
+    "usable_cpus",
+    "vector_extensions",
+]

@@ -1,0 +1,165 @@
+"""Run an engine so that whatever is wrong with it shows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.bundle import (
+    COLBERT_TOKENS,
+    COLBERT_VECS,
+    HEAD_OUTPUTS,
+    ONE_LENGTH,
+    SENTENCE_EMBEDDING,
+    TOKEN_WEIGHTS,
+    Bundle,
+    Parity,
+    Reference,
+    Variant,
+    compare,
+)
+from bge_runtime.encoding import pad_batch
+from bge_runtime.engines import ENGINES, Engine, EngineInfo, OrtEngine, open_engine
+from bge_runtime.system import KeyLocks, cache, cpu_model, nvidia, owners, vector_extensions
+
+_ROWS = 4
+_KIND = "parity"
+_measuring = KeyLocks()
+
+
+def measure(
+    bundle: Bundle, variant: Variant, reference: Reference | None = None
+) -> tuple[EngineInfo, Parity]:
+    """Measure how far a variant is from PyTorch's vectors, on this machine.
+
+    A graph with a branch for texts of one length is measured by both branches.
+
+    Args:
+        bundle: The bundle.
+        variant: One of its variants.
+        reference: PyTorch's vectors; None for those of the bundle.
+
+    Returns:
+        What was in force, and the distance: of a model of M3's class the worst of its
+        outputs, where a token's weight counts as it is.
+
+    Raises:
+        BundleError: If the bundle's reference cannot be read.
+        EngineError: If this machine cannot run the variant, or the engine fails.
+    """
+    reference = reference or bundle.reference()
+    heads = HEAD_OUTPUTS if reference.token_weights is not None else ()
+    names = (SENTENCE_EMBEDDING, *heads)
+    engine = open_engine(bundle, variant, outputs=names)
+    pad_token_id = bundle.manifest.model.pad_token_id
+
+    def distance(rows: int) -> Parity:
+        outputs = padded_outputs(
+            engine, reference.token_ids, names, pad_token_id=pad_token_id, rows=rows
+        )
+        return _distance(outputs, reference)
+
+    parity = distance(_ROWS)
+    if isinstance(engine, OrtEngine) and ONE_LENGTH in bundle.graph(variant.graph).inputs:
+        engine.always_take_branch()
+        parity = parity.worst(distance(1))
+    return engine.info, parity
+
+
+def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Reference) -> Parity:
+    parity = compare(np.stack(outputs[SENTENCE_EMBEDDING]), reference.vectors)
+    if reference.token_weights is None or reference.colbert_vecs is None:
+        return parity
+    weights = np.concatenate(outputs[TOKEN_WEIGHTS])
+    tokens = np.concatenate([rows for rows in outputs[COLBERT_VECS] if len(rows) < COLBERT_TOKENS])
+    return parity.worst(compare(tokens, reference.colbert_vecs)).worst(
+        replace(parity, max_error=float(np.abs(weights - reference.token_weights).max()))
+    )
+
+
+def measure_once(bundle: Bundle, variant: Variant) -> Parity:
+    """Measure as `measure` does, unless this machine has done so before.
+
+    The result is remembered for these very files, the engine's wheel and version, and the
+    processor; for a GPU's variant also the GPUs and their driver.
+    """
+    graph = bundle.graph(variant.graph)
+    files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
+    described = asdict(replace(variant, parity=None))
+    package = "openvino" if variant.engine == "openvino" else "onnxruntime"
+    wheels = owners(package) or str(ENGINES[package].load().__version__)
+    driver = "" if variant.device == "cpu" else repr(nvidia.find_driver())
+    key = json.dumps([described, files, wheels, cpu_model(), vector_extensions(), driver])
+    with _measuring[key]:
+        known = cache.recall(_KIND, key)
+        # Whatever is wrong with a note, the engine itself can be measured.
+        with contextlib.suppress(TypeError, LookupError, ValueError):
+            return Parity.from_json(known)
+        _, parity = measure(bundle, variant)
+        cache.note(_KIND, key, parity.to_json())
+        return parity
+
+
+def padded_vectors(
+    engine: Engine, token_ids: Sequence[NDArray[np.int64]], *, pad_token_id: int
+) -> NDArray[np.float32]:
+    """Compute pooled vectors in batches where short and long texts meet.
+
+    The runtime's own batches hold next to no padding, and would not notice an ignored
+    mask.
+
+    Args:
+        engine: The engine.
+        token_ids: Tokens of each text, special tokens included. At least one text.
+        pad_token_id: Id that fills shorter rows.
+
+    Returns:
+        Vectors as they leave the graph, in input order. Shape: ``(len(token_ids), dim)``.
+
+    Raises:
+        InferenceError: If the engine fails.
+    """
+    outputs = padded_outputs(engine, token_ids, [SENTENCE_EMBEDDING], pad_token_id=pad_token_id)
+    return np.stack(outputs[SENTENCE_EMBEDDING])
+
+
+def padded_outputs(
+    engine: Engine,
+    token_ids: Sequence[NDArray[np.int64]],
+    names: Sequence[str],
+    *,
+    pad_token_id: int,
+    rows: int = _ROWS,
+) -> dict[str, list[NDArray[np.float32]]]:
+    """Compute outputs as `padded_vectors` does.
+
+    Args:
+        engine: The engine.
+        token_ids: Tokens of each text, special tokens included. At least one text.
+        names: Outputs to compute.
+        pad_token_id: Id that fills shorter rows.
+        rows: Texts of a batch.
+
+    Returns:
+        By name, one array a text in input order, without padding.
+
+    Raises:
+        InferenceError: If the engine fails.
+    """
+    order = np.argsort([len(ids) for ids in token_ids], kind="stable")
+    count = -(-len(order) // rows)
+    found: dict[str, dict[int, NDArray[np.float32]]] = {name: {} for name in names}
+    for number in range(count):
+        batch = order[number::count].tolist()
+        ids, mask = pad_batch([token_ids[row] for row in batch], pad_token_id=pad_token_id)
+        for name, output in zip(names, engine.run(ids, mask, names), strict=True):
+            for row, value in zip(batch, output, strict=True):
+                tokens = len(token_ids[row])
+                length = {TOKEN_WEIGHTS: tokens, COLBERT_VECS: tokens - 1}.get(name)
+                found[name][row] = value if length is None else value[:length]
+    return {name: [by_row[row] for row in range(len(token_ids))] for name, by_row in found.items()}

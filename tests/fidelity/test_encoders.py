@@ -1,0 +1,104 @@
+"""Vectors against FlagEmbedding 1.4.2 itself, on trained weights and at full size."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bge_bench.systems.base import SideSpec, open_side
+from bge_export.parity_texts import PARITY_TEXTS
+from bge_runtime import FlagModel
+from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.sources.registry import MODELS
+from tests.helpers.bundles import SHARED
+from tests.helpers.runtime import assert_fp32_on_cpu
+
+SHAPES = ["bge-small-en-v1.5", "bge-small-zh-v1.5"]
+LARGER_SHAPES = [
+    f"bge-{size}-{language}-v1.5" for language in ("en", "zh") for size in ("base", "large")
+]
+
+
+def flag_embedding(checkpoint: Path, texts: list[str], *, pooling: str) -> np.ndarray:
+    """Embed with FlagEmbedding, in fp32 on the CPU, as the benchmarks do it."""
+    spec = SideSpec(
+        side="flagembedding", model=str(checkpoint), pooling=pooling, max_length=512, batch_size=4
+    )
+    return open_side(spec).encode(texts)
+
+
+def real_texts(sentences: int, paragraphs: int) -> list[str]:
+    """Texts of four languages where the checkout has them beside it: an even sample of each."""
+
+    def sample(rows: list[Any], count: int) -> list[Any]:
+        return rows[:: max(1, len(rows) // count)]
+
+    found: list[str] = []
+    for path in sorted(SHARED.glob("text/stsb/*.csv")):
+        with path.open(encoding="utf-8") as file:
+            found += [row[0] for row in sample(list(csv.reader(file)), sentences)]
+    for path in sorted(SHARED.glob("text/xquad/*/corpus.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found += [json.loads(line)["text"] for line in sample(lines, paragraphs)]
+    return found
+
+
+MANY_TEXTS = [*PARITY_TEXTS, *real_texts(sentences=10, paragraphs=5)]
+
+
+def embed(model: FlagModel, texts: list[str]) -> np.ndarray:
+    """Embed with one call, and assert what was in force."""
+    assert_fp32_on_cpu(model)
+    assert model.engine.info.variant == "cpu-fp32"
+    vectors = model.encode(texts)
+    assert vectors.dtype == np.float32
+    return vectors
+
+
+def test_trained_weights(
+    minilm_bundle: Callable[[str], Path], minilm_vectors: Callable[[str], np.ndarray]
+):
+    ours = {
+        pooling: embed(FlagModel(str(minilm_bundle(pooling)), pooling_method=pooling), MANY_TEXTS)
+        for pooling in ("mean", "cls")
+    }
+    for pooling, other in (("mean", "cls"), ("cls", "mean")):
+        expected = minilm_vectors(pooling)
+        assert expected.dtype == np.float32
+        assert compare(ours[pooling], expected).failures(TOLERANCES["fp32"]) == [], pooling
+        assert compare(ours[other], expected).failures(TOLERANCES["fp32"]) != [], pooling
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SHAPES,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER_SHAPES),
+    ],
+)
+def test_full_size(name: str, tmp_path: Path):
+    from bge_export.checkpoint.inspect import inspect_checkpoint
+    from bge_export.encoder.exporter import export_bundle
+    from bge_export.synthetic.encoder import write_random_checkpoint
+    from bge_export.targets import select_targets
+
+    facts = MODELS[name]
+    language = "zh" if "-zh" in name else "en"
+    tokenizer = SHARED / "models" / f"bge-small-{language}-v1.5"
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    write_random_checkpoint(
+        facts, folder, seed=7, tokenizer=tokenizer if tokenizer.is_dir() else None
+    )
+    checkpoint = inspect_checkpoint(folder, source=facts.hub_id)
+    export_bundle(checkpoint, tmp_path / name, select_targets(["cpu", "portable"], []))
+    texts = list(PARITY_TEXTS)
+    expected = flag_embedding(folder, texts, pooling="cls")
+    parity = compare(embed(FlagModel(str(tmp_path / name), use_fp16=False), texts), expected)
+    assert parity.failures(TOLERANCES["fp32"]) == [], parity

@@ -1,0 +1,142 @@
+"""Checkpoints and bundles that the tests share. Each is made once, for all workers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from bge_runtime.sources.registry import BertShape
+
+ROOT = Path(__file__).parents[2]
+"""The checkout."""
+
+SHARED = ROOT.parent / "shared" / "data"
+"""Real configurations, tokenizers and texts, where a checkout has them beside it."""
+
+
+TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_size=9000)
+
+
+MADE_ONCE = "BGE_TESTS_MADE_ONCE"
+"""Environment variable: the folder of what one worker makes for all. Where it is set, what one run
+of the tests made is there for the next, such as one without PyTorch (`make pythons`)."""
+
+
+WITH_PYTORCH = importlib.util.find_spec("torch") is not None
+
+
+LARGEST_TRACE_BYTES = 2**28
+"""Of weights, that a trace is kept of: one file of protobuf has no place for 2 GiB."""
+
+
+TINY_M3 = replace(TINY, architecture="xlm-roberta", max_length=1024)
+
+
+def write_tiny_m3(
+    folder: Path, *, seed: int = 0, colbert_dim: int | None = None, **changes: int
+) -> Path:
+    """Write a tiny XLM-RoBERTa checkpoint with M3's heads; ``changes`` are to its shape."""
+    from bge_export.synthetic.encoder import make_tokenizer, random_encoder, write_random_heads
+
+    shape = replace(TINY_M3, **changes)
+    random_encoder(shape, seed=seed).save_pretrained(folder)
+    tokenizer = make_tokenizer(shape.vocab_size, shape.architecture, max_length=shape.max_length)
+    tokenizer.save_pretrained(folder)
+    write_random_heads(folder, shape.hidden_size, seed=seed, colbert_dim=colbert_dim)
+    return folder
+
+
+def write_tiny_bert(folder: Path, *, seed: int = 0, **changes: int) -> Path:
+    """Write a tiny BERT checkpoint with weights wide enough to matter.
+
+    ``changes`` are to its shape. One layer is traced in less time, where it is of no account how
+    many there are.
+    """
+    from bge_export.synthetic.encoder import make_tokenizer, random_encoder
+
+    random_encoder(replace(TINY, **changes), seed=seed).save_pretrained(folder)
+    make_tokenizer(TINY.vocab_size).save_pretrained(folder)
+    return folder
+
+
+def make_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Make a file or folder once for all workers; later ones wait for the first, and take its."""
+    root = Path(os.environ[MADE_ONCE])
+    path, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            if not WITH_PYTORCH:
+                pytest.skip(f"{name} is made with PyTorch, which is not installed")
+            make(path)
+            done.touch()
+    return path
+
+
+@functools.cache
+def keep_traces() -> None:
+    """Let one worker trace an encoder for all, however many bundles are made of it.
+
+    Tracing takes most of the time of an export, 10 s of a tiny one on a slow machine. Who traced
+    goes on with the trace itself, as an export does; all others read what was written of it.
+    """
+    import onnx_ir as ir
+
+    from bge_export.encoder import exporter
+
+    def keeping(trace):
+        def traced(wrapped, **options):
+            facts = [
+                trace.__name__, wrapped.encoder.config.to_json_string(), wrapped.pooling, options
+            ]  # fmt: skip
+            key = hashlib.sha256(repr(facts).encode())
+            size_bytes = 0
+            for name, tensor in wrapped.state_dict().items():
+                if ".pooler." not in name:  # no part of a trace, and random where a file lacks it
+                    key.update(name.encode() + tensor.numpy().tobytes())
+                    size_bytes += tensor.nbytes
+            if size_bytes > LARGEST_TRACE_BYTES:
+                return trace(wrapped, **options)
+            traces = []
+
+            def write(path: Path) -> None:
+                traces.append(trace(wrapped, **options))
+                ir.save(traces[0], path)
+
+            path = make_once(f"{key.hexdigest()}.onnx", write)
+            return traces[0] if traces else ir.load(path)
+
+        return traced
+
+    exporter.trace = keeping(exporter.trace)
+    exporter.trace_packed = keeping(exporter.trace_packed)
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    pooling: str | None = "cls",
+    targets: Sequence[str] = ("cpu", "portable"),
+    precisions: Sequence[str] = (),
+    model_class: str | None = None,
+    **options,
+) -> Path:
+    """Export a checkpoint in this process; by default the graphs in fp32."""
+    keep_traces()
+    from bge_export.checkpoint.inspect import inspect_checkpoint
+    from bge_export.encoder.exporter import export_bundle
+    from bge_export.targets import select_targets
+
+    inspected = inspect_checkpoint(
+        checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
+    )
+    export_bundle(inspected, output, select_targets(targets, precisions), **options)
+    return output

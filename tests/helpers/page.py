@@ -1,0 +1,38 @@
+"""The blocks of ``docs/coming-from.md``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bge_bench.systems.base import quiet
+from tests.helpers.bundles import ROOT
+
+PAGE = ROOT / "docs" / "coming-from.md"
+
+
+def code_blocks() -> dict[str, str]:
+    """Give the Python of each section, by its heading."""
+    found = {}
+    for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
+        (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+        found[section.partition("\n")[0]] = code
+    return found
+
+
+def run(code: str, model: Path, **scope: object) -> dict[str, object]:
+    """Run a block with a folder in the place of the model's names.
+
+    Args:
+        code: The block.
+        model: The folder.
+        **scope: Variables that it finds.
+
+    Returns:
+        The variables that it leaves.
+    """
+    code = re.sub(r'"(BAAI/)?bge-base-en-v1\.5"', repr(str(model)), code)
+    assert str(model) in code
+    with quiet():
+        exec(compile(code, "page", "exec"), scope)
+    return scope

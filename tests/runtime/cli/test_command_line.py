@@ -1,0 +1,179 @@
+"""What commands do around their work: signals, standard streams, errors, exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bge_runtime.cli.command_line import command_line
+from bge_runtime.errors import BgeError
+
+ENDING = ["SIGHUP", "SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
+
+
+@pytest.fixture
+def default_handlers():
+    """Signals as a shell leaves them; the tests may run under nohup, and under a timer."""
+    before = {}
+    for name in ENDING:
+        default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        before[name] = signal.signal(getattr(signal, name), default)
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_a_signal_unwinds_and_gives_the_status_of_a_shell(default_handlers: None, name: str):
+    number = getattr(signal, name)
+    done = []
+
+    @command_line("test")
+    def work():
+        try:
+            signal.raise_signal(number)
+        finally:
+            # A terminal that is closed sends SIGHUP twice; it does not end the cleaning up.
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)
+            done.append("cleaned")
+
+    with pytest.raises(SystemExit) as ended:
+        work()
+    assert ended.value.code == 128 + number
+    assert done == ["cleaned"]
+    signal.raise_signal(number)  # while the interpreter ends
+
+
+@pytest.mark.parametrize("error", [None, ValueError()])
+def test_a_command_that_no_signal_ended_leaves_the_handlers_as_they_were(
+    default_handlers: None, error: Exception | None
+):
+    before = [signal.getsignal(getattr(signal, name)) for name in ENDING]
+    with contextlib.suppress(ValueError), command_line("test"):
+        if error is not None:
+            raise error
+    assert [signal.getsignal(getattr(signal, name)) for name in ENDING] == before
+
+
+def test_another_signal_some_time_later_is_heard_again(
+    default_handlers: None, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    @command_line("test")
+    def work():
+        nonlocal now
+        with contextlib.suppress(SystemExit):  # lost, as in a destructor
+            signal.raise_signal(signal.SIGTERM)
+        for _ in range(10):  # by somebody who has no patience
+            now += 1.0
+            signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the second one was not heard")
+
+    with pytest.raises(SystemExit):
+        work()
+
+
+def test_what_nohup_ignores_stays_ignored(default_handlers: None):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with command_line("test"):
+        signal.raise_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BgeError("no such thing"), "test: no such thing"),
+        (OSError(5, "Input/output error", "x"), "test: [Errno 5] Input/output error: 'x'"),
+    ],
+)
+def test_an_error_is_one_sentence(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended, command_line("test"):
+        raise error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [message]
+
+
+def run(body: str, redirections: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the body of a command, below a shell."""
+    code = f"""
+import os, sys
+from bge_runtime.cli.command_line import command_line
+with command_line("test"):
+{body}
+"""
+    command = f"exec {shlex.join([sys.executable, '-c', code])} {redirections}"
+    return subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
+
+
+def test_what_is_opened_takes_no_closed_standard_stream_s_place(tmp_path: Path):
+    """Else what a library prints goes into the result."""
+    done = run(
+        f"""
+    file = open({str(tmp_path / "file")!r}, "wb", buffering=0)
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"from a library")
+        except OSError:
+            pass
+    print("from Python", file=sys.stderr)
+    print("progress")
+    file.write(b"result")
+""",
+        "<&- >&- 2>&-",
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"result"
+
+
+def test_standard_error_that_cannot_be_written_ends_nothing(tmp_path: Path):
+    done = run(
+        """
+    print("a message", file=sys.stderr, flush=True)
+    from tqdm import tqdm
+    list(tqdm(range(3)))
+    print("result")
+""",
+        "2>/dev/full",
+    )
+    assert (done.returncode, done.stdout) == (0, b"result\n")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "stderr"),
+    [
+        (">/dev/full", 1, "test: [Errno 28] No space left on device\n"),
+        ("| true", 0, ""),  # of the last one of a pipeline; nothing is said
+    ],
+)
+def test_standard_output_that_cannot_be_written_is_no_traceback(
+    redirection: str, status: int, stderr: str
+):
+    done = run("    print('result ' * 100_000)", redirection)
+    assert (done.returncode, done.stderr.decode()) == (status, stderr)
+
+
+def test_a_reader_that_has_left_gives_the_status_of_sigpipe():
+    read, write = os.pipe()
+    os.close(read)
+    code = (
+        "from bge_runtime.cli.command_line import command_line\n"
+        "with command_line('test'): print('result')"
+    )
+    with open(write, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, check=False,
+            timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -1,0 +1,94 @@
+"""Advice is in the words of the caller: Python's arguments, or options of a command."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import bge_export
+import bge_runtime
+from bge_export import cli as exporter
+from bge_runtime.cli import doctor, embed
+from bge_runtime.cli.shell_options import FOR_PYTHON, in_options
+
+MESSAGES = [
+    ("Pass pooling_method='cls' or so", "--pooling cls", "bge-export's --pooling cls"),
+    ("pass trust_remote_code=True if", "--trust-remote-code", "bge-export's --trust-remote-code"),
+    ("model_class='a-b'", "--model-class a-b", "bge-export's --model-class a-b"),
+    ("revision='v 1' is for hub ids", "--revision 'v 1'", "--revision 'v 1'"),
+    ("Pass precision='fp32', or", "--precision fp32", "--precision fp32"),
+    ("Pass devices='cpu'; or", "Pass devices='cpu'; or", "--device cpu"),
+    (
+        "or open it with FlagModel for",
+        "pass --model-class encoder-only-base",
+        "pass bge-export's --model-class encoder-only-base",
+    ),
+    ("leave it out", "leave it out", "leave it out"),
+    ("folder/precision=x is no model", "precision=x", "precision=x"),
+]
+
+
+def spelt(command: click.Command, message: str) -> str:
+    with click.Context(command):
+        return in_options(message)
+
+
+@pytest.mark.parametrize(("message", "exporting", "embedding"), MESSAGES)
+def test_arguments_become_options_of_the_command_that_runs(message, exporting, embedding):
+    assert in_options(message) == message
+    assert exporting in spelt(exporter.main, message)
+    assert embedding in spelt(embed.main, message)
+    if exporting != message:
+        assert not re.search(r"\w=['T]", spelt(exporter.main, message))
+
+
+def test_what_a_program_runs_leaves_the_words_to_it(monkeypatch):
+    monkeypatch.setenv(FOR_PYTHON, "1")
+    assert spelt(exporter.main, "Pass pooling_method='cls'") == "Pass pooling_method='cls'"
+
+
+def test_what_no_command_has_an_option_for_stays_as_it_is():
+    assert spelt(doctor.main, "pass engine='openvino'") == "pass engine='openvino'"
+    assert spelt(doctor.main, "pooling_method='cls'") == "bge-export's --pooling cls"
+
+
+OPTION = re.compile(r"--(pooling|trust-remote-code|model-class|revision)\b")
+COMMANDS = ("bge-export ", "hf download")
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """List the strings of a module, f-strings with their holes left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    within = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and id(node) not in within:
+            yield str(node.value)
+
+
+def test_no_error_is_worded_for_a_shell():
+    folders = [Path(package.__file__).parent for package in (bge_runtime, bge_export)]
+    paths = [path for folder in folders for path in folder.rglob("*.py") if path.name != "cli.py"]
+    assert len(paths) > 50
+    found = [
+        f"{path.name}: {text}"
+        for path in paths
+        for text in texts_of(path)
+        # Alone it is a part of a command that is run or shown.
+        if OPTION.search(text)
+        and not OPTION.fullmatch(text.strip())
+        and not any(command in text for command in COMMANDS)
+        and "shell_options" not in path.name
+    ]
+    assert found == []

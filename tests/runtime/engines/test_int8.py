@@ -1,0 +1,118 @@
+"""int8: asked for by name, computed in 8 bits, near on trained weights, alone or in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_runtime import Bundle, FlagModel
+from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.errors import ExportError, PrecisionError
+from tests.fidelity.test_encoders import MANY_TEXTS
+from tests.helpers.bundles import export
+
+ENGINES = ["openvino", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def trained(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2 in fp32 and int8."""
+    folder = tmp_path_factory.mktemp("bundles") / "minilm-int8"
+    return export(
+        minilm_checkpoint, folder, pooling="mean", targets=(), precisions=("fp32", "int8")
+    )
+
+
+def test_it_is_written_only_where_it_is_named(tiny_bundle: Path, trained: Path):
+    assert "int8" not in {
+        variant.precision for variant in Bundle.open(tiny_bundle).manifest.variants
+    }
+    with pytest.raises(PrecisionError, match="requested precision 'int8'"):
+        FlagModel(str(tiny_bundle), precision="int8")
+    variants = {variant.name for variant in Bundle.open(trained).manifest.variants}
+    assert {"openvino-int8", "cpu-int8"} <= variants
+
+
+def test_auto_does_not_choose_it(trained: Path):
+    assert FlagModel(str(trained)).engine.info.precision == "fp32"
+    for engine in ENGINES:
+        assert FlagModel(str(trained), engine=engine).engine.info.precision == "fp32"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_trained_weights_against_flag_embedding(
+    trained: Path, minilm_vectors: Callable[[str], np.ndarray], engine: str
+):
+    model = FlagModel(str(trained), engine=engine, precision="int8")
+    assert (model.engine.info.engine, model.engine.info.precision) == (engine, "int8")
+    parity = compare(model.encode(MANY_TEXTS), minilm_vectors("mean"))
+    assert parity.failures(TOLERANCES["int8"]) == [], parity
+    assert parity.min_cosine >= 0.998
+    assert parity.min_cosine < 0.99999  # something was rounded
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vector_does_not_depend_on_batch_mates(trained: Path, engine: str):
+    engine_in_force = FlagModel(str(trained), engine=engine, precision="int8").engine
+    rng = np.random.default_rng(0)
+    text = rng.integers(1000, 20000, (1, 24))
+    # Repeated tokens and [PAD] as a word give the largest hidden states.
+    mates = np.concatenate([np.zeros((1, 24), dtype=np.int64), np.full((6, 24), 1012)])
+
+    def vector(ids: np.ndarray) -> np.ndarray:
+        rows = engine_in_force.run(ids, np.ones_like(ids), ["sentence_embedding"])[0]
+        return rows[0] / np.linalg.norm(rows[0])
+
+    alone = vector(text)
+    together = vector(np.concatenate([text, mates]))
+    # A scale for the whole batch (quantize_dynamic) moves a vector by 0.05 and more.
+    assert np.linalg.norm(alone - together) < 5e-3
+
+
+def test_onnxruntime_multiplies_in_8_bits(trained: Path, tmp_path: Path):
+    import onnx
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(
+        str(trained / "onnx" / "model_int8.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) == 36
+    for node in products:
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        assert attributes["bits"] == 8
+        assert attributes["block_size"] == 128
+        assert attributes["accuracy_level"] == 4  # what is multiplied is rounded, too
+
+
+def test_openvino_multiplies_in_8_bits(trained: Path):
+    engine = FlagModel(str(trained), engine="openvino", precision="int8").engine
+    compiled = engine._model.compiled
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 128
+    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    products = [layer for layer in layers if layer["layerType"].astype(str) == "FullyConnected"]
+    assert len(products) == 36
+    assert {layer["runtimePrecision"].astype(str) for layer in products} == {"i8"}
+
+
+def test_gate_refuses_matrices_without_their_scales(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from bge_export.passes.precision import quantize_matrices
+
+    quantise = quantize_matrices.quantise
+
+    def one_scale_for_all(matrix):
+        values, scales = quantise(matrix)
+        return values, np.full_like(scales, scales.mean())
+
+    monkeypatch.setattr(quantize_matrices, "quantise", one_scale_for_all)
+    with pytest.raises(ExportError, match=r"model_int8\.onnx in int8 .* is too far"):
+        export(tiny_checkpoint, tmp_path / "bundle", targets=(), precisions=("int8",))
