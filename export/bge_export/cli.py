@@ -38,7 +38,7 @@ from bge_runtime.system import check_utf8, expand_user, format_table, local_path
 
 if TYPE_CHECKING:
     from bge_export.checkpoint import Checkpoint
-    from bge_export.encoder import Row
+    from bge_export.encoder import VariantReport
 
 _STEPS = 8
 """Steps of an export, but for one a variant."""
@@ -267,7 +267,7 @@ def _export(
     random_seed: int | None,
     bar: tqdm[NoReturn],
     step: Callable[[str], None],
-) -> list[Row]:
+) -> list[VariantReport]:
     if checkpoint.model_class in DECODER_CLASSES:
         graphs = select_decoder_targets(*chosen)
         from bge_export.decoder import export_decoder
@@ -311,7 +311,7 @@ def _default_output(model: str, *, random_weights: bool) -> Path:
     return Path(f"{name}-bundle" if Path(model).exists() else name)
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[VariantReport]) -> str:
     header = ("graph", "variant", "MB", "min cosine", "mean cosine", "error/distance", "seconds")
     lines = [
         (

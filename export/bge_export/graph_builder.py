@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 
-class Edit(Tape):
+class GraphBuilder(Tape):
     """New nodes and constants, collected first and put into the graph at once."""
 
     def constant(self, array: Any, name: str) -> ir.Value:
@@ -62,7 +62,7 @@ def replace_constant(node: ir.Node, index: int, array: np.ndarray, *, suffix: st
     old, graph = node.inputs[index], node.graph
     assert old is not None
     assert isinstance(graph, ir.Graph)
-    edit = Edit()
+    edit = GraphBuilder()
     name = unique_name(graph, f"{old.name}{suffix}")
     node.replace_input_with(index, edit.constant(array.astype(np.float32), name))
     edit.insert_before(node)

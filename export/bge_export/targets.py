@@ -9,19 +9,19 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from bge_export.passes import (
-    AttentionInBlocks,
     AttentionToMatMul,
+    BlockwiseAttention,
     BroadcastMask,
-    FeedForwardInParts,
-    FirstTokenOnly,
+    ChunkFeedForward,
+    ConditionalHeads,
     FoldAttentionBias,
     FoldQueryBias,
     FuseForCuda,
     GeluToErf,
     HalfPrecision,
-    HeadsOnRequest,
     LowerOpset,
     PackAttention,
+    PruneLastLayer,
 )
 from bge_runtime.errors import ExportError
 
@@ -117,7 +117,7 @@ CPU = Target(
     precision="fp32",
     file="onnx/model_cpu_fp32.onnx",
     outputs=("sentence_embedding",),
-    passes=lambda: (BroadcastMask(), FirstTokenOnly(), *_standard_operators()),
+    passes=lambda: (BroadcastMask(), PruneLastLayer(), *_standard_operators()),
     variants=(("cpu-fp32", "onnxruntime", "fp32"), ("openvino-fp32", "openvino", "fp32")),
     device="cpu",
     description="ONNX Runtime on a CPU; the last layer computes what pooling uses",
@@ -141,7 +141,7 @@ INT8 = Target(
     file="onnx/model_int8.onnx",
     outputs=CPU.outputs,
     # Without the last step, which takes what texts show.
-    passes=lambda: (BroadcastMask(), FirstTokenOnly(), AttentionToMatMul(), GeluToErf(),
+    passes=lambda: (BroadcastMask(), PruneLastLayer(), AttentionToMatMul(), GeluToErf(),
                     LowerOpset(_BLOCKS_OPSET)),
     variants=(("openvino-int8", "openvino", "int8"), ("cpu-int8", "onnxruntime", "int8")),
     device="cpu",
@@ -151,7 +151,7 @@ INT8 = Target(
 
 
 def _packed(*, even: bool) -> Sequence[ir.passes.InPlacePass]:
-    return (FoldQueryBias(), FoldAttentionBias(), FirstTokenOnly(), PackAttention(even=even),
+    return (FoldQueryBias(), FoldAttentionBias(), PruneLastLayer(), PackAttention(even=even),
             FuseForCuda(), LowerOpset(PORTABLE_OPSET), HalfPrecision())  # fmt: skip
 
 
@@ -173,9 +173,9 @@ CUDA = replace(
     CUDA_EVEN,
     name="cuda",
     file="onnx/model_cuda_fp16.onnx",
-    passes=lambda: (*_packed(even=False), HeadsOnRequest()),
+    passes=lambda: (*_packed(even=False), ConditionalHeads()),
     # Only here: what is captured as a CUDA graph must have no branches.
-    for_one_length=replace(CUDA_EVEN, passes=lambda: (*_packed(even=True), HeadsOnRequest())),
+    for_one_length=replace(CUDA_EVEN, passes=lambda: (*_packed(even=True), ConditionalHeads())),
     variants=(("cuda-fp16", "onnxruntime", "fp16"),),
     description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",
 )  # fmt: skip
@@ -186,7 +186,7 @@ TENSORRT = Target(
     file="onnx/model_tensorrt_fp16.onnx",
     outputs=CPU.outputs,
     # Biases are folded as in the graphs that it shares its weights with.
-    passes=lambda: (BroadcastMask(), FoldQueryBias(), FoldAttentionBias(), FirstTokenOnly(),
+    passes=lambda: (BroadcastMask(), FoldQueryBias(), FoldAttentionBias(), PruneLastLayer(),
                     AttentionToMatMul(), GeluToErf(), LowerOpset(PORTABLE_OPSET),
                     HalfPrecision()),
     weights=_HALF_WEIGHTS,
@@ -205,9 +205,9 @@ above the loaded model at the peak, where whole layers took 523."""
 
 _LONG_CPU = replace(
     CPU,
-    passes=lambda: (BroadcastMask(), FirstTokenOnly(), AttentionInBlocks(),
-                    GeluToErf(), FeedForwardInParts(_PART), *_standard_operators(),
-                    HeadsOnRequest()),
+    passes=lambda: (BroadcastMask(), PruneLastLayer(), BlockwiseAttention(),
+                    GeluToErf(), ChunkFeedForward(_PART), *_standard_operators(),
+                    ConditionalHeads()),
     variants=CPU.variants[:1],
 )  # fmt: skip
 _LONG_PORTABLE = replace(PORTABLE, variants=(CPU.variants[1], *PORTABLE.variants))

@@ -49,7 +49,7 @@ def main(folder: Path, path: Path) -> None:
 
     # Nothing is computed, and so nothing can be proven.
     same = Parity(texts=1, min_cosine=1.0, mean_cosine=1.0, max_error=0.0, error_share=0.0)
-    parity_check.measure_once = lambda *_: same
+    parity_check.cached_parity = lambda *_: same
 
     bundle = Bundle.open(path)
     (variant,) = (v for v in bundle.manifest.variants if v.name == "cuda-fp16")

@@ -99,7 +99,7 @@ def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from tests.helpers.bundles import TINY
 
     facts = registry.MODELS["bge-small-en"]
-    tiny = registry.ModelFacts(**{**facts.__dict__, "shape": replace(TINY, layers=1)})
+    tiny = registry.ModelSpec(**{**facts.__dict__, "shape": replace(TINY, layers=1)})
     monkeypatch.setitem(registry.MODELS, "bge-small-en", tiny)
     monkeypatch.chdir(tmp_path)
     result = run("bge-small-en", "--random-weights", "--seed", "3")

@@ -87,7 +87,7 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
     from bge_export.encoder import exporter
     from bge_export.encoder.load import load_encoder, load_heads
     from bge_export.encoder.trace import PooledEncoder
-    from bge_export.passes import FeedForwardInParts, FirstTokenOnly, HeadsOnRequest
+    from bge_export.passes import ChunkFeedForward, ConditionalHeads, PruneLastLayer
 
     keep_traces()
     checkpoint = inspect_checkpoint(
@@ -98,7 +98,7 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
     wrapped = PooledEncoder(encoder, pooling="cls", token_types=False, heads=heads)
     model = exporter.trace(wrapped, max_length=TINY_M3.max_length)
     model.graph.outputs[:] = [v for v in model.graph.outputs if v.name != "last_hidden_state"]
-    for graph_pass in (FirstTokenOnly(), FeedForwardInParts(10)):  # the last layer is a loop, too
+    for graph_pass in (PruneLastLayer(), ChunkFeedForward(10)):  # the last layer is a loop, too
         graph_pass(model)
 
     def results(**more):
@@ -109,7 +109,7 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
         return session.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)} | more)
 
     expected = results()
-    assert HeadsOnRequest()(model).modified
+    assert ConditionalHeads()(model).modified
     assert (operators(model)["If"], operators(model)["Relu"]) == (1, 0)
     for found, plain in zip(results(compute_heads=np.array(True)), expected, strict=True):
         np.testing.assert_array_equal(found, plain)
@@ -135,17 +135,17 @@ def test_attention_to_matmul(traced, pooling: str, masked_first: bool):
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_attention_in_blocks(traced, pooling: str):
-    from bge_export.passes import AttentionInBlocks, AttentionToMatMul
+    from bge_export.passes import AttentionToMatMul, BlockwiseAttention
 
     expected = {padded: run(traced(pooling), padded=padded) for padded in (False, True)}
     model = traced(pooling)
-    assert AttentionInBlocks()(model).modified
+    assert BlockwiseAttention()(model).modified
     assert operators(model)["Attention"] == 0
     assert operators(model)["If"] == 3
     assert operators(model)["Split"] == 3 * 3
     for padded, vectors in expected.items():
         assert close(run(model, padded=padded), vectors)
-    assert not AttentionInBlocks()(model).modified
+    assert not BlockwiseAttention()(model).modified
     assert not AttentionToMatMul()(model).modified
 
     # The mask must not be ignored where there is one, and blocks be used where there is none.
@@ -161,54 +161,54 @@ def test_attention_in_blocks(traced, pooling: str):
 
 
 def test_feed_forward_in_parts(traced):
-    from bge_export.passes import FeedForwardInParts
+    from bge_export.passes import ChunkFeedForward
 
     expected = {padded: run(traced("mean"), padded=padded) for padded in (False, True)}
     for tokens in (1, 10, 11, 33, 40):  # of 33
         model = traced("mean")
         before = operators(model)
-        assert FeedForwardInParts(tokens)(model).modified
+        assert ChunkFeedForward(tokens)(model).modified
         after = operators(model)
         assert (after["Loop"], after["Gelu"]) == (before["Gelu"], 0)
         for padded, vectors in expected.items():
             assert close(run(model, padded=padded), vectors)
-        assert not FeedForwardInParts(tokens)(model).modified
+        assert not ChunkFeedForward(tokens)(model).modified
 
 
 def test_one_token_a_text_is_left_by_feed_forward_in_parts(traced):
     from bge_export.passes import (
         AttentionToMatMul,
         BroadcastMask,
-        FeedForwardInParts,
-        FirstTokenOnly,
+        ChunkFeedForward,
+        PruneLastLayer,
     )
 
     model = traced("cls")
     expected = run(model)
     BroadcastMask()(model)
-    FirstTokenOnly()(model)
+    PruneLastLayer()(model)
     AttentionToMatMul()(model)
     alone = operators(model)["Gelu"]
-    FeedForwardInParts(10)(model)
+    ChunkFeedForward(10)(model)
     # The hidden states are an output, too: the last layer is there twice.
     assert (operators(model)["Loop"], operators(model)["Gelu"]) == (alone - 1, 1)
     assert close(run(model), expected)
 
 
 def test_heads_on_request_leaves_a_model_without_heads_alone(traced):
-    from bge_export.passes import HeadsOnRequest
+    from bge_export.passes import ConditionalHeads
 
-    assert not HeadsOnRequest()(traced("cls")).modified
+    assert not ConditionalHeads()(traced("cls")).modified
 
 
 @pytest.mark.parametrize("max_length", [128, 8192])
 def test_every_model_with_heads_has_a_branch_for_them(max_length: int):
-    from bge_export.passes import HeadsOnRequest
+    from bge_export.passes import ConditionalHeads
     from bge_export.targets import CPU, PORTABLE, for_model
 
     def branches(target, *, heads: bool) -> bool:
         passes = for_model(target, max_length, heads=heads).passes()
-        return any(isinstance(graph_pass, HeadsOnRequest) for graph_pass in passes)
+        return any(isinstance(graph_pass, ConditionalHeads) for graph_pass in passes)
 
     assert branches(CPU, heads=True)
     assert not branches(PORTABLE, heads=True)  # other tools know no such input
@@ -222,12 +222,12 @@ def ir_branch(attribute, name: str):
 
 
 def test_one_query_is_left_to_the_other_pass(traced):
-    from bge_export.passes import AttentionInBlocks, BroadcastMask, FirstTokenOnly
+    from bge_export.passes import BlockwiseAttention, BroadcastMask, PruneLastLayer
 
     model = traced("cls")
     BroadcastMask()(model)
-    FirstTokenOnly()(model)
-    AttentionInBlocks()(model)
+    PruneLastLayer()(model)
+    BlockwiseAttention()(model)
     assert operators(model)["Attention"] == 1
     assert operators(model)["If"] == 3  # the hidden states are an output, too
 
@@ -235,7 +235,7 @@ def test_one_query_is_left_to_the_other_pass(traced):
 def test_attention_with_a_boolean_mask(traced):
     import onnx_ir as ir
 
-    from bge_export.graph_builder import Edit
+    from bge_export.graph_builder import GraphBuilder
     from bge_export.passes import AttentionToMatMul
 
     model = traced("cls")
@@ -243,7 +243,7 @@ def test_attention_with_a_boolean_mask(traced):
     attentions = [node for node in model.graph if node.op_type == "Attention"]
     mask = attentions[0].inputs[3]
     if mask.dtype != ir.DataType.BOOL:  # as it is with transformers 5
-        edit = Edit()
+        edit = GraphBuilder()
         half = edit.constant(np.float32(-0.5), "half")
         keep = edit.op("Greater", [mask, half])
         keep.type = ir.TensorType(ir.DataType.BOOL)
@@ -308,12 +308,12 @@ def test_broadcast_mask_removes_the_square(traced):
 def test_broadcast_mask_leaves_what_says_more_than_padding(traced, change: str):
     import onnx_ir as ir
 
-    from bge_export.graph_builder import Edit
+    from bge_export.graph_builder import GraphBuilder
     from bge_export.passes import BroadcastMask
 
     model = traced("mean")
     attentions = [node for node in model.graph if node.op_type == "Attention"]
-    edit = Edit()
+    edit = GraphBuilder()
     if change == "another input":
         bias = ir.Value(name="bias", type=ir.TensorType(ir.DataType.FLOAT))
         model.graph.inputs.append(bias)
@@ -330,14 +330,14 @@ def test_broadcast_mask_leaves_what_says_more_than_padding(traced, change: str):
 def test_first_token_only(traced, masked_first: bool):
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    from bge_export.passes import AttentionToMatMul, BroadcastMask, FirstTokenOnly
+    from bge_export.passes import AttentionToMatMul, BroadcastMask, PruneLastLayer
 
     model = traced("cls")
     expected = run(model)
     model.graph.outputs.pop(0)  # last_hidden_state
     if masked_first:
         BroadcastMask()(model)
-    assert FirstTokenOnly()(model).modified
+    assert PruneLastLayer()(model).modified
     RemoveUnusedNodesPass()(model)
     AttentionToMatMul()(model)
     assert close(run(model), expected)
@@ -349,9 +349,9 @@ def test_first_token_only(traced, masked_first: bool):
 
 
 def test_first_token_only_leaves_mean_pooling_alone(traced):
-    from bge_export.passes import FirstTokenOnly
+    from bge_export.passes import PruneLastLayer
 
-    assert not FirstTokenOnly()(traced("mean")).modified
+    assert not PruneLastLayer()(traced("mean")).modified
 
 
 def channels(rng: np.random.Generator, rows: int, columns: int, *, outlier: float) -> np.ndarray:

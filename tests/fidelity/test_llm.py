@@ -169,10 +169,10 @@ def asked(sides: Sides, with_examples: bool) -> dict[str, Any]:
 
 def precisions(sides: Sides) -> list[str]:
     from bge_runtime.bundle.bundle import Bundle
-    from bge_runtime.engines import why_not
+    from bge_runtime.engines import unavailable_reason
 
     variants = Bundle.open(sides.bundle).manifest.variants
-    return [variant.precision for variant in variants if why_not(variant) is None]
+    return [variant.precision for variant in variants if unavailable_reason(variant) is None]
 
 
 def check(vectors: np.ndarray, expected: np.ndarray, precision: str) -> None:

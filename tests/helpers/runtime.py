@@ -66,15 +66,15 @@ class WrappedEngine:
         self.shared_batch_tokens = inner.shared_batch_tokens
         self.batch_overhead_tokens = inner.batch_overhead_tokens
         self.parallel_runs = inner.parallel_runs
-        self.companion = inner.companion
+        self.cuda_graph_engine = inner.cuda_graph_engine
         self.past_names = inner.past_names
         self.past_token_bytes = inner.past_token_bytes
 
     def run(self, input_ids, attention_mask, outputs):
         return self.inner.run(input_ids, attention_mask, outputs)
 
-    def abandon(self):
-        self.inner.abandon()
+    def release_after_fork(self):
+        self.inner.release_after_fork()
 
 
 def edit_manifest(bundle: Path, change):

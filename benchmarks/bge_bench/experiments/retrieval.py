@@ -20,7 +20,7 @@ from bge_bench.datasets.tasks import Task, Values
 from bge_bench.errors import BenchError
 from bge_bench.systems.base import OURS, SideSpec, open_side
 from bge_runtime.bundle import Bundle
-from bge_runtime.engines import why_not
+from bge_runtime.engines import unavailable_reason
 from bge_runtime.sources import DECODER_CLASSES, DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
 REFERENCES = ("flagembedding", "transformers")
@@ -189,7 +189,7 @@ class RetrievalResult:
 def runnable_precisions(bundle: Bundle) -> list[str]:
     """Give the precisions of a bundle that this machine's CPU can run, preferred ones first."""
     variants = [variant for variant in bundle.manifest.variants if variant.device == "cpu"]
-    return list(dict.fromkeys(v.precision for v in variants if why_not(v) is None))
+    return list(dict.fromkeys(v.precision for v in variants if unavailable_reason(v) is None))
 
 
 def measure_retrieval(

@@ -11,7 +11,7 @@ from typing import Any
 from bge_bench.errors import BenchError
 from bge_bench.systems.base import BASELINES, FROM_CHECKPOINT, GPU_BASELINES, OURS, SideSpec
 from bge_runtime.bundle import Bundle, Variant
-from bge_runtime.engines import device_kind, why_not
+from bge_runtime.engines import device_kind, unavailable_reason
 from bge_runtime.sources import ENCODER_ONLY_BASE
 from bge_runtime.system import vector_extensions
 
@@ -174,9 +174,11 @@ def variants_here(bundle: Bundle, device: str) -> list[Variant]:
         BenchError: If there are some for it, and none that runs.
     """
     there = [v for v in bundle.manifest.variants if v.device == device_kind(device)]
-    here = [variant for variant in there if why_not(variant) is None]
+    here = [variant for variant in there if unavailable_reason(variant) is None]
     if there and not here:
-        raise BenchError(f"nothing of {bundle.path.name} runs on {device}: {why_not(there[0])}")
+        raise BenchError(
+            f"nothing of {bundle.path.name} runs on {device}: {unavailable_reason(there[0])}"
+        )
     return here
 
 

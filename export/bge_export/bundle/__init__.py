@@ -1,13 +1,18 @@
 """TODO."""
 
-from bge_export.bundle.staging import check_json_files, check_output, draft_beside, put_in_place
+from bge_export.bundle.staging import (
+    check_json_files,
+    check_output,
+    commit_directory,
+    staging_directory,
+)
 from bge_export.bundle.upload import check_target, push
 
 __all__ = [
     "check_json_files",
     "check_output",
     "check_target",
-    "draft_beside",
+    "commit_directory",
     "push",
-    "put_in_place",
+    "staging_directory",
 ]

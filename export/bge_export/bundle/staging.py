@@ -56,7 +56,7 @@ def check_output(output: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def draft_beside(output: Path) -> Iterator[Path]:
+def staging_directory(output: Path) -> Iterator[Path]:
     """Make a folder to write into, and remove it unless it was renamed away.
 
     Turns whatever the file system refuses into an `ExportError`.
@@ -76,7 +76,7 @@ def draft_beside(output: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def put_in_place(draft: Path, output: Path, *, force: bool) -> None:
+def commit_directory(draft: Path, output: Path, *, force: bool) -> None:
     """Rename a finished folder to its place, over an older bundle with ``force``.
 
     Raises:

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Read a checkpoint: what it is, its settings, its weights.
+
+`bge_export.checkpoint.tokenizer` imports transformers, so it is imported by its own name.
+"""
 
 from bge_export.checkpoint.inspect import (
     Checkpoint,
@@ -7,8 +10,8 @@ from bge_export.checkpoint.inspect import (
     inspect_checkpoint,
 )
 from bge_export.checkpoint.safetensors import (
-    Plan,
     SafetensorsReader,
+    TensorPlan,
     Transform,
     check_finite,
     external_tensors,
@@ -18,30 +21,20 @@ from bge_export.checkpoint.safetensors import (
     write_external_data,
 )
 from bge_export.checkpoint.sentence_transformers import settle, write_folder
-from bge_export.checkpoint.tokenizer import (
-    CheckpointTokenizer,
-    check_token_types,
-    check_vocabulary,
-    load_tokenizer,
-)
 from bge_export.checkpoint.weight_names import is_unused, match_weights, require_match
 
 __all__ = [
     "Checkpoint",
-    "CheckpointTokenizer",
-    "Plan",
     "SafetensorsReader",
+    "TensorPlan",
     "Transform",
     "check_finite",
-    "check_token_types",
     "check_tokenizer_files",
-    "check_vocabulary",
     "external_tensors",
     "find_checkpoint",
     "identity",
     "inspect_checkpoint",
     "is_unused",
-    "load_tokenizer",
     "match_weights",
     "require_match",
     "settle",

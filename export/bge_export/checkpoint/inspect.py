@@ -30,7 +30,7 @@ from bge_runtime.sources import (
     ENCODERS,
     HEAD_FILES,
     SUPPORTED_MODEL_CLASSES,
-    ModelFacts,
+    ModelSpec,
     ask,
     explained,
     find_model,
@@ -252,7 +252,7 @@ def _other_task(config: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _check_decoder(
-    config: Mapping[str, Any], source: str, facts: ModelFacts | None, model_class: str
+    config: Mapping[str, Any], source: str, facts: ModelSpec | None, model_class: str
 ) -> None:
     if (other := _other_task(config)) is not None and other[0] != "a decoder":
         raise ExportError(f"{source} is {other[0]} ({other[1]}), not an embedder")
@@ -270,7 +270,7 @@ def _check_decoder(
 
 
 def _check_architecture(
-    config: Mapping[str, Any], source: str, facts: ModelFacts | None, *, trust_remote_code: bool
+    config: Mapping[str, Any], source: str, facts: ModelSpec | None, *, trust_remote_code: bool
 ) -> None:
     if (other := _other_task(config)) is not None:
         raise ExportError(
@@ -298,7 +298,7 @@ def _check_architecture(
 def _pooling(
     folder: SentenceTransformersFolder,
     source: str,
-    facts: ModelFacts | None,
+    facts: ModelSpec | None,
     *,
     default: str | None = None,
 ) -> str:

@@ -139,7 +139,7 @@ class SafetensorsReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TensorPlan:
     """One tensor on its way into a graph's external data.
 
     Attributes:
@@ -159,7 +159,7 @@ class Plan:
 
 
 def external_tensors(
-    plans: Iterable[Plan], *, folder: Path, location: str
+    plans: Iterable[TensorPlan], *, folder: Path, location: str
 ) -> dict[str, ir.ExternalTensor]:
     """Decide where each tensor lies in an external data file.
 
@@ -180,7 +180,7 @@ def external_tensors(
 
 
 def write_external_data(
-    plans: Iterable[Plan],
+    plans: Iterable[TensorPlan],
     reader: SafetensorsReader,
     path: Path,
     *,
@@ -213,7 +213,7 @@ def write_external_data(
             file.write(b"\0" * (-file.tell() % _PAGE))
 
 
-def _pieces(plan: Plan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
+def _pieces(plan: TensorPlan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
     if plan.transform is not None:
         yield _stored(plan, reader.read(plan.source))
         return
@@ -221,7 +221,7 @@ def _pieces(plan: Plan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
         yield _stored(plan, array)
 
 
-def _stored(plan: Plan, array: NDArray[Any]) -> NDArray[Any]:
+def _stored(plan: TensorPlan, array: NDArray[Any]) -> NDArray[Any]:
     # As it was read: in a matrix of 8 bits nothing is seen of it any more.
     check_finite(array, plan.source)
     dtype = plan.dtype.numpy()
@@ -250,7 +250,7 @@ def check_finite(array: NDArray[Any], name: str) -> None:
         )
 
 
-def _size_bytes(plan: Plan) -> int:
+def _size_bytes(plan: TensorPlan) -> int:
     return -(-math.prod(plan.shape) * plan.dtype.bitwidth // 8)
 
 
@@ -259,7 +259,7 @@ def identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
 
 
-def total_bytes(plans: Iterable[Plan]) -> int:
+def total_bytes(plans: Iterable[TensorPlan]) -> int:
     """Add up what the tensors take."""
     return sum(_size_bytes(plan) for plan in plans)
 

@@ -20,8 +20,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bge_export.encoder import first_lines, quiet
 from bge_export.parity_texts import PARITY_TEXTS, TOKENIZER_TEXTS
+from bge_export.quiet import first_lines, quiet
 from bge_runtime.bundle import TOKENIZER_FILE
 from bge_runtime.encoding import special_tokens_around
 from bge_runtime.errors import BundleError, ExportError

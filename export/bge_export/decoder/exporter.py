@@ -16,18 +16,16 @@ import onnx
 import onnx_ir as ir
 from tqdm import tqdm
 
-from bge_export.bundle import check_json_files, check_output, draft_beside, put_in_place
+from bge_export.bundle import check_json_files, check_output, commit_directory, staging_directory
 from bge_export.checkpoint import (
     Checkpoint,
-    CheckpointTokenizer,
-    Plan,
     SafetensorsReader,
-    check_vocabulary,
-    load_tokenizer,
+    TensorPlan,
     total_bytes,
     weight_dtype,
     write_external_data,
 )
+from bge_export.checkpoint.tokenizer import CheckpointTokenizer, check_vocabulary, load_tokenizer
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.graph import DecoderGraph
 from bge_export.decoder.graph_cuda import CudaDecoderGraph
@@ -36,8 +34,8 @@ from bge_export.decoder.layerwise_gate import run_in_parts
 from bge_export.decoder.reference import decoder_reference
 from bge_export.decoder.weights import find_weights, plan_weights, stored_weights
 from bge_export.encoder import (
-    Row,
-    Step,
+    ProgressCallback,
+    VariantReport,
     check_space,
     checked_tokens,
     hash_files,
@@ -45,7 +43,7 @@ from bge_export.encoder import (
     provenance,
     settings_of,
 )
-from bge_export.passes import SixteenBitsOnCpu
+from bge_export.passes import EmulateHalfPrecision
 from bge_export.targets import DecoderTarget
 from bge_runtime.bundle import (
     FILE_NAME,
@@ -59,7 +57,7 @@ from bge_runtime.bundle import (
     Variant,
     compare,
 )
-from bge_runtime.engines import why_not
+from bge_runtime.engines import unavailable_reason
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import DECODER_ONLY_ICL
 from bge_runtime.system import file_hash
@@ -97,7 +95,7 @@ class _Form:
     config: DecoderConfig
     target: DecoderTarget
     data: str
-    plan: Sequence[Plan]
+    plan: Sequence[TensorPlan]
 
     def build(
         self, folder: Path, layers: Sequence[int] | None = None, *, embed: bool = True
@@ -118,8 +116,8 @@ def export_decoder(
     *,
     force: bool = False,
     random_seed: int | None = None,
-    step: Step = lambda _: None,
-) -> list[Row]:
+    step: ProgressCallback = lambda _: None,
+) -> list[VariantReport]:
     """Export a decoder's checkpoint, prove it against PyTorch and put it in place.
 
     As `bge_export.encoder.exporter.export_bundle`, with no more than a layer in memory at a time.
@@ -147,7 +145,7 @@ def export_decoder(
     found = find_weights(config, reader, source=checkpoint.source)
     forms = _forms(config, found, targets, own_type=weight_dtype(reader, found))
     plans = {form.data: form.plan for form in forms.values()}
-    with draft_beside(output) as draft:
+    with staging_directory(output) as draft:
         needed = sum(total_bytes(plan) for plan in plans.values())
         check_space(draft, needed)
         step("loading the tokenizer")
@@ -200,7 +198,7 @@ def export_decoder(
         proven = replace(manifest, variants=variants)
         (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
         step("putting the bundle in place")
-        put_in_place(draft, output, force=force)
+        commit_directory(draft, output, force=force)
     for data in plans:
         file_hash.remember(output / data, manifest.files[data].sha256)
     return rows
@@ -224,7 +222,7 @@ def _forms(
     own_type: ir.DataType,
 ) -> dict[str, _Form]:
     """Decide which file each target's weights lie in: one for each type that they are stored in."""
-    stored: dict[ir.DataType, tuple[str, Sequence[Plan]]] = {}
+    stored: dict[ir.DataType, tuple[str, Sequence[TensorPlan]]] = {}
     forms = {}
     for target in targets:
         storage = target.storage or own_type
@@ -254,14 +252,14 @@ def _write_graph(form: _Form, draft: Path) -> Graph:
     )
 
 
-def _prove(form: _Form, bundle: Bundle, variant: Variant, reference: Reference) -> Row:
+def _prove(form: _Form, bundle: Bundle, variant: Variant, reference: Reference) -> VariantReport:
     """Do what `bge_export.encoder.exporter.prove` does, for a model of any size.
 
     A graph for a GPU that is not here is rehearsed on the CPU: that it computes what
     PyTorch does, and that its numbers have room in 16 bits, shows there as well. No parity
     is recorded of it.
     """
-    reason = why_not(variant)
+    reason = unavailable_reason(variant)
     rehearsed = reason is not None and variant.device != "cpu"
     if not rehearsed and (reason is not None or total_bytes(form.plan) <= _WHOLE_BYTES):
         return prove(bundle, variant, reference)
@@ -270,7 +268,7 @@ def _prove(form: _Form, bundle: Bundle, variant: Variant, reference: Reference) 
     def build(layers: Sequence[int], embed: bool) -> ir.Model:
         model = form.build(bundle.path, layers, embed=embed)
         if rehearsed:
-            SixteenBitsOnCpu()(model)
+            EmulateHalfPrecision()(model)
         return model
 
     vectors, provider = run_in_parts(
@@ -289,7 +287,7 @@ def _prove(form: _Form, bundle: Bundle, variant: Variant, reference: Reference) 
             f"vectors: {'; '.join(failures)}.{room} Nothing was written; leave this graph out with "
             "--precision, and please report the model"
         )
-    return Row(
+    return VariantReport(
         graph=graph.file,
         variant=variant.name,
         precision=variant.precision,

@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bge_export.decoder.config import DecoderConfig
-from bge_export.graph_builder import Edit
+from bge_export.graph_builder import GraphBuilder
 from bge_runtime.bundle import SENTENCE_EMBEDDING, past_names, present_names
 
 OPSET = 23
@@ -97,9 +97,9 @@ class DecoderGraph:
         self._config = config
         self._weights = weights
         self._dtype = dtype
-        self._tape = Edit()
+        self._tape = GraphBuilder()
         # Apart from the nodes: those of a branch may use them as well.
-        self._held = Edit()
+        self._held = GraphBuilder()
         self._inputs: list[ir.Value] = []
         self._presents: list[ir.Value] = []
         self._constants: dict[str, ir.Value] = {}
@@ -174,8 +174,8 @@ class DecoderGraph:
                 by_row = self._op("Unsqueeze", queries, self._ints([1]))
                 every[window] = self._additive(self._seen(by_row, keys, window))
                 between = self._ints(range(1, self.scores_rank))
-                by_text = self._op("Unsqueeze", last_queries, between)
-                every_last[window] = self._additive(self._seen(by_text, keys, window))
+                split_by_text = self._op("Unsqueeze", last_queries, between)
+                every_last[window] = self._additive(self._seen(split_by_text, keys, window))
             else:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
                 seen = self._op("Unsqueeze", seen, self._ints(range(1, self.scores_rank - 1)))

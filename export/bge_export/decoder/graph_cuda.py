@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from bge_export.decoder.graph import DecoderGraph
-from bge_export.graph_builder import Edit
+from bge_export.graph_builder import GraphBuilder
 
 
 class _Shared(NamedTuple):
@@ -151,7 +151,7 @@ class CudaDecoderGraph(DecoderGraph):
         return self._op("Transpose", split, perm=[0, 2, 1, 3])
 
     def _branch(self, make: Callable[[], ir.Value]) -> ir.Graph:
-        outer, self._tape = self._tape, Edit()
+        outer, self._tape = self._tape, GraphBuilder()
         try:
             output, nodes = make(), self._tape.nodes
         finally:

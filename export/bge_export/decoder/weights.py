@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bge_export.checkpoint import (
-    Plan,
     SafetensorsReader,
+    TensorPlan,
     Transform,
     external_tensors,
     match_weights,
@@ -105,7 +105,7 @@ def find_weights(
 
 def plan_weights(
     config: DecoderConfig, found: Mapping[str, str], *, storage: ir.DataType
-) -> list[Plan]:
+) -> list[TensorPlan]:
     """Decide how each weight is stored.
 
     Matrices are turned to ``(inputs, outputs)``, as MatMul takes them. Norms and biases
@@ -135,7 +135,7 @@ def plan_weights(
             source: str = source,
         ) -> None:
             plans.append(
-                Plan(name=name, source=source, dtype=dtype, shape=shape, transform=transform)
+                TensorPlan(name=name, source=source, dtype=dtype, shape=shape, transform=transform)
             )
 
         if weight.kind == "embedding":
@@ -159,7 +159,9 @@ def plan_weights(
     return plans
 
 
-def stored_weights(plans: Sequence[Plan], *, folder: Path, location: str) -> dict[str, Matrix]:
+def stored_weights(
+    plans: Sequence[TensorPlan], *, folder: Path, location: str
+) -> dict[str, Matrix]:
     """Give the stored weights as a graph takes them.
 
     Args:

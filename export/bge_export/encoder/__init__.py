@@ -1,8 +1,8 @@
 """TODO."""
 
 from bge_export.encoder.exporter import (
-    Row,
-    Step,
+    ProgressCallback,
+    VariantReport,
     check_space,
     checked_tokens,
     export_bundle,
@@ -11,18 +11,15 @@ from bge_export.encoder.exporter import (
     provenance,
     settings_of,
 )
-from bge_export.encoder.load import first_lines, quiet
 
 __all__ = [
-    "Row",
-    "Step",
+    "ProgressCallback",
+    "VariantReport",
     "check_space",
     "checked_tokens",
     "export_bundle",
-    "first_lines",
     "hash_files",
     "prove",
     "provenance",
-    "quiet",
     "settings_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bge_export.checkpoint import identity
-from bge_runtime.bundle import ONE_LENGTH
+from bge_runtime.bundle import UNIFORM_LENGTH
 
 
 def choose_by_length(packed: ir.Model, even: ir.Model) -> ir.Model:
@@ -33,7 +33,9 @@ def choose_by_length(packed: ir.Model, even: ir.Model) -> ir.Model:
         else:
             value.name = f"{name}.one_length"
             graph.register_initializer(value)
-    one_length = ir.Value(name=ONE_LENGTH, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    one_length = ir.Value(
+        name=UNIFORM_LENGTH, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL)
+    )
     graph.inputs.append(one_length)
     results = [
         ir.Value(name=value.name, shape=value.shape, type=value.type) for value in graph.outputs

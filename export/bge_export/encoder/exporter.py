@@ -14,15 +14,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.bundle import check_json_files, check_output, draft_beside, put_in_place
-from bge_export.checkpoint import (
-    Checkpoint,
+from bge_export.bundle import check_json_files, check_output, commit_directory, staging_directory
+from bge_export.checkpoint import Checkpoint, settle, write_folder
+from bge_export.checkpoint.tokenizer import (
     CheckpointTokenizer,
     check_token_types,
     check_vocabulary,
     load_tokenizer,
-    settle,
-    write_folder,
 )
 from bge_export.encoder.load import (
     load_encoder,
@@ -35,7 +33,7 @@ from bge_export.encoder.load import (
 from bge_export.encoder.trace import PooledEncoder, trace, trace_packed
 from bge_export.encoder.write import write_graphs
 from bge_export.parity_texts import PARITY_TEXTS, TOKENIZER_TEXTS
-from bge_export.passes import SixteenBitsOnCpu, SpellOutPacked
+from bge_export.passes import DecomposePackedAttention, EmulateHalfPrecision
 from bge_export.targets import OPENVINO, PORTABLE, Target, for_model
 from bge_runtime.bundle import (
     COLBERT_TOKENS,
@@ -58,10 +56,10 @@ from bge_runtime.bundle import (
     Variant,
 )
 from bge_runtime.encoding import TextTokenizer
-from bge_runtime.engines import why_not
+from bge_runtime.engines import unavailable_reason
 from bge_runtime.errors import ExportError
 from bge_runtime.system import file_hash, installed_versions, owners
-from bge_runtime.variants import measure
+from bge_runtime.variants import measure_parity
 
 _RECORDED_PACKAGES = (
     "bge-runtime",
@@ -72,12 +70,12 @@ _RECORDED_PACKAGES = (
 )
 
 
-Step = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 """Told what comes next, in a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class VariantReport:
     """One line of the table at the end of an export.
 
     Attributes:
@@ -110,8 +108,8 @@ def export_bundle(
     force: bool = False,
     trust_remote_code: bool = False,
     random_seed: int | None = None,
-    step: Step = lambda _: None,
-) -> list[Row]:
+    step: ProgressCallback = lambda _: None,
+) -> list[VariantReport]:
     """Export a checkpoint, prove it against PyTorch and put it in place.
 
     Everything is written to a folder beside ``output`` and renamed at the end, so that
@@ -141,7 +139,7 @@ def export_bundle(
             "the target openvino needs the package openvino, which is not installed. Run "
             "`pip install 'bge-runtime[export]'`, or leave it out with --target cpu"
         )
-    with draft_beside(output) as draft:
+    with staging_directory(output) as draft:
         files = (checkpoint.folder / name for name in checkpoint.weight_files)
         check_space(draft, sum(path.stat().st_size for path in files))
         step("loading the checkpoint")
@@ -212,14 +210,14 @@ def export_bundle(
         proven = replace(manifest, variants=variants)
         (draft / FILE_NAME).write_text(proven.to_json(), encoding="utf-8")
         step("putting the bundle in place")
-        put_in_place(draft, output, force=force)
+        commit_directory(draft, output, force=force)
     # Just hashed: the first opening on this machine need not do it again.
     for weights in {graph.weights for graph in graphs.values()}:
         file_hash.remember(output / weights, manifest.files[weights].sha256)
     return rows
 
 
-def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
+def prove(bundle: Bundle, variant: Variant, reference: Reference) -> VariantReport:
     """Run one variant on the reference's texts and compare with PyTorch.
 
     Texts of unlike length share a batch, so that padding is part of what is proven.
@@ -230,12 +228,12 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
     start = time.perf_counter()
     graph = bundle.graph(variant.graph)
     size_bytes = sum((bundle.path / name).stat().st_size for name in (graph.file, graph.weights))
-    reason = why_not(variant)
+    reason = unavailable_reason(variant)
     rehearsal = None
     if reason is not None and variant.device != "cpu":
         rehearsal = _rehearsed(bundle, variant, reference)
     if reason is not None:
-        return Row(
+        return VariantReport(
             graph=graph.file,
             variant=variant.name,
             precision=variant.precision,
@@ -245,9 +243,9 @@ def prove(bundle: Bundle, variant: Variant, reference: Reference) -> Row:
             seconds=time.perf_counter() - start,
             rehearsal=rehearsal,
         )
-    info, parity = measure(bundle, variant, reference)
+    info, parity = measure_parity(bundle, variant, reference)
     _require(parity, graph, variant, on=info.provider)
-    return Row(
+    return VariantReport(
         graph=graph.file,
         variant=info.variant,
         precision=info.precision,
@@ -275,15 +273,15 @@ def _rehearsed(bundle: Bundle, variant: Variant, reference: Reference) -> Parity
     """
     graph = bundle.graph(variant.graph)
     model = ir.load(bundle.path / graph.file)
-    SpellOutPacked()(model)
-    SixteenBitsOnCpu()(model)
+    DecomposePackedAttention()(model)
+    EmulateHalfPrecision()(model)
     file = str(Path(graph.file).with_name("rehearsal.onnx"))
     ir.save(model, bundle.path / file)
     graphs = {**bundle.manifest.graphs, variant.graph: replace(graph, file=file)}
     try:
         on_cpu = replace(variant, engine="onnxruntime", device="cpu")
         rehearsing = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
-        info, parity = measure(rehearsing, on_cpu, reference)
+        info, parity = measure_parity(rehearsing, on_cpu, reference)
     finally:
         (bundle.path / file).unlink()
     _require(parity, graph, variant, on=f"{info.provider}, rounded as on a GPU,")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from bge_export.checkpoint import Checkpoint, check_finite
 from bge_export.encoder.trace import PooledEncoder
 from bge_export.encoder.weights import check_encoder, is_own_code, restore_buffers
+from bge_export.quiet import first_lines, quiet
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import HEAD_FILES
 
@@ -172,23 +170,3 @@ def _ready(model: Any) -> torch.nn.Module:
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     return encoder
-
-
-def first_lines(error: BaseException) -> str:
-    """Return the beginning of what an error says, as one line."""
-    return " ".join(str(error).split())[:300]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep advice for people who train models off the terminal."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

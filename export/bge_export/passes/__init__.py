@@ -6,42 +6,42 @@ file and put it into the list of the targets that want it, in `bge_export.target
 """
 
 from bge_export.passes.attention.attention_to_matmul import AttentionToMatMul
-from bge_export.passes.attention.blockwise_attention import AttentionInBlocks
+from bge_export.passes.attention.blockwise_attention import BlockwiseAttention
 from bge_export.passes.attention.broadcast_mask import BroadcastMask
 from bge_export.passes.attention.fold_attention_bias import FoldAttentionBias
 from bge_export.passes.attention.fold_query_bias import FoldQueryBias
-from bge_export.passes.attention.packed_attention import PackAttention, SpellOutPacked
-from bge_export.passes.chunk_feed_forward import FeedForwardInParts
-from bge_export.passes.conditional_heads import HeadsOnRequest
+from bge_export.passes.attention.packed_attention import DecomposePackedAttention, PackAttention
+from bge_export.passes.chunk_feed_forward import ChunkFeedForward
+from bge_export.passes.conditional_heads import ConditionalHeads
 from bge_export.passes.fuse_for_cuda import FuseForCuda
 from bge_export.passes.gelu_to_erf import GeluToErf
 from bge_export.passes.lower_opset import LowerOpset
 from bge_export.passes.precision.bf16_products import CorrectBiases, RoundProducts
-from bge_export.passes.precision.emulate_half_precision import SixteenBitsOnCpu
+from bge_export.passes.precision.emulate_half_precision import EmulateHalfPrecision
 from bge_export.passes.precision.half_precision import HalfPrecision, check_range
 from bge_export.passes.precision.quantize_matrices import BLOCK, QuantizeMatrices, matrices_by_input
-from bge_export.passes.prune_last_layer import FirstTokenOnly
+from bge_export.passes.prune_last_layer import PruneLastLayer
 
 __all__ = [
     "BLOCK",
-    "AttentionInBlocks",
     "AttentionToMatMul",
+    "BlockwiseAttention",
     "BroadcastMask",
+    "ChunkFeedForward",
+    "ConditionalHeads",
     "CorrectBiases",
-    "FeedForwardInParts",
-    "FirstTokenOnly",
+    "DecomposePackedAttention",
+    "EmulateHalfPrecision",
     "FoldAttentionBias",
     "FoldQueryBias",
     "FuseForCuda",
     "GeluToErf",
     "HalfPrecision",
-    "HeadsOnRequest",
     "LowerOpset",
     "PackAttention",
+    "PruneLastLayer",
     "QuantizeMatrices",
     "RoundProducts",
-    "SixteenBitsOnCpu",
-    "SpellOutPacked",
     "check_range",
     "matrices_by_input",
 ]

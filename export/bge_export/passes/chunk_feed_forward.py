@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Tanh")
 
 
-class FeedForwardInParts(ir.passes.InPlacePass):
+class ChunkFeedForward(ir.passes.InPlacePass):
     """Put ``MatMul, Gelu, MatMul`` of each layer into a Loop over parts of the sequence.
 
     The tensors between the two products are four times as wide as the layer's input: two of
@@ -36,7 +36,7 @@ class FeedForwardInParts(ir.passes.InPlacePass):
         found = [layer for node in graph if (layer := _layer(node)) is not None]
         if not found:
             return ir.passes.PassResult(model, modified=False)
-        edit = Edit()
+        edit = GraphBuilder()
         constants = {
             name: edit.constant(value, unique_name(graph, f"parts.{name}"))
             for name, value in {
@@ -124,7 +124,7 @@ def _loop(graph: ir.Graph, layer: list[ir.Node], constants: dict[str, ir.Value])
     turn = ir.Value(name=f"{stem}.turn", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
     go_on = ir.Value(name=f"{stem}.go_on", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
     done = ir.Value(name=f"{stem}.done", type=ir.TensorType(ir.DataType.FLOAT))
-    body = Edit()
+    body = GraphBuilder()
     start = body.op("Mul", [turn, constants["tokens"]])
     end = body.op("Add", [start, constants["tokens"]])
     values = {source: body.op("Slice", [source, start, end, constants["axis"]])}
@@ -141,7 +141,7 @@ def _loop(graph: ir.Graph, layer: list[ir.Node], constants: dict[str, ir.Value])
         node.name = f"{stem}.{number}"
         node.outputs[0].name = node.name
     parts = ir.Graph([turn, go_on, done], [still, joined], nodes=nodes, name=stem)
-    edit = Edit()
+    edit = GraphBuilder()
     none = constants["none"]
     empty = edit.op("Slice", [source, none, none, constants["axis"]])
     whole = edit.op("Loop", [constants["parts"], constants["true"], empty], {"body": parts})

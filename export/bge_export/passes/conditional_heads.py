@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bge_export.graph_builder import Edit
+from bge_export.graph_builder import GraphBuilder
 from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
 
 
-class HeadsOnRequest(ir.passes.InPlacePass):
+class ConditionalHeads(ir.passes.InPlacePass):
     """Put what only the heads need into a branch.
 
     ONNX Runtime computes every output of a graph, whichever are asked for: its run option
@@ -85,7 +85,7 @@ def _read_by(node: ir.Node) -> list[ir.Value]:
 
 def _nothing(heads: Iterable[ir.Value]) -> ir.Graph:
     """Give the branch whose outputs have no elements, each of the rank of its own."""
-    edit = Edit()
+    edit = GraphBuilder()
     empty = []
     for head in heads:
         assert head.shape is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op
+from bge_export.graph_builder import GraphBuilder, is_op
 from bge_export.passes.attention.packed_attention import CONTRIB
 
 
@@ -29,7 +29,7 @@ class FuseForCuda(ir.passes.InPlacePass):
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
-    edit = Edit()
+    edit = GraphBuilder()
     if is_op(node, "Gelu") and node.attributes.get_string("approximate", "none") == "none":
         biased = _biased(node.inputs[0])
         if biased is None:

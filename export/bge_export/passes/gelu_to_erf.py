@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 
 
 class GeluToErf(ir.passes.InPlacePass):
@@ -27,7 +27,7 @@ class GeluToErf(ir.passes.InPlacePass):
         ]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
-        edit = Edit()
+        edit = GraphBuilder()
         graph = model.graph
         half = edit.constant(np.float32(0.5), unique_name(graph, "gelu.half"))
         one = edit.constant(np.float32(1), unique_name(graph, "gelu.one"))
@@ -35,7 +35,7 @@ class GeluToErf(ir.passes.InPlacePass):
         edit.insert_before(nodes[0])
         for node in nodes:
             x = node.inputs[0]
-            spelled = Edit()
+            spelled = GraphBuilder()
             erf = spelled.op("Erf", [spelled.op("Div", [x, root])])
             result = spelled.op(
                 "Mul", [spelled.op("Mul", [x, spelled.op("Add", [erf, one])]), half]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Tanh", "Cast")
 
 
-class FirstTokenOnly(ir.passes.InPlacePass):
+class PruneLastLayer(ir.passes.InPlacePass):
     """Move the [CLS] selection from the end of the graph up into the last layer.
 
     [CLS] pooling drops all tokens but the first. In the last layer the others matter
@@ -51,7 +51,7 @@ class _Selection:
         index = gather.inputs[1]
         constant = index is None or ir.convenience.get_const_tensor(index) is not None
         self._index = None if constant else index
-        self._edit = Edit()
+        self._edit = GraphBuilder()
         self._constants: dict[str, ir.Value] = {}
         self._selected = {layer_input: self._slice(layer_input, axis=1)}
 

@@ -22,7 +22,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from bge_export.checkpoint import load_tokenizer
+from bge_export.checkpoint.tokenizer import load_tokenizer
 from bge_export.synthetic.decoder import write_random_decoder
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import (
@@ -32,7 +32,7 @@ from bge_runtime.sources import (
     MODELS,
     BertShape,
     DecoderShape,
-    ModelFacts,
+    ModelSpec,
     find_model,
 )
 
@@ -54,7 +54,7 @@ _EXAMPLE_TAGS = (*_TAGS, "<response>")
 """What bge-en-icl adds."""
 
 
-def random_model_facts(source: str) -> ModelFacts:
+def random_model_facts(source: str) -> ModelSpec:
     """Look up a model that can be made with random weights.
 
     Raises:
@@ -70,7 +70,7 @@ def random_model_facts(source: str) -> ModelFacts:
 
 
 def write_random_checkpoint(
-    facts: ModelFacts,
+    facts: ModelSpec,
     folder: Path,
     *,
     seed: int,

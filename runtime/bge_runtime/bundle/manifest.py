@@ -36,11 +36,11 @@ of shape ``(batch + 1,)``; and where in a padded batch each token would be, then
 would, int32 of shape ``(batch, longest)``. Its ``input_ids`` and ``position_ids`` have the shape
 ``(tokens,)``, and so has the first axis of what it gives for each token."""
 
-EVEN_BATCH = "even_batch"
+UNIFORM_BATCH = "even_batch"
 """Input in the place of `TOKEN_OFFSET` where all texts of a batch must have one length: of the same
 type and shape, and nothing but the shape is read."""
 
-ONE_LENGTH = "one_length"
+UNIFORM_LENGTH = "one_length"
 """Input of a graph that has a branch of its own for texts of one length, and takes it where this is
 true, bool of shape ``()``."""
 

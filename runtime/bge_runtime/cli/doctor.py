@@ -26,7 +26,7 @@ from bge_runtime.engines import (
     TENSORRT,
     ort_providers,
     tensorrt,
-    why_not,
+    unavailable_reason,
 )
 from bge_runtime.errors import BgeError, BundleError
 from bge_runtime.sources import find_bundle
@@ -42,7 +42,7 @@ from bge_runtime.system import (
     usable_cpus,
     vector_extensions,
 )
-from bge_runtime.variants import measure
+from bge_runtime.variants import measure_parity
 
 _INSTALL = "Run `pip install 'bge-runtime[cpu]'`"
 
@@ -167,7 +167,7 @@ def examine() -> Iterator[Finding]:
         yield from _examine_gpus(owners("onnxruntime"))
     if "openvino" not in absent:
         bf16 = STANDARD_VARIANTS[0]
-        if (reason := why_not(bf16)) is not None:
+        if (reason := unavailable_reason(bf16)) is not None:
             yield Finding(text=f"no 16-bit arithmetic: {reason}; fp32 is used", wrong=False)
     if not multiplies_in_8_bits():
         yield Finding(
@@ -217,7 +217,7 @@ def _examine_gpus(wheels: Mapping[str, str]) -> Iterator[Finding]:
             "driver",
             wrong=True,
         )
-    elif driver.gpus and (reason := ort_providers.why_not_loaded(CUDA)) is not None:
+    elif driver.gpus and (reason := ort_providers.load_failure(CUDA)) is not None:
         yield Finding(text=f"the GPU is not used: {reason}", wrong=True)
     if (
         TENSORRT in available
@@ -253,12 +253,12 @@ def verify(bundle: Bundle, reference: Reference) -> Iterator[Check]:
         reference: PyTorch's vectors, as the bundle holds them.
     """
     for variant in bundle.manifest.variants:
-        reason = why_not(variant)
+        reason = unavailable_reason(variant)
         if reason is not None:
             yield Check(variant=variant, in_force=reason, parity=None, failures=())
             continue
         try:
-            info, parity = measure(bundle, variant, reference)
+            info, parity = measure_parity(bundle, variant, reference)
         except BgeError as error:
             yield Check(variant=variant, in_force="failed", parity=None, failures=(str(error),))
             continue
@@ -372,7 +372,7 @@ def _engine_table() -> str:
         able = [
             variant.precision + (" on a GPU" if variant.device != "cpu" else "")
             for variant in variants
-            if why_not(variant) is None
+            if unavailable_reason(variant) is None
         ]
         rows.append((name, version or "not installed", ", ".join(able) or "nothing"))
     return format_table(rows)
@@ -387,7 +387,7 @@ def _choice_table(variants: Sequence[Variant]) -> str:
             for variant in variants
             if variant.device == "cpu"
             and variant.precision in precisions
-            and why_not(variant) is None
+            and unavailable_reason(variant) is None
         ]
         rows.append((asked, able[0] if able else "nothing: an error"))
     return format_table(rows)

@@ -1,7 +1,7 @@
 """TODO."""
 
-from bge_runtime.encoding.batching import even_batches, pad_batch, plan_batches
-from bge_runtime.encoding.parallel import SideBySide
+from bge_runtime.encoding.batching import balanced_batch_tokens, pad_batch, plan_batches
+from bge_runtime.encoding.parallel import ParallelBatches
 from bge_runtime.encoding.pipeline import (
     Batch,
     Tokenize,
@@ -26,16 +26,16 @@ from bge_runtime.encoding.validation import (
 
 __all__ = [
     "Batch",
+    "ParallelBatches",
     "PrefixCache",
-    "SideBySide",
     "TextTokenizer",
     "Tokenize",
     "as_pairs",
     "as_text",
     "as_text_list",
     "as_texts",
+    "balanced_batch_tokens",
     "check_positive",
-    "even_batches",
     "find_not_finite",
     "first_window_on_gpu",
     "list_items",

@@ -64,7 +64,7 @@ def plan_batches(
     return batches
 
 
-def even_batches(lengths: Sequence[int], max_tokens: int, *, runs: int) -> int:
+def balanced_batch_tokens(lengths: Sequence[int], max_tokens: int, *, runs: int) -> int:
     """Give the most tokens of a batch with which as many batches come out for each run.
 
     Args:

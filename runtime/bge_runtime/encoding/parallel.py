@@ -41,7 +41,7 @@ _MEMORY_FACTOR = 2
 """Weights are there once more; as much again is left free."""
 
 
-class SideBySide:
+class ParallelBatches:
     """An engine whose threads compute a batch each: the one that is there, or one for that.
 
     A second one is opened when that pays, and has weights of its own.
@@ -107,10 +107,10 @@ class SideBySide:
             if held and held[0]:
                 self._opening.release()
 
-    def abandon(self) -> None:
-        """Let go of what was opened; see `bge_runtime.engines.Engine.abandon`."""
+    def release_after_fork(self) -> None:
+        """Let go of what was opened; see `bge_runtime.engines.Engine.release_after_fork`."""
         if self._opened is not None:
-            self._opened.abandon()
+            self._opened.release_after_fork()
 
 
 class _Sharing:
@@ -122,7 +122,7 @@ class _Sharing:
         self.batch_tokens = self.shared_batch_tokens = apart.shared_batch_tokens
         self.batch_overhead_tokens = apart.batch_overhead_tokens
         self.parallel_runs = apart.info.runs
-        self.companion = None
+        self.cuda_graph_engine = None
         self.past_names = apart.past_names
         self.past_token_bytes = apart.past_token_bytes
 
@@ -140,13 +140,13 @@ class _Sharing:
         with self._long:
             return self._together.run(input_ids, attention_mask, outputs, past=past)
 
-    def abandon(self) -> None:
+    def release_after_fork(self) -> None:
         """Do nothing: engines are let go of by those who opened them."""
 
 
-def _tell(why_not: str) -> None:
+def _tell(reason: str) -> None:
     warnings.warn(
-        f"batches are computed one after the other, since an engine for several at once {why_not}",
+        f"batches are computed one after the other, since an engine for several at once {reason}",
         stacklevel=2,
     )
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.encoding.prefill import run_batch
-from bge_runtime.encoding.prefix_cache import Shared
+from bge_runtime.encoding.prefix_cache import SharedPrefix
 from bge_runtime.engines import Engine
 from bge_runtime.errors import OutOfMemoryError
-from bge_runtime.system import Background
+from bge_runtime.system import BackgroundTask
 
 _WINDOW = 2048
 """Texts that are tokenised and sorted together. While one window is computed the next
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     rows: NDArray[np.intp]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
-    shared: Shared | None = None
+    shared: SharedPrefix | None = None
 
 
 class Tokenize(Protocol):
@@ -123,14 +123,14 @@ def tokenized_windows(
         for window in windows:
             yield 0, tokenize(window)
         return
-    coming = Background(partial(tokenize, windows[0]), name="bge-tokenize")
+    coming = BackgroundTask(partial(tokenize, windows[0]), name="bge-tokenize")
     try:
         coming.start()
         for start, window, following in zip(starts, windows, [*windows[1:], None], strict=True):
             tokens = coming.result()
             if following is not None:
                 further = partial(tokenize, following, first=start + len(window))
-                coming = Background(further, name="bge-tokenize")
+                coming = BackgroundTask(further, name="bge-tokenize")
                 coming.start()
             yield start, tokens
     finally:
@@ -169,7 +169,7 @@ def share_batches(
                 failed = True
                 raise
 
-    threads = [Background(partial(work, engine), name="bge-engine") for engine in engines]
+    threads = [BackgroundTask(partial(work, engine), name="bge-engine") for engine in engines]
     with ExitStack() as stack:  # waits for all of them, even if one wait is interrupted
         for thread in threads:
             stack.callback(thread.wait)

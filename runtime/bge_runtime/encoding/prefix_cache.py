@@ -58,7 +58,7 @@ class PrefixCacheStats:
         )
 
 
-class Shared(NamedTuple):
+class SharedPrefix(NamedTuple):
     """What some texts have in common.
 
     Attributes:
@@ -99,7 +99,7 @@ class PrefixCache:
         """
         self._capacity = capacity_bytes
         self._forget()
-        self.survive_fork()
+        self.reset_after_fork()
 
     @property
     def stats(self) -> PrefixCacheStats:
@@ -125,7 +125,7 @@ class PrefixCache:
     def __reduce__(self) -> tuple[type[PrefixCache], tuple[int]]:
         return PrefixCache, (self._capacity,)  # a copy begins empty
 
-    def survive_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Make new locks: another thread of the parent may have held the old ones.
 
         What is kept stays: a change is one operation on the table, done or not done.
@@ -145,7 +145,7 @@ class PrefixCache:
         engines: Sequence[Engine],
         texts: Sequence[NDArray[np.int64]],
         expected: NDArray[np.int64] | None = None,
-    ) -> Shared | None:
+    ) -> SharedPrefix | None:
         """Find what texts begin with alike, and compute it unless it is known.
 
         At least one token of each text is left to run. A prefix that is known is taken as it
@@ -187,7 +187,7 @@ class PrefixCache:
                 other = self._past(engine, head[:length], length, slack=1)
                 assert other is not None
                 pasts[engine.info.variant] = other[1]
-        return Shared(length, pasts)
+        return SharedPrefix(length, pasts)
 
     def _past(
         self,

@@ -2,12 +2,12 @@
 
 An engine is small on purpose: it opens one graph on one device, runs token arrays
 and gives named outputs. To add one, write a module with a class that satisfies
-`Engine` and tells with ``why_not`` what it cannot run here, and give it a row in
+`Engine` and tells with ``unavailable_reason`` what it cannot run here, and give it a row in
 `ENGINES`. Its package is imported when it is used, never before.
 """
 
 from bge_runtime.engines.base import Engine, EngineInfo, graph_inputs
-from bge_runtime.engines.open import ENGINES, device_kind, open_engine, why_not
+from bge_runtime.engines.open import ENGINES, device_kind, open_engine, unavailable_reason
 from bge_runtime.engines.openvino import OpenVinoEngine, computing_precision, cpu_capabilities
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ort_providers import (
@@ -38,5 +38,5 @@ __all__ = [
     "graph_inputs",
     "open_engine",
     "open_session",
-    "why_not",
+    "unavailable_reason",
 ]

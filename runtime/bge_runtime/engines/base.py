@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import (
     COLBERT_VECS,
     CUMULATIVE_LENGTHS,
-    EVEN_BATCH,
     HEAD_OUTPUTS,
-    ONE_LENGTH,
     TOKEN_OFFSET,
+    UNIFORM_BATCH,
+    UNIFORM_LENGTH,
 )
 from bge_runtime.errors import InferenceError, OutOfMemoryError
 
@@ -90,10 +90,10 @@ def graph_inputs(
     """
     if CUMULATIVE_LENGTHS in names:
         packed = packed_inputs(input_ids, attention_mask)
-        if EVEN_BATCH in names:
-            packed[EVEN_BATCH] = packed.pop(TOKEN_OFFSET)
-        if ONE_LENGTH in names:
-            packed[ONE_LENGTH] = np.array(attention_mask.all())
+        if UNIFORM_BATCH in names:
+            packed[UNIFORM_BATCH] = packed.pop(TOKEN_OFFSET)
+        if UNIFORM_LENGTH in names:
+            packed[UNIFORM_LENGTH] = np.array(attention_mask.all())
         return packed
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in names:
@@ -123,7 +123,7 @@ def packed_inputs(
     }
 
 
-def by_text(
+def split_by_text(
     output: str, values: NDArray[np.float32], attention_mask: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Give what a graph without padding gave for all tokens by text, as other graphs do.
@@ -153,12 +153,12 @@ def by_text(
 def inference_error(engine: str, input_ids: NDArray[np.int64], error: Exception) -> InferenceError:
     """Say which engine failed on a batch of what size."""
     rows, columns = input_ids.shape
-    return (OutOfMemoryError if lacks_memory(error) else InferenceError)(
+    return (OutOfMemoryError if is_out_of_memory(error) else InferenceError)(
         f"{engine} failed on a batch of {rows} texts of {columns} tokens: {error}"
     )
 
 
-def lacks_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an engine's error says that its memory is too short."""
     return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
@@ -198,7 +198,7 @@ class Engine(Protocol):
     past_token_bytes: int
 
     @property
-    def companion(self) -> Engine | None:
+    def cuda_graph_engine(self) -> Engine | None:
         """Another engine that it hands some batches to; None for nearly all."""
         ...
 
@@ -229,7 +229,7 @@ class Engine(Protocol):
         """
         ...
 
-    def abandon(self) -> None:
+    def release_after_fork(self) -> None:
         """Let go of the graph without touching it.
 
         For a process that was forked: the threads behind the graph did not come

@@ -78,13 +78,13 @@ def open_engine(
     return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
 
 
-def why_not(variant: Variant) -> str | None:
+def unavailable_reason(variant: Variant) -> str | None:
     """Tell why this machine cannot run a variant; None if it can.
 
     Raises:
         EngineError: If this version has no such engine.
     """
-    return _engine(variant).why_not(variant)
+    return _engine(variant).unavailable_reason(variant)
 
 
 def _engine(variant: Variant) -> type[OrtEngine | OpenVinoEngine]:

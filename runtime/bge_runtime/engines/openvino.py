@@ -127,7 +127,7 @@ class OpenVinoEngine:
     load = staticmethod(_load)
 
     @staticmethod
-    def why_not(variant: Variant) -> str | None:
+    def unavailable_reason(variant: Variant) -> str | None:
         """Tell why this machine cannot run a variant; None if it can."""
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed"
@@ -176,7 +176,7 @@ class OpenVinoEngine:
                 f"engine serves {', '.join(_PRECISIONS)} on {', '.join(_DEVICES)}"
             )
         threads = threads or default_threads()
-        if (reason := self.why_not(variant)) is not None:
+        if (reason := self.unavailable_reason(variant)) is not None:
             raise PrecisionError(
                 f"requested {variant.precision}, but {reason}. "
                 "Pass precision='fp32', or leave it out"
@@ -214,7 +214,7 @@ class OpenVinoEngine:
             runs=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
         self.parallel_runs = 1
-        self.companion = None
+        self.cuda_graph_engine = None
 
     def _compile(self, outputs: frozenset[str]) -> _Model:
         """Compile the graph for some of its outputs; the others are not computed."""
@@ -289,6 +289,6 @@ class OpenVinoEngine:
             except Exception as error:  # OpenVINO raises RuntimeError and its kin
                 raise inference_error("OpenVINO", input_ids, error) from error
 
-    def abandon(self) -> None:
-        """Leak the model; see `bge_runtime.engines.Engine.abandon`."""
+    def release_after_fork(self) -> None:
+        """Leak the model; see `bge_runtime.engines.Engine.release_after_fork`."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._model))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import (
     COMPUTE_HEADS,
     CUMULATIVE_LENGTHS,
-    EVEN_BATCH,
     HEAD_OUTPUTS,
+    UNIFORM_BATCH,
     Bundle,
     Variant,
     past_names_of,
@@ -26,9 +26,9 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import (
     EngineInfo,
     PastInputs,
-    by_text,
     graph_inputs,
     inference_error,
+    split_by_text,
 )
 from bge_runtime.engines.linked_files import graph_beside_weights
 from bge_runtime.engines.ort_providers import CPU, INSTALL_GPU, Provider
@@ -66,13 +66,13 @@ class OrtEngine:
     load = staticmethod(ort_providers.load)
 
     @classmethod
-    def why_not(cls, variant: Variant) -> str | None:
+    def unavailable_reason(cls, variant: Variant) -> str | None:
         """Tell why this machine cannot run a variant; None if it can."""
         if importlib.util.find_spec("onnxruntime") is None:
             return "onnxruntime is not installed"
         if variant.device != cls.device:
             return f"this version's {variant.engine} engine serves {cls.device} only"
-        return None if cls.provider == CPU else ort_providers.what_lacks(cls.provider)
+        return None if cls.provider == CPU else ort_providers.missing_requirement(cls.provider)
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class OrtEngine:
                 f"requested device {variant.device!r}, but this version's {variant.engine} engine "
                 f"serves {self.device}"
             )
-        if (reason := self.why_not(variant)) is not None:
+        if (reason := self.unavailable_reason(variant)) is not None:
             raise ProviderError(
                 f"requested device {variant.device!r}, where variant {variant.name!r} runs on "
                 f"{self.provider}, but {reason}. Pass devices='cpu'; or, {INSTALL_GPU}"
@@ -127,7 +127,7 @@ class OrtEngine:
         )
         shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self._input_names = frozenset(shapes)
-        self._packed, self._even = CUMULATIVE_LENGTHS in shapes, EVEN_BATCH in shapes
+        self._packed, self._even = CUMULATIVE_LENGTHS in shapes, UNIFORM_BATCH in shapes
         self._past = PastInputs(
             {name: (shapes[name][1], shapes[name][3]) for name in past_names_of(shapes)}
         )
@@ -135,7 +135,7 @@ class OrtEngine:
         self.shared_batch_tokens = _LEAST_BATCH_TOKENS
         self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
         self.parallel_runs = 1
-        self.companion: OrtEngine | None = None
+        self.cuda_graph_engine: OrtEngine | None = None
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
@@ -214,7 +214,7 @@ class OrtEngine:
             raise inference_error("ONNX Runtime", input_ids, error) from error
         if self._packed:
             pairs = zip(outputs, results, strict=True)
-            return [by_text(name, values, attention_mask) for name, values in pairs]
+            return [split_by_text(name, values, attention_mask) for name, values in pairs]
         return results
 
     def _run_by_length(
@@ -276,8 +276,8 @@ class OrtEngine:
         Nothing to do: on a CPU, where graphs for a GPU are rehearsed, it always is.
         """
 
-    def abandon(self) -> None:
-        """Leak the session; see `bge_runtime.engines.Engine.abandon`."""
+    def release_after_fork(self) -> None:
+        """Leak the session; see `bge_runtime.engines.Engine.release_after_fork`."""
         leak(self._session)
         self._session = None
 

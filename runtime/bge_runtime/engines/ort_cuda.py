@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.bundle import (
-    EVEN_BATCH,
-    ONE_LENGTH,
     SENTENCE_EMBEDDING,
     TOKEN_OFFSET,
     TOLERANCES,
+    UNIFORM_BATCH,
+    UNIFORM_LENGTH,
     Bundle,
     Variant,
 )
 from bge_runtime.engines import ort_providers
-from bge_runtime.engines.base import graph_inputs, lacks_memory
+from bge_runtime.engines.base import graph_inputs, is_out_of_memory
 from bge_runtime.engines.ort import OrtEngine, leak
 from bge_runtime.engines.ort_providers import CUDA
 from bge_runtime.errors import EngineError
-from bge_runtime.system import Background
+from bge_runtime.system import BackgroundTask
 
 _BATCH_TOKENS, _PACKED_BATCH_TOKENS = 16384, 32768
 """Tokens of a batch. Without padding, mixed and natural lengths were 0 to 4 % slower with 16,384,
@@ -44,11 +44,11 @@ _RUNS = 2
 the vectors of the last one are brought to unit length. PackedMultiHeadAttention waits for the GPU
 once a layer, to see whether its input was right: the other batch fills that gap, too."""
 
-_ONE_LENGTH_TOKENS = 8192
+_UNIFORM_LENGTH_TOKENS = 8192
 """Tokens of a batch from which on the branch for texts of one length is 3 to 5 % faster, with two
 batches under way 5 to 8 % (an H200, where it is cuDNN's attention)."""
 
-_ONE_LENGTH_RUNS = 32
+_UNIFORM_LENGTH_RUNS = 32
 """Batches of one shape before that branch takes over. cuDNN plans for each shape and thread, which
 takes far longer than the 1 to 2 of 42 ms that a run of 32,768 tokens then saves: shapes that pay
 for it are those of many texts that were cut at one length."""
@@ -93,10 +93,14 @@ class OrtCudaEngine(OrtEngine):
         # A packed batch has no padding to pay for; another one an eighth.
         self.batch_tokens = _PACKED_BATCH_TOKENS if self._packed else _BATCH_TOKENS
         self.batch_overhead_tokens = self.batch_tokens // (1 if self._packed else 8)
-        self._one_length = _OneLength() if ONE_LENGTH in self._input_names else None
+        self._uniform_length = (
+            _UniformLengthBranch() if UNIFORM_LENGTH in self._input_names else None
+        )
         if cuda_graphs:
-            even = _proven_even_variant(bundle, variant)
-            self.companion: CapturedEngine | None = CapturedEngine(bundle, even, **options)
+            even = _proven_cuda_graph_variant(bundle, variant)
+            self.cuda_graph_engine: CudaGraphEngine | None = CudaGraphEngine(
+                bundle, even, **options
+            )
 
     def _first_session(self) -> Any:
         return self._opened([(CUDA, ort_providers.cuda_options(self._index))])
@@ -111,8 +115,10 @@ class OrtCudaEngine(OrtEngine):
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
         rows, columns = input_ids.shape
-        if self.companion is not None and self.companion.takes(rows, columns, outputs):
-            return self.companion.run(input_ids, attention_mask, outputs)
+        if self.cuda_graph_engine is not None and self.cuda_graph_engine.takes(
+            rows, columns, outputs
+        ):
+            return self.cuda_graph_engine.run(input_ids, attention_mask, outputs)
         return super().run(input_ids, attention_mask, outputs, past=past)
 
     def _computed(
@@ -122,32 +128,32 @@ class OrtCudaEngine(OrtEngine):
             call = partial(session.run, list(outputs), feeds, self._run_options)
             return _run_in(self._workers, call)
 
-        if self._one_length is None:
+        if self._uniform_length is None:
             return run(feeds)
-        if self._one_length.takes(feeds):
+        if self._uniform_length.takes(feeds):
             try:
                 return run(feeds)
             except Exception as error:  # one unrelated class for each status code
-                if lacks_memory(error):
+                if is_out_of_memory(error):
                     raise
-                self._one_length.leave_out(error)
-        return run({**feeds, ONE_LENGTH: np.array(False)})
+                self._uniform_length.leave_out(error)
+        return run({**feeds, UNIFORM_LENGTH: np.array(False)})
 
     def always_take_branch(self) -> None:
         """Take the branch for texts of one length whenever it can be taken, to prove it."""
-        if self._one_length is not None:
-            self._one_length = _OneLength(tokens=0, runs=0)
+        if self._uniform_length is not None:
+            self._uniform_length = _UniformLengthBranch(tokens=0, runs=0)
 
-    def abandon(self) -> None:
-        """Leak the session and its companion; see `bge_runtime.engines.Engine.abandon`."""
-        super().abandon()
-        if self.companion is not None:
-            self.companion.abandon()
+    def release_after_fork(self) -> None:
+        """Leak the sessions; see `bge_runtime.engines.Engine.release_after_fork`."""
+        super().release_after_fork()
+        if self.cuda_graph_engine is not None:
+            self.cuda_graph_engine.release_after_fork()
 
 
 def _run_in(workers: Executor, call: Callable[[], _T]) -> _T:
     """Run a call in one of the threads for it; in this one, where Python is ending."""
-    background = Background(call, executor=workers)
+    background = BackgroundTask(call, executor=workers)
     try:
         background.start()
         return background.result()
@@ -155,10 +161,12 @@ def _run_in(workers: Executor, call: Callable[[], _T]) -> _T:
         background.wait()
 
 
-class _OneLength:
+class _UniformLengthBranch:
     """Which batches take a graph's branch for texts of one length."""
 
-    def __init__(self, *, tokens: int = _ONE_LENGTH_TOKENS, runs: int = _ONE_LENGTH_RUNS) -> None:
+    def __init__(
+        self, *, tokens: int = _UNIFORM_LENGTH_TOKENS, runs: int = _UNIFORM_LENGTH_RUNS
+    ) -> None:
         """Say how many tokens a batch has to have, and how many came before it in its shape."""
         self._tokens, self._runs = tokens, runs
         self._seen: Counter[tuple[int, ...]] = Counter()
@@ -167,7 +175,7 @@ class _OneLength:
 
     def takes(self, feeds: Mapping[str, NDArray[Any]]) -> bool:
         """Tell whether a batch takes it."""
-        if not feeds[ONE_LENGTH] or feeds["input_ids"].size < self._tokens or self._left_out:
+        if not feeds[UNIFORM_LENGTH] or feeds["input_ids"].size < self._tokens or self._left_out:
             return False
         shape = feeds[TOKEN_OFFSET].shape
         with self._lock:
@@ -186,20 +194,20 @@ class _OneLength:
             )
 
 
-def _proven_even_variant(bundle: Bundle, variant: Variant) -> Variant:
+def _proven_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
     """Give the variant for texts of one length that is to go with another one.
 
     Raises:
         EngineError: If there is none, or it is too far from PyTorch's vectors on this machine.
     """
     # It opens engines itself.
-    from bge_runtime.variants import measure_once
+    from bge_runtime.variants import cached_parity
 
     beside = (variant.engine, variant.device, variant.precision)
     for even in bundle.manifest.variants:
-        of_one_length = EVEN_BATCH in bundle.graph(even.graph).inputs
+        of_one_length = UNIFORM_BATCH in bundle.graph(even.graph).inputs
         if of_one_length and (even.engine, even.device, even.precision) == beside:
-            parity = even.parity or measure_once(bundle, even)
+            parity = even.parity or cached_parity(bundle, even)
             if failures := parity.failures(TOLERANCES[even.precision]):
                 raise EngineError(
                     f"requested cuda_graphs, but variant {even.name!r}, which has them, is too far "
@@ -213,7 +221,7 @@ def _proven_even_variant(bundle: Bundle, variant: Variant) -> Variant:
     )
 
 
-class CapturedEngine(OrtCudaEngine):
+class CudaGraphEngine(OrtCudaEngine):
     """A session that runs single short texts, each as a CUDA graph."""
 
     _runs: ClassVar[int] = 1
@@ -226,7 +234,7 @@ class CapturedEngine(OrtCudaEngine):
         """
         super().__init__(bundle, variant, **options)
         capture = partial(
-            CapturedRuns, self._ort, self._session, self._new_run_options, index=self._index
+            CudaGraphs, self._ort, self._session, self._new_run_options, index=self._index
         )
         self._captured = _run_in(self._workers, capture)
 
@@ -251,13 +259,13 @@ class CapturedEngine(OrtCudaEngine):
     ) -> list[NDArray[np.float32]]:
         return _run_in(self._workers, partial(self._captured.run, feeds["input_ids"]))
 
-    def abandon(self) -> None:
-        """Leak the session and its graphs; see `bge_runtime.engines.Engine.abandon`."""
-        super().abandon()
+    def release_after_fork(self) -> None:
+        """Leak the session and its graphs; see `bge_runtime.engines.Engine.release_after_fork`."""
+        super().release_after_fork()
         leak(self._captured)
 
 
-class _Captured(NamedTuple):
+class _CudaGraph(NamedTuple):
     """What a CUDA graph reads from and writes to, on the GPU.
 
     Attributes:
@@ -273,7 +281,7 @@ class _Captured(NamedTuple):
     output: Any
 
 
-class CapturedRuns:
+class CudaGraphs:
     """Runs of one short text each, whose kernels the GPU is given all at once.
 
     A short text keeps the GPU busy for less time than ONNX Runtime takes to launch hundreds of
@@ -294,7 +302,7 @@ class CapturedRuns:
             EngineError: If ONNX Runtime cannot capture it.
         """
         self._ort, self._session, self._index = ort, session, index
-        self._graphs: dict[int, _Captured] = {}
+        self._graphs: dict[int, _CudaGraph] = {}
         for tokens in range(1, _CAPTURED_TOKENS + 1):
             captured = self._bound(tokens, run_options(tokens))
             try:
@@ -319,7 +327,7 @@ class CapturedRuns:
         self._session.run_with_iobinding(captured.binding, captured.options)
         return [captured.output.numpy()]
 
-    def _bound(self, tokens: int, options: Any) -> _Captured:
+    def _bound(self, tokens: int, options: Any) -> _CudaGraph:
         value, binding = self._ort.OrtValue, self._session.io_binding()
         ids = np.zeros((1, tokens), dtype=np.int64)
         names = {given.name for given in self._session.get_inputs()}
@@ -334,4 +342,4 @@ class CapturedRuns:
         )
         output = value.ortvalue_from_shape_and_type((1, width), np.float32, "cuda", self._index)
         binding.bind_ortvalue_output(SENTENCE_EMBEDDING, output)
-        return _Captured(binding, options, inputs["input_ids"], output)
+        return _CudaGraph(binding, options, inputs["input_ids"], output)

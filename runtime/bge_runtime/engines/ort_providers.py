@@ -106,7 +106,7 @@ def _not_in_force(wanted: str, found: str) -> ProviderError:
     return ProviderError(f"requested {wanted}, but {found}. {_ADVICE[wanted]}")
 
 
-def what_lacks(provider: str) -> str | None:
+def missing_requirement(provider: str) -> str | None:
     """Tell what a provider for NVIDIA's GPUs lacks here; None if it can be tried."""
     try:
         ort = load()
@@ -121,7 +121,7 @@ def what_lacks(provider: str) -> str | None:
     return None
 
 
-def why_not_loaded(provider: str) -> str | None:
+def load_failure(provider: str) -> str | None:
     """Try a provider on a graph of one operator, and tell what is wrong with it."""
     ort = load()
     options = ort.SessionOptions()

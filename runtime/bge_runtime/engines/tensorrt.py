@@ -122,9 +122,9 @@ class TensorRtEngine(OrtCudaEngine):
     provider: ClassVar[str] = TENSORRT
 
     @classmethod
-    def why_not(cls, variant: Variant) -> str | None:
+    def unavailable_reason(cls, variant: Variant) -> str | None:
         """Tell why this machine cannot run a variant; None if it can."""
-        if (reason := super().why_not(variant)) is not None:
+        if (reason := super().unavailable_reason(variant)) is not None:
             return reason
         if version() is None:
             return f"there is no TensorRT 10 here ({LIBRARY}, {_PARSER}): pip install {PACKAGE}"
@@ -156,8 +156,8 @@ class TensorRtEngine(OrtCudaEngine):
         ]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    def abandon(self) -> None:
-        """Leak all sessions; see `bge_runtime.engines.Engine.abandon`."""
+    def release_after_fork(self) -> None:
+        """Leak all sessions; see `bge_runtime.engines.Engine.release_after_fork`."""
         for session in self._sessions.values():
             leak(session)
         self._sessions = {}

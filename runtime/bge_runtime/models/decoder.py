@@ -9,7 +9,7 @@ from bge_runtime.encoding import PrefixCache
 from bge_runtime.errors import PoolingError
 from bge_runtime.models.base import text_before_sentence
 from bge_runtime.models.dense import FlagDense
-from bge_runtime.models.embedder import Reading
+from bge_runtime.models.embedder import TokenizationPlan
 from bge_runtime.sources import DECODER_CLASSES
 
 PREFIX_CACHE_MB = 1024
@@ -32,7 +32,7 @@ class FlagDecoder(FlagDense):
 
     def _reading(
         self, max_length: int, instruction: str | None, instruction_format: str | None
-    ) -> Reading:
+    ) -> TokenizationPlan:
         """Tell how texts are read that an instruction was put before.
 
         Raises:
@@ -41,10 +41,10 @@ class FlagDecoder(FlagDense):
         length = self._readable_length(max_length, stacklevel=4)
         tokenize = partial(self.tokenizer.encode, max_length=length)
         if instruction is None or instruction_format is None:
-            return Reading(tokenize)
+            return TokenizationPlan(tokenize)
         before = text_before_sentence(instruction_format, instruction)
         self._check_room(before, room=length - self.tokenizer.special_tokens, max_length=length)
-        return Reading(tokenize, self.tokenizer.encode_start(before))
+        return TokenizationPlan(tokenize, self.tokenizer.encode_start(before))
 
     def _check_room(self, before: str, *, room: int, max_length: int) -> None:
         """Check that an instruction leaves some of the tokens for what comes behind it.

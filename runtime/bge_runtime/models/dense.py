@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import SENTENCE_EMBEDDING
 from bge_runtime.encoding import Batch, as_texts, check_positive, normalize, truncate
 from bge_runtime.models.base import FlagBase
-from bge_runtime.models.embedder import Reading
+from bge_runtime.models.embedder import TokenizationPlan
 
 
 class FlagDense(FlagBase):
@@ -126,7 +126,7 @@ class FlagDense(FlagBase):
             batch_size=self.batch_size if batch_size is None else batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return self._hand_out(vectors, single=single, as_numpy=as_numpy)
+        return self._format_output(vectors, single=single, as_numpy=as_numpy)
 
     def encode_single_device(
         self,
@@ -165,7 +165,7 @@ class FlagDense(FlagBase):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return self._hand_out(vectors, single=single, as_numpy=convert_to_numpy)
+        return self._format_output(vectors, single=single, as_numpy=convert_to_numpy)
 
     def encode_multi_process(
         self,
@@ -181,17 +181,17 @@ class FlagDense(FlagBase):
         max_length: int,
         instruction: str | None,
         instruction_format: str | None,
-    ) -> Reading:
+    ) -> TokenizationPlan:
         """Tell how texts are read that an instruction was put before."""
         length = self._length_for(max_length, instruction, instruction_format, stacklevel=4)
-        return Reading(partial(self.tokenizer.encode, max_length=length))
+        return TokenizationPlan(partial(self.tokenizer.encode, max_length=length))
 
     def _encode(
         self,
         texts: list[str],
         devices: Sequence[str],
         *,
-        reading: Reading,
+        reading: TokenizationPlan,
         batch_size: int,
         show_progress_bar: bool | None,
     ) -> NDArray[np.float32]:
@@ -217,7 +217,7 @@ class FlagDense(FlagBase):
         return vectors
 
     @staticmethod
-    def _hand_out(
+    def _format_output(
         vectors: NDArray[np.float32], *, single: bool, as_numpy: bool
     ) -> NDArray[np.float32]:
         result: Any = vectors[0] if single else vectors

@@ -30,11 +30,11 @@ from bge_runtime.bundle import (
 )
 from bge_runtime.encoding import (
     Batch,
+    ParallelBatches,
     PrefixCache,
-    SideBySide,
     TextTokenizer,
     Tokenize,
-    even_batches,
+    balanced_batch_tokens,
     find_not_finite,
     first_window_on_gpu,
     pad_batch,
@@ -51,7 +51,7 @@ from bge_runtime.system import on_terminal
 from bge_runtime.variants import select_variant
 
 
-class Reading(NamedTuple):
+class TokenizationPlan(NamedTuple):
     """How a call's texts are read.
 
     Attributes:
@@ -64,7 +64,7 @@ class Reading(NamedTuple):
     expected: NDArray[np.int64] | None = None
 
 
-Take = Callable[[Batch, list[NDArray[np.float32]]], object]
+OnBatch = Callable[[Batch, list[NDArray[np.float32]]], object]
 
 _alive: weakref.WeakSet[Embedder] = weakref.WeakSet()
 
@@ -138,7 +138,7 @@ class Embedder:
         self._parallel_batches = parallel_batches
         self._asked_for = {"engine": engine, "precision": precision}
         self._variants = self._selected_variants()
-        self._side_by_side: dict[str, SideBySide] = {}
+        self._parallel: dict[str, ParallelBatches] = {}
         self._engines = self._opened_engines()
         # What texts begin with can be reused only where tokens do not see those behind them.
         causal = any(engine.past_names for engine in self._engines.values())
@@ -165,8 +165,8 @@ class Embedder:
         These are one for batches side by side, and one for CUDA graphs.
         """
         first = list(self._open_engines().values())
-        apart = [side_by_side.opened for side_by_side in self._side_by_side.values()]
-        beside = [*apart, *(engine.companion for engine in first)]
+        apart = [parallel.opened for parallel in self._parallel.values()]
+        beside = [*apart, *(engine.cuda_graph_engine for engine in first)]
         return [*first, *(engine for engine in beside if engine is not None)]
 
     @property
@@ -187,7 +187,7 @@ class Embedder:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_engines", "_side_by_side", "_lock", "_variants", "tokenizer"):
+        for name in ("_engines", "_parallel", "_lock", "_variants", "tokenizer"):
             del state[name]
         return state
 
@@ -197,7 +197,7 @@ class Embedder:
         self.bundle.check_files()
         self._variants = self._selected_variants()
         self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
-        self._engines, self._side_by_side = {}, {}
+        self._engines, self._parallel = {}, {}
         self._lock = threading.Lock()
         _alive.add(self)
 
@@ -224,7 +224,7 @@ class Embedder:
             engines[device] = self._opened_engine(device, variant)
             if device == "cpu" and self._parallel_batches and engines[device].info.threads > 1:
                 weights = self.bundle.manifest.files[self.bundle.graph(variant.graph).weights]
-                self._side_by_side[device] = SideBySide(weights=weights.size_bytes)
+                self._parallel[device] = ParallelBatches(weights=weights.size_bytes)
         return engines
 
     def _opened_engine(self, device: str, variant: Variant, *, runs: int = 1) -> Engine:
@@ -241,7 +241,7 @@ class Embedder:
 
     def _engine_for(self, device: str, tokens: Sequence[NDArray[np.int64]]) -> Engine:
         engine = self._open_engines()[device]
-        if device not in self._side_by_side:
+        if device not in self._parallel:
             return engine
 
         def open_apart() -> Engine:
@@ -250,11 +250,11 @@ class Embedder:
             variant, threads = self._variants[device], engine.info.threads
             return self._opened_engine(device, variant, runs=threads)
 
-        return self._side_by_side[device].engine_for(
+        return self._parallel[device].engine_for(
             [len(ids) for ids in tokens], engine, open_apart=open_apart
         )
 
-    def drop_engines_of_parent(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget what did not survive a fork; called in the child.
 
         The next call opens engines anew.
@@ -262,19 +262,19 @@ class Embedder:
         # The threads behind the engines stayed in the parent, and another of its
         # threads may have held the lock.
         for engine in self._engines.values():
-            engine.abandon()
-        for side_by_side in self._side_by_side.values():
-            side_by_side.abandon()
-        self._engines, self._side_by_side = {}, {}
-        self._prefixes.survive_fork()
+            engine.release_after_fork()
+        for parallel in self._parallel.values():
+            parallel.release_after_fork()
+        self._engines, self._parallel = {}, {}
+        self._prefixes.reset_after_fork()
         self._lock = threading.Lock()
 
     def _run(
         self,
         texts: list[str],
-        take: Take,
+        take: OnBatch,
         *,
-        reading: Reading,
+        reading: TokenizationPlan,
         outputs: Sequence[str],
         batch_size: int,
         devices: Sequence[str],
@@ -364,7 +364,7 @@ class Embedder:
     def _batches(
         self,
         windows: Iterable[tuple[int, list[NDArray[np.int64]]]],
-        reading: Reading,
+        reading: TokenizationPlan,
         *,
         batch_size: int,
         engines: Sequence[Engine],
@@ -377,7 +377,7 @@ class Embedder:
             lengths = [len(ids) for ids in rest]
             plan = plan_batches(
                 lengths,
-                max_tokens=even_batches(lengths, engine.batch_tokens, runs=len(engines)),
+                max_tokens=balanced_batch_tokens(lengths, engine.batch_tokens, runs=len(engines)),
                 max_rows=batch_size,
                 max_padding=engine.batch_overhead_tokens,
             )
@@ -391,7 +391,7 @@ def _after_fork_in_child() -> None:
     # unless the user has asked for parallelism in so many words: then they hang.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for embedder in list(_alive):
-        embedder.drop_engines_of_parent()
+        embedder.reset_after_fork()
 
 
 if hasattr(os, "register_at_fork"):

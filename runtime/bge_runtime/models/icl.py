@@ -12,7 +12,7 @@ from bge_runtime.encoding import as_texts
 from bge_runtime.models.base import DEFAULT_LENGTH, Devices, check_format, text_before_sentence
 from bge_runtime.models.decoder import PREFIX_CACHE_MB, FlagDecoder, check_last_token
 from bge_runtime.models.dense import check_torch
-from bge_runtime.models.embedder import Reading
+from bge_runtime.models.embedder import TokenizationPlan
 from bge_runtime.sources import DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
 Examples = Sequence[Mapping[str, str]]
@@ -256,9 +256,9 @@ class FlagICLModel(FlagDecoder):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return self._hand_out(vectors, single=single, as_numpy=as_numpy)
+        return self._format_output(vectors, single=single, as_numpy=as_numpy)
 
-    def _query_reading(self, max_length: int, before: str) -> Reading:
+    def _query_reading(self, max_length: int, before: str) -> TokenizationPlan:
         """Tell how queries are read that begin with ``before``."""
         tokenizer = self.tokenizer
         # Another thread may set other examples in the meantime.
@@ -280,7 +280,7 @@ class FlagICLModel(FlagDecoder):
             return tokenizer.encode(around(ids), max_length=whole, first=first)
 
         (known,) = tokenizer.decode_batch(tokenizer.encode_bare([before]))
-        return Reading(tokenize, tokenizer.encode_start(prefix + known))
+        return TokenizationPlan(tokenize, tokenizer.encode_start(prefix + known))
 
     def _tokens_taken(self, prefix: str, suffix: str) -> int:
         """Count the tokens of examples and suffix.

@@ -27,7 +27,7 @@ from bge_runtime.m3 import (
     padded_in_batches,
 )
 from bge_runtime.models.base import DEFAULT_LENGTH, Devices, FlagBase
-from bge_runtime.models.embedder import Reading
+from bge_runtime.models.embedder import TokenizationPlan
 from bge_runtime.sources import ENCODER_ONLY_BASE, ENCODER_ONLY_M3, HEAD_FILES
 from bge_runtime.system import on_terminal
 
@@ -600,7 +600,7 @@ class BGEM3FlagModel(FlagBase):
         self._run(
             texts,
             take,
-            reading=Reading(partial(self.tokenizer.encode, max_length=max_length)),
+            reading=TokenizationPlan(partial(self.tokenizer.encode, max_length=max_length)),
             outputs=outputs,
             batch_size=batch_size,
             devices=devices,

@@ -21,7 +21,7 @@ from bge_runtime.sources.registry import (
     SUPPORTED_MODEL_CLASSES,
     BertShape,
     DecoderShape,
-    ModelFacts,
+    ModelSpec,
     find_model,
 )
 from bge_runtime.sources.resolve import (
@@ -54,7 +54,7 @@ __all__ = [
     "BertShape",
     "DecoderShape",
     "ExportOptions",
-    "ModelFacts",
+    "ModelSpec",
     "Use",
     "ask",
     "explained",

@@ -22,7 +22,7 @@ from bge_runtime.sources.registry import (
     ENCODER_ONLY_M3,
     ENCODERS,
     HEAD_FILES,
-    ModelFacts,
+    ModelSpec,
     find_model,
     names_of,
 )
@@ -46,7 +46,7 @@ class Identity:
 
     name: str
     model_class: str | None
-    facts: ModelFacts | None
+    facts: ModelSpec | None
 
 
 def identify(
@@ -90,7 +90,7 @@ def class_of_files(folder: Path, config: Mapping[str, Any]) -> str | None:
     return ENCODER_ONLY_BASE if config.get("model_type") in ENCODERS else None
 
 
-def _contradicts(facts: ModelFacts, found: str, config: Mapping[str, Any]) -> bool:
+def _contradicts(facts: ModelSpec, found: str, config: Mapping[str, Any]) -> bool:
     # Which of the two a decoder is the name knows better: files differ by a token.
     classes = DECODER_CLASSES if found in DECODER_CLASSES else (found,)
     known = facts.shape.architecture if facts.shape else config.get("model_type")
@@ -106,7 +106,7 @@ def _marks_responses(folder: Path) -> bool:
 
 
 def _contradiction(
-    source: str, folder: Path, config: Mapping[str, Any], found: str, facts: ModelFacts
+    source: str, folder: Path, config: Mapping[str, Any], found: str, facts: ModelSpec
 ) -> str:
     missing = [name for name in HEAD_FILES if not (folder / name).is_file()]
     if (facts.model_class, found) == (ENCODER_ONLY_M3, ENCODER_ONLY_BASE):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bge_runtime.bundle import Variant
-from bge_runtime.engines import ENGINES, device_kind, why_not
+from bge_runtime.engines import ENGINES, device_kind, unavailable_reason
 from bge_runtime.errors import DeviceError, EngineError, PrecisionError
 from bge_runtime.sources.registry import DECODER_CLASSES, ENCODER_ONLY_M3
 
@@ -121,7 +121,7 @@ def _choose(table: Sequence[_Way], device: str, use: Use) -> _Way:
         )
     reasons: dict[str, None] = {}
     for way in found:
-        reason = why_not(
+        reason = unavailable_reason(
             Variant(
                 name=f"{way.engine}-{way.precision}",
                 graph="",

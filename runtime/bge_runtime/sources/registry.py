@@ -117,7 +117,7 @@ class DecoderShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
+class ModelSpec:
     """What is known about a published model before its files are seen.
 
     Attributes:
@@ -187,9 +187,9 @@ _QWEN3_06B = DecoderShape(
 )  # fmt: skip
 
 
-def _bert_family() -> list[ModelFacts]:
+def _bert_family() -> list[ModelSpec]:
     return [
-        ModelFacts(
+        ModelSpec(
             hub_id=f"BAAI/bge-{size}{version}",
             query_instruction=_CHINESE if size.endswith("zh") else _ENGLISH,
             shape=shape,
@@ -199,8 +199,8 @@ def _bert_family() -> list[ModelFacts]:
     ]
 
 
-def _rows(hub_ids: str, **facts: str | bool) -> list[ModelFacts]:
-    return [ModelFacts(hub_id=hub_id, **facts) for hub_id in hub_ids.split()]  # type: ignore[arg-type]
+def _rows(hub_ids: str, **facts: str | bool) -> list[ModelSpec]:
+    return [ModelSpec(hub_id=hub_id, **facts) for hub_id in hub_ids.split()]  # type: ignore[arg-type]
 
 
 _E5_INSTRUCT = "Instruct: {}\nQuery: {}"
@@ -211,9 +211,9 @@ _DECODER: dict[str, str | bool] = {
 }
 _TAGGED = "<instruct>{}\n<query>{}"
 
-_ALL: list[ModelFacts] = [
+_ALL: list[ModelSpec] = [
     *_bert_family(),
-    ModelFacts(
+    ModelSpec(
         hub_id="BAAI/bge-m3",
         model_class=ENCODER_ONLY_M3,
         shape=BertShape(
@@ -226,14 +226,14 @@ _ALL: list[ModelFacts] = [
             max_length=8192,
         ),
     ),
-    ModelFacts(
+    ModelSpec(
         hub_id="BAAI/bge-en-icl",
         model_class=DECODER_ONLY_ICL,
         pooling="last_token",
         query_instruction_format=_TAGGED,
         shape=replace(_MISTRAL_7B, vocab_size=32003),
     ),
-    ModelFacts(
+    ModelSpec(
         hub_id="BAAI/bge-multilingual-gemma2",
         model_class=DECODER_ONLY_BASE,
         pooling="last_token",
@@ -289,14 +289,14 @@ _DECODER_SHAPES = {
     "Qwen3-Embedding-0.6B": _QWEN3_06B,
 }
 
-MODELS: dict[str, ModelFacts] = {
+MODELS: dict[str, ModelSpec] = {
     facts.name: replace(facts, shape=facts.shape or _DECODER_SHAPES.get(facts.name))
     for facts in _ALL
 }
 """Every model that ``FlagAutoModel`` maps, by name without owner."""
 
 
-def find_model(model_name_or_path: object) -> ModelFacts | None:
+def find_model(model_name_or_path: object) -> ModelSpec | None:
     """Look a model up by its id or path.
 
     As in FlagEmbedding the last part of it counts, or the one before ``checkpoint-*``, as Hugging

@@ -1,6 +1,6 @@
 """TODO."""
 
-from bge_runtime.system.background import Background, Completion, call_and_note
+from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
 from bge_runtime.system.cache import cache_folder
 from bge_runtime.system.console import on_terminal
 from bge_runtime.system.cpus import (
@@ -24,7 +24,7 @@ from bge_runtime.system.table import format_table
 from bge_runtime.system.versions import installed_versions, owners
 
 __all__ = [
-    "Background",
+    "BackgroundTask",
     "Completion",
     "KeyLocks",
     "available_memory",

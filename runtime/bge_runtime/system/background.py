@@ -46,7 +46,7 @@ class Completion:
                 del interrupt  # whose traceback has this frame
 
 
-class Background(Generic[_T]):
+class BackgroundTask(Generic[_T]):
     """A call in another thread, or in this one where none can be started any more.
 
     By itself in a new thread and not an executor's: those refuse work as soon as the main thread

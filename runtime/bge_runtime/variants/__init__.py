@@ -1,11 +1,11 @@
 """TODO."""
 
-from bge_runtime.variants.parity_check import measure, measure_once, padded_vectors
+from bge_runtime.variants.parity_check import cached_parity, measure_parity, padded_vectors
 from bge_runtime.variants.selection import select_variant
 
 __all__ = [
-    "measure",
-    "measure_once",
+    "cached_parity",
+    "measure_parity",
     "padded_vectors",
     "select_variant",
 ]

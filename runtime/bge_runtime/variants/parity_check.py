@@ -14,9 +14,9 @@ from bge_runtime.bundle import (
     COLBERT_TOKENS,
     COLBERT_VECS,
     HEAD_OUTPUTS,
-    ONE_LENGTH,
     SENTENCE_EMBEDDING,
     TOKEN_WEIGHTS,
+    UNIFORM_LENGTH,
     Bundle,
     Parity,
     Reference,
@@ -32,7 +32,7 @@ _KIND = "parity"
 _measuring = KeyLocks()
 
 
-def measure(
+def measure_parity(
     bundle: Bundle, variant: Variant, reference: Reference | None = None
 ) -> tuple[EngineInfo, Parity]:
     """Measure how far a variant is from PyTorch's vectors, on this machine.
@@ -65,7 +65,7 @@ def measure(
         return _distance(outputs, reference)
 
     parity = distance(_ROWS)
-    if isinstance(engine, OrtEngine) and ONE_LENGTH in bundle.graph(variant.graph).inputs:
+    if isinstance(engine, OrtEngine) and UNIFORM_LENGTH in bundle.graph(variant.graph).inputs:
         engine.always_take_branch()
         parity = parity.worst(distance(1))
     return engine.info, parity
@@ -82,8 +82,8 @@ def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Refer
     )
 
 
-def measure_once(bundle: Bundle, variant: Variant) -> Parity:
-    """Measure as `measure` does, unless this machine has done so before.
+def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
+    """Measure as `measure_parity` does, unless this machine has done so before.
 
     The result is remembered for these very files, the engine's wheel and version, and the
     processor; for a GPU's variant also the GPUs and their driver.
@@ -100,7 +100,7 @@ def measure_once(bundle: Bundle, variant: Variant) -> Parity:
         # Whatever is wrong with a note, the engine itself can be measured.
         with contextlib.suppress(TypeError, LookupError, ValueError):
             return Parity.from_json(known)
-        _, parity = measure(bundle, variant)
+        _, parity = measure_parity(bundle, variant)
         cache.note(_KIND, key, parity.to_json())
         return parity
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from bge_runtime.bundle import EVEN_BATCH, TOLERANCES, Bundle, Variant
-from bge_runtime.engines import ENGINES, device_kind, why_not
+from bge_runtime.bundle import TOLERANCES, UNIFORM_BATCH, Bundle, Variant
+from bge_runtime.engines import ENGINES, device_kind, unavailable_reason
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
-from bge_runtime.variants.parity_check import measure_once
+from bge_runtime.variants.parity_check import cached_parity
 
 ON_REQUEST = frozenset({"int8", "int4"})
 """Precisions that are faster or smaller for a loss that a user has to agree to."""
@@ -47,7 +47,7 @@ def select_variant(
         variant
         for variant in bundle.manifest.variants
         # One for texts of one length goes with another one, and would be slow by itself.
-        if variant.device == kind and EVEN_BATCH not in bundle.graph(variant.graph).inputs
+        if variant.device == kind and UNIFORM_BATCH not in bundle.graph(variant.graph).inputs
     ]
     if not found:
         kinds = sorted({variant.device for variant in bundle.manifest.variants})
@@ -81,7 +81,7 @@ def select_variant(
             )
     else:
         found = [variant for variant in found if variant.precision not in ON_REQUEST] or found
-    able = [variant for variant in found if why_not(variant) is None]
+    able = [variant for variant in found if unavailable_reason(variant) is None]
     if not able:
         return found[0]  # opening it says exactly what is missing
     if precision != "auto":
@@ -97,13 +97,13 @@ def select_variant(
 
 
 def _advice(variant: Variant) -> str:
-    reason = why_not(variant)
+    reason = unavailable_reason(variant)
     not_here = "" if reason is None else f" (not on this machine: {reason})"
     return f"Pass devices={variant.device!r}{not_here}"
 
 
 def _is_proven(bundle: Bundle, variant: Variant) -> bool:
-    parity = variant.parity or measure_once(bundle, variant)
+    parity = variant.parity or cached_parity(bundle, variant)
     failures = parity.failures(TOLERANCES[variant.precision])
     if failures:
         warnings.warn(

@@ -210,7 +210,7 @@ def test_pytorch_in_bf16_takes_part_where_it_has_kernels_for_it(
 
 
 def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tiny_gpu_bundle, monkeypatch):
-    monkeypatch.setattr(lineup, "why_not", lambda _: None)
+    monkeypatch.setattr(lineup, "unavailable_reason", lambda _: None)
 
     def labels(**options):
         found, _ = lineup.line_up(
@@ -233,7 +233,7 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     labels = ["bge-runtime fp32", "bge-runtime fp32, one batch at a time"]
     assert [entrant.label for entrant in found] == labels
     sides = [open_side(entrant.spec) for entrant in found]
-    assert [bool(side._model._side_by_side) for side in sides] == [True, False]
+    assert [bool(side._model._parallel) for side in sides] == [True, False]
     assert ["side by side" in side.in_force for side in sides] == [True, False]
     # How many times faster ours is stands in each line but its own.
     file = RESULTS / "2026-11-26-bge-base-natural-throughput-avx2.json"

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from bge_bench.cli.main import main
-from bge_runtime.sources.registry import ModelFacts
+from bge_runtime.sources.registry import ModelSpec
 from bge_runtime.system import nvidia
 from bge_runtime.system.file_hash import file_sha256
 from tests.helpers.bundles import TINY, export, write_tiny_bert
@@ -134,7 +134,7 @@ def test_a_folder_without_a_bundle_is_one_line(tmp_path):
 class TestRandomWeights:
     @pytest.fixture(autouse=True)
     def _tiny_is_a_known_model(self, monkeypatch):
-        facts = ModelFacts(hub_id="BAAI/tiny", shape=TINY)
+        facts = ModelSpec(hub_id="BAAI/tiny", shape=TINY)
         monkeypatch.setattr("bge_export.synthetic.encoder.random_model_facts", lambda source: facts)
 
     def test_are_made_anew_from_the_seed(self, bundle_copy):

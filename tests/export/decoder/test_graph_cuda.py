@@ -10,7 +10,7 @@ import pytest
 
 from bge_export.decoder.graph_cuda import CudaDecoderGraph
 from bge_export.decoder.graph_tensorrt import TensorRtDecoderGraph
-from bge_export.passes import SixteenBitsOnCpu
+from bge_export.passes import EmulateHalfPrecision
 from bge_runtime.bundle.manifest import present_names
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from tests.export.decoder.test_graph import Decoder, batch
@@ -173,7 +173,7 @@ def test_the_last_token_is_that_of_the_mask(decoder: Decoder):
 def test_with_16_bits_rounding_stays_within_tolerance(decoder: Decoder, dtype: str):
     ids, mask = batch()
     model = cuda(decoder, dtype)
-    SixteenBitsOnCpu()(model)
+    EmulateHalfPrecision()(model)
     session = decoder.opened(model)
     tolerance = TOLERANCES[SIXTEEN_BITS[dtype]]
     vectors = decoder.vectors(session, ids, mask)
@@ -263,7 +263,7 @@ def test_for_tensorrt_vectors_are_those_of_eager_attention(decoder: Decoder, lon
 
     def parity_of(dtype: str):
         model = decoder.built(form=TensorRtDecoderGraph, dtype=dtype)
-        SixteenBitsOnCpu()(model)
+        EmulateHalfPrecision()(model)
         session = decoder.opened(model)
         assert {value.name for value in session.get_inputs()} == {"input_ids", "attention_mask"}
         feeds = {"input_ids": ids, "attention_mask": mask}
@@ -326,5 +326,5 @@ def test_an_overflow_on_the_way_shows_on_the_cpu_as_well(tmp_path: Path):
     model = cuda(decoder, "FLOAT16")
     # Left to itself, ONNX Runtime keeps what is between two operators in fp32.
     assert np.isfinite(decoder.vectors(decoder.opened(model), ids, mask)).all()
-    SixteenBitsOnCpu()(model)
+    EmulateHalfPrecision()(model)
     assert not np.isfinite(decoder.vectors(decoder.opened(model), ids, mask)).all()

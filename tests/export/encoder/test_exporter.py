@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_export.bundle.staging import put_in_place
+from bge_export.bundle.staging import commit_directory
 from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES
@@ -439,7 +439,7 @@ def test_an_end_between_two_renames_brings_the_old_bundle_back(
 
     monkeypatch.setattr(Path, "rename", ended)
     with pytest.raises(SystemExit):
-        put_in_place(draft, bundle_copy, force=True)
+        commit_directory(draft, bundle_copy, force=True)
     monkeypatch.undo()
     assert (bundle_copy / "bge.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == [bundle_copy.name, "draft"]

@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 
 from bge_export.encoder import exporter, write
 from bge_export.passes import (
-    FirstTokenOnly,
+    DecomposePackedAttention,
+    EmulateHalfPrecision,
     FoldAttentionBias,
     FoldQueryBias,
     FuseForCuda,
     HalfPrecision,
     PackAttention,
-    SixteenBitsOnCpu,
-    SpellOutPacked,
+    PruneLastLayer,
 )
 from bge_export.targets import CUDA, CUDA_EVEN, TENSORRT, select_targets
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.manifest import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.parity import TOLERANCES, compare
-from bge_runtime.engines.base import by_text, graph_inputs
+from bge_runtime.engines.base import graph_inputs, split_by_text
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.variants.parity_check import padded_vectors
@@ -196,7 +196,7 @@ def run(session, lengths, *, seed: int = 0):
     given = {name: array for name, array in feeds.items() if name in inputs}
     found = session.run(names, given)
     if "position_ids" in inputs:
-        found = [by_text(name, value, mask) for name, value in zip(names, found, strict=True)]
+        found = [split_by_text(name, value, mask) for name, value in zip(names, found, strict=True)]
         found = [with_padding(value, mask) if value.dtype == object else value for value in found]
     by_name = dict(zip(names, found, strict=True))
     by_name.pop("last_hidden_state", None)
@@ -213,11 +213,11 @@ def run(session, lengths, *, seed: int = 0):
 def packed_for_cpu(packed, *, half: bool = False):
     """Bring a packed trace into CUDA's form, and that into one for a CPU."""
     model = packed.clone()
-    for graph_pass in (*CUDA.passes(), SpellOutPacked()):
+    for graph_pass in (*CUDA.passes(), DecomposePackedAttention()):
         if half or not isinstance(graph_pass, HalfPrecision):
             graph_pass(model)
     if half:
-        SixteenBitsOnCpu()(model)
+        EmulateHalfPrecision()(model)
     return model
 
 
@@ -289,8 +289,8 @@ def engines(request):
     for name in ("cuda-even", "cuda"):
         graph = bundle.graph(name)
         model = ir.load(folder / graph.file)
-        SpellOutPacked()(model)
-        SixteenBitsOnCpu()(model)
+        DecomposePackedAttention()(model)
+        EmulateHalfPrecision()(model)
         file = f"onnx/{name}-on-cpu-{os.getpid()}.onnx"  # the bundle is all workers'
         ir.save(model, folder / file)
         write = {name: replace(graph, file=file)}
@@ -367,7 +367,7 @@ def test_a_bias_of_values_that_is_dropped_shows(both):
 def test_one_node_for_attention_gelu_and_norm(both):
     _, packed = both
     model = packed.clone()
-    passes = FoldQueryBias(), FoldAttentionBias(), FirstTokenOnly(), PackAttention(), FuseForCuda()
+    passes = FoldQueryBias(), FoldAttentionBias(), PruneLastLayer(), PackAttention(), FuseForCuda()
     for graph_pass in passes:
         graph_pass(model)
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -387,7 +387,7 @@ def test_the_last_feed_forward_layer_sees_one_row_a_text(tiny_checkpoint: Path):
     _, packed = traces(tiny_checkpoint, "cls")
     model = packed.clone()
     FoldAttentionBias()(model)
-    assert FirstTokenOnly()(model).modified
+    assert PruneLastLayer()(model).modified
     gather = next(
         node
         for node in model.graph

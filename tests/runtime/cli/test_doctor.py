@@ -258,7 +258,7 @@ def with_gpu(monkeypatch):
         ort = ort_providers.load()
         monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers))
         monkeypatch.setattr(doctor, "_cuda_of", lambda _: (13, 0))
-        monkeypatch.setattr(ort_providers, "why_not_loaded", lambda _: None)
+        monkeypatch.setattr(ort_providers, "load_failure", lambda _: None)
         monkeypatch.setattr(tensorrt, "version", lambda: "10.14.1")
         monkeypatch.setattr(tensorrt, "newer_version", lambda: None)
 
@@ -312,7 +312,7 @@ def test_a_driver_too_old_is_wrong(with_gpu):
 
 def test_a_provider_that_cannot_be_loaded_is_wrong(with_gpu, monkeypatch):
     with_gpu()
-    monkeypatch.setattr(ort_providers, "why_not_loaded", lambda _: "libcublas.so.13: no such file")
+    monkeypatch.setattr(ort_providers, "load_failure", lambda _: "libcublas.so.13: no such file")
     assert findings() == [(True, "the GPU is not used: libcublas.so.13: no such file")]
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.encoding import parallel
-from bge_runtime.encoding.parallel import SideBySide
+from bge_runtime.encoding.parallel import ParallelBatches
 from bge_runtime.engines import EngineInfo, open_engine
 from bge_runtime.errors import BundleError, EngineError, InferenceError
 from tests.helpers.runtime import PROPERTY, SAME_VALUE, TEXTS, assert_same
@@ -67,7 +67,7 @@ class Fake:
             self.running -= 1
         return [np.zeros((len(input_ids), 1), np.float32) for _ in outputs]
 
-    def abandon(self):
+    def release_after_fork(self):
         self.sizes = None
 
 
@@ -80,7 +80,7 @@ def enough_memory(monkeypatch):
 def opened(enough_memory, monkeypatch):
     """One that is open: it, the engine for all threads, and the one with a thread for each."""
     monkeypatch.setattr(parallel, "_PAYS_AFTER_TOKENS", 0)
-    sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
+    sharing, together, apart = ParallelBatches(weights=1000), Fake(), Fake(runs=4)
     sharing.engine_for(CORPUS, together, open_apart=lambda: apart)
     assert sharing.opened is apart
     return sharing, together, apart
@@ -116,7 +116,7 @@ def test_texts_are_shared_out_where_they_fill_a_batch_for_each_thread(opened, le
 
 
 def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
-    sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
+    sharing, together, apart = ParallelBatches(weights=1000), Fake(), Fake(runs=4)
     for _ in range(8):
         # What could not have been shared out does not count.
         assert sharing.engine_for([512], together, open_apart=never) is together
@@ -128,7 +128,7 @@ def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
 
 
 def test_none_is_opened_where_the_one_that_is_there_can_do_it():
-    sharing, together = SideBySide(weights=1000), Fake(runs=4)
+    sharing, together = ParallelBatches(weights=1000), Fake(runs=4)
     assert sharing.engine_for([100] * 5, together, open_apart=never) is together
     engine = sharing.engine_for([100] * 11, together, open_apart=never)
     engine.run(np.ones((2, 100), np.int64), np.ones((2, 100), np.int64), ["x"])
@@ -136,7 +136,7 @@ def test_none_is_opened_where_the_one_that_is_there_can_do_it():
 
 
 def test_a_corpus_opens_it_at_once(enough_memory):
-    sharing, together = SideBySide(weights=1000), Fake()
+    sharing, together = ParallelBatches(weights=1000), Fake()
     engine = sharing.engine_for(CORPUS, together, open_apart=lambda: Fake(runs=4))
     assert engine is not together
 
@@ -148,7 +148,7 @@ def test_a_corpus_opens_it_at_once(enough_memory):
 )
 def test_it_is_opened_where_there_is_memory(monkeypatch, available, opens):
     monkeypatch.setattr(parallel, "available_memory", lambda: available)
-    sharing = SideBySide(weights=GIGABYTE)
+    sharing = ParallelBatches(weights=GIGABYTE)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -163,7 +163,7 @@ def test_it_is_opened_where_there_is_memory(monkeypatch, available, opens):
 
 
 def test_one_that_cannot_be_opened_is_said_once_and_not_tried_again(enough_memory):
-    sharing, together = SideBySide(weights=1000), Fake()
+    sharing, together = ParallelBatches(weights=1000), Fake()
 
     def fail():
         raise BundleError("model.onnx is gone")
@@ -176,7 +176,7 @@ def test_one_that_cannot_be_opened_is_said_once_and_not_tried_again(enough_memor
 
 
 def test_others_do_not_wait_while_it_is_opened(enough_memory):
-    sharing, together, apart = SideBySide(weights=1000), Fake(), Fake(runs=4)
+    sharing, together, apart = ParallelBatches(weights=1000), Fake(), Fake(runs=4)
     opening, go_on = threading.Event(), threading.Event()
 
     def slow():
@@ -208,11 +208,11 @@ def test_long_batches_take_all_threads_one_after_the_other(opened):
 
 def test_abandoning_it_leaves_the_other_engine_alone(opened):
     sharing, together, apart = opened
-    sharing.engine_for(CORPUS, together, open_apart=never).abandon()
+    sharing.engine_for(CORPUS, together, open_apart=never).release_after_fork()
     assert apart.sizes == together.sizes == []
-    sharing.abandon()
+    sharing.release_after_fork()
     assert (apart.sizes, together.sizes) == (None, [])
-    SideBySide(weights=1).abandon()
+    ParallelBatches(weights=1).release_after_fork()
 
 
 # -- Real engines ---------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def at_once(monkeypatch):
 
 
 def opened_by(model):
-    return model._side_by_side["cpu"].opened
+    return model._parallel["cpu"].opened
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
@@ -288,7 +288,7 @@ def test_what_is_in_force_is_what_was_asked_for(both, at_once):
         assert (info.runs, apart.info) == (1, dataclasses.replace(info, runs=threads))
     in_force = str(shared.engines[-1].info)
     assert in_force.endswith(f"{threads} threads, up to {threads} batches side by side")
-    assert (plain._side_by_side, [plain.engine]) == ({}, plain.engines)
+    assert (plain._parallel, [plain.engine]) == ({}, plain.engines)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -396,11 +396,11 @@ def test_a_model_with_heads_gives_the_same_of_each(tiny_m3_bundle, at_once):
 
 
 def test_one_thread_has_nothing_to_share(tiny_bundle):
-    assert FlagModel(str(tiny_bundle), threads=1)._side_by_side == {}
+    assert FlagModel(str(tiny_bundle), threads=1)._parallel == {}
 
 
 def test_decoders_keep_their_weights_once(decoder):
-    assert FlagLLMModel(decoder.bundle, use_fp16=False, threads=2)._side_by_side == {}
+    assert FlagLLMModel(decoder.bundle, use_fp16=False, threads=2)._parallel == {}
 
 
 @pytest.fixture
@@ -436,6 +436,6 @@ def test_copies_and_children_open_their_own(on_openvino, full_tiny_bundle, at_on
     assert_same(copy.encode(TEXTS), expected)
     assert opened_by(copy) is not None
     assert opened_by(copy) is not apart
-    shared.drop_engines_of_parent()  # as in the child of a fork
+    shared.reset_after_fork()  # as in the child of a fork
     assert_same(shared.encode(TEXTS), expected)
     assert opened_by(shared) is not apart

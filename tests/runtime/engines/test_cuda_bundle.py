@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from bge_runtime import FlagLLMModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.cli import doctor
-from bge_runtime.engines import ENGINES, open_engine, why_not
+from bge_runtime.engines import ENGINES, open_engine, unavailable_reason
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.errors import DeviceError, EngineError, PrecisionError, ProviderError
 from bge_runtime.system import nvidia
-from bge_runtime.variants.parity_check import measure
+from bge_runtime.variants.parity_check import measure_parity
 from tests.helpers.decoders import export_decoder, write_tiny_decoder
 from tests.helpers.runtime import edit_manifest
 
@@ -96,7 +96,7 @@ def test_a_bundle_for_cuda_alone_says_where_it_can_run(cuda_only: Path):
 
 def test_measuring_it_says_the_same(bundle: Path):
     with pytest.raises(ProviderError, match=NO_PROVIDER):
-        measure(Bundle.open(bundle), variant(bundle, "cuda-bf16"))
+        measure_parity(Bundle.open(bundle), variant(bundle, "cuda-bf16"))
 
 
 def test_doctor_verifies_what_runs_here_and_says_what_does_not(bundle: Path):
@@ -123,14 +123,14 @@ def test_a_provider_without_a_driver_is_told_apart(bundle: Path, monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: both)
     monkeypatch.setattr(nvidia, "DRIVER_LIBRARY", "libnone.so.0")
     reason = "this machine has no NVIDIA driver"
-    assert reason in str(why_not(variant(bundle, "cuda-bf16")))
+    assert reason in str(unavailable_reason(variant(bundle, "cuda-bf16")))
     with pytest.raises(ProviderError, match=reason):
         FlagLLMModel(str(bundle), devices="cuda")
 
 
 def test_a_session_that_falls_back_is_an_error(bundle: Path, monkeypatch):
     # As where the provider is there and cannot be loaded: ONNX Runtime goes on without it.
-    monkeypatch.setattr(OrtEngine, "why_not", staticmethod(lambda _: None))
+    monkeypatch.setattr(OrtEngine, "unavailable_reason", staticmethod(lambda _: None))
     with (
         warnings.catch_warnings(action="ignore"),
         pytest.raises(ProviderError, match=r"requested CUDA.*is running on \['CPU"),
@@ -148,7 +148,7 @@ def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
             asked.extend(providers)
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(OrtEngine, "why_not", staticmethod(lambda _: None))
+    monkeypatch.setattr(OrtEngine, "unavailable_reason", staticmethod(lambda _: None))
     monkeypatch.setattr(ort, "InferenceSession", Session)
     for device in ("cuda", "cuda:1"):
         with pytest.raises(ProviderError):
@@ -160,6 +160,6 @@ def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_a_kind_of_device_that_an_engine_does_not_know(bundle: Path, engine: str):
     unknown = replace(variant(bundle, "cuda-bf16"), device="tpu", engine=engine)
-    assert f"{engine} engine serves c" in str(why_not(unknown))
+    assert f"{engine} engine serves c" in str(unavailable_reason(unknown))
     with pytest.raises(DeviceError, match="tpu"):
         open_engine(Bundle.at(bundle), unknown)

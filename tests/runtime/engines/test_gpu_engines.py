@@ -29,7 +29,7 @@ from bge_runtime.encoding import pipeline
 from bge_runtime.engines import open_engine, ort_cuda, ort_providers, tensorrt
 from bge_runtime.engines.base import graph_inputs, inference_error
 from bge_runtime.engines.ort import OrtEngine
-from bge_runtime.engines.ort_cuda import CapturedEngine, CapturedRuns, OrtCudaEngine
+from bge_runtime.engines.ort_cuda import CudaGraphEngine, CudaGraphs, OrtCudaEngine
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import (
     DeviceError,
@@ -100,9 +100,9 @@ def test_a_session_that_would_run_on_the_cpu_is_an_error(bundle, provider, capsy
         warnings.simplefilter("ignore")
         with pytest.raises(ProviderError, match=rf"{provider}.*cannot open shared object"):
             ort_providers.open_session(ort, path, options, asked)
-        assert "requested" in ort_providers.why_not_loaded(provider)
+        assert "requested" in ort_providers.load_failure(provider)
     assert capsys.readouterr().out == ""
-    assert ort_providers.why_not_loaded(CPU) is None
+    assert ort_providers.load_failure(CPU) is None
 
 
 @pytest.mark.skipif(not HAS_PROVIDER, reason="this onnxruntime is the wheel for CPUs")
@@ -227,10 +227,10 @@ def even_session(bundle):
     """A session of the graph for texts of one length, brought into a form for a CPU."""
     import onnx_ir as ir
 
-    from bge_export.passes import SixteenBitsOnCpu
+    from bge_export.passes import EmulateHalfPrecision
 
     model = ir.load(bundle / "onnx" / "model_cuda_even_fp16.onnx")
-    SixteenBitsOnCpu()(model)
+    EmulateHalfPrecision()(model)
     file = bundle / "onnx" / f"spelled_out-{os.getpid()}.onnx"  # the bundle is all workers'
     ir.save(model, file)
     ort = OrtEngine.load()
@@ -242,7 +242,7 @@ def even_session(bundle):
 @pytest.fixture(scope="module")
 def captured(even_session):
     options = OrtEngine.load().RunOptions
-    return CapturedRuns(CpuMemory(), even_session, lambda _: options(), index=3)
+    return CudaGraphs(CpuMemory(), even_session, lambda _: options(), index=3)
 
 
 @PROPERTY
@@ -271,9 +271,13 @@ def test_captured_runs_give_each_text_its_own_vector(captured, even_session, tex
     ],
 )
 def test_one_short_text_goes_to_the_companion(monkeypatch, captured, lengths, outputs, chosen):
-    companion, engine = object.__new__(CapturedEngine), object.__new__(OrtCudaEngine)
-    companion._captured, companion.companion, engine.companion = captured, None, companion
-    ran = {id(companion): "captured", id(engine): "packed"}
+    cuda_graph_engine, engine = object.__new__(CudaGraphEngine), object.__new__(OrtCudaEngine)
+    cuda_graph_engine._captured, cuda_graph_engine.cuda_graph_engine, engine.cuda_graph_engine = (
+        captured,
+        None,
+        cuda_graph_engine,
+    )
+    ran = {id(cuda_graph_engine): "captured", id(engine): "packed"}
     monkeypatch.setattr(OrtEngine, "run", lambda self, *_, **__: ran[id(self)])
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     assert engine.run(mask, mask, outputs) == chosen
@@ -289,18 +293,18 @@ def test_the_companion_has_to_be_near_pytorch_here(bundle, monkeypatch):
         measured.append(even.name)
         return near
 
-    monkeypatch.setattr("bge_runtime.variants.parity_check.measure_once", measure)
-    assert ort_cuda._proven_even_variant(opened, packed).name == "cuda-even-fp16"
+    monkeypatch.setattr("bge_runtime.variants.parity_check.cached_parity", measure)
+    assert ort_cuda._proven_cuda_graph_variant(opened, packed).name == "cuda-even-fp16"
     near = replace(near, min_cosine=0.99)
     with pytest.raises(EngineError, match=r"cuda-even-fp16.*too far.*0\.99"):
-        ort_cuda._proven_even_variant(opened, packed)
+        ort_cuda._proven_cuda_graph_variant(opened, packed)
     assert measured == ["cuda-even-fp16"] * 2
     with pytest.raises(EngineError, match="no graph for them beside variant 'tensorrt-fp16'"):
-        ort_cuda._proven_even_variant(opened, variant(bundle, "tensorrt-fp16"))
+        ort_cuda._proven_cuda_graph_variant(opened, variant(bundle, "tensorrt-fp16"))
 
 
 def test_the_companion_is_never_chosen_for_itself(bundle, monkeypatch):
-    monkeypatch.setattr("bge_runtime.variants.selection.why_not", lambda _: None)
+    monkeypatch.setattr("bge_runtime.variants.selection.unavailable_reason", lambda _: None)
     monkeypatch.setattr(
         "bge_runtime.variants.selection._is_proven", lambda _, v: v.engine == "tensorrt"
     )
@@ -316,7 +320,7 @@ def test_a_graph_that_cannot_be_captured_is_an_error(even_session, monkeypatch):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(EngineError, match=r"of 1 tokens as a CUDA graph.*leave cuda_graphs out"):
-        CapturedRuns(CpuMemory(), Refusing(), lambda _: None, index=3)
+        CudaGraphs(CpuMemory(), Refusing(), lambda _: None, index=3)
 
 
 @pytest.mark.parametrize("options", [{}, {"engine": "onnxruntime"}])
@@ -352,7 +356,7 @@ def branching():
     """An engine for a GPU without its session."""
     engine = object.__new__(OrtCudaEngine)
     engine._run_options = None
-    engine._one_length = ort_cuda._OneLength()
+    engine._uniform_length = ort_cuda._UniformLengthBranch()
     with ThreadPoolExecutor(2) as engine._workers:
         yield engine
 
@@ -364,7 +368,7 @@ def compute(branching):
 
 
 def test_a_shape_that_comes_up_often_gets_the_branch_for_it(compute):
-    session, runs = Branches(), ort_cuda._ONE_LENGTH_RUNS
+    session, runs = Branches(), ort_cuda._UNIFORM_LENGTH_RUNS
     for _ in range(runs + 2):
         compute(session, feeds_of(64, 512))
         compute(session, feeds_of(64, 100))  # too small
@@ -376,7 +380,7 @@ def test_a_shape_that_comes_up_often_gets_the_branch_for_it(compute):
 
 def test_one_text_takes_it_as_well(compute):
     session = Branches()
-    for _ in range(ort_cuda._ONE_LENGTH_RUNS + 1):
+    for _ in range(ort_cuda._UNIFORM_LENGTH_RUNS + 1):
         compute(session, feeds_of(1, 8192))
     assert session.taken[-1]
 
@@ -395,7 +399,7 @@ def test_a_branch_that_fails_is_left_out_for_good(compute):
 
 def test_memory_that_is_too_short_is_not_the_branchs_fault(compute):
     session = Branches(RuntimeError("Failed to allocate memory for requested buffer"))
-    for _ in range(ort_cuda._ONE_LENGTH_RUNS):
+    for _ in range(ort_cuda._UNIFORM_LENGTH_RUNS):
         compute(session, feeds_of(64, 512))
     # The batch is run in halves, elsewhere.
     with pytest.raises(RuntimeError, match="allocate"):
@@ -603,7 +607,7 @@ class FakeTensorRt(tensorrt.TensorRtEngine):
     opened_with: list = []  # noqa: RUF012
 
     @classmethod
-    def why_not(cls, variant):
+    def unavailable_reason(cls, variant):
         """Say that it can run."""
 
     def _opened(self, providers):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_runtime.encoding.postprocess import normalize, truncate
-from bge_runtime.engines.base import by_text
+from bge_runtime.engines.base import split_by_text
 from bge_runtime.m3 import colbert
 from bge_runtime.m3.colbert import (
     colbert_pair_scores,
@@ -39,7 +39,7 @@ def test_vectors_equal_flagembedding(normalized, dim):
     ours = colbert_vectors(raw, mask, normalize=normalized, dim=dim)
     # As it comes from a graph without padding.
     flat = np.concatenate([raw[:, :1], raw], axis=1)[mask == 1]
-    unpadded = by_text("colbert_vecs", flat, mask)
+    unpadded = split_by_text("colbert_vecs", flat, mask)
     assert all(np.shares_memory(row, flat) for row in unpadded if row.size)
     for one, other in zip(
         colbert_vectors(unpadded, mask, normalize=normalized, dim=dim), ours, strict=True

@@ -13,7 +13,7 @@ from bge_runtime import BGEM3FlagModel, Bundle, FlagAutoModel, FlagICLModel, Fla
 from bge_runtime.cli import embed
 from bge_runtime.cli.doctor import main as doctor
 from bge_runtime.errors import BundleError, PoolingError
-from bge_runtime.variants.parity_check import measure
+from bge_runtime.variants.parity_check import measure_parity
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu, assert_same
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query."
@@ -192,7 +192,7 @@ def test_a_decoder_proves_itself_where_padding_and_lengths_meet(decoder):
     bundle = Bundle.open(decoder.bundle)
     for variant in bundle.manifest.variants:
         if variant.precision == "fp32":
-            _, parity = measure(bundle, variant)
+            _, parity = measure_parity(bundle, variant)
             assert parity.max_error < 1e-5
 
 

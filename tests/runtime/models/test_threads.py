@@ -107,7 +107,7 @@ def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, mo
             parity_check,
             "measure",
             parity_check.measure,
-            lambda: parity_check.measure_once(model.bundle, new),
+            lambda: parity_check.cached_parity(model.bundle, new),
         ),
         "export": (
             resolve,

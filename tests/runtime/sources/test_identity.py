@@ -262,7 +262,9 @@ def test_what_no_export_brings_is_refused_before_it(bundles, tmp_path, options, 
 def test_what_this_machine_does_not_run_is_refused_before_an_export(bundles, tmp_path, monkeypatch):
     from bge_runtime.sources import on_demand
 
-    monkeypatch.setattr(on_demand, "why_not", lambda variant: f"no {variant.engine} here")
+    monkeypatch.setattr(
+        on_demand, "unavailable_reason", lambda variant: f"no {variant.engine} here"
+    )
     folder = str(KINDS["bert"].write(tmp_path / RENAMED))
     with pytest.raises(EngineError, match=r"no onnxruntime here.*Nothing was exported"):
         FlagModel(folder, devices="cuda:1")
@@ -285,7 +287,7 @@ def test_what_this_machine_does_not_run_is_refused_before_an_export(bundles, tmp
 def test_an_export_brings_what_was_asked_for(bundles, tmp_path, monkeypatch, kind, options, told):
     from bge_runtime.sources import on_demand
 
-    monkeypatch.setattr(on_demand, "why_not", lambda variant: None)
+    monkeypatch.setattr(on_demand, "unavailable_reason", lambda variant: None)
     kind = KINDS[kind]
     opens = next(cls for cls in CLASSES.values() if kind.model_class in cls.MODEL_CLASSES)
     folder = str(kind.write(tmp_path / RENAMED))

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from bge_runtime.system.background import Background, Completion, call_and_note
+from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
 from tests.runtime.models.test_processes import run_program
 
 pytestmark = pytest.mark.timeout(150)
@@ -239,7 +239,7 @@ def test_a_call_whose_start_is_interrupted_is_over_or_never_begins(monkeypatch, 
         time.sleep(0.2)
         calls.append("over")
 
-    background = Background(work, name="bge-test")
+    background = BackgroundTask(work, name="bge-test")
     real = background._thread.start
 
     def interrupted():
@@ -260,12 +260,12 @@ def test_a_call_whose_start_is_interrupted_is_over_or_never_begins(monkeypatch, 
 
 
 def test_a_call_may_be_waited_for_twice_and_gives_its_result():
-    background = Background(lambda: 5)
+    background = BackgroundTask(lambda: 5)
     background.start()
     assert background.result() == 5
     background.wait()
     background.wait()
-    failing = Background(lambda: 1 / 0)
+    failing = BackgroundTask(lambda: 1 / 0)
     failing.start()
     with pytest.raises(ZeroDivisionError):
         failing.result()

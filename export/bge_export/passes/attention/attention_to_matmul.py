@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 
 
 class AttentionToMatMul(ir.passes.InPlacePass):
@@ -27,7 +27,7 @@ class AttentionToMatMul(ir.passes.InPlacePass):
         """
         nodes = [node for node in model.graph if is_op(node, "Attention")]
         for node in nodes:
-            edit = Edit()
+            edit = GraphBuilder()
             result = spell_out(edit, model.graph, node)
             edit.insert_before(node)
             ir.convenience.replace_all_uses_with(node.outputs[0], result)
@@ -35,7 +35,7 @@ class AttentionToMatMul(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(nodes))
 
 
-def spell_out(edit: Edit, graph: ir.Graph, node: ir.Node) -> ir.Value:
+def spell_out(edit: GraphBuilder, graph: ir.Graph, node: ir.Node) -> ir.Value:
     """Add what an Attention node computes, in operators of before opset 23.
 
     Args:
@@ -75,7 +75,7 @@ def spell_out(edit: Edit, graph: ir.Graph, node: ir.Node) -> ir.Value:
     return edit.op("MatMul", [weights, value])
 
 
-def to_add(edit: Edit, graph: ir.Graph, mask: ir.Value) -> ir.Value:
+def to_add(edit: GraphBuilder, graph: ir.Graph, mask: ir.Value) -> ir.Value:
     """Turn a boolean mask, true for what is attended to, into numbers to add to scores."""
     keep = edit.constant(np.float32(0), unique_name(graph, "attention.keep"))
     drop = edit.constant(np.finfo(np.float32).min, unique_name(graph, "attention.drop"))

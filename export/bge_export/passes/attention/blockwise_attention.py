@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 from bge_export.passes.attention.attention_to_matmul import spell_out
 from bge_export.passes.attention.heads import joined_of, sources_of, split_of
 
@@ -14,7 +14,7 @@ _TURN = {"perm": [0, 2, 1, 3]}
 """Between heads beside each other in each token and tokens in each head."""
 
 
-class AttentionInBlocks(ir.passes.InPlacePass):
+class BlockwiseAttention(ir.passes.InPlacePass):
     """Replace Attention by ``If(nothing is masked, MultiHeadAttention, MatMul … MatMul)``.
 
     Spelled out, attention holds one score for each pair of tokens: 4.3 GB for one text of
@@ -53,7 +53,7 @@ class AttentionInBlocks(ir.passes.InPlacePass):
 
 def _nothing_masked(graph: ir.Graph) -> ir.Value:
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
-    edit = Edit()
+    edit = GraphBuilder()
     least = edit.op("ReduceMin", [mask], {"keepdims": 0})
     one = edit.constant(np.int64(1), unique_name(graph, "attention.one"))
     result = edit.op("Equal", [least, one])
@@ -74,7 +74,7 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
     groups = 2 if heads % 2 == 0 else 1
     in_groups = [_grouped(graph, source, groups) for source in sources]
 
-    blocks = Edit()
+    blocks = GraphBuilder()
     attributes: dict[str, int | float] = {"num_heads": heads // groups}
     if "scale" in node.attributes:
         attributes["scale"] = node.attributes.get_float("scale", 1.0)
@@ -85,7 +85,7 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
     if groups > 1:
         blocks.op("Concat", attended_groups, {"axis": 2})
 
-    spelled = Edit()
+    spelled = GraphBuilder()
     split = spelled.constant(
         np.array([0, 0, heads, width], np.int64), unique_name(graph, "attention.split")
     )
@@ -113,7 +113,7 @@ def _choose(graph: ir.Graph, node: ir.Node, unmasked: ir.Value) -> None:
             inner.name = f"{node.outputs[0].name}.{name}.{number}"
             inner.outputs[0].name = inner.name
         branches[name] = ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
-    choice = Edit()
+    choice = GraphBuilder()
     chosen = choice.op("If", [unmasked], branches)
     chosen.shape, chosen.type = joined.shape, joined.type
     choice.insert_before(node)
@@ -131,7 +131,7 @@ def _grouped(graph: ir.Graph, value: ir.Value, groups: int) -> list[ir.Value]:
         return [value]
     split = next((user for user in value.consumers() if is_op(user, "Split")), None)
     if split is None:
-        edit = Edit()
+        edit = GraphBuilder()
         parts = edit.op_multi_out(
             "Split", [value], {"axis": 2, "num_outputs": groups}, num_outputs=groups
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 from bge_export.passes.attention.attention_to_matmul import to_add
 
 _TOKENS = "attention_mask"
@@ -66,7 +66,7 @@ def _repeats(mask: ir.Value | None) -> bool:
 
 
 def _row(graph: ir.Graph, tokens: ir.Value) -> ir.Value:
-    edit = Edit()
+    edit = GraphBuilder()
     axes = edit.constant(np.array([1, 2], np.int64), unique_name(graph, "attention.axes"))
     kept = edit.op("Cast", [edit.op("Unsqueeze", [tokens, axes])], {"to": ir.DataType.BOOL})
     row = to_add(edit, graph, kept)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 from bge_export.passes.attention.attention_to_matmul import spell_out
 from bge_export.passes.attention.heads import joined_of, sources_of, split_of
-from bge_runtime.bundle import CUMULATIVE_LENGTHS, EVEN_BATCH, TOKEN_OFFSET
+from bge_runtime.bundle import CUMULATIVE_LENGTHS, TOKEN_OFFSET, UNIFORM_BATCH
 
 CONTRIB = "com.microsoft"
 PACKED, EVEN = "PackedMultiHeadAttention", "MultiHeadAttention"
@@ -29,7 +29,7 @@ class PackAttention(ir.passes.InPlacePass):
     a text of 8 tokens, and 11.3 for 12.1 with 16 of 512, 22.7 for 23.5 with 32.
 
     Requires: one row of tokens, of which the input ``cumulative_sequence_length`` says where
-    the texts end; ``Attention`` as `AttentionInBlocks` wants it.
+    the texts end; ``Attention`` as `BlockwiseAttention` wants it.
     Changes: those Attention nodes, whose masks go. There is a further input ``token_offset``:
     the operator reads batch and longest text off its shape ``(batch, longest)``, and other
     kernels than that of FlashAttention read it. With ``even`` it is called ``even_batch``.
@@ -50,7 +50,7 @@ class PackAttention(ir.passes.InPlacePass):
         nodes = [node for node in graph if is_op(node, "Attention")]
         lengths = next(value for value in graph.inputs if value.name == CUMULATIVE_LENGTHS)
         offsets = ir.val(
-            EVEN_BATCH if self._even else TOKEN_OFFSET, ir.DataType.INT32, ["batch", "longest"]
+            UNIFORM_BATCH if self._even else TOKEN_OFFSET, ir.DataType.INT32, ["batch", "longest"]
         )
         graph.inputs.append(offsets)
         model.opset_imports[CONTRIB] = 1
@@ -65,7 +65,7 @@ class PackAttention(ir.passes.InPlacePass):
             if sources is None or joined is None or split is None or not plain:
                 raise ValueError(f"Attention node {node.name!r} is of a form that cannot be packed")
             heads, width = split
-            edit = Edit()
+            edit = GraphBuilder()
             flat, row, whole = (
                 edit.constant(np.array(shape, np.int64), unique_name(graph, f"packed.{name}"))
                 for name, shape in (
@@ -100,7 +100,7 @@ class PackAttention(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(nodes))
 
 
-class SpellOutPacked(ir.passes.InPlacePass):
+class DecomposePackedAttention(ir.passes.InPlacePass):
     """Replace PackedMultiHeadAttention by operators that a CPU has, to prove a graph there.
 
     Requires: what `PackAttention` gives.
@@ -119,7 +119,7 @@ class SpellOutPacked(ir.passes.InPlacePass):
                 stem = f"same_text.{len(masks)}"
                 masks[graph] = _same_text(model.graph.inputs, node, stem=stem)
             mask = masks[graph]
-            edit = Edit()
+            edit = GraphBuilder()
             heads = node.attributes.get_int("num_heads")
             query = node.inputs[0]
             assert query is not None
@@ -160,7 +160,7 @@ def _same_text(inputs: Sequence[ir.Value], before: ir.Node, *, stem: str) -> ir.
 
     Shape: ``(1, 1, tokens, tokens)``.
     """
-    edit = Edit()
+    edit = GraphBuilder()
 
     def ints(name: str, *numbers: int) -> ir.Value:
         shaped = numbers[0] if len(numbers) == 1 else numbers
@@ -183,7 +183,7 @@ def _same_text(inputs: Sequence[ir.Value], before: ir.Node, *, stem: str) -> ir.
     return mask
 
 
-def _insert_named(edit: Edit, before: ir.Node, stem: str) -> None:
+def _insert_named(edit: GraphBuilder, before: ir.Node, stem: str) -> None:
     # In a branch names that come by themselves may be those of what is around it.
     made = (value for node in edit.nodes for value in node.outputs)
     for number, value in enumerate((*edit.initializers, *made)):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bge_export.graph_builder import (
-    Edit,
+    GraphBuilder,
     bias_behind,
     bias_of,
     constant_array,
@@ -80,14 +80,14 @@ def stored_in_bf16(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     return matrix.astype(np.float16).astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def _rounded(edit: Edit, value: ir.Value, *types: ir.DataType) -> ir.Value:
+def _rounded(edit: GraphBuilder, value: ir.Value, *types: ir.DataType) -> ir.Value:
     for data_type in (*types, ir.DataType.FLOAT):
         value = edit.op("Cast", [value], {"to": data_type})
     return value
 
 
 def _round_input(node: ir.Node, index: int, *types: ir.DataType) -> None:
-    edit, value = Edit(), node.inputs[index]
+    edit, value = GraphBuilder(), node.inputs[index]
     assert value is not None
     node.replace_input_with(index, _rounded(edit, value, *types))
     edit.insert_before(node)
@@ -95,7 +95,7 @@ def _round_input(node: ir.Node, index: int, *types: ir.DataType) -> None:
 
 def _round_result(node: ir.Node) -> None:
     uses = list(node.outputs[0].uses())
-    edit = Edit()
+    edit = GraphBuilder()
     rounded = _rounded(edit, node.outputs[0], ir.DataType.BFLOAT16)
     for user, index in uses:
         user.replace_input_with(index, rounded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from bge_export.graph_builder import Edit
+from bge_export.graph_builder import GraphBuilder
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -13,7 +13,7 @@ _MOVES = ("Cast", "Gather", "GatherND", "Identity", "If", "Reshape", "Squeeze", 
 """Operators that compute nothing; ONNX Runtime has them on a CPU in every type."""
 
 
-class SixteenBitsOnCpu(ir.passes.InPlacePass):
+class EmulateHalfPrecision(ir.passes.InPlacePass):
     """Compute in 32 bits, and round where a GPU would have rounded.
 
     Left to itself, ONNX Runtime puts such casts into graphs in fp16 only, and leaves out
@@ -42,7 +42,7 @@ def _narrow(value: ir.Value | None) -> bool:
 
 
 def _cast_around(node: ir.Node) -> None:
-    edit = Edit()
+    edit = GraphBuilder()
     name = node.outputs[0].name
     inputs: list[ir.Value | None] = [
         edit.op("Cast", [value], {"to": ir.DataType.FLOAT}) if _narrow(value) else value

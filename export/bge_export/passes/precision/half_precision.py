@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import Edit
+from bge_export.graph_builder import GraphBuilder
 from bge_runtime.errors import ExportError
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -48,7 +48,7 @@ class HalfPrecision(ir.passes.InPlacePass):
         for index, output in enumerate(graph.outputs):
             last = output.producer()
             assert last is not None
-            edit = Edit()
+            edit = GraphBuilder()
             wide = edit.op("Cast", [output], {"to": ir.DataType.FLOAT})
             wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), output.shape
             graph.insert_after(last, edit.nodes)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.graph_builder import Edit, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, is_op, unique_name
 
 BLOCK = 128
 """Inputs of a matrix that share a scale, and that an engine quantises together."""
@@ -43,7 +43,7 @@ class QuantizeMatrices(ir.passes.InPlacePass):
         for x, nodes in matrices_by_input(model).items():
             matrices = [_matrix(node) for node in nodes]
             scales = smoothing_scales(self.largest[x], matrices)
-            edit = Edit()
+            edit = GraphBuilder()
             inverse = edit.constant(1 / scales, unique_name(graph, f"{x.name}.smooth"))
             smooth = edit.op("Mul", [x, inverse])
             for node, matrix in zip(nodes, matrices, strict=True):
