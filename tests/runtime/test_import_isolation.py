@@ -36,10 +36,12 @@ assert bge_runtime.FlagAutoModel.from_finetuned(sys.argv[1]).encode([]).shape ==
 """
 
 EVERY_MODULE = """
-import importlib, pkgutil
-for found in pkgutil.walk_packages(bge_runtime.__path__, "bge_runtime."):
-    if not found.name.startswith("bge_runtime.integrations"):
-        importlib.import_module(found.name)
+import importlib, pathlib
+root = pathlib.Path(bge_runtime.__file__).parent
+for path in root.rglob("*.py"):  # pkgutil would import each folder to look into it
+    parts = path.relative_to(root.parent).with_suffix("").parts
+    if "integrations" not in parts:
+        importlib.import_module(".".join(parts).removesuffix(".__init__"))
 """
 
 

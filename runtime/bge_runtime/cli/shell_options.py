@@ -6,10 +6,9 @@ import os
 import re
 import shlex
 
-from bge_runtime.sources import OPENED_BY
+import click
 
-FOR_PYTHON = "BGE_EXPORT_FOR_PYTHON"
-"""Environment variable: set where a program has the exporter run, and words errors itself."""
+from bge_runtime.sources import FOR_PYTHON, OPENED_BY
 
 _OF_THE_EXPORTER = ("--pooling", "--trust-remote-code", "--model-class")
 _RENAMED = {"pooling_method": "--pooling", "devices": "--device"}
@@ -34,8 +33,6 @@ def in_options(message: str) -> str:
     Returns:
         Such as ``"Pass --pooling cls"``; outside of a command the message itself.
     """
-    import click  # not where a program only wants the name of the variable
-
     context = click.get_current_context(silent=True)
     if context is None or FOR_PYTHON in os.environ:
         return message

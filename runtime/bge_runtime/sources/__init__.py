@@ -27,6 +27,7 @@ from bge_runtime.sources.registry import (
 from bge_runtime.sources.resolve import (
     CHECKPOINT_FILES,
     CHECKPOINT_PICKLES,
+    FOR_PYTHON,
     WARNING_START,
     ExportOptions,
     find_bundle,
@@ -44,6 +45,7 @@ __all__ = [
     "ENCODER_CLASSES",
     "ENCODER_ONLY_BASE",
     "ENCODER_ONLY_M3",
+    "FOR_PYTHON",
     "HEAD_FILES",
     "MODELS",
     "MODEL_CLASSES",

@@ -23,7 +23,6 @@ from typing import Any
 from tqdm import tqdm
 
 from bge_runtime.bundle import FILE_NAME, FORMAT_VERSION, Bundle, explain_no_model, is_model
-from bge_runtime.cli.shell_options import FOR_PYTHON
 from bge_runtime.errors import BgeError, BundleError, ExportError, HubError, ModelNotFoundError
 from bge_runtime.sources.hub import find_snapshot, hub_id_in, is_hub_id
 from bge_runtime.sources.identity import Identity, identify
@@ -42,6 +41,9 @@ CHECKPOINT_PICKLES = ("pytorch_model*.bin",)
 _EXPORT_NEEDS = ("onnx_ir", "onnxscript", "safetensors", "torch", "transformers")
 _LAST_WORDS = 12
 _TERMINATION_S = 20
+
+FOR_PYTHON = "BGE_EXPORT_FOR_PYTHON"
+"""Environment variable that marks an export started by a program, which words errors itself."""
 
 WARNING_START = "bge-export: warning: "
 """What begins a line of an export that is passed on to whoever opens the model."""

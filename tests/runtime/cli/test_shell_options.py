@@ -14,7 +14,8 @@ import bge_export
 import bge_runtime
 from bge_export import cli as exporter
 from bge_runtime.cli import doctor, embed
-from bge_runtime.cli.shell_options import FOR_PYTHON, in_options
+from bge_runtime.cli.shell_options import in_options
+from bge_runtime.sources import FOR_PYTHON
 
 MESSAGES = [
     ("Pass pooling_method='cls' or so", "--pooling cls", "bge-export's --pooling cls"),

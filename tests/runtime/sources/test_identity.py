@@ -163,7 +163,7 @@ def test_a_model_of_another_class_is_refused_before_it_is_exported(
         assert exported(lambda: opens(path, **options))["--model-class"] == model_class
         return
     # Nor are the weights hashed.
-    monkeypatch.setattr(resolve.integrity, "remembered_sha256", lambda path: 1 / 0)
+    monkeypatch.setattr(resolve.file_hash, "remembered_sha256", lambda path: 1 / 0)
     with pytest.raises(BundleError, match=rf"{RENAMED} is a model of class .*Open it with "):
         opens(path, **options)
     assert not bundles.exists()
