@@ -18,8 +18,8 @@ import numpy as np
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.manifest import SENTENCE_EMBEDDING
 from bge_runtime.bundle.parity import Parity
-from bge_runtime.engines import open_engine
-from bge_runtime.variants import parity_check
+from bge_runtime.engines import EngineOptions, open_engine
+from bge_runtime.variants import select_cuda_graph_variant, selection
 
 FUNCTIONS = {
     "streams": "cudaStreamCreateWithFlags",
@@ -49,14 +49,17 @@ def main(folder: Path, path: Path) -> None:
 
     # Nothing is computed, and so nothing can be proven.
     same = Parity(texts=1, min_cosine=1.0, mean_cosine=1.0, max_error=0.0, error_share=0.0)
-    parity_check.cached_parity = lambda *_: same
+    selection.cached_parity = lambda *_: same
 
     bundle = Bundle.open(path)
     (variant,) = (v for v in bundle.manifest.variants if v.name == "cuda-fp16")
     runtime.keep.restype = ctypes.c_char_p
     document: dict[str, dict[str, object]] = {}
     for kind, graphs in (("plain", False), ("graphs", True)):
-        engine = open_engine(bundle, variant, cuda_graphs=graphs)
+        options = EngineOptions(
+            cuda_graph_variant=select_cuda_graph_variant(bundle, variant) if graphs else None
+        )
+        engine = open_engine(bundle, variant, options)
 
         def run(rows: int, tokens: int, engine=engine) -> None:
             ids = np.full((rows, tokens), 7, dtype=np.int64)

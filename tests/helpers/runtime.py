@@ -61,11 +61,8 @@ class WrappedEngine:
 
     def __init__(self, inner):
         self.inner = inner
-        self.info = replace(inner.info, runs=1)  # every batch comes to ``run``
-        self.batch_tokens = inner.batch_tokens
-        self.shared_batch_tokens = inner.shared_batch_tokens
-        self.batch_overhead_tokens = inner.batch_overhead_tokens
-        self.parallel_runs = inner.parallel_runs
+        self.info = replace(inner.info, streams=1)  # every batch comes to ``run``
+        self.batches = inner.batches
         self.cuda_graph_engine = inner.cuda_graph_engine
         self.past_names = inner.past_names
         self.past_token_bytes = inner.past_token_bytes

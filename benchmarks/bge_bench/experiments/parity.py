@@ -15,7 +15,7 @@ from bge_bench.systems.lineup import variants_here
 from bge_runtime import FlagModel
 from bge_runtime.bundle import TOLERANCES, Bundle, Parity, compare
 from bge_runtime.encoding import TextTokenizer
-from bge_runtime.engines import Engine, EngineInfo, open_engine
+from bge_runtime.engines import Engine, EngineInfo, EngineOptions, open_engine
 from bge_runtime.variants import padded_vectors
 
 _ROWS = 4
@@ -143,7 +143,7 @@ def measure_parity(
     tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
     for variant in here:
         step(f"running {variant.name}")
-        engine = open_engine(bundle, variant, device=device)
+        engine = open_engine(bundle, variant, EngineOptions(device=device))
         vectors = padded_vectors(engine, tokens, pad_token_id=model.pad_token_id)
         add(PADDED, engine, vectors)
     return rows

@@ -237,7 +237,7 @@ class _Ours:
     def in_force(self) -> str:
         infos = [engine.info for engine in self._model.engines]
         if not self._spec.parallel_batches:  # it could, and was asked not to
-            infos = [replace(info, runs=1) for info in infos]
+            infos = [replace(info, streams=1) for info in infos]
         return "; ".join(map(str, infos))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ class ParallelBatches:
         """
         if not _can_be_shared_out(lengths, together):
             return together
-        if together.info.runs > 1:
+        if together.info.streams > 1:
             return _Sharing(together, together, self._long)
         if self._opened is None and not self._refused:
             self._open(lengths, open_apart)
@@ -119,9 +120,11 @@ class _Sharing:
     def __init__(self, together: Engine, apart: Engine, long: threading.Lock) -> None:
         self._together, self._apart, self._long = together, apart, long
         self.info = apart.info
-        self.batch_tokens = self.shared_batch_tokens = apart.shared_batch_tokens
-        self.batch_overhead_tokens = apart.batch_overhead_tokens
-        self.parallel_runs = apart.info.runs
+        self.batches = replace(
+            apart.batches,
+            tokens=apart.batches.parallel_tokens,
+            concurrent_runs=apart.info.streams,
+        )
         self.cuda_graph_engine = None
         self.past_names = apart.past_names
         self.past_token_bytes = apart.past_token_bytes
@@ -155,7 +158,7 @@ def _can_be_shared_out(lengths: Sequence[int], together: Engine) -> bool:
     """Tell whether texts fill a batch for each thread, all about as large."""
     short = _short(lengths)
     tokens, threads = sum(short), together.info.threads
-    enough = max(together.batch_tokens, threads * _LEAST_RUN_TOKENS)
+    enough = max(together.batches.tokens, threads * _LEAST_RUN_TOKENS)
     return tokens > enough and max(short) * threads <= _UNEVEN * tokens
 
 

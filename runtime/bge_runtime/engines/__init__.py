@@ -6,8 +6,20 @@ and gives named outputs. To add one, write a module with a class that satisfies
 `ENGINES`. Its package is imported when it is used, never before.
 """
 
-from bge_runtime.engines.base import Engine, EngineInfo, graph_inputs
-from bge_runtime.engines.open import ENGINES, device_kind, open_engine, unavailable_reason
+from bge_runtime.engines.base import (
+    BatchLimits,
+    Engine,
+    EngineInfo,
+    EngineOptions,
+    graph_inputs,
+)
+from bge_runtime.engines.open import (
+    ENGINES,
+    device_kind,
+    open_engine,
+    require_cuda_graphs,
+    unavailable_reason,
+)
 from bge_runtime.engines.openvino import OpenVinoEngine, computing_precision, cpu_capabilities
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ort_providers import (
@@ -26,8 +38,10 @@ __all__ = [
     "ENGINES",
     "INSTALL_GPU",
     "TENSORRT",
+    "BatchLimits",
     "Engine",
     "EngineInfo",
+    "EngineOptions",
     "OpenVinoEngine",
     "OrtEngine",
     "TensorRtEngine",
@@ -38,5 +52,6 @@ __all__ = [
     "graph_inputs",
     "open_engine",
     "open_session",
+    "require_cuda_graphs",
     "unavailable_reason",
 ]

@@ -13,9 +13,11 @@ from bge_runtime.bundle import (
     COLBERT_VECS,
     CUMULATIVE_LENGTHS,
     HEAD_OUTPUTS,
+    SENTENCE_EMBEDDING,
     TOKEN_OFFSET,
     UNIFORM_BATCH,
     UNIFORM_LENGTH,
+    Variant,
 )
 from bge_runtime.errors import InferenceError, OutOfMemoryError
 
@@ -32,7 +34,7 @@ class EngineInfo:
         provider: The engine's own name for what executes the graph.
         variant: Name of the bundle's variant.
         threads: Threads it computes with.
-        runs: Batches that these threads compute side by side, if there are as many. On a CPU.
+        streams: Batches that it computes in parallel on a CPU, with one share of the threads each.
     """
 
     engine: str
@@ -42,14 +44,61 @@ class EngineInfo:
     provider: str
     variant: str
     threads: int
-    runs: int = 1
+    streams: int = 1
 
     def __str__(self) -> str:
-        runs = f", up to {self.runs} batches side by side" if self.runs > 1 else ""
+        parallel = f", up to {self.streams} batches in parallel" if self.streams > 1 else ""
         return (
             f"{self.engine} {self.version} on {self.device} ({self.provider}), "
-            f"{self.precision}, variant {self.variant}, {self.threads} threads{runs}"
+            f"{self.precision}, variant {self.variant}, {self.threads} threads{parallel}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How to open an engine.
+
+    Attributes:
+        device: Device of the variant's kind, such as ``"cuda:1"``; None for the first one.
+        threads: Threads to compute with; None for all that the process may use.
+        outputs: Outputs of the graph that will be requested. Others can be requested as well,
+            but an engine that compiles its graph then compiles it again.
+        streams: Batches to compute in parallel with an equal share of the threads each. For
+            OpenVINO; ONNX Runtime on a CPU divides its threads whenever several batches come.
+        cuda_graph_variant: Variant that runs single short texts as CUDA graphs; see
+            `bge_runtime.variants.select_cuda_graph_variant`. None for no CUDA graphs.
+        force_uniform_length: Use a graph's branch for texts of one length wherever it can be
+            used, for a parity check. Ignored by engines that always do, or have none.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    outputs: tuple[str, ...] = (SENTENCE_EMBEDDING,)
+    streams: int = 1
+    cuda_graph_variant: Variant | None = None
+    force_uniform_length: bool = False
+
+    @property
+    def device_index(self) -> int:
+        """Number of the device among those of its kind."""
+        return int((self.device or "").partition(":")[2] or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """Sizes of batches at which an engine is fastest.
+
+    Attributes:
+        tokens: Tokens of a batch, padding included.
+        parallel_tokens: Tokens of each batch where ``EngineInfo.streams`` run in parallel.
+        overhead_tokens: Cost of starting a batch, as a number of tokens to compute.
+        concurrent_runs: Calls of `Engine.run` to have in progress at once.
+    """
+
+    tokens: int
+    parallel_tokens: int
+    overhead_tokens: int
+    concurrent_runs: int = 1
 
 
 class PastInputs:
@@ -180,20 +229,14 @@ class Engine(Protocol):
 
     Attributes:
         info: What is in force.
-        batch_tokens: Tokens of a batch, padding included, at which it is fastest.
-        shared_batch_tokens: The same for one of ``info.runs`` batches side by side.
-        batch_overhead_tokens: What starting a batch costs, in tokens of computing.
-        parallel_runs: Batches under way at once at which it is fastest.
+        batches: Sizes of batches at which it is fastest.
         past_names: Inputs of a causal graph that take keys and values of a prefix, in
             order. None for an encoder.
         past_token_bytes: What one token of a prefix takes in all of them.
     """
 
     info: EngineInfo
-    batch_tokens: int
-    shared_batch_tokens: int
-    batch_overhead_tokens: int
-    parallel_runs: int
+    batches: BatchLimits
     past_names: tuple[str, ...]
     past_token_bytes: int
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-
-from bge_runtime.bundle import SENTENCE_EMBEDDING, Bundle, Variant
-from bge_runtime.engines.base import Engine
+from bge_runtime.bundle import Bundle, Variant
+from bge_runtime.engines.base import Engine, EngineOptions
 from bge_runtime.engines.openvino import OpenVinoEngine
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ort_cuda import OrtCudaEngine
@@ -30,52 +27,39 @@ _MOST_THREADS = 1024
 def open_engine(
     bundle: Bundle,
     variant: Variant,
-    *,
-    device: str | None = None,
-    threads: int | None = None,
-    outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
-    cuda_graphs: bool = False,
-    runs: int = 1,
+    options: EngineOptions = EngineOptions(),  # noqa: B008  # frozen
 ) -> Engine:
     """Open one variant of a bundle.
 
-    Args:
-        bundle: The bundle.
-        variant: One of its variants.
-        device: Device of its kind to open it on, such as ``"cuda:1"``; None for the first.
-        threads: Threads to compute with; None for all that the process may use.
-        outputs: Outputs that will be asked for. Others may be as well, which takes an
-            engine that compiles its graphs the time of another start.
-        cuda_graphs: Run single short texts as CUDA graphs; see
-            `bge_runtime.engines.ort_cuda.OrtCudaEngine`.
-        runs: Batches to compute side by side with an equal share of the threads each, on OpenVINO.
-            ONNX Runtime on a CPU shares out its threads as batches come.
-
     Raises:
+        ValueError: If there are too few or too many threads.
         EngineError: If this version has no such engine, it runs elsewhere than
-            the variant says, or has no CUDA graphs or no ``runs`` to open it with.
+            the variant says, or it has no CUDA graphs or no streams.
         EngineNotInstalledError: If the engine's package is missing.
     """
+    threads = options.threads
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         limit = "at least 1" if threads < 1 else f"at most {_MOST_THREADS}"
         raise ValueError(f"threads must be {limit}, but is {threads}")
-    index = int((device or "").partition(":")[2] or 0)
-    opened_by: Callable[..., Engine] = _engine(variant)
-    if cuda_graphs and opened_by is not OrtCudaEngine:
+    engine = _engine(variant)
+    if options.cuda_graph_variant is not None:
+        require_cuda_graphs(variant)
+    if options.streams > 1 and not engine.has_streams:
         raise EngineError(
-            f"requested cuda_graphs, which ONNX Runtime has on a GPU, but variant {variant.name!r} "
-            f"is {variant.engine}'s on {variant.device}. Pass devices='cuda', or leave it out"
+            f"requested streams={options.streams}, which OpenVINO has, but variant "
+            f"{variant.name!r} is {variant.engine}'s, which needs none. Leave it out"
         )
-    if cuda_graphs:
-        opened_by = functools.partial(OrtCudaEngine, cuda_graphs=True)
-    if runs > 1:
-        if opened_by is not OpenVinoEngine:
-            raise EngineError(
-                f"requested runs={runs}, which OpenVINO is opened with, but variant "
-                f"{variant.name!r} is {variant.engine}'s, which needs no such thing. Leave it out"
-            )
-        opened_by = functools.partial(opened_by, runs=runs)
-    return opened_by(bundle, variant, index=index, threads=threads, outputs=outputs)
+    return engine(bundle, variant, options)
+
+
+def require_cuda_graphs(variant: Variant) -> None:
+    """Raise EngineError unless the engine of a variant can run texts as CUDA graphs."""
+    if not _engine(variant).has_cuda_graphs:
+        raise EngineError(
+            f"requested cuda_graphs, which ONNX Runtime has on a GPU, but variant "
+            f"{variant.name!r} is {variant.engine}'s on {variant.device}. Pass devices='cuda', or "
+            "leave it out"
+        )
 
 
 def unavailable_reason(variant: Variant) -> str | None:

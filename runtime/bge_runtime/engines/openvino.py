@@ -11,14 +11,16 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.bundle import SENTENCE_EMBEDDING, Bundle, Variant, past_names_of
+from bge_runtime.bundle import Bundle, Variant, past_names_of
 from bge_runtime.engines.base import (
+    BatchLimits,
     EngineInfo,
+    EngineOptions,
     PastInputs,
     graph_inputs,
     inference_error,
@@ -124,6 +126,9 @@ class _Model:
 class OpenVinoEngine:
     """One compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
 
+    has_cuda_graphs: ClassVar[bool] = False
+    has_streams: ClassVar[bool] = True
+
     load = staticmethod(_load)
 
     @staticmethod
@@ -147,11 +152,7 @@ class OpenVinoEngine:
         self,
         bundle: Bundle,
         variant: Variant,
-        *,
-        index: int = 0,  # noqa: ARG002  # all processors are one device
-        threads: int | None = None,
-        outputs: Sequence[str] = (SENTENCE_EMBEDDING,),
-        runs: int = 1,
+        options: EngineOptions = EngineOptions(),  # noqa: B008  # frozen
     ) -> None:
         """Compile a model and check that it runs where and how it was asked to.
 
@@ -175,7 +176,7 @@ class OpenVinoEngine:
                 f"requested {variant.precision} on {variant.device!r}, but this version's openvino "
                 f"engine serves {', '.join(_PRECISIONS)} on {', '.join(_DEVICES)}"
             )
-        threads = threads or default_threads()
+        threads = options.threads or default_threads()
         if (reason := self.unavailable_reason(variant)) is not None:
             raise PrecisionError(
                 f"requested {variant.precision}, but {reason}. "
@@ -184,7 +185,7 @@ class OpenVinoEngine:
         self._settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": str(runs),
+            "NUM_STREAMS": str(options.streams),
             "INFERENCE_NUM_THREADS": str(threads),
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
         }
@@ -196,11 +197,13 @@ class OpenVinoEngine:
         self._path = bundle.path / graph.file
         self._device = device
         self._widening = threading.Lock()
-        self._model = self._compile(frozenset(outputs))
+        self._model = self._compile(frozenset(options.outputs))
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
-        self.batch_tokens = threads * _TOKENS_PER_THREAD
-        self.shared_batch_tokens = _TOKENS_PER_THREAD
-        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
+        self.batches = BatchLimits(
+            tokens=threads * _TOKENS_PER_THREAD,
+            parallel_tokens=_TOKENS_PER_THREAD,
+            overhead_tokens=_BATCH_OVERHEAD_TOKENS,
+        )
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
         self.info = EngineInfo(
@@ -211,9 +214,8 @@ class OpenVinoEngine:
             provider=f"OpenVINO {device}",
             variant=variant.name,
             threads=int(self._model.compiled.get_property("INFERENCE_NUM_THREADS")),
-            runs=int(self._model.compiled.get_property("NUM_STREAMS")),
+            streams=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
-        self.parallel_runs = 1
         self.cuda_graph_engine = None
 
     def _compile(self, outputs: frozenset[str]) -> _Model:

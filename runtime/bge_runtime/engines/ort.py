@@ -24,7 +24,9 @@ from bge_runtime.bundle import (
 )
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import (
+    BatchLimits,
     EngineInfo,
+    EngineOptions,
     PastInputs,
     graph_inputs,
     inference_error,
@@ -63,6 +65,9 @@ class OrtEngine:
     device: ClassVar[str] = "cpu"
     """Kind of device that it serves."""
 
+    has_cuda_graphs: ClassVar[bool] = False
+    has_streams: ClassVar[bool] = False
+
     load = staticmethod(ort_providers.load)
 
     @classmethod
@@ -78,10 +83,7 @@ class OrtEngine:
         self,
         bundle: Bundle,
         variant: Variant,
-        *,
-        index: int = 0,
-        threads: int | None = None,
-        outputs: Sequence[str] = (),  # noqa: ARG002  # decided for each run
+        options: EngineOptions = EngineOptions(),  # noqa: B008  # frozen
     ) -> None:
         """Open a session and check that it runs where it was asked to.
 
@@ -111,8 +113,8 @@ class OrtEngine:
             )
         self._ort = ort
         self._bundle, self._graph = bundle, bundle.graph(variant.graph)
-        self._index = index
-        self._threads = threads or default_threads()
+        self._index = options.device_index
+        self._threads = options.threads or default_threads()
         # However many threads call it, no more compute than were asked for.
         self._turns: SimpleQueue[None] = SimpleQueue()
         for _ in range(self._threads):
@@ -131,10 +133,11 @@ class OrtEngine:
         self._past = PastInputs(
             {name: (shapes[name][1], shapes[name][3]) for name in past_names_of(shapes)}
         )
-        self.batch_tokens = max(self._threads * _TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS)
-        self.shared_batch_tokens = _LEAST_BATCH_TOKENS
-        self.batch_overhead_tokens = _BATCH_OVERHEAD_TOKENS
-        self.parallel_runs = 1
+        self.batches = BatchLimits(
+            tokens=max(self._threads * _TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS),
+            parallel_tokens=_LEAST_BATCH_TOKENS,
+            overhead_tokens=_BATCH_OVERHEAD_TOKENS,
+        )
         self.cuda_graph_engine: OrtEngine | None = None
         self.past_names = self._past.names
         self.past_token_bytes = self._past.token_bytes
@@ -146,7 +149,7 @@ class OrtEngine:
             provider=self._session.get_providers()[0],
             variant=variant.name,
             threads=self._threads,
-            runs=self._threads if self.provider == CPU else 1,
+            streams=self._threads if self.provider == CPU else 1,
         )
 
     def _first_session(self) -> Any:
@@ -269,12 +272,6 @@ class OrtEngine:
             finally:
                 if turns:
                     self._turns.put(None)
-
-    def always_take_branch(self) -> None:
-        """Take a branch for texts of one length whenever it can be taken, to prove it.
-
-        Nothing to do: on a CPU, where graphs for a GPU are rehearsed, it always is.
-        """
 
     def release_after_fork(self) -> None:
         """Leak the session; see `bge_runtime.engines.Engine.release_after_fork`."""

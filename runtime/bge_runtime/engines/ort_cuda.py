@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -21,14 +22,12 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import (
     SENTENCE_EMBEDDING,
     TOKEN_OFFSET,
-    TOLERANCES,
-    UNIFORM_BATCH,
     UNIFORM_LENGTH,
     Bundle,
     Variant,
 )
 from bge_runtime.engines import ort_providers
-from bge_runtime.engines.base import graph_inputs, is_out_of_memory
+from bge_runtime.engines.base import EngineOptions, graph_inputs, is_out_of_memory
 from bge_runtime.engines.ort import OrtEngine, leak
 from bge_runtime.engines.ort_providers import CUDA
 from bge_runtime.errors import EngineError
@@ -66,40 +65,43 @@ class OrtCudaEngine(OrtEngine):
 
     provider: ClassVar[str] = CUDA
     device: ClassVar[str] = "cuda"
+    has_cuda_graphs: ClassVar[bool] = True
     _runs: ClassVar[int] = _RUNS
 
     def __init__(
         self,
         bundle: Bundle,
         variant: Variant,
-        *,
-        cuda_graphs: bool = False,
-        **options: Any,
+        options: EngineOptions = EngineOptions(),  # noqa: B008  # frozen
     ) -> None:
-        """Open a session as `OrtEngine` does, which has the other options.
+        """Open a session as `OrtEngine` does.
 
-        With ``cuda_graphs`` a single text of up to 64 tokens is run as a CUDA graph by a
-        companion: another session, which has weights and working memory of its own on the GPU.
+        With a ``cuda_graph_variant`` a single text of up to 64 tokens is run as a CUDA graph by
+        another session, which has weights and working memory of its own on the GPU.
 
         Raises:
-            EngineError: If CUDA graphs are asked for, and the bundle has no graph for them, or
-                that is too far from PyTorch here, or cannot be captured.
+            EngineError: If CUDA graphs are requested and cannot be captured.
         """
-        super().__init__(bundle, variant, **options)
+        super().__init__(bundle, variant, options)
         # ONNX Runtime makes streams and handles of cuBLAS for every thread that ever calls it: here
         # it is called by the same few.
         self._workers = ThreadPoolExecutor(self._runs, thread_name_prefix="bge-cuda")
-        self.parallel_runs = self._runs
         # A packed batch has no padding to pay for; another one an eighth.
-        self.batch_tokens = _PACKED_BATCH_TOKENS if self._packed else _BATCH_TOKENS
-        self.batch_overhead_tokens = self.batch_tokens // (1 if self._packed else 8)
-        self._uniform_length = (
-            _UniformLengthBranch() if UNIFORM_LENGTH in self._input_names else None
+        tokens = _PACKED_BATCH_TOKENS if self._packed else _BATCH_TOKENS
+        self.batches = replace(
+            self.batches,
+            tokens=tokens,
+            overhead_tokens=tokens // (1 if self._packed else 8),
+            concurrent_runs=self._runs,
         )
-        if cuda_graphs:
-            even = _proven_cuda_graph_variant(bundle, variant)
+        self._uniform_length = (
+            _UniformLengthBranch(always=options.force_uniform_length)
+            if UNIFORM_LENGTH in self._input_names
+            else None
+        )
+        if options.cuda_graph_variant is not None:
             self.cuda_graph_engine: CudaGraphEngine | None = CudaGraphEngine(
-                bundle, even, **options
+                bundle, options.cuda_graph_variant, replace(options, cuda_graph_variant=None)
             )
 
     def _first_session(self) -> Any:
@@ -139,11 +141,6 @@ class OrtCudaEngine(OrtEngine):
                 self._uniform_length.leave_out(error)
         return run({**feeds, UNIFORM_LENGTH: np.array(False)})
 
-    def always_take_branch(self) -> None:
-        """Take the branch for texts of one length whenever it can be taken, to prove it."""
-        if self._uniform_length is not None:
-            self._uniform_length = _UniformLengthBranch(tokens=0, runs=0)
-
     def release_after_fork(self) -> None:
         """Leak the sessions; see `bge_runtime.engines.Engine.release_after_fork`."""
         super().release_after_fork()
@@ -164,11 +161,10 @@ def _run_in(workers: Executor, call: Callable[[], _T]) -> _T:
 class _UniformLengthBranch:
     """Which batches take a graph's branch for texts of one length."""
 
-    def __init__(
-        self, *, tokens: int = _UNIFORM_LENGTH_TOKENS, runs: int = _UNIFORM_LENGTH_RUNS
-    ) -> None:
-        """Say how many tokens a batch has to have, and how many came before it in its shape."""
-        self._tokens, self._runs = tokens, runs
+    def __init__(self, *, always: bool = False) -> None:
+        """Choose large batches of shapes that came up often, or ``always`` all that can."""
+        self._tokens = 0 if always else _UNIFORM_LENGTH_TOKENS
+        self._runs = 0 if always else _UNIFORM_LENGTH_RUNS
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._left_out = False
         self._lock = threading.Lock()
@@ -194,45 +190,18 @@ class _UniformLengthBranch:
             )
 
 
-def _proven_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
-    """Give the variant for texts of one length that is to go with another one.
-
-    Raises:
-        EngineError: If there is none, or it is too far from PyTorch's vectors on this machine.
-    """
-    # It opens engines itself.
-    from bge_runtime.variants import cached_parity
-
-    beside = (variant.engine, variant.device, variant.precision)
-    for even in bundle.manifest.variants:
-        of_one_length = UNIFORM_BATCH in bundle.graph(even.graph).inputs
-        if of_one_length and (even.engine, even.device, even.precision) == beside:
-            parity = even.parity or cached_parity(bundle, even)
-            if failures := parity.failures(TOLERANCES[even.precision]):
-                raise EngineError(
-                    f"requested cuda_graphs, but variant {even.name!r}, which has them, is too far "
-                    f"from PyTorch's vectors on this machine ({'; '.join(failures)}). Leave it out"
-                )
-            return even
-    raise EngineError(
-        f"requested cuda_graphs, but the bundle {bundle.path.name} has no graph for them beside "
-        f"variant {variant.name!r}: this version writes one of encoders for ONNX Runtime "
-        "(--target cuda). Leave it out, or export the bundle again"
-    )
-
-
 class CudaGraphEngine(OrtCudaEngine):
     """A session that runs single short texts, each as a CUDA graph."""
 
     _runs: ClassVar[int] = 1
 
-    def __init__(self, bundle: Bundle, variant: Variant, **options: Any) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, options: EngineOptions) -> None:
         """Open the session and capture each length.
 
         Raises:
             EngineError: If ONNX Runtime cannot capture it.
         """
-        super().__init__(bundle, variant, **options)
+        super().__init__(bundle, variant, options)
         capture = partial(
             CudaGraphs, self._ort, self._session, self._new_run_options, index=self._index
         )

@@ -120,6 +120,7 @@ class TensorRtEngine(OrtCudaEngine):
 
     _sessions: dict[Profile, Any]
     provider: ClassVar[str] = TENSORRT
+    has_cuda_graphs: ClassVar[bool] = False
 
     @classmethod
     def unavailable_reason(cls, variant: Variant) -> str | None:

@@ -71,7 +71,7 @@ class FlagBase(Embedder):
     ) -> None:
         """Open a model; the arguments are those of `bge_runtime.FlagModel`, and two more.
 
-        ``outputs`` are those of `bge_runtime.engines.open_engine`; ``prefix_cache_mb`` is that of
+        ``outputs`` are those of `bge_runtime.engines.EngineOptions`; ``prefix_cache_mb`` is that of
         `bge_runtime.FlagLLMModel`.
         """
         super().__init__(

@@ -44,11 +44,11 @@ from bge_runtime.encoding import (
     share_batches,
     tokenized_windows,
 )
-from bge_runtime.engines import Engine, open_engine
+from bge_runtime.engines import Engine, EngineOptions, open_engine
 from bge_runtime.errors import NotFiniteError
 from bge_runtime.sources import ExportOptions, Use, find_bundle
 from bge_runtime.system import on_terminal
-from bge_runtime.variants import select_variant
+from bge_runtime.variants import select_cuda_graph_variant, select_variant
 
 
 class TokenizationPlan(NamedTuple):
@@ -105,9 +105,9 @@ class Embedder:
             cache_dir: Folder of the hub's cache.
             options: How to export, if it has to be.
             outputs: Outputs of the graph that will be asked for; see
-                `bge_runtime.engines.open_engine`.
+                `bge_runtime.engines.EngineOptions`.
             prefix_cache_mb: Memory for prefixes of a causal model; 0 reuses none.
-            cuda_graphs: As in `bge_runtime.engines.open_engine`.
+            cuda_graphs: Run single short texts as CUDA graphs.
             parallel_batches: Compute batches side by side on a CPU where that pays.
 
         Raises:
@@ -227,17 +227,18 @@ class Embedder:
                 self._parallel[device] = ParallelBatches(weights=weights.size_bytes)
         return engines
 
-    def _opened_engine(self, device: str, variant: Variant, *, runs: int = 1) -> Engine:
+    def _opened_engine(self, device: str, variant: Variant, *, streams: int = 1) -> Engine:
         pasts = past_names_of(self.bundle.graph(variant.graph).inputs)
-        return open_engine(
-            self.bundle,
-            variant,
+        options = EngineOptions(
             device=device,
             threads=self._threads,
             outputs=(*self._outputs, *map(present_name, pasts)),
-            cuda_graphs=self._cuda_graphs,
-            runs=runs,
+            streams=streams,
+            cuda_graph_variant=(
+                select_cuda_graph_variant(self.bundle, variant) if self._cuda_graphs else None
+            ),
         )
+        return open_engine(self.bundle, variant, options)
 
     def _engine_for(self, device: str, tokens: Sequence[NDArray[np.int64]]) -> Engine:
         engine = self._open_engines()[device]
@@ -248,7 +249,7 @@ class Embedder:
             # Since the other one was opened, another export may have taken its place.
             self.bundle.check_files()
             variant, threads = self._variants[device], engine.info.threads
-            return self._opened_engine(device, variant, runs=threads)
+            return self._opened_engine(device, variant, streams=threads)
 
         return self._parallel[device].engine_for(
             [len(ids) for ids in tokens], engine, open_apart=open_apart
@@ -318,7 +319,7 @@ class Embedder:
             engines = [
                 engine
                 for one in (self._engine_for(device, tokens) for device in dict.fromkeys(devices))
-                for engine in [one] * one.parallel_runs
+                for engine in [one] * one.batches.concurrent_runs
             ]
             batches = self._batches(
                 itertools.chain(first, windows), reading, batch_size=batch_size, engines=engines
@@ -377,9 +378,9 @@ class Embedder:
             lengths = [len(ids) for ids in rest]
             plan = plan_batches(
                 lengths,
-                max_tokens=balanced_batch_tokens(lengths, engine.batch_tokens, runs=len(engines)),
+                max_tokens=balanced_batch_tokens(lengths, engine.batches.tokens, runs=len(engines)),
                 max_rows=batch_size,
-                max_padding=engine.batch_overhead_tokens,
+                max_padding=engine.batches.overhead_tokens,
             )
             for rows in plan:
                 ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)

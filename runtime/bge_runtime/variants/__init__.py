@@ -1,11 +1,12 @@
 """TODO."""
 
 from bge_runtime.variants.parity_check import cached_parity, measure_parity, padded_vectors
-from bge_runtime.variants.selection import select_variant
+from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
 
 __all__ = [
     "cached_parity",
     "measure_parity",
     "padded_vectors",
+    "select_cuda_graph_variant",
     "select_variant",
 ]

@@ -24,7 +24,7 @@ from bge_runtime.bundle import (
     compare,
 )
 from bge_runtime.encoding import pad_batch
-from bge_runtime.engines import ENGINES, Engine, EngineInfo, OrtEngine, open_engine
+from bge_runtime.engines import ENGINES, Engine, EngineInfo, EngineOptions, open_engine
 from bge_runtime.system import KeyLocks, cache, cpu_model, nvidia, owners, vector_extensions
 
 _ROWS = 4
@@ -55,7 +55,9 @@ def measure_parity(
     reference = reference or bundle.reference()
     heads = HEAD_OUTPUTS if reference.token_weights is not None else ()
     names = (SENTENCE_EMBEDDING, *heads)
-    engine = open_engine(bundle, variant, outputs=names)
+    branches = UNIFORM_LENGTH in bundle.graph(variant.graph).inputs
+    options = EngineOptions(outputs=names, force_uniform_length=branches)
+    engine = open_engine(bundle, variant, options)
     pad_token_id = bundle.manifest.model.pad_token_id
 
     def distance(rows: int) -> Parity:
@@ -65,8 +67,7 @@ def measure_parity(
         return _distance(outputs, reference)
 
     parity = distance(_ROWS)
-    if isinstance(engine, OrtEngine) and UNIFORM_LENGTH in bundle.graph(variant.graph).inputs:
-        engine.always_take_branch()
+    if branches:
         parity = parity.worst(distance(1))
     return engine.info, parity
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from bge_runtime.bundle import TOLERANCES, UNIFORM_BATCH, Bundle, Variant
-from bge_runtime.engines import ENGINES, device_kind, unavailable_reason
+from bge_runtime.engines import ENGINES, device_kind, require_cuda_graphs, unavailable_reason
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
 from bge_runtime.variants.parity_check import cached_parity
 
@@ -93,6 +93,35 @@ def select_variant(
         f"no variant of the bundle {bundle.path.name} that this machine can run on {device} "
         "comes close enough to PyTorch's vectors. Run `bge-runtime doctor --verify "
         f"{bundle.path}` for the figures, and export it again with bge-export --force"
+    )
+
+
+def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
+    """Return the variant that runs single short texts as CUDA graphs beside another variant.
+
+    Raises:
+        EngineError: If the engine of ``variant`` has no CUDA graphs, the bundle has no graph for
+            them, or that graph fails the parity check on this machine.
+    """
+    require_cuda_graphs(variant)
+    wanted = (variant.engine, variant.device, variant.precision)
+    for found in bundle.manifest.variants:
+        uniform = UNIFORM_BATCH in bundle.graph(found.graph).inputs
+        if not uniform or (found.engine, found.device, found.precision) != wanted:
+            continue
+        if unavailable_reason(variant) is not None:
+            return found  # opening the other one says exactly what is missing
+        parity = found.parity or cached_parity(bundle, found)
+        if failures := parity.failures(TOLERANCES[found.precision]):
+            raise EngineError(
+                f"requested cuda_graphs, but variant {found.name!r}, which has them, is too far "
+                f"from PyTorch's vectors on this machine ({'; '.join(failures)}). Leave it out"
+            )
+        return found
+    raise EngineError(
+        f"requested cuda_graphs, but the bundle {bundle.path.name} has no graph for them beside "
+        f"variant {variant.name!r}: this version writes one of encoders for ONNX Runtime "
+        "(--target cuda). Leave it out, or export the bundle again"
     )
 
 

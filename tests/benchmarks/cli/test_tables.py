@@ -234,7 +234,7 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     assert [entrant.label for entrant in found] == labels
     sides = [open_side(entrant.spec) for entrant in found]
     assert [bool(side._model._parallel) for side in sides] == [True, False]
-    assert ["side by side" in side.in_force for side in sides] == [True, False]
+    assert ["in parallel" in side.in_force for side in sides] == [True, False]
     # How many times faster ours is stands in each line but its own.
     file = RESULTS / "2026-11-26-bge-base-natural-throughput-avx2.json"
     ratios = {row[0]: row[-1] for row in throughput_rows(json.loads(file.read_text("utf-8")))}

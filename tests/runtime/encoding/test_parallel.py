@@ -20,7 +20,7 @@ from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.encoding import parallel
 from bge_runtime.encoding.parallel import ParallelBatches
-from bge_runtime.engines import EngineInfo, open_engine
+from bge_runtime.engines import BatchLimits, EngineInfo, EngineOptions, open_engine
 from bge_runtime.errors import BundleError, EngineError, InferenceError
 from tests.helpers.runtime import PROPERTY, SAME_VALUE, TEXTS, assert_same
 
@@ -40,7 +40,6 @@ class Fake:
 
     past_names: tuple[str, ...] = ()
     past_token_bytes = 0
-    batch_overhead_tokens = 16
 
     def __init__(self, *, runs=1, threads=4):
         self.info = EngineInfo(
@@ -51,9 +50,9 @@ class Fake:
             provider="fake",
             variant="fake",
             threads=threads,
-            runs=runs,
+            streams=runs,
         )
-        self.batch_tokens, self.shared_batch_tokens, self.parallel_runs = 1024, 256, 1
+        self.batches = BatchLimits(tokens=1024, parallel_tokens=256, overhead_tokens=16)
         self.sizes, self.running, self.most = [], 0, 0
         self.lock = threading.Lock()
 
@@ -112,7 +111,7 @@ def test_texts_are_shared_out_where_they_fill_a_batch_for_each_thread(opened, le
     assert (engine is not together) == shared
     if shared:
         assert engine.info is apart.info
-        assert (engine.parallel_runs, engine.batch_tokens) == (4, 256)
+        assert (engine.batches.concurrent_runs, engine.batches.tokens) == (4, 256)
 
 
 def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
@@ -132,7 +131,7 @@ def test_none_is_opened_where_the_one_that_is_there_can_do_it():
     assert sharing.engine_for([100] * 5, together, open_apart=never) is together
     engine = sharing.engine_for([100] * 11, together, open_apart=never)
     engine.run(np.ones((2, 100), np.int64), np.ones((2, 100), np.int64), ["x"])
-    assert (together.sizes, engine.parallel_runs, sharing.opened) == ([200], 4, None)
+    assert (together.sizes, engine.batches.concurrent_runs, sharing.opened) == ([200], 4, None)
 
 
 def test_a_corpus_opens_it_at_once(enough_memory):
@@ -270,8 +269,8 @@ def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size,
 def test_onnx_runtime_is_not_opened_for_several_at_once(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     variant = next(v for v in bundle.manifest.variants if v.engine == "onnxruntime")
-    with pytest.raises(EngineError, match=r"runs=2.*OpenVINO.*is onnxruntime's"):
-        open_engine(bundle, variant, runs=2)
+    with pytest.raises(EngineError, match=r"streams=2.*OpenVINO.*is onnxruntime's"):
+        open_engine(bundle, variant, EngineOptions(streams=2))
 
 
 def test_what_is_in_force_is_what_was_asked_for(both, at_once):
@@ -281,13 +280,13 @@ def test_what_is_in_force_is_what_was_asked_for(both, at_once):
     # OpenVINO takes no more threads than there are processors.
     threads = info.threads
     if info.engine == "onnxruntime":
-        assert (info.runs, shared.engines) == (threads, [shared.engine])
+        assert (info.streams, shared.engines) == (threads, [shared.engine])
     else:
         apart = opened_by(shared)
         assert shared.engines == [shared.engine, apart]
-        assert (info.runs, apart.info) == (1, dataclasses.replace(info, runs=threads))
+        assert (info.streams, apart.info) == (1, dataclasses.replace(info, streams=threads))
     in_force = str(shared.engines[-1].info)
-    assert in_force.endswith(f"{threads} threads, up to {threads} batches side by side")
+    assert in_force.endswith(f"{threads} threads, up to {threads} batches in parallel")
     assert (plain._parallel, [plain.engine]) == ({}, plain.engines)
 
 

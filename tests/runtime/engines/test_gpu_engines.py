@@ -26,7 +26,7 @@ from bge_runtime import BGEM3FlagModel, FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import Parity
 from bge_runtime.encoding import pipeline
-from bge_runtime.engines import open_engine, ort_cuda, ort_providers, tensorrt
+from bge_runtime.engines import EngineOptions, open_engine, ort_cuda, ort_providers, tensorrt
 from bge_runtime.engines.base import graph_inputs, inference_error
 from bge_runtime.engines.ort import OrtEngine
 from bge_runtime.engines.ort_cuda import CudaGraphEngine, CudaGraphs, OrtCudaEngine
@@ -40,7 +40,7 @@ from bge_runtime.errors import (
 )
 from bge_runtime.sources.registry import ENCODER_ONLY_M3
 from bge_runtime.system import nvidia
-from bge_runtime.variants.selection import select_variant
+from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
 from tests.helpers.bundles import ROOT, export
 from tests.helpers.runtime import PROPERTY, TEXTS, WrappedEngine
 
@@ -293,14 +293,17 @@ def test_the_companion_has_to_be_near_pytorch_here(bundle, monkeypatch):
         measured.append(even.name)
         return near
 
-    monkeypatch.setattr("bge_runtime.variants.parity_check.cached_parity", measure)
-    assert ort_cuda._proven_cuda_graph_variant(opened, packed).name == "cuda-even-fp16"
+    monkeypatch.setattr("bge_runtime.variants.selection.unavailable_reason", lambda _: None)
+    monkeypatch.setattr("bge_runtime.variants.selection.cached_parity", measure)
+    assert select_cuda_graph_variant(opened, packed).name == "cuda-even-fp16"
     near = replace(near, min_cosine=0.99)
     with pytest.raises(EngineError, match=r"cuda-even-fp16.*too far.*0\.99"):
-        ort_cuda._proven_cuda_graph_variant(opened, packed)
+        select_cuda_graph_variant(opened, packed)
     assert measured == ["cuda-even-fp16"] * 2
-    with pytest.raises(EngineError, match="no graph for them beside variant 'tensorrt-fp16'"):
-        ort_cuda._proven_cuda_graph_variant(opened, variant(bundle, "tensorrt-fp16"))
+    with pytest.raises(EngineError, match="no graph for them beside variant 'cuda-bf16'"):
+        select_cuda_graph_variant(opened, replace(packed, name="cuda-bf16", precision="bf16"))
+    with pytest.raises(EngineError, match="'tensorrt-fp16' is tensorrt's on cuda"):
+        select_cuda_graph_variant(opened, variant(bundle, "tensorrt-fp16"))
 
 
 def test_the_companion_is_never_chosen_for_itself(bundle, monkeypatch):
@@ -411,7 +414,7 @@ def test_memory_that_is_too_short_is_not_the_branchs_fault(compute):
 
 def test_it_can_be_asked_to_take_it_always(branching, compute):
     session = Branches()
-    branching.always_take_branch()
+    branching._uniform_length = ort_cuda._UniformLengthBranch(always=True)
     for feeds in (feeds_of(1, 3), feeds_of(2, 3, short=1)):
         compute(session, feeds)
     assert session.taken == [True, False]
@@ -432,7 +435,7 @@ class Small(WrappedEngine):
     def __init__(self, inner, tokens):
         super().__init__(inner)
         self.tokens = tokens
-        self.batch_tokens, self.batch_overhead_tokens = 4096, 4096
+        self.batches = replace(inner.batches, tokens=4096, overhead_tokens=4096)
         self.asked = []
 
     def run(self, input_ids, attention_mask, outputs, **rest):
@@ -487,7 +490,7 @@ def test_two_batches_are_under_way_on_a_gpu(tiny_bundle):
 
         def __init__(self, inner):
             super().__init__(inner)
-            self.parallel_runs = 2
+            self.batches = replace(inner.batches, concurrent_runs=2)
 
         def run(self, input_ids, attention_mask, outputs):
             if self.waiting:
@@ -634,7 +637,9 @@ def fake(bundle, monkeypatch, tmp_path):
     monkeypatch.setattr(FakeTensorRt, "opened_with", [])
 
     def make(**options):
-        return FakeTensorRt(Bundle.open(bundle), variant(bundle, "tensorrt-fp16"), **options)
+        return FakeTensorRt(
+            Bundle.open(bundle), variant(bundle, "tensorrt-fp16"), EngineOptions(**options)
+        )
 
     return make
 
@@ -725,7 +730,7 @@ def test_a_lock_whose_holder_failed_is_free(fake, monkeypatch):
 
 def test_a_number_without_a_gpu_is_an_error(fake):
     with pytest.raises(ProviderError, match=r"requested device 'cuda:2', but there are 2 GPUs"):
-        fake(index=2)
+        fake(device="cuda:2")
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(fake, monkeypatch, tmp_path):

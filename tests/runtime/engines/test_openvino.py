@@ -219,9 +219,9 @@ SHAPES = """
 import sys
 import numpy as np, psutil
 from bge_runtime import FlagModel
-from bge_runtime.engines import ov
+from bge_runtime.engines import openvino
 if sys.argv[2] != "ours":
-    ov._KERNELS_KEPT = sys.argv[2]
+    openvino._KERNELS_KEPT = sys.argv[2]
 engine = FlagModel(sys.argv[1], engine="openvino", use_fp16=False).engine
 def run(shapes):
     for rows, columns in shapes:

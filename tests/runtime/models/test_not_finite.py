@@ -122,11 +122,9 @@ def test_padding_may_hold_anything(m3):
     expected = m3.encode(texts, **asked)
 
     class PaddingIsNan(WrappedEngine):
-        batch_overhead_tokens = 1000
-
         def __init__(self, inner):
             super().__init__(inner)
-            self.batch_overhead_tokens = 1000  # both in one batch
+            self.batches = replace(inner.batches, overhead_tokens=1000)  # one batch
             self.padded = 0
 
         def run(self, input_ids, attention_mask, outputs):
@@ -225,8 +223,8 @@ def test_stores_get_finite_numbers(value):
 def test_no_output_passes_for_near_if_it_is_not_finite(m3, monkeypatch, output):
     reference = m3.bundle.reference()
     variant = next(v for v in m3.bundle.manifest.variants if v.name == "cpu-fp32")
-    assert not parity_check.measure(m3.bundle, variant)[1].failures(TOLERANCES["fp32"])
+    assert not parity_check.measure_parity(m3.bundle, variant)[1].failures(TOLERANCES["fp32"])
     token = reference.token_ids[-1][1]
     spoilt = Spoiling(m3.engine, token, output, np.nan)
     monkeypatch.setattr(parity_check, "open_engine", lambda *_, **__: spoilt)
-    assert parity_check.measure(m3.bundle, variant)[1].failures(TOLERANCES["fp32"])
+    assert parity_check.measure_parity(m3.bundle, variant)[1].failures(TOLERANCES["fp32"])

@@ -105,8 +105,8 @@ def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, mo
         ),
         "parity": (
             parity_check,
-            "measure",
-            parity_check.measure,
+            "measure_parity",
+            parity_check.measure_parity,
             lambda: parity_check.cached_parity(model.bundle, new),
         ),
         "export": (
@@ -177,11 +177,11 @@ class Recorded(WrappedEngine):
 
     def __init__(self, inner, fault=None):
         super().__init__(inner)
-        self.batches = 0
+        self.batches_run = 0
         self.fault = fault
 
     def run(self, input_ids, attention_mask, outputs):
-        self.batches += 1
+        self.batches_run += 1
         if self.fault is not None:
             raise self.fault
         time.sleep(0.002)  # so that the other one gets its turn
@@ -196,7 +196,7 @@ def two_devices(tiny_bundle, model, monkeypatch):
     def select(bundle, *, device, **_):
         return dataclasses.replace(bundle.manifest.variants[0], device=device)
 
-    def open_recorded(_bundle, variant, **_):
+    def open_recorded(_bundle, variant, _options):
         engines[variant.device] = Recorded(model.engine)
         return engines[variant.device]
 
@@ -213,21 +213,21 @@ def test_two_devices_share_a_list_and_keep_its_order(two_devices, model):
     vectors = shared.encode(TEXTS * 20, batch_size=3)
     expected = model.encode(TEXTS * 20, batch_size=3)
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=SAME_VALUE)
-    assert first.batches > 5
-    assert second.batches > 5
+    assert first.batches_run > 5
+    assert second.batches_run > 5
 
 
 def test_a_single_text_is_not_shared_out(two_devices, model):
     shared, first, second = two_devices
     np.testing.assert_allclose(shared.encode("one"), model.encode("one"), rtol=0, atol=SAME_VALUE)
-    assert (first.batches, second.batches) == (1, 0)
+    assert (first.batches_run, second.batches_run) == (1, 0)
 
 
 def test_encode_single_device_uses_the_device_it_is_given(two_devices):
     shared, first, second = two_devices
     shared.encode_single_device(TEXTS, device="cuda:1")
-    assert first.batches == 0
-    assert second.batches > 0
+    assert first.batches_run == 0
+    assert second.batches_run > 0
 
 
 @pytest.mark.parametrize("window", [4, 2048], ids=["many-windows", "one-window"])
@@ -241,7 +241,7 @@ def test_a_device_that_fails_ends_the_call_and_the_model_works_on(
     with pytest.raises(InferenceError, match="out of memory"):
         shared.encode(TEXTS * 20, batch_size=1)
     # The other one stopped early instead of computing what nobody will get.
-    assert two_devices[3 - broken].batches < len(TEXTS) * 20 - 1
+    assert two_devices[3 - broken].batches_run < len(TEXTS) * 20 - 1
     two_devices[broken].fault = None
     expected = model.encode(TEXTS)
     np.testing.assert_allclose(shared.encode(TEXTS), expected, rtol=0, atol=SAME_VALUE)

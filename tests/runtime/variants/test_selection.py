@@ -23,13 +23,13 @@ def measured(monkeypatch, tmp_path):
     """The names of the variants that were measured, in order; the cache is empty at first."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names = []
-    real = parity_check.measure
+    real = parity_check.measure_parity
 
     def recorded(bundle, variant, reference=None):
         names.append(variant.name)
         return real(bundle, variant, reference)
 
-    monkeypatch.setattr(parity_check, "measure", recorded)
+    monkeypatch.setattr(parity_check, "measure_parity", recorded)
     return names
 
 
@@ -132,7 +132,7 @@ def test_another_gpu_is_measured_anew(tiny_bundle, measured, monkeypatch):
         asked.append(driver.gpus[0].name)
         return None, variant.parity
 
-    monkeypatch.setattr(parity_check, "measure", measure)
+    monkeypatch.setattr(parity_check, "measure_parity", measure)
     for name in ("NVIDIA H100", "NVIDIA L4", "NVIDIA H100"):
         gpu = nvidia.Gpu(name=name, compute_capability="9.0", memory_bytes=2**36)
         driver = nvidia.Driver(version="580.65.06", cuda=(13, 0), gpus=(gpu,))
