@@ -39,6 +39,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 unit: $(VENV)/.ready  ## All tests but the exporter's, which `transformers-5` runs
 	$(PYTEST) -m "not network and not slow" --ignore tests/export

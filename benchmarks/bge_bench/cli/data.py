@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bge_bench.console import one_line_errors
+from bge_bench.cli.console import one_line_errors
 from bge_bench.datasets.catalogue import DATASETS, data_folder, problems
 from bge_bench.datasets.fetching import fetch
 from bge_runtime.system import format_table

@@ -11,11 +11,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_bench.cli.progress import progress
 from bge_bench.datasets.corpus import paragraphs
 from bge_bench.environment import busy_percent
 from bge_bench.errors import BenchError
 from bge_bench.experiments.speed import Comparison, Workload, line_up, measure_speed, step_count
-from bge_bench.progress import progress
 from bge_bench.reports.text import busy_notes
 from bge_bench.systems.source import open_checkpoint
 from bge_runtime import Bundle, FlagModel

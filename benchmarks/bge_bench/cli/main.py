@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 try:
+    from bge_bench.cli.checkpoint import checkpoint as checkpoint_command
+    from bge_bench.cli.console import one_line_errors, report
     from bge_bench.cli.data import data
     from bge_bench.cli.gpu import gpu
     from bge_bench.cli.options import (
@@ -19,10 +21,10 @@ try:
         threads_option,
         timeout_option,
     )
+    from bge_bench.cli.progress import progress
     from bge_bench.cli.report import report as report_command
     from bge_bench.cli.retrieval import retrieval
     from bge_bench.cli.tables import COMMANDS
-    from bge_bench.console import one_line_errors, report
     from bge_bench.datasets.corpus import (
         PARAGRAPHS,
         paragraphs,
@@ -40,11 +42,9 @@ try:
     from bge_bench.experiments.parity import REFERENCES, measure_parity
     from bge_bench.experiments.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.experiments.speed import Workload, line_up, measure_speed, step_count
-    from bge_bench.progress import progress
     from bge_bench.reports.text import pair_table, parity_table, speed_table
     from bge_bench.systems.base import BASELINES, GPU_BASELINES
     from bge_bench.systems.lineup import variants_here
-    from bge_bench.systems.source import checkpoint as checkpoint_command
     from bge_bench.systems.source import open_checkpoint
     from bge_bench.workers.journal import Journal, fingerprint, header_of
 except ImportError as missing:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bge_bench.console import one_line_errors
+from bge_bench.cli.console import one_line_errors
 from bge_bench.errors import BenchError
 from bge_bench.reports.tables import ROWS, markdown, notes
 

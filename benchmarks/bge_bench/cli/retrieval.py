@@ -9,17 +9,17 @@ from pathlib import Path
 
 import click
 
+from bge_bench.cli.console import one_line_errors, report
 from bge_bench.cli.options import checkpoint_option, data_option, json_option
-from bge_bench.console import one_line_errors, report
+from bge_bench.cli.progress import progress
 from bge_bench.datasets.catalogue import DATASETS, data_folder
-from bge_bench.datasets.tasks import open_task
 from bge_bench.experiments.retrieval import (
     REFERENCES,
     SCORE_LIMITS,
     measure_retrieval,
     runnable_precisions,
 )
-from bge_bench.progress import progress
+from bge_bench.experiments.tasks import open_task
 from bge_bench.reports.retrieval import retrieval_table
 from bge_bench.systems.source import open_checkpoint
 from bge_runtime.bundle import TOLERANCES, Bundle

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from bge_bench.cli.console import one_line_errors, report
 from bge_bench.cli.options import (
     checkpoint_option,
     data_option,
@@ -19,7 +20,7 @@ from bge_bench.cli.options import (
     threads_option,
     timeout_option,
 )
-from bge_bench.console import one_line_errors, report
+from bge_bench.cli.progress import progress
 from bge_bench.datasets.catalogue import DATASETS
 from bge_bench.datasets.corpus import paragraphs, read_texts, short_texts, spread_sample
 from bge_bench.datasets.data import load_passages, load_questions
@@ -32,7 +33,6 @@ from bge_bench.experiments.timing import (
     measure_scaling,
     measure_throughput,
 )
-from bge_bench.progress import progress
 from bge_bench.reports.tables import document_tables
 from bge_bench.systems.base import BASELINES, GPU_BASELINES, SideSpec
 from bge_bench.systems.lineup import FASTEST, Entrant, line_up

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_bench.datasets.tasks import Task, Values
 from bge_bench.errors import BenchError
+from bge_bench.experiments.tasks import Task, Values
 from bge_bench.systems.base import OURS, SideSpec, open_side
 from bge_runtime.bundle import Bundle
 from bge_runtime.engines import unavailable_reason

@@ -8,9 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
-from bge_bench.console import one_line_errors
 from bge_bench.errors import BenchError
 from bge_bench.systems.base import quiet
 from bge_runtime.bundle import Bundle
@@ -69,35 +66,6 @@ def _make_random(bundle: Bundle, seed: int, folder: Path) -> None:
         facts = random_model_facts(bundle.manifest.provenance.source)
         layers = bundle.manifest.model.layers  # it may have been made with fewer
         write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path, layers=layers)
-
-
-@click.command()
-@click.argument("model")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--layers", type=click.IntRange(min=1), help="Fewer than the model has.")
-@click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder to take the tokenizer from. Default: one is made.",
-)  # fmt: skip
-def checkpoint(
-    model: str, folder: Path, layers: int | None, seed: int, tokenizer: Path | None
-) -> None:
-    """Write the checkpoint that `bge-export MODEL --random-weights` makes, to keep it.
-
-    The other commands take it with --checkpoint, and need not make it again each time.
-    """
-    with one_line_errors(), quiet():
-        from bge_export.synthetic import random_model_facts, write_random_checkpoint
-
-        facts = random_model_facts(model)
-        if folder.exists():
-            raise BenchError(f"{folder} is already there; name another folder, or remove it")
-        # Renamed once it is whole: it may be cut off.
-        part = folder.with_name(f"{folder.name}.part")
-        part.mkdir(parents=True)
-        write_random_checkpoint(facts, part, seed=seed, tokenizer=tokenizer, layers=layers)
-        part.rename(folder)
 
 
 def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:

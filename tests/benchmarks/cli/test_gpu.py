@@ -9,13 +9,15 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
-from bge_bench.cli import gpu, main
+from bge_bench.cli import gpu
+from bge_bench.cli.main import main
 from bge_bench.cli.tables import throughput
 from bge_bench.datasets.corpus import paragraphs
 from bge_bench.errors import BenchError
 from bge_bench.experiments.timing import _gpu_bytes
 from bge_bench.systems.base import SideSpec
-from bge_bench.workers.pool import Pool, pool
+from bge_bench.workers import pool
+from bge_bench.workers.pool import Pool
 
 LAST_WORDS = "the process died; its last words:\n    a\n    ImportError: datasets"
 

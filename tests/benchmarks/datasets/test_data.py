@@ -129,7 +129,7 @@ def pairs(server) -> Dataset:
 def known(bread, pairs, monkeypatch):
     """Make them the datasets that the benchmarks know."""
     datasets = {dataset.name: dataset for dataset in (bread, pairs)}
-    for module in ("catalogue", "data", "data_cli"):
+    for module in ("datasets.catalogue", "datasets.data", "cli.data"):
         monkeypatch.setattr(f"bge_bench.{module}.DATASETS", datasets)
     # The options that list the names were made when the module was read.
     (option,) = (p for p in main.commands["data"].params if p.name == "names")

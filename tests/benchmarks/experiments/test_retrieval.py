@@ -8,7 +8,6 @@ from click.testing import CliRunner
 
 from bge_bench.cli.main import main
 from bge_bench.datasets.corpus import short_texts
-from bge_bench.datasets.tasks import RetrievalTask, open_task
 from bge_bench.errors import BenchError
 from bge_bench.experiments.retrieval import (
     SCORE_LIMITS,
@@ -19,6 +18,7 @@ from bge_bench.experiments.retrieval import (
     measure_retrieval,
     runnable_precisions,
 )
+from bge_bench.experiments.tasks import RetrievalTask, open_task
 from bge_bench.reports.retrieval import retrieval_table
 from bge_bench.systems.base import OURS, SideSpec, open_side
 from bge_runtime import FlagModel

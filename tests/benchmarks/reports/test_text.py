@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bge_bench.cli.console import report as write_report
 from bge_bench.cli.main import main
 from bge_bench.cli.report import BEGIN, END, read_document, section, with_tables
-from bge_bench.console import report as write_report
 from bge_runtime.bundle.bundle import Bundle
 from tests.helpers.bundles import ROOT
 
