@@ -1,0 +1,59 @@
+"""Modules, functions and folders stay small enough to be read at one sitting."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.helpers.bundles import ROOT
+
+PACKAGES = [
+    ROOT / "runtime" / "bge_runtime",
+    ROOT / "export" / "bge_export",
+    ROOT / "benchmarks" / "bge_bench",
+]
+FILES = {
+    str(path.relative_to(ROOT)): path.read_text("utf-8")
+    for package in PACKAGES
+    for path in package.rglob("*.py")
+}
+
+TO_BE_SPLIT = {
+    "runtime/bge_runtime/models/m3.py",
+    "runtime/bge_runtime/models/llm.py",
+    "runtime/bge_runtime/models/icl.py",
+    "runtime/bge_runtime/models/encoder.py",
+    "runtime/bge_runtime/models/auto.py",
+    "runtime/bge_runtime/variants/selection.py",
+    "runtime/bge_runtime/cli/embed.py",
+    "export/bge_export/cli.py",
+    "export/bge_export/encoder/exporter.py",
+    "export/bge_export/decoder/exporter.py",
+    "export/bge_export/checkpoint/inspect.py",
+    "export/bge_export/checkpoint/sentence_transformers.py",
+    "export/bge_export/checkpoint/tokenizer.py",
+    "benchmarks/bge_bench/cli/tables.py",
+    "benchmarks/bge_bench/experiments/parity.py",
+    "benchmarks/bge_bench/experiments/prefix.py",
+}
+
+
+def test_a_module_has_450_lines_at_most():
+    lines = {path: len(source.splitlines()) for path, source in FILES.items()}
+    assert {path: count for path, count in lines.items() if count > 450}.keys() <= TO_BE_SPLIT
+
+
+def test_a_function_has_80_lines_at_most_with_its_docstring():
+    too_long = {
+        path: f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path, source in FILES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= 80
+    }
+    assert too_long.keys() <= TO_BE_SPLIT, too_long
+
+
+def test_a_folder_has_14_modules_at_most():
+    folders = [path for package in PACKAGES for path in (package, *package.rglob("*/"))]
+    modules = {folder: {*folder.glob("*.py")} - {folder / "__init__.py"} for folder in folders}
+    assert {str(folder): len(found) for folder, found in modules.items() if len(found) > 14} == {}
