@@ -56,9 +56,9 @@ def describe(name: str, value: Any) -> Iterator[str]:
         yield f"{name}: {type(value).__name__}"
     else:
         bases = ", ".join(base.__name__ for base in value.__bases__)
-        yield f"class {name}({bases}):" if issubclass(value, Exception) else f"class {name}:"
+        yield f"class {name}({bases})" if issubclass(value, Exception) else f"class {name}"
         lines = [*describe_fields(value), *describe_members(value)]
-        yield from (f"    {line}" for line in lines or ["..."])
+        yield from (f"    {line}" for line in lines)
 
 
 def describe_fields(owner: type) -> Iterator[str]:
