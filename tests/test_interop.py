@@ -26,7 +26,7 @@ from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES, Parity, compare
 from bge_runtime.engines.openvino import cpu_capabilities
-from bge_runtime.sources.registry import MODELS
+from bge_runtime.sources import MODELS
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
 
 ALL_TEXTS = sorted([*TEXTS, *PARITY_TEXTS[::2]], key=len)

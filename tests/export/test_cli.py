@@ -95,12 +95,12 @@ def test_refusal_comes_before_the_model_is_touched(tmp_path: Path):
 
 
 def test_random_weights_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from bge_runtime.sources import registry
+    from bge_runtime.sources import MODELS, ModelSpec
     from tests.helpers.bundles import TINY
 
-    facts = registry.MODELS["bge-small-en"]
-    tiny = registry.ModelSpec(**{**facts.__dict__, "shape": replace(TINY, layers=1)})
-    monkeypatch.setitem(registry.MODELS, "bge-small-en", tiny)
+    facts = MODELS["bge-small-en"]
+    tiny = ModelSpec(**{**facts.__dict__, "shape": replace(TINY, layers=1)})
+    monkeypatch.setitem(MODELS, "bge-small-en", tiny)
     monkeypatch.chdir(tmp_path)
     result = run("bge-small-en", "--random-weights", "--seed", "3")
     assert result.exit_code == 0, result.output

@@ -15,7 +15,7 @@ from bge_bench.systems.base import SideSpec, open_side
 from bge_export.parity_texts import PARITY_TEXTS
 from bge_runtime import FlagModel
 from bge_runtime.bundle.parity import TOLERANCES, compare
-from bge_runtime.sources.registry import MODELS
+from bge_runtime.sources import MODELS
 from tests.helpers.bundles import SHARED
 from tests.helpers.runtime import assert_fp32_on_cpu
 

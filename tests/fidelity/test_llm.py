@@ -20,7 +20,7 @@ import pytest
 from bge_bench.systems.base import flagembedding, quiet
 from bge_runtime import FlagICLModel, FlagLLMModel
 from bge_runtime.bundle.parity import Tolerance, compare
-from bge_runtime.sources.registry import DECODER_ONLY_BASE, DECODER_ONLY_ICL, DecoderShape
+from bge_runtime.sources import DECODER_ONLY_BASE, DECODER_ONLY_ICL, DecoderShape
 from tests.helpers.bundles import SHARED
 from tests.helpers.decoders import export_decoder
 

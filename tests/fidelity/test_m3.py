@@ -25,7 +25,7 @@ from bge_runtime.bundle.bundle import TOKENIZER_FILE, Bundle
 from bge_runtime.bundle.parity import TOLERANCES, Parity, compare
 from bge_runtime.encoding.tokenization import TextTokenizer
 from bge_runtime.engines import openvino
-from bge_runtime.sources.registry import MODELS
+from bge_runtime.sources import MODELS
 from tests.helpers.bundles import SHARED, export
 from tests.helpers.runtime import assert_fp32_on_cpu
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bge_runtime.sources.registry import BertShape
+from bge_runtime.sources import BertShape
 
 ROOT = Path(__file__).parents[2]
 """The checkout."""

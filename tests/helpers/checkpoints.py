@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bge_runtime.sources.registry import HEAD_FILES
+from bge_runtime.sources import HEAD_FILES
 
 COMMIT = "5617a9f61b028005a4858fdac845db406aefb181"
 ENGLISH = "Represent this sentence for searching relevant passages: "

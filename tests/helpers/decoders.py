@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from bge_runtime.sources.registry import DecoderShape
+from bge_runtime.sources import DecoderShape
 
 MISTRAL = DecoderShape(
     architecture="mistral", layers=3, hidden_size=64, heads=4, kv_heads=2, head_dim=16,

@@ -8,7 +8,7 @@ from bge_export.checkpoint.inspect import inspect_checkpoint
 from bge_export.encoder.exporter import export_bundle
 from bge_export.synthetic.encoder import make_tokenizer, random_encoder
 from bge_export.targets import select_targets
-from bge_runtime.sources.registry import BertShape
+from bge_runtime.sources import BertShape
 
 shape = BertShape(layers=2, hidden_size=32, heads=2, intermediate_size=64, vocab_size=9000)
 with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bge_runtime.bundle import FILE_NAME, Bundle, Manifest
 from bge_runtime.errors import BgeError, ExportError
-from bge_runtime.sources import is_hub_id, one_line
+from bge_runtime.sources import format_error, is_hub_id
 
 _CARD = "README.md"
 
@@ -135,4 +135,4 @@ def _explained(what: str) -> Iterator[None]:
     except BgeError:
         raise
     except Exception as error:  # of an HTTP library, which depends on huggingface_hub's version
-        raise ExportError(f"{what}: {one_line(error)}") from error
+        raise ExportError(f"{what}: {format_error(error)}") from error

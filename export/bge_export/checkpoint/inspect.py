@@ -31,12 +31,12 @@ from bge_runtime.sources import (
     HEAD_FILES,
     SUPPORTED_MODEL_CLASSES,
     ModelSpec,
-    ask,
-    explained,
     find_model,
     hub_id_in,
     identify,
     is_hub_id,
+    query_hub,
+    translate_hub_errors,
 )
 from bge_runtime.system import check_not_pointer, local_path, read_json
 
@@ -75,7 +75,7 @@ class Checkpoint:
         revision: Commit of the hub repository, if it came from the hub.
         config: Its ``config.json``.
         model_class: FlagEmbedding's class for it.
-        pooling: One of `bge_runtime.sources.registry.POOLING_METHODS`.
+        pooling: One of `bge_runtime.sources.POOLING_METHODS`.
         query_instruction: Instruction its authors recommend for queries.
         query_instruction_format: How instruction and query are joined.
         weight_files: Its weight files, relative to the folder; M3's heads among them.
@@ -127,9 +127,9 @@ def find_checkpoint(
     # Heavy, and not needed for a local folder.
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    with explained(source, revision, offline="--offline" if offline else None):
+    with translate_hub_errors(source, revision, offline="--offline" if offline else None):
         cached = isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str)
-        offline = ask(source, revision, cached=cached, offline=offline) is None
+        offline = query_hub(source, revision, cached=cached, offline=offline) is None
         snapshot = snapshot_download(
             source,
             revision=revision,
@@ -167,8 +167,8 @@ def inspect_checkpoint(
         source: What the user called it.
         revision: Commit it was resolved to.
         model_class: FlagEmbedding's class, if the user gave one; else see
-            `bge_runtime.sources.identity.identify`.
-        pooling: One of `bge_runtime.sources.registry.POOLING_METHODS`, if the user gave one.
+            `bge_runtime.sources.identify`.
+        pooling: One of `bge_runtime.sources.POOLING_METHODS`, if the user gave one.
         trust_remote_code: Whether code from the checkpoint may run.
 
     Raises:
@@ -181,7 +181,7 @@ def inspect_checkpoint(
     said.check_dim(config.get("hidden_size"))
     check_config_keys(config, source=source)
     identity = identify(source, folder, config, class_is_given=model_class is not None)
-    facts = identity.facts
+    facts = identity.spec
     chosen_class = model_class or identity.model_class or ENCODER_ONLY_BASE
     if chosen_class not in SUPPORTED_MODEL_CLASSES:
         raise ExportError(

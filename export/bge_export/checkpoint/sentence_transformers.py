@@ -155,7 +155,7 @@ class SentenceTransformersFolder:
 
     Attributes:
         transformer: Where its model and tokenizer are.
-        pooling: One of `bge_runtime.sources.registry.POOLING_METHODS`; None if it does not say.
+        pooling: One of `bge_runtime.sources.POOLING_METHODS`; None if it does not say.
         dim: Components that its pooling is for; None if it does not say.
         settings: What else changes vectors. ``lowercase`` is what is asked for, and
             ``max_seq_length`` None where the tokenizer decides: see `settle`.

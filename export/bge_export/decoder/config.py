@@ -19,7 +19,7 @@ class DecoderConfig:
     """A decoder-only transformer, as far as its vectors depend on it.
 
     Attributes:
-        family: ``model_type``: one of `bge_runtime.sources.registry.DECODERS`.
+        family: ``model_type``: one of `bge_runtime.sources.DECODERS`.
         layers: Number of transformer layers.
         hidden_size: Width of the hidden states.
         heads: Query heads of a layer.

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -31,7 +30,7 @@ from bge_runtime.engines.ort import leak
 from bge_runtime.engines.ort_cuda import OrtCudaEngine
 from bge_runtime.engines.ort_providers import CUDA, TENSORRT
 from bge_runtime.errors import EngineError, ProviderError
-from bge_runtime.system import cache, nvidia, on_terminal
+from bge_runtime.system import cache, hold_file_lock, nvidia, on_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -188,13 +187,13 @@ class TensorRtEngine(OrtCudaEngine):
             return self._opened(providers)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
         except OSError as error:
             raise EngineError(
                 f"cannot write to the cache {folder}: {error}. Set XDG_CACHE_HOME to a folder that "
                 "can be written"
             ) from error
-        with _held(lock, folder):
+        waiting = f"another process is building {folder.name}; waiting for it"
+        with hold_file_lock(folder / ".lock", waiting=waiting):
             if (folder / _BUILT).is_file():  # by whoever held the lock
                 return self._opened(providers)
             logger.warning(
@@ -242,20 +241,6 @@ class TensorRtEngine(OrtCudaEngine):
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         name = f"{self._bundle.manifest.model.name}-{profile.longest}-{key}"
         return cache.cache_folder() / "tensorrt" / name
-
-
-@contextlib.contextmanager
-def _held(lock: FileLock, folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; say so where another process has to be waited for."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("another process is building %s; waiting for it", folder.name)
-        lock.acquire()  # freed by the system if that process dies
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,18 @@
-"""TODO."""
+"""Where models come from: folders, the Hugging Face Hub, the cache, and exports on demand.
 
-from bge_runtime.sources.hub import ask, explained, hub_id_in, is_hub_id, one_line
+`find_bundle` is the entry point. To add a published model, add a row to `known_models`; to
+support another architecture, add its ``model_type`` to `model_classes`. Used by models, cli,
+integrations and bge_export.
+"""
+
+from bge_runtime.sources.checkpoint_files import CHECKPOINT_FILES, CHECKPOINT_PICKLES
+from bge_runtime.sources.export_subprocess import FOR_PYTHON, WARNING_START, ExportOptions
+from bge_runtime.sources.export_targets import Use
+from bge_runtime.sources.hub import hub_id_in, is_hub_id, query_hub
+from bge_runtime.sources.hub_errors import format_error, translate_hub_errors
 from bge_runtime.sources.identity import identify
-from bge_runtime.sources.on_demand import Use
-from bge_runtime.sources.registry import (
+from bge_runtime.sources.known_models import MODELS, ModelSpec, find_model
+from bge_runtime.sources.model_classes import (
     DECODER_CLASSES,
     DECODER_ONLY_BASE,
     DECODER_ONLY_ICL,
@@ -15,23 +24,12 @@ from bge_runtime.sources.registry import (
     ENCODERS,
     HEAD_FILES,
     MODEL_CLASSES,
-    MODELS,
     OPENED_BY,
     POOLING_METHODS,
     SUPPORTED_MODEL_CLASSES,
-    BertShape,
-    DecoderShape,
-    ModelSpec,
-    find_model,
 )
-from bge_runtime.sources.resolve import (
-    CHECKPOINT_FILES,
-    CHECKPOINT_PICKLES,
-    FOR_PYTHON,
-    WARNING_START,
-    ExportOptions,
-    find_bundle,
-)
+from bge_runtime.sources.resolve import find_bundle
+from bge_runtime.sources.shapes import BertShape, DecoderShape
 
 __all__ = [
     "CHECKPOINT_FILES",
@@ -58,12 +56,12 @@ __all__ = [
     "ExportOptions",
     "ModelSpec",
     "Use",
-    "ask",
-    "explained",
     "find_bundle",
     "find_model",
+    "format_error",
     "hub_id_in",
     "identify",
     "is_hub_id",
-    "one_line",
+    "query_hub",
+    "translate_hub_errors",
 ]

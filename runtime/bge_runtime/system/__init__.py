@@ -18,7 +18,7 @@ from bge_runtime.system.files import (
     parse_json,
     read_json,
 )
-from bge_runtime.system.locks import KeyLocks, once
+from bge_runtime.system.locks import KeyLocks, hold_file_lock, once
 from bge_runtime.system.memory import available_memory
 from bge_runtime.system.table import format_table
 from bge_runtime.system.versions import installed_versions, owners
@@ -36,6 +36,7 @@ __all__ = [
     "default_threads",
     "expand_user",
     "format_table",
+    "hold_file_lock",
     "installed_versions",
     "local_path",
     "multiplies_in_8_bits",

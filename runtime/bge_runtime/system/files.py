@@ -14,6 +14,7 @@ _LARGEST_POINTER_BYTES = 1024  # as Git LFS's specification says
 _LONGEST_NAME = 100
 _A_MODEL = "a model is a folder or a hub id such as BAAI/bge-m3"
 _KINDS: dict[type, str] = {dict: "object", list: "list"}
+_REQUIRED = object()
 
 
 def read_json(
@@ -23,24 +24,28 @@ def read_json(
     kind: type = dict,
     remedy: str = "download it again",
     encoding: str = "utf-8",
+    default: Any = _REQUIRED,
 ) -> Any:
-    """Read a JSON file.
+    """Return the content of a JSON file.
 
     Args:
         path: The file.
-        error: What to raise if it cannot be read.
-        kind: ``dict`` or ``list``, which it is to hold; ``object`` for anything.
-        remedy: What helps, for the message.
-        encoding: Its encoding.
+        error: Type of the error if the file cannot be read.
+        kind: Type that the content must have: ``dict``, ``list``, or ``object`` for any.
+        remedy: What to do about a damaged file, for the error.
+        encoding: Encoding of the file.
+        default: Returned if there is no such file. Without it, that is an error.
 
     Raises:
-        FileNotFoundError: If there is none, which means something else for each file.
-        BgeError: If it cannot be read, is not JSON, or holds another kind.
+        FileNotFoundError: If there is no such file and no default.
+        BgeError: If it cannot be read, is not JSON, or has another type; of type ``error``.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise
+        if default is _REQUIRED:
+            raise
+        return default
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}") from cause
     return parse_json(

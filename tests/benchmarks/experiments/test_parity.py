@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from bge_bench.cli.main import main
-from bge_runtime.sources.registry import ModelSpec
+from bge_runtime.sources import ModelSpec
 from bge_runtime.system import nvidia
 from bge_runtime.system.file_hash import file_sha256
 from tests.helpers.bundles import TINY, export, write_tiny_bert

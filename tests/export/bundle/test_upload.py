@@ -57,7 +57,7 @@ def export(
     [
         (["BAAI/nothing"], "the hub has no repository BAAI/nothing"),
         (["BAAI/bge-small-en", "--revision", "v9"], "has no revision 'v9'"),
-        (["BAAI/nothing", "--offline"], "and --offline forbids to fetch it"),
+        (["BAAI/nothing", "--offline"], "and --offline forbids downloading it"),
     ],
 )
 def test_hub_refusals(hub: LocalHub, tmp_path: Path, arguments: list[str], message: str):
@@ -142,9 +142,7 @@ def test_whatever_a_network_does_is_one_sentence_in_time_and_a_filled_cache_is_u
         assert took < (60 if only and repo == "me/new" else 5), f"{case} after {took:.1f} s"
     # Neither its retries nor anything else of huggingface_hub, but what we say ourselves.
     lines = {line for line in done.stderr.splitlines() if line.strip() and "Fetching" not in line}
-    assert all(
-        line.startswith("what the hub's cache holds of me/cached is used: ") for line in lines
-    ), lines
+    assert all(line.startswith("using the cached files of me/cached: ") for line in lines), lines
 
 
 def test_a_cache_that_cannot_be_written_is_named(hub: LocalHub, tmp_path: Path):

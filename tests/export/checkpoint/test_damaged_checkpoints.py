@@ -21,7 +21,7 @@ from bge_export.checkpoint.inspect import Checkpoint, check_tokenizer_files, ins
 from bge_runtime import FlagAutoModel
 from bge_runtime.cli import embed
 from bge_runtime.errors import ExportError
-from bge_runtime.sources import resolve
+from bge_runtime.sources import export_subprocess
 from tests.runtime.system.test_files import DEEP, POINTER
 
 
@@ -225,7 +225,7 @@ def in_this_process(monkeypatch, tmp_path):
         result = CliRunner().invoke(exporter.main, command[3:], env=environment)
         return result.exit_code, [line.strip() for line in result.stderr.splitlines()]
 
-    monkeypatch.setattr(resolve, "_run", run)
+    monkeypatch.setattr(export_subprocess, "run_export", run)
 
 
 @pytest.mark.parametrize("fault", ADVICE)

@@ -197,7 +197,7 @@ print((peak() - before) * 1024)
 def test_export_takes_less_memory_than_weights(tmp_path: Path, layers: int):
     from bge_export.synthetic.decoder import write_random_decoder
     from bge_export.synthetic.encoder import make_tokenizer
-    from bge_runtime.sources.registry import DecoderShape
+    from bge_runtime.sources import DecoderShape
 
     shape = DecoderShape(
         architecture="mistral", layers=layers, hidden_size=1024, heads=8, kv_heads=2, head_dim=128,

@@ -13,7 +13,7 @@ from bge_export.synthetic.encoder import (
     write_random_checkpoint,
 )
 from bge_runtime.errors import ExportError
-from bge_runtime.sources.registry import MODELS
+from bge_runtime.sources import MODELS
 from tests.helpers.bundles import TINY
 
 

@@ -300,14 +300,14 @@ def test_a_name_without_a_folder_is_not_found_and_the_message_names_the_command(
     ],
 )
 def test_an_address_of_a_hub_page_is_told_the_hub_id(asked):
-    with pytest.raises(ModelNotFoundError, match=r"did you mean the hub id BAAI/bge-m3\?"):
+    with pytest.raises(ModelNotFoundError, match=r"did you mean the Hub ID BAAI/bge-m3\?"):
         FlagModel(asked)
 
 
 @pytest.mark.parametrize("asked", ["my--org/x", "a/..b", "a/b.git", f"a/{'x' * 97}"])
 def test_what_no_hub_id_can_be_is_not_put_down_to_the_network(asked):
     with pytest.raises(
-        HubError, match=rf"no folder '{re.escape(asked)}'; {re.escape(asked)} is no hub id"
+        HubError, match=rf"no folder '{re.escape(asked)}'; {re.escape(asked)} is not a valid Hub ID"
     ) as caught:
         FlagModel(asked)
     assert "network" not in str(caught.value)

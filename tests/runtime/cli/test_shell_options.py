@@ -21,7 +21,7 @@ MESSAGES = [
     ("Pass pooling_method='cls' or so", "--pooling cls", "bge-export's --pooling cls"),
     ("pass trust_remote_code=True if", "--trust-remote-code", "bge-export's --trust-remote-code"),
     ("model_class='a-b'", "--model-class a-b", "bge-export's --model-class a-b"),
-    ("revision='v 1' is for hub ids", "--revision 'v 1'", "--revision 'v 1'"),
+    ("revision='v 1' is for Hub IDs", "--revision 'v 1'", "--revision 'v 1'"),
     ("Pass precision='fp32', or", "--precision fp32", "--precision fp32"),
     ("Pass devices='cpu'; or", "Pass devices='cpu'; or", "--device cpu"),
     (

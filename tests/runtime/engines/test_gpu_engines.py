@@ -38,7 +38,7 @@ from bge_runtime.errors import (
     OutOfMemoryError,
     ProviderError,
 )
-from bge_runtime.sources.registry import ENCODER_ONLY_M3
+from bge_runtime.sources import ENCODER_ONLY_M3
 from bge_runtime.system import nvidia
 from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
 from tests.helpers.bundles import ROOT, export

@@ -6,7 +6,7 @@ import pytest
 
 from bge_runtime import FlagAutoModel, FlagModel
 from bge_runtime.errors import BundleError, ModelNotFoundError, PoolingError
-from bge_runtime.sources.registry import MODEL_CLASSES, MODELS, find_model
+from bge_runtime.sources import MODEL_CLASSES, MODELS, find_model
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu, assert_same
 
 WITH_FORMAT = "multilingual-e5-large-instruct"

@@ -19,8 +19,7 @@ from bge_runtime.engines import openvino
 from bge_runtime.errors import InferenceError
 from bge_runtime.m3 import lexical
 from bge_runtime.models import embedder
-from bge_runtime.sources import resolve
-from bge_runtime.sources.resolve import ExportOptions
+from bge_runtime.sources import ExportOptions, export_subprocess, find_bundle
 from bge_runtime.system import file_hash
 from bge_runtime.system.locks import once
 from bge_runtime.variants import parity_check
@@ -110,10 +109,10 @@ def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, mo
             lambda: parity_check.cached_parity(model.bundle, new),
         ),
         "export": (
-            resolve,
-            "_run",
+            export_subprocess,
+            "run_export",
             export,
-            lambda: resolve.find_bundle(tmp_path, options=ExportOptions(pooling="cls")),
+            lambda: find_bundle(tmp_path, options=ExportOptions(pooling="cls")),
         ),
     }[what]
     made = []
@@ -124,7 +123,7 @@ def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, mo
         return real(*arguments)
 
     monkeypatch.setattr(module, name, slow)
-    monkeypatch.setattr(resolve, "_EXPORT_NEEDS", ())
+    monkeypatch.setattr(export_subprocess, "_REQUIRED_PACKAGES", ())
     found = at_once(lambda _: ask())
     assert found == [found[0]] * THREADS
     assert len(made) == 1

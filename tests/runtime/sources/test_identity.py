@@ -12,7 +12,8 @@ import pytest
 from bge_export.checkpoint.inspect import inspect_checkpoint
 from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagICLModel, FlagLLMModel, FlagModel
 from bge_runtime.errors import BundleError, EngineError, ExportError, PrecisionError
-from bge_runtime.sources import resolve
+from bge_runtime.sources import export_subprocess
+from bge_runtime.system import file_hash
 from tests.helpers.checkpoints import COMMIT, KINDS, PLACES
 from tests.helpers.hub import BARE, local_hub
 
@@ -31,7 +32,7 @@ def bundles(monkeypatch, tmp_path):
     def run(command, environment):
         raise Exporting(*command[3:])
 
-    monkeypatch.setattr(resolve, "_run", run)
+    monkeypatch.setattr(export_subprocess, "run_export", run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "bge-runtime" / "bundles"
 
@@ -88,15 +89,19 @@ def test_of_an_unknown_name_the_files_tell_the_class(bundles, tmp_path, kind, na
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("bge-m3", "bert", r"bge-m3, of class encoder-only-m3, and lacks sparse_linear\.pt and"),
-        ("bge-m3", "decoder", "of type 'gemma2' and class decoder-only-base, but goes by"),
-        ("bge-base-en-v1.5", "m3", "of type 'xlm-roberta' and class encoder-only-m3, but goes by"),
-        ("bge-base-en-v1.5", "icl", "class decoder-only-icl, but goes by the name of bge-base-en"),
-        ("bge-en-icl", "bert", "of type 'bert' and class encoder-only-base, but goes by"),
-        ("bge-en-icl", "decoder", "of type 'gemma2' and class decoder-only-base, but goes by"),
+        (
+            "bge-m3",
+            "bert",
+            r"bge-m3, a model of class encoder-only-m3, but lacks sparse_linear\.pt and",
+        ),
+        ("bge-m3", "decoder", "of type 'gemma2' and class decoder-only-base, but is named"),
+        ("bge-base-en-v1.5", "m3", "of type 'xlm-roberta' and class encoder-only-m3, but is named"),
+        ("bge-base-en-v1.5", "icl", "class decoder-only-icl, but is named bge-base-en"),
+        ("bge-en-icl", "bert", "of type 'bert' and class encoder-only-base, but is named"),
+        ("bge-en-icl", "decoder", "of type 'gemma2' and class decoder-only-base, but is named"),
         ("e5-mistral-7b-instruct", "decoder", "of type 'gemma2' .* of class decoder-only-base"),
-        (f"models--BAAI--bge-en-icl/snapshots/{COMMIT}", "m3", "by the name of bge-en-icl"),
-        ("bge-m3/checkpoint-4", "sentence-transformers", "of class encoder-only-m3, and lacks"),
+        (f"models--BAAI--bge-en-icl/snapshots/{COMMIT}", "m3", "is named bge-en-icl"),
+        ("bge-m3/checkpoint-4", "sentence-transformers", "of class encoder-only-m3, but lacks"),
     ],
 )
 def test_a_name_that_the_files_contradict_is_an_error_or_means_nothing(
@@ -163,7 +168,7 @@ def test_a_model_of_another_class_is_refused_before_it_is_exported(
         assert exported(lambda: opens(path, **options))["--model-class"] == model_class
         return
     # Nor are the weights hashed.
-    monkeypatch.setattr(resolve.file_hash, "remembered_sha256", lambda path: 1 / 0)
+    monkeypatch.setattr(file_hash, "remembered_sha256", lambda path: 1 / 0)
     with pytest.raises(BundleError, match=rf"{RENAMED} is a model of class .*Open it with "):
         opens(path, **options)
     assert not bundles.exists()
@@ -260,10 +265,10 @@ def test_what_no_export_brings_is_refused_before_it(bundles, tmp_path, options, 
 
 
 def test_what_this_machine_does_not_run_is_refused_before_an_export(bundles, tmp_path, monkeypatch):
-    from bge_runtime.sources import on_demand
+    from bge_runtime.sources import export_targets
 
     monkeypatch.setattr(
-        on_demand, "unavailable_reason", lambda variant: f"no {variant.engine} here"
+        export_targets, "unavailable_reason", lambda variant: f"no {variant.engine} here"
     )
     folder = str(KINDS["bert"].write(tmp_path / RENAMED))
     with pytest.raises(EngineError, match=r"no onnxruntime here.*Nothing was exported"):
@@ -285,9 +290,9 @@ def test_what_this_machine_does_not_run_is_refused_before_an_export(bundles, tmp
     ],
 )
 def test_an_export_brings_what_was_asked_for(bundles, tmp_path, monkeypatch, kind, options, told):
-    from bge_runtime.sources import on_demand
+    from bge_runtime.sources import export_targets
 
-    monkeypatch.setattr(on_demand, "unavailable_reason", lambda variant: None)
+    monkeypatch.setattr(export_targets, "unavailable_reason", lambda variant: None)
     kind = KINDS[kind]
     opens = next(cls for cls in CLASSES.values() if kind.model_class in cls.MODEL_CLASSES)
     folder = str(kind.write(tmp_path / RENAMED))
@@ -311,7 +316,7 @@ def test_the_table_of_what_exports_bring_is_the_exporters():
         select_decoder_targets,
         select_targets,
     )
-    from bge_runtime.sources.on_demand import _DECODERS, _ENCODERS, _M3
+    from bge_runtime.sources.export_targets import _DECODERS, _ENCODERS, _M3
 
     def ways(targets):
         return {(t.device, engine, form) for t in targets for _, engine, form in t.variants}
@@ -323,7 +328,7 @@ def test_the_table_of_what_exports_bring_is_the_exporters():
         (_DECODERS, DECODER_TARGETS, select_decoder_targets),
     ):
         assert {(way.device, way.engine, way.precision) for way in table} == ways(targets)
-        unasked = {(w.device, w.engine, w.precision) for w in table if w.unasked}
+        unasked = {(w.device, w.engine, w.precision) for w in table if w.by_default}
         assert unasked == ways(select([], []))
         for way in table:
             chosen = select([way.target], [way.precision])
@@ -334,10 +339,11 @@ def test_an_unknown_model_on_the_hub_is_told_by_its_files(tmp_path):
     program = """
 import sys
 from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel
-from bge_runtime.sources import resolve
+from bge_runtime.sources import export_subprocess
+from bge_runtime.system import file_hash
 def run(command, environment):
     raise LookupError(" ".join(command[3:]))
-resolve._run = run
+export_subprocess.run_export = run
 for call in (FlagAutoModel.from_finetuned, FlagModel, BGEM3FlagModel):
     for name in ("me/tuned", "me/plain"):
         try:

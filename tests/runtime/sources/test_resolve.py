@@ -17,8 +17,7 @@ import pytest
 
 from bge_runtime import BGEM3FlagModel, Bundle, FlagAutoModel, FlagModel
 from bge_runtime.errors import BundleIntegrityError, ExportError, ModelNotFoundError
-from bge_runtime.sources import resolve
-from bge_runtime.sources.resolve import ExportOptions, find_bundle
+from bge_runtime.sources import ExportOptions, export_subprocess, find_bundle
 from tests.helpers.bundles import export, write_tiny_bert
 from tests.helpers.hub import BARE, LocalHub, local_hub
 from tests.helpers.runtime import TEXTS, assert_same
@@ -34,12 +33,12 @@ print(*[name for name in ("torch", "transformers", "onnx") if name in sys.module
 
 STAND_IN = """
 import shutil, time
-from bge_runtime.sources import resolve
+from bge_runtime.sources import export_subprocess
 def run(command, environment):
     time.sleep(2)  # in which the other process comes by
     shutil.copytree(BUNDLE, command[command.index("--output") + 1])
     return 0, []
-resolve._run = run
+export_subprocess.run_export = run
 """
 """Before `EMBED`: has a bundle at hand in place of an exporter, for which PyTorch takes seconds."""
 
@@ -76,7 +75,7 @@ def exports(monkeypatch, own_cache):
         )  # fmt: skip
         return 0, []
 
-    monkeypatch.setattr(resolve, "_run", run)
+    monkeypatch.setattr(export_subprocess, "run_export", run)
     return commands
 
 
@@ -213,7 +212,7 @@ def test_a_private_repository_opens_with_the_token(hub: LocalHub, tmp_path: Path
     hub.gated.add("someone/gated")
     with start("someone/gated", tmp_path / "v.npy", hub.environment(tmp_path)) as process:
         _, errors = process.communicate(timeout=60)
-    assert "asks for an agreement on its hub page" in errors
+    assert "is gated: accept the terms on its Hub page" in errors
 
 
 # -- A checkpoint on the hub --------------------------------------------------------------
@@ -393,11 +392,11 @@ def test_a_file_system_without_locks_is_an_error_that_names_the_cache(checkpoint
 def test_last_words_of_an_exporter_that_says_nothing_of_an_error_are_shown(
     checkpoint, own_cache, monkeypatch
 ):
-    monkeypatch.setattr(resolve, "_run", lambda *_: (-9, ["loading", "tracing"]))
+    monkeypatch.setattr(export_subprocess, "run_export", lambda *_: (-9, ["loading", "tracing"]))
     with pytest.raises(ExportError) as caught:
         FlagModel(str(checkpoint))
     assert (
-        "could not be exported (exit status -9). Its last words:\n    loading\n    tracing\n"
+        "could not be exported (exit status -9). Its last lines:\n    loading\n    tracing\n"
         in str(caught.value)
     )
 
@@ -426,7 +425,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(
 
 
 def test_a_revision_of_a_folder_is_refused(tiny_bundle):
-    with pytest.raises(ValueError, match="revision='v1' is for hub ids"):
+    with pytest.raises(ValueError, match="revision='v1' is for Hub IDs"):
         FlagModel(str(tiny_bundle), revision="v1")
 
 
@@ -475,7 +474,10 @@ def test_warnings_of_an_export_on_the_spot_are_passed_on(caplog: pytest.LogCaptu
     told = "bge-export: warning: two opinions"
     lines = f"import sys; print('a step', {told!r}, sep='\\n', file=sys.stderr)"
     with caplog.at_level(logging.INFO):
-        assert resolve._run([sys.executable, "-c", lines], {}) == (0, ["a step", told])
+        assert export_subprocess.run_export([sys.executable, "-c", lines], {}) == (
+            0,
+            ["a step", told],
+        )
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("INFO", "export: a step"),
         ("WARNING", f"export: {told}"),

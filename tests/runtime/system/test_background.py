@@ -201,7 +201,7 @@ def test_an_export_has_ended_when_it_is_interrupted(
         tmp_path,
         """
         import subprocess
-        from bge_runtime.sources.resolve import _run
+        from bge_runtime.sources.export_subprocess import run_export
 
         class Popen(subprocess.Popen):
             def __init__(self, *arguments, **options):
@@ -211,7 +211,7 @@ def test_an_export_has_ended_when_it_is_interrupted(
         started, subprocess.Popen = [], Popen
         thread = interrupt_after(*map(float, sys.argv[2].split()))
         try:
-            _run([sys.executable, *sys.argv[3:]], dict(os.environ))
+            run_export([sys.executable, *sys.argv[3:]], dict(os.environ))
         except KeyboardInterrupt:
             assert started[0].returncode is not None
         else:
