@@ -70,7 +70,6 @@ def find_bundle(
     located = _locate(model, revision, cache_dir, options)
     if isinstance(located, Path):
         return located
-    name = str(model)
     class_is_given = options.model_class is not None
     encoder = module_folders(located.folder).get("Transformer", located.folder)
     found = identify(located.source, encoder, read_config(encoder), class_is_given=class_is_given)
@@ -78,37 +77,20 @@ def find_bundle(
     if check_class is not None and model_class is not None:
         check_class(found.name, model_class)
     if export and not class_is_given:
-        _check_pooling(name, located.folder, found, options)
+        _check_pooling(located, found, options)
     graphs = graphs_for(options.use, model_class) if options.use else ()
-    key = CacheKey(
-        name=found.name,
-        content=(
-            hash_checkpoint(located.folder)
-            if located.commit is None
-            else f"{name}@{located.commit}"
-        ),
-        model_class=model_class,  # of the model, whichever Python class opens it
-        graphs=graphs,
-    )
-    if (cached := key.find(options.pooling)) is not None:
-        return cached
     if class_is_given:
         options = replace(options, model_class=model_class)
-    missing = missing_package()
-    if missing or not export:
-        reason = "that is a checkpoint, and the cache holds no bundle of it"
-        if missing and export:
-            reason += f"; {missing} is not installed, so it cannot be exported here"
-        local = Path(located.source).name
-        raise _not_found(
-            name,
-            reason,
-            source=located.source,
-            output=f"{local}-bundle" if located.commit is None else local,
-            revision=located.commit,
-            options=options,
-            graphs=graphs,
-        )
+    content = (
+        hash_checkpoint(located.folder)
+        if located.commit is None
+        else f"{located.name}@{located.commit}"
+    )
+    # The class is the model's, whichever Python class opens it.
+    key = CacheKey(name=found.name, content=content, model_class=model_class, graphs=graphs)
+    if (cached := key.find(options.pooling)) is not None:
+        return cached
+    _check_can_export(located, options, graphs, export=export)
     folder = key.folder(options.pooling)
     arguments = export_arguments(
         located.source, folder, revision=located.commit, options=options, graphs=graphs
@@ -122,11 +104,13 @@ class _Checkpoint:
     """A checkpoint that was found.
 
     Attributes:
+        name: What the user called it.
         source: Its Hub ID or absolute path.
         folder: Folder of the files that identify it.
         commit: Its commit on the hub; None for a local folder.
     """
 
+    name: str
     source: str
     folder: Path
     commit: str | None
@@ -145,7 +129,7 @@ def _locate(
     if folder.exists():
         if not is_model(folder):
             raise ModelNotFoundError(f"no model at {name!r}: {explain_no_model(folder)}")
-        return _Checkpoint(source=str(folder), folder=folder, commit=None)
+        return _Checkpoint(name=name, source=str(folder), folder=folder, commit=None)
     if not is_hub_id(name):
         if (meant := hub_id_in(name)) is not None:
             raise ModelNotFoundError(
@@ -166,10 +150,10 @@ def _locate(
         raise HubError(f"there is no folder {name!r}; {error}") from error
     if snapshot.is_bundle:
         return snapshot.folder
-    return _Checkpoint(source=name, folder=snapshot.folder, commit=snapshot.commit)
+    return _Checkpoint(name=name, source=name, folder=snapshot.folder, commit=snapshot.commit)
 
 
-def _check_pooling(name: str, folder: Path, found: Identity, options: ExportOptions) -> None:
+def _check_pooling(checkpoint: _Checkpoint, found: Identity, options: ExportOptions) -> None:
     """Check that something says how a checkpoint pools, if no class brings a default.
 
     This comes before the cache, which may hold a bundle that was exported with a default.
@@ -178,6 +162,7 @@ def _check_pooling(name: str, folder: Path, found: Identity, options: ExportOpti
         ExportError: If nothing does.
     """
     settled = options.pooling or found.spec or found.model_class not in (None, ENCODER_ONLY_BASE)
+    name, folder = checkpoint.name, checkpoint.folder
     module = module_folders(folder).get("Pooling", folder / "1_Pooling")
     if not settled and not (module / "config.json").is_file():
         raise ExportError(
@@ -186,6 +171,32 @@ def _check_pooling(name: str, folder: Path, found: Identity, options: ExportOpti
             "pooling_method='mean'; or pass the folder that "
             f"`bge-export {shlex.quote(name)} --pooling cls` writes"
         )
+
+
+def _check_can_export(
+    checkpoint: _Checkpoint, options: ExportOptions, graphs: Sequence[str], *, export: bool
+) -> None:
+    """Check that a checkpoint may be exported on this machine.
+
+    Raises:
+        ModelNotFoundError: If not.
+    """
+    missing = missing_package()
+    if export and missing is None:
+        return
+    reason = "that is a checkpoint, and the cache holds no bundle of it"
+    if export:
+        reason += f"; {missing} is not installed, so it cannot be exported here"
+    local = Path(checkpoint.source).name
+    raise _not_found(
+        checkpoint.name,
+        reason,
+        source=checkpoint.source,
+        output=f"{local}-bundle" if checkpoint.commit is None else local,
+        revision=checkpoint.commit,
+        options=options,
+        graphs=graphs,
+    )
 
 
 def _not_found(
