@@ -1,4 +1,4 @@
-"""Checkpoints and bundles that the tests share. Each is made once, for all workers."""
+"""Checkpoints and bundles that the tests share; the first worker makes each for all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -26,22 +27,22 @@ TINY = BertShape(layers=3, hidden_size=48, heads=4, intermediate_size=96, vocab_
 
 
 MADE_ONCE = "BGE_TESTS_MADE_ONCE"
-"""Environment variable: the folder of what one worker makes for all. Where it is set, what one run
-of the tests made is there for the next, such as one without PyTorch (`make pythons`)."""
+"""Environment variable that names the folder of what one worker makes for all. If it is set, the
+next run of the tests finds it as well, such as the one without PyTorch (`make pythons`)."""
 
 
 WITH_PYTORCH = importlib.util.find_spec("torch") is not None
 
 
 LARGEST_TRACE_BYTES = 2**28
-"""Of weights, that a trace is kept of: one file of protobuf has no place for 2 GiB."""
+"""Largest weights of a trace that is kept: a protobuf file holds less than 2 GiB."""
 
 
 TINY_M3 = replace(TINY, architecture="xlm-roberta", max_length=1024)
 
 
 def write_tiny_m3(
-    folder: Path, *, seed: int = 0, colbert_dim: int | None = None, **changes: int
+    folder: Path, *, seed: int = 0, colbert_dim: int | None = None, **changes: Any
 ) -> Path:
     """Write a tiny XLM-RoBERTa checkpoint with M3's heads; ``changes`` are to its shape."""
     from bge_export.synthetic.encoder import make_tokenizer, random_encoder, write_random_heads
@@ -54,11 +55,11 @@ def write_tiny_m3(
     return folder
 
 
-def write_tiny_bert(folder: Path, *, seed: int = 0, **changes: int) -> Path:
-    """Write a tiny BERT checkpoint with weights wide enough to matter.
+def write_tiny_bert(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny BERT checkpoint with random weights of a realistic spread.
 
-    ``changes`` are to its shape. One layer is traced in less time, where it is of no account how
-    many there are.
+    ``changes`` are to its shape. A test that works with one layer should ask for one: that takes
+    less time to trace.
     """
     from bge_export.synthetic.encoder import make_tokenizer, random_encoder
 
@@ -68,7 +69,7 @@ def write_tiny_bert(folder: Path, *, seed: int = 0, **changes: int) -> Path:
 
 
 def make_once(name: str, make: Callable[[Path], object]) -> Path:
-    """Make a file or folder once for all workers; later ones wait for the first, and take its."""
+    """Return a file or folder that the first worker makes, and that later ones wait for."""
     root = Path(os.environ[MADE_ONCE])
     path, done = root / name, root / f"{name}.done"
     with FileLock(root / f"{name}.lock"):
@@ -82,17 +83,17 @@ def make_once(name: str, make: Callable[[Path], object]) -> Path:
 
 @functools.cache
 def keep_traces() -> None:
-    """Let one worker trace an encoder for all, however many bundles are made of it.
+    """Patch the exporter so that one worker traces an encoder for all.
 
-    Tracing takes most of the time of an export, 10 s of a tiny one on a slow machine. Who traced
-    goes on with the trace itself, as an export does; all others read what was written of it.
+    Tracing takes most of the time of an export: 10 s for a tiny model on a slow machine. The worker
+    that traced continues with its own trace, as an export does; all others read the saved one.
     """
     import onnx_ir as ir
 
     from bge_export.encoder import exporter
 
-    def keeping(trace):
-        def traced(wrapped, **options):
+    def keeping(trace: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(wrapped: Any, **options: Any) -> Any:
             facts = [
                 trace.__name__, wrapped.encoder.config.to_json_string(), wrapped.pooling, options
             ]  # fmt: skip
@@ -104,7 +105,7 @@ def keep_traces() -> None:
                     size_bytes += tensor.nbytes
             if size_bytes > LARGEST_TRACE_BYTES:
                 return trace(wrapped, **options)
-            traces = []
+            traces: list[Any] = []
 
             def write(path: Path) -> None:
                 traces.append(trace(wrapped, **options))
@@ -115,8 +116,8 @@ def keep_traces() -> None:
 
         return traced
 
-    exporter.trace = keeping(exporter.trace)
-    exporter.trace_packed = keeping(exporter.trace_packed)
+    for name in ("trace", "trace_packed"):
+        setattr(exporter, name, keeping(getattr(exporter, name)))
 
 
 def export(
@@ -127,9 +128,9 @@ def export(
     targets: Sequence[str] = ("cpu", "portable"),
     precisions: Sequence[str] = (),
     model_class: str | None = None,
-    **options,
+    **options: Any,
 ) -> Path:
-    """Export a checkpoint in this process; by default the graphs in fp32."""
+    """Export an encoder in this process, by default to graphs in fp32."""
     keep_traces()
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.exporter import export_bundle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bge_runtime.sources import DecoderShape
 
@@ -30,7 +31,7 @@ def write_tiny_decoder(
     seed: int = 0,
     shape: DecoderShape | None = None,
     reads_examples: bool = False,
-    **config,
+    **config: Any,
 ) -> Path:
     """Write a tiny decoder's checkpoint; ``config`` goes over its ``config.json``.
 
@@ -56,7 +57,7 @@ def export_decoder(
     targets: tuple[str, ...] = (),
     precisions: tuple[str, ...] = (),
     model_class: str | None = None,
-    **options,
+    **options: Any,
 ) -> Path:
     """Export a decoder in this process."""
     from bge_export.checkpoint.inspect import inspect_checkpoint

@@ -1,4 +1,4 @@
-"""A local stand-in for the hub's HTTP interface: what huggingface_hub asks of it, no more."""
+"""A local server with the part of the Hub's HTTP API that huggingface_hub uses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 LFS_BYTES = 100_000
 """Files of this size and more are uploaded by the protocol for large files."""
@@ -27,21 +28,21 @@ FAULTS = (
 BARE = {"PATH": "/usr/bin:/bin"} | {
     name: value for name, value in os.environ.items() if name in ("OMP_NUM_THREADS", "PYTHONPATH")
 }
-"""Environment of a process that is to inherit nothing, but for a worker's share of threads and the
-packages that are under test."""
+"""Environment of a process that inherits a worker's share of threads and the packages under test,
+and nothing else."""
 
 
 class LocalHub:
     """Repositories in memory, and a log of every request.
 
     Attributes:
-        address: What ``HF_ENDPOINT`` is to be.
+        address: Value for ``HF_ENDPOINT``.
         requests: Method and path of each request, in order.
-        stall: The end of a file's name, of which only half is sent: then nothing more.
+        stall: End of the name of a file of which only half is sent, and then nothing.
         stalled: Set once that has happened.
-        fault: What is wrong with every answer; one of `FAULTS`, or a status.
-        only: Part of method and path of the requests whose answers it is wrong with.
-        over: Ends connections that hang by a fault.
+        fault: Fault of every answer: one of `FAULTS`, or a status.
+        only: Substring of method and path of the requests that `fault` applies to.
+        over: Set to end the connections that hang.
     """
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class LocalHub:
         )
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Give the settings of a process that uses this hub, with caches of its own."""
+        """Return the environment of a process that uses this hub and its own caches."""
         return {
             "HF_ENDPOINT": self.address,
             "HF_HOME": str(home / "hf"),
@@ -110,15 +111,15 @@ def local_hub() -> Iterator[LocalHub]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, request, client_address) -> None:
-        """Say nothing of clients that were killed: some tests do that."""
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore clients that were killed, as some tests do."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LocalHub
 
-    def log_message(self, *args) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
     def fail(self, fault: str | int) -> None:
@@ -237,17 +238,17 @@ class _Handler(BaseHTTPRequestHandler):
             ]  # fmt: skip
             return self.json({"transfer": "basic", "objects": objects})
         repo = "/".join(parts[2:4])
-        files = dict(self.hub.repos[repo][self.hub.refs[repo]["main"]])
+        committed = dict(self.hub.repos[repo][self.hub.refs[repo]["main"]])
         for line in body.decode().splitlines():
             entry = json.loads(line)
             value = entry["value"]
             if entry["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
+                committed[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
-                files[value["path"]] = self.hub.uploads[value["oid"]]
+                committed[value["path"]] = self.hub.uploads[value["oid"]]
             elif entry["key"] == "deletedFile":
-                del files[value["path"]]
-        commit = self.hub.add(repo, files)
+                del committed[value["path"]]
+        commit = self.hub.add(repo, committed)
         url = f"{self.hub.address}/{repo}/commit/{commit}"
         return self.json({"success": True, "commitUrl": url, "commitOid": commit})
 

@@ -1,12 +1,14 @@
-"""What the tests of several adapters need."""
+"""Texts, engines and checks that the tests of several integrations share."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
+from bge_runtime.engines import Engine
 from tests.helpers.runtime import WrappedEngine
 
 SAME_VECTOR = 1e-5
@@ -17,34 +19,34 @@ LONG = [f"{number} heat pumps " + "and their sources of warmth " * 10 for number
 
 
 class Meeting(WrappedEngine):
-    """An engine that computes once two callers are in it at the same time."""
+    """An engine that computes only once two callers have called it at the same time."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
         self.barrier = threading.Barrier(2, timeout=30)
 
-    def run(self, input_ids, attention_mask, outputs):
+    def run(self, input_ids: Any, attention_mask: Any, outputs: Sequence[str]) -> list[Any]:
         self.barrier.wait()
         return super().run(input_ids, attention_mask, outputs)
 
 
-def let_callers_meet(model):
-    """Let a model's engine compute only for two callers at once."""
+def require_two_callers(model: Any) -> None:
+    """Replace a model's engines by ones that compute for two callers at once only."""
     model._engines = {device: Meeting(engine) for device, engine in model._engines.items()}
 
 
-def run_watched(*coroutines: Coroutine):
-    """Run coroutines on one event loop, and watch how it fares.
+def run_watched(*coroutines: Coroutine[Any, Any, Any]) -> tuple[list[Any], float, float]:
+    """Run coroutines on one event loop, and measure its longest pause.
 
     Returns:
-        Their results, the seconds they took, and the longest time for which the loop did not
-        come round.
+        Their results, the seconds they took, and the longest pause between two ticks of the
+        loop.
     """
 
-    async def watched():
-        pauses = []
+    async def watched() -> tuple[list[Any], float, float]:
+        pauses: list[float] = []
 
-        async def tick():
+        async def tick() -> None:
             last = time.perf_counter()
             while True:
                 await asyncio.sleep(0.001)
@@ -53,11 +55,11 @@ def run_watched(*coroutines: Coroutine):
                 last = now
 
         ticking = asyncio.create_task(tick())
-        await asyncio.sleep(0)  # its clock runs
+        await asyncio.sleep(0)  # the clock starts
         start = time.perf_counter()
         results = await asyncio.gather(*coroutines)
         took = time.perf_counter() - start
-        await asyncio.sleep(0.002)  # what held the loop up to the end is counted as well
+        await asyncio.sleep(0.002)  # a pause up to the end counts as well
         ticking.cancel()
         return results, took, max(pauses)
 
@@ -65,10 +67,10 @@ def run_watched(*coroutines: Coroutine):
 
 
 def assert_responsive(took: float, longest_pause: float) -> None:
-    """Check that the loop came round while others computed.
+    """Check that the loop kept running during the computation.
 
-    A loop that computes itself pauses for all of ``took``. On a busy machine one that does
-    not still waits for its turn.
+    A loop that computes in its own thread pauses for all of ``took``. On a busy machine any loop
+    pauses for a while.
     """
     assert took > 0.4, "too short to tell"
     assert longest_pause < took / 4

@@ -12,7 +12,7 @@ PAGE = ROOT / "docs" / "coming-from.md"
 
 
 def code_blocks() -> dict[str, str]:
-    """Give the Python of each section, by its heading."""
+    """Return the Python code of each section, by its heading."""
     found = {}
     for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
@@ -21,15 +21,15 @@ def code_blocks() -> dict[str, str]:
 
 
 def run(code: str, model: Path, **scope: object) -> dict[str, object]:
-    """Run a block with a folder in the place of the model's names.
+    """Run a block with the model's names replaced by a folder.
 
     Args:
         code: The block.
         model: The folder.
-        **scope: Variables that it finds.
+        **scope: Variables that the block uses.
 
     Returns:
-        The variables that it leaves.
+        The variables after the block has run.
     """
     code = re.sub(r'"(BAAI/)?bge-base-en-v1\.5"', repr(str(model)), code)
     assert str(model) in code

@@ -1,14 +1,18 @@
-"""What several runtime tests need."""
+"""Texts, checks and engines that several tests of the runtime share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
+
+from bge_runtime.engines import Engine
 
 SAME_VALUE = 1e-5
 """fp32 in another order of summation: the limit that the parity gate sets for fp32. The
@@ -37,7 +41,7 @@ TEXTS = [
 """Real cases in one list: empty, one token, duplicates, mixed lengths, over-length."""
 
 
-def assert_same(ours, theirs, *, tolerance=SAME_VALUE):
+def assert_same(ours: Any, theirs: Any, *, tolerance: float = SAME_VALUE) -> None:
     """Check type, dtype, shape and values."""
     assert type(ours) is type(theirs)
     assert ours.dtype == theirs.dtype
@@ -45,7 +49,7 @@ def assert_same(ours, theirs, *, tolerance=SAME_VALUE):
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=tolerance)
 
 
-def assert_fp32_on_cpu(model):
+def assert_fp32_on_cpu(model: Any) -> None:
     """Check that the session really runs where and how a comparison assumes."""
     info = model.engine.info
     assert (info.engine, info.device, info.provider, info.precision) == (
@@ -57,9 +61,9 @@ def assert_fp32_on_cpu(model):
 
 
 class WrappedEngine:
-    """An engine around another one, for tests to override ``run``."""
+    """An engine that passes every call on; tests override ``run``."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Engine) -> None:
         self.inner = inner
         self.info = replace(inner.info, streams=1)  # every batch comes to ``run``
         self.batches = inner.batches
@@ -67,26 +71,26 @@ class WrappedEngine:
         self.past_names = inner.past_names
         self.past_token_bytes = inner.past_token_bytes
 
-    def run(self, input_ids, attention_mask, outputs):
+    def run(self, input_ids: Any, attention_mask: Any, outputs: Sequence[str]) -> list[Any]:
         return self.inner.run(input_ids, attention_mask, outputs)
 
-    def release_after_fork(self):
+    def release_after_fork(self) -> None:
         self.inner.release_after_fork()
 
 
-def edit_manifest(bundle: Path, change):
-    """Let ``change`` edit the parsed ``bge.json`` in place."""
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the parsed ``bge.json`` in place."""
     path = bundle / "bge.json"
     data = json.loads(path.read_text("utf-8"))
     change(data)
     path.write_text(json.dumps(data), "utf-8")
 
 
-def replace_file(bundle: Path, name: str, content: bytes):
-    """Change a file together with its size and hash: a bundle that was made that way."""
+def replace_file(bundle: Path, name: str, content: bytes) -> None:
+    """Replace a file, and its size and hash in ``bge.json``."""
     (bundle / name).write_bytes(content)
 
-    def change(data):
+    def change(data: dict[str, Any]) -> None:
         data["files"][name] = {
             "size_bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),

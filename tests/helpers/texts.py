@@ -1,10 +1,12 @@
-"""What iterates but is no list of texts, what is one, and what is none within one."""
+"""Arguments that are lists of texts, that are not, and that hold something else than texts."""
 
 from __future__ import annotations
 
 import collections
 import enum
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,37 +20,37 @@ class Named(str, enum.Enum):  # noqa: UP042  # a StrEnum formats as its value
 
 
 class Loud(str):
-    """A string that is another one when something is put before or around it."""
+    """A string that changes when it is concatenated or formatted."""
 
     __slots__ = ()
 
-    def __radd__(self, other):
+    def __radd__(self, other: str) -> str:
         return "LOUD"
 
-    def __format__(self, spec):
+    def __format__(self, spec: str) -> str:
         return "LOUD"
 
 
-def pandas():
+def pandas() -> Any:
     return pytest.importorskip("pandas", reason="pandas is not installed")
 
 
-def polars():
+def polars() -> Any:
     return pytest.importorskip("polars", reason="polars is not installed")
 
 
-def pyarrow():
+def pyarrow() -> Any:
     return pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 
-def datasets():
+def datasets() -> Any:
     return pytest.importorskip("datasets", reason="datasets is not installed")
 
 
 COLUMN = r'Pass one of its columns, such as df\["text"\]'
 WORDS = ["one", "two"]
 
-NO_LIST = {
+NO_LIST: dict[str, tuple[Callable[[], Any], str]] = {
     "None": (lambda: None, "None$"),
     "int": (lambda: 7, "int$"),
     "NumPy scalar": (lambda: np.int64(7), "int64$"),
@@ -71,9 +73,9 @@ NO_LIST = {
     "arrow table": (lambda: pyarrow().table({"text": WORDS}), f"Table. {COLUMN}"),
     "dataset": (lambda: datasets().Dataset.from_dict({"text": WORDS}), f"Dataset. {COLUMN}"),
 }
-"""What makes it, and how the error goes on behind "not "."""
+"""A function that makes the argument, and what the error says after "not "."""
 
-NO_TEXT = {
+NO_TEXT: dict[str, tuple[Callable[[], Any], str]] = {
     "None": (lambda: ["one", None], "None. Leave out what is missing"),
     "NaN": (lambda: ["one", float("nan")], r"float \(nan\). Leave out what is missing"),
     "bytes": (lambda: ["one", b"two"], "bytes. Decode it"),
@@ -90,9 +92,9 @@ NO_TEXT = {
     "polars null": (lambda: polars().Series(["one", None]), "None. Leave out"),
     "arrow null": (lambda: pyarrow().array(["one", None]), "None. Leave out"),
 }
-"""Lists whose second element is no text; and how the error goes on behind "not "."""
+"""A function that makes a list whose second element is not a text, and what the error says."""
 
-LISTS = {
+LISTS: dict[str, Callable[[], Any]] = {
     "list": lambda: WORDS,
     "tuple": lambda: tuple(WORDS),
     "generator": lambda: (word for word in WORDS),
@@ -115,4 +117,4 @@ LISTS = {
     "arrow chunks": lambda: pyarrow().chunked_array([["one"], ["two"]]),
     "dataset column": lambda: datasets().Dataset.from_dict({"text": WORDS})["text"],
 }
-"""What makes the two texts "one" and "two"."""
+"""Functions that make the two texts "one" and "two"."""

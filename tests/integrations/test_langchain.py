@@ -17,7 +17,7 @@ from tests.helpers.integrations import (
     LONG,
     SAME_VECTOR,
     assert_responsive,
-    let_callers_meet,
+    require_two_callers,
     run_watched,
 )
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
@@ -305,7 +305,7 @@ def test_async_vectors_are_the_sync_ones(embeddings: BgeEmbeddings):
 @pytest.mark.timeout(60)
 def test_two_async_callers_compute_at_once(tiny_bundle: Path):
     embeddings = BgeEmbeddings(model_name=str(tiny_bundle))
-    let_callers_meet(embeddings.model)
+    require_two_callers(embeddings.model)
     run_watched(embeddings.aembed_query("one"), embeddings.aembed_query("two"))
 
 

@@ -16,7 +16,7 @@ from tests.helpers.integrations import (
     LONG,
     SAME_VECTOR,
     assert_responsive,
-    let_callers_meet,
+    require_two_callers,
     run_watched,
 )
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
@@ -234,7 +234,7 @@ def test_two_async_callers_compute_at_once(tiny_bundle: Path, tiny_m3_bundle: Pa
         BgeEmbedding(model_name=str(tiny_bundle)),
         BgeM3SparseEmbedding(model_name=str(tiny_m3_bundle)),
     ):
-        let_callers_meet(one.model)
+        require_two_callers(one.model)
         run_watched(one.aget_query_embedding("one"), one.aget_query_embedding("two"))
         run_watched(one.aget_text_embedding("one"), one.aget_text_embedding_batch(["two"]))
 
