@@ -18,7 +18,7 @@ from bge_runtime.engines import (
     CPU,
     CUDA,
     OpenVinoEngine,
-    OrtEngine,
+    OrtCpuEngine,
     computing_precision,
     cuda_options,
     open_session,
@@ -78,7 +78,7 @@ def run_in_parts(
 
 
 def _open_ort(path: Path, variant: Variant, output: str) -> tuple[_Run, str]:
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False

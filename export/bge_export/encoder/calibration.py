@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bge_export.passes import matrices_by_input
-from bge_runtime.engines import OrtEngine, graph_inputs
+from bge_runtime.engines import OrtCpuEngine, graph_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def run_texts(
     """
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
         ir.save(model, file.name)
-        ort = OrtEngine.load()
+        ort = OrtCpuEngine.load()
         session = ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])
     names = [value.name for value in outputs]
     inputs = {value.name for value in session.get_inputs()}

@@ -24,6 +24,7 @@ from bge_runtime.engines import (
     ENGINES,
     INSTALL_GPU,
     TENSORRT,
+    load_engine,
     ort_providers,
     tensorrt,
     unavailable_reason,
@@ -402,7 +403,7 @@ def _version_of(engine: str) -> str | None:
 
 def _import_failure(engine: str) -> str | None:
     try:
-        ENGINES[engine].load()
+        load_engine(engine)
     except ModuleNotFoundError as error:
         return None if error.name == engine else str(error)
     except Exception as error:  # noqa: BLE001  # a shared library that is missing, say

@@ -1,27 +1,20 @@
-"""Engines: what runs a bundle's graphs.
+"""Engines run the graphs of a bundle: each opens a graph on a device and computes its outputs.
 
-An engine is small on purpose: it opens one graph on one device, runs token arrays
-and gives named outputs. To add one, write a module with a class that satisfies
-`Engine` and tells with ``unavailable_reason`` what it cannot run here, and give it a row in
-`ENGINES`. Its package is imported when it is used, never before.
+Anything above may open engines with `open_engine`; engines import only `bge_runtime.bundle` and
+what is below it. To add an engine:
+
+1. Write a module beside ``openvino.py`` with a class that satisfies `Engine` and `EngineClass` of
+   ``base.py``. It imports its package when it opens a graph, never before. Compare where and how
+   the graph runs with what was requested, and raise an error if they differ. An engine that is
+   a provider of ONNX Runtime holds an `OrtSession` of ``ort_session.py``.
+2. Add the class to `ENGINES` in ``registry.py``.
+3. Add an extra with its package to ``pyproject.toml``.
 """
 
-from bge_runtime.engines.base import (
-    BatchLimits,
-    Engine,
-    EngineInfo,
-    EngineOptions,
-    graph_inputs,
-)
-from bge_runtime.engines.open import (
-    ENGINES,
-    device_kind,
-    open_engine,
-    require_cuda_graphs,
-    unavailable_reason,
-)
+from bge_runtime.engines.base import BatchLimits, Engine, EngineInfo, EngineOptions
+from bge_runtime.engines.batch_arrays import graph_inputs
 from bge_runtime.engines.openvino import OpenVinoEngine, computing_precision, cpu_capabilities
-from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.engines.ort_providers import (
     CPU,
     CUDA,
@@ -29,6 +22,14 @@ from bge_runtime.engines.ort_providers import (
     TENSORRT,
     cuda_options,
     open_session,
+)
+from bge_runtime.engines.registry import (
+    ENGINES,
+    device_kind,
+    load_engine,
+    open_engine,
+    require_cuda_graphs,
+    unavailable_reason,
 )
 from bge_runtime.engines.tensorrt import TensorRtEngine
 
@@ -43,13 +44,14 @@ __all__ = [
     "EngineInfo",
     "EngineOptions",
     "OpenVinoEngine",
-    "OrtEngine",
+    "OrtCpuEngine",
     "TensorRtEngine",
     "computing_precision",
     "cpu_capabilities",
     "cuda_options",
     "device_kind",
     "graph_inputs",
+    "load_engine",
     "open_engine",
     "open_session",
     "require_cuda_graphs",

@@ -1,4 +1,4 @@
-"""Bundles whose files are links, as the hub's cache keeps them."""
+"""Bundles whose files are symbolic links, as in the Hugging Face Hub's cache."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bge_runtime.errors import BundleError
 
 @contextmanager
 def graph_beside_weights(bundle: Bundle, graph: Graph, *, follows_graph: bool) -> Iterator[Path]:
-    """Return the path of an ONNX graph whose weights an engine agrees to read, while it opens.
+    """Yield the path of an ONNX graph with its weights where an engine agrees to read them.
 
-    Engines refuse weights that a link leads out of the graph's folder to, as a graph of somebody
-    else might lead to any file. The manifest's hashes settle that here. For the time of opening,
-    the weights get a second name beside a copy of the graph, which takes no space.
+    Engines refuse weights outside the graph's folder, since an untrusted graph might refer to any
+    file. Here the manifest's hashes protect from that. While the engine opens the graph, the
+    weights have a hard link, which takes no space, beside a copy of the graph.
 
     Args:
         bundle: The bundle.
         graph: One of its ONNX graphs.
-        follows_graph: Whether the engine also agrees to weights in the folder that the graph
-            itself is linked to, as ONNX Runtime does.
+        follows_graph: Whether the engine also reads weights in the folder that the graph
+            itself is a link into, as ONNX Runtime does.
 
     Raises:
-        BundleError: If weights are linked, and that cannot be done where they are.
+        BundleError: If the weights are a link, and there can be no hard link beside their file.
     """
     path, weights = bundle.path / graph.file, bundle.path / graph.weights
     real = weights.resolve()

@@ -1,9 +1,8 @@
-"""OpenVINO as an engine."""
+"""OpenVINO on a CPU."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 import os
@@ -21,10 +20,10 @@ from bge_runtime.engines.base import (
     BatchLimits,
     EngineInfo,
     EngineOptions,
-    PastInputs,
-    graph_inputs,
     inference_error,
+    keep_forever,
 )
+from bge_runtime.engines.batch_arrays import PastInputs, graph_inputs
 from bge_runtime.engines.linked_files import graph_beside_weights
 from bge_runtime.errors import (
     BundleError,
@@ -36,21 +35,21 @@ from bge_runtime.errors import (
 from bge_runtime.system import default_threads, once
 
 _TOKENS_PER_THREAD = 512
-"""Measured on 2 cores with bge-base, 1,430 and 1,000 real texts: 1,024 tokens a batch are 3 to 9 %
-faster than 512, in bf16 and int8, since weights are read, and kernels made for a new shape, half
-as often; that saves memory, too (659 MB for 720). 2,048 are no faster."""
+"""Measured on 2 cores with bge-base and 1,430 and 1,000 real texts: 1,024 tokens a batch are 3 to
+9 % faster than 512, in bf16 and int8, since weights are read, and kernels compiled for new shapes,
+half as often. They also take less memory (659 MB instead of 720). 2,048 are no faster."""
 
 _BATCH_OVERHEAD_TOKENS = 32
-"""Measured likewise: a shape that has not been met yet costs 8 ms in bf16 and 10 to 20 in int8, as
-much as some 20 to 60 more tokens."""
+"""Measured likewise: a new shape costs 8 ms in bf16 and 10 to 20 ms in int8, as much as some 20 to
+60 more tokens."""
 
 _KERNELS_KEPT = "256"
-"""Kernels that are kept of each kind, by OpenVINO and by oneDNN within it, for shapes that have
-been met. By themselves they keep 5,000 and 1,024, and memory grows for as long as new shapes come,
-by 0.6 to 0.9 MB each (bge-small-zh); with these numbers it stopped at 100 MB, at the same speed."""
+"""Kernels of each kind that OpenVINO, and oneDNN within it, keep for shapes that came before. Their
+defaults are 5,000 and 1,024, and memory grows for as long as new shapes come, by 0.6 to 0.9 MB each
+(bge-small-zh); with this limit it stopped at 100 MB, at the same speed."""
 
-_DEVICES = {"cpu": "CPU"}
-"""OpenVINO's name for each kind of device."""
+_DEVICE = "CPU"
+"""OpenVINO's name for all processors."""
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's name for each precision. It is a setting, not a property of the file."""
@@ -59,11 +58,11 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 def _load() -> Any:
     """Import OpenVINO without its telemetry, and with bounded memory.
 
-    At its import it reports that event, and at each conversion more, to Google Analytics,
-    from a process that it forks. Its own switch is a file in the user's home; where the
-    package for it is missing it does without.
+    It reports its import, and each conversion, to Google Analytics from a process that it forks.
+    Its own switch is a file in the user's home. Without the package for telemetry it reports
+    nothing.
 
-    oneDNN reads its limit once, from the environment only; one that is set there stays.
+    oneDNN reads its limit once, and only from the environment; a limit that is set there stays.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
@@ -77,15 +76,15 @@ def _load() -> Any:
 
 @once()
 def cpu_capabilities() -> tuple[str, ...]:
-    """Name what OpenVINO can compute on this processor, such as ``"BF16"``."""
+    """Return what OpenVINO can compute on this processor, such as ``"BF16"``."""
     return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def computing_precision(precision: str) -> str | None:
-    """Give OpenVINO's name for what a variant's activations are computed in.
+    """Return OpenVINO's name for the precision of a variant's activations.
 
-    Beside products with matrices of 8 or 4 bits, which round what they multiply to 8 bits,
-    that is the best that the processor has. None for a precision that this engine does not serve.
+    With weights of 8 or 4 bits, whose products round activations to 8 bits, the rest is computed
+    in the fastest precision of the processor. None for a precision that this engine has not.
     """
     if precision in ("int8", "int4"):
         return "bf16" if "BF16" in cpu_capabilities() else "f32"
@@ -93,13 +92,13 @@ def computing_precision(precision: str) -> str | None:
 
 
 class _Model:
-    """A compiled model, for some outputs of its graph.
+    """A model compiled for some outputs of its graph.
 
     Attributes:
-        compiled: OpenVINO's model.
-        outputs: What it computes.
-        inputs: Names of what it takes.
-        past: Those of them that take a prefix, in order.
+        compiled: OpenVINO's compiled model.
+        outputs: Names of the outputs that it computes.
+        inputs: Names of its inputs.
+        past: Names of the inputs that take a prefix, in order.
     """
 
     def __init__(self, *, compiled: Any, outputs: frozenset[str], inputs: Sequence[str]) -> None:
@@ -107,12 +106,12 @@ class _Model:
         self.outputs = outputs
         self.inputs = frozenset(inputs)
         self.past = past_names_of(inputs)
-        # A request holds the buffers of one run, so threads cannot share one.
+        # A request holds the buffers of one run, so that threads cannot share it.
         self._requests: deque[Any] = deque()
 
     @contextlib.contextmanager
     def request(self) -> Iterator[Any]:
-        """Lend a request to one thread."""
+        """Yield an inference request that no other thread uses meanwhile."""
         try:
             request = self._requests.pop()
         except IndexError:
@@ -124,20 +123,19 @@ class _Model:
 
 
 class OpenVinoEngine:
-    """One compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
+    """A compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
 
     has_cuda_graphs: ClassVar[bool] = False
     has_streams: ClassVar[bool] = True
+    cuda_graph_engine: ClassVar[None] = None
 
     load = staticmethod(_load)
 
     @staticmethod
     def unavailable_reason(variant: Variant) -> str | None:
-        """Tell why this machine cannot run a variant; None if it can."""
+        """Return why this machine cannot run a variant, or None if it can."""
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed"
-        if variant.device not in _DEVICES:
-            return f"this version's openvino engine serves {', '.join(_DEVICES)} only"
         if variant.precision != "bf16":
             return None
         try:
@@ -154,11 +152,11 @@ class OpenVinoEngine:
         variant: Variant,
         options: EngineOptions = EngineOptions(),  # noqa: B008  # frozen
     ) -> None:
-        """Compile a model and check that it runs where and how it was asked to.
+        """Compile a model and check that it runs where and how it was requested.
 
         Raises:
             EngineNotInstalledError: If openvino is not installed, or cannot be imported.
-            DeviceError: If this engine does not serve the variant's device.
+            DeviceError: If this engine has no such precision on the variant's device.
             PrecisionError: If the processor does not compute in the variant's precision.
             BundleError: If OpenVINO cannot read the graph.
             ProviderError: If the model runs on another device, or in another precision.
@@ -170,11 +168,11 @@ class OpenVinoEngine:
                 f"variant {variant.name!r} runs on OpenVINO, and openvino cannot be imported "
                 f"({error}). Run `pip install 'bge-runtime[cpu]'`"
             ) from error
-        device, precision = _DEVICES.get(variant.device), computing_precision(variant.precision)
-        if device is None or precision is None:
+        precision = computing_precision(variant.precision)
+        if precision is None:
             raise DeviceError(
                 f"requested {variant.precision} on {variant.device!r}, but this version's openvino "
-                f"engine serves {', '.join(_PRECISIONS)} on {', '.join(_DEVICES)}"
+                f"engine has {', '.join(_PRECISIONS)} there"
             )
         threads = options.threads or default_threads()
         if (reason := self.unavailable_reason(variant)) is not None:
@@ -191,12 +189,11 @@ class OpenVinoEngine:
         }
         graph = bundle.graph(variant.graph)
         if graph.quantization_block is not None:
-            # By itself it rounds 32 channels together, and spends a sixth more time on it.
+            # By default it rounds groups of 32 channels, which takes a sixth more time.
             self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(graph.quantization_block)
         self._bundle, self._graph = bundle, graph
         self._path = bundle.path / graph.file
-        self._device = device
-        self._widening = threading.Lock()
+        self._recompiling = threading.Lock()
         self._model = self._compile(frozenset(options.outputs))
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
         self.batches = BatchLimits(
@@ -211,15 +208,14 @@ class OpenVinoEngine:
             version=ov.__version__.partition("-")[0],
             device=variant.device,
             precision=variant.precision,
-            provider=f"OpenVINO {device}",
+            provider=f"OpenVINO {_DEVICE}",
             variant=variant.name,
             threads=int(self._model.compiled.get_property("INFERENCE_NUM_THREADS")),
             streams=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
-        self.cuda_graph_engine = None
 
     def _compile(self, outputs: frozenset[str]) -> _Model:
-        """Compile the graph for some of its outputs; the others are not computed."""
+        """Compile the graph for some of its outputs, so that no others are computed."""
         ov = self.load()
         try:
             core = ov.Core()
@@ -227,19 +223,19 @@ class OpenVinoEngine:
             for result in model.get_results():
                 if not outputs & result.output(0).get_names():
                     model.remove_result(result)
-            compiled = core.compile_model(model, self._device, self._settings)
+            compiled = core.compile_model(model, _DEVICE, self._settings)
         except BundleError:
             raise
-        except Exception as error:  # OpenVINO raises RuntimeError and its kin for everything
+        except Exception as error:  # OpenVINO raises RuntimeError and subclasses for everything
             raise BundleError(
                 f"OpenVINO {ov.__version__} cannot open {self._path}: {error}"
             ) from error
         precision = self._settings["INFERENCE_PRECISION_HINT"]
         in_force = compiled.get_property("EXECUTION_DEVICES")
         computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if in_force != [self._device] or computing != precision:
+        if in_force != [_DEVICE] or computing != precision:
             raise ProviderError(
-                f"requested {precision} on {self._device}, but the model {self._path.name!r} runs "
+                f"requested {precision} on {_DEVICE}, but the model {self._path.name!r} runs "
                 f"in {computing} on {', '.join(in_force)}. Update openvino, or pass "
                 "engine='onnxruntime'"
             )
@@ -247,7 +243,7 @@ class OpenVinoEngine:
         return _Model(compiled=compiled, outputs=outputs, inputs=names)
 
     def _read(self, core: Any) -> Any:
-        # Two graphs of OpenVINO's own may share a file of weights; ONNX says itself where they are.
+        # Two graphs in OpenVINO's format may share a file of weights; ONNX names its file itself.
         if self._path.suffix == ".xml":
             return core.read_model(self._path, self._bundle.path / self._graph.weights)
         with graph_beside_weights(self._bundle, self._graph, follows_graph=False) as file:
@@ -258,15 +254,15 @@ class OpenVinoEngine:
         return shape[1].get_length(), shape[3].get_length()
 
     def _model_for(self, outputs: Sequence[str]) -> _Model:
-        """Give a model that computes these outputs.
+        """Return a model that computes these outputs, compiled again if there is none.
 
-        Two models of one file would hold its weights twice, so that one for more outputs
-        takes the place of the one before.
+        Two models of one file would hold its weights twice: so a model for more outputs replaces
+        the one before.
         """
         model = self._model
         if model.outputs.issuperset(outputs):
             return model
-        with self._widening:
+        with self._recompiling:
             if not self._model.outputs.issuperset(outputs):
                 self._model = self._compile(self._model.outputs | set(outputs))
             return self._model
@@ -284,13 +280,13 @@ class OpenVinoEngine:
         feeds = graph_inputs(model.inputs, input_ids, attention_mask) | self._past.feeds(past)
         with model.request() as request:
             try:
-                # A prefix may weigh a gigabyte: the request reads it where it is. Having done
-                # so it cannot copy the next one, of another shape; hence always or never.
+                # A prefix may have a gigabyte: the request reads it in place. Afterwards it
+                # cannot copy the next one, of another shape; hence always or never.
                 request.infer(feeds, share_inputs=bool(self.past_names))
                 return [np.array(request.get_tensor(name).data) for name in outputs]
-            except Exception as error:  # OpenVINO raises RuntimeError and its kin
+            except Exception as error:  # OpenVINO raises RuntimeError and subclasses
                 raise inference_error("OpenVINO", input_ids, error) from error
 
     def release_after_fork(self) -> None:
-        """Leak the model; see `bge_runtime.engines.Engine.release_after_fork`."""
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._model))
+        """Drop the model without closing it; see `Engine.release_after_fork`."""
+        keep_forever(self._model)

@@ -1,10 +1,11 @@
-"""ONNX Runtime's providers for NVIDIA's GPUs: their options, and what they lack."""
+"""ONNX Runtime's execution providers: their options, and why one is unavailable."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import io
 import os
 import sys
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bge_runtime.errors import ProviderError
+from bge_runtime.bundle import Variant
+from bge_runtime.errors import EngineNotInstalledError, ProviderError
 from bge_runtime.system import nvidia
 
 CPU, CUDA, TENSORRT = (
@@ -31,7 +33,7 @@ _NEGATION = (
     b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08'
     b"\x01\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
 )
-"""A model of one operator."""
+"""A model of one operator, as ONNX writes it."""
 
 INSTALL_GPU = (
     "on a machine with an NVIDIA GPU, run `pip uninstall onnxruntime` and then "
@@ -48,25 +50,41 @@ _ADVICE = {
 def load() -> Any:
     """Import ONNX Runtime without its telemetry.
 
-    That has a thread from the import on, and a child of fork waits for this thread for
-    ever when it ends (seen with 1.32). "0" in the environment keeps it on.
+    The telemetry's thread starts with the import, and a forked child waits for that thread
+    forever when it ends (seen with 1.32). "0" in the environment keeps it on.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return importlib.import_module("onnxruntime")
 
 
+def load_for(variant: Variant) -> Any:
+    """Import ONNX Runtime to run a variant.
+
+    Raises:
+        EngineNotInstalledError: If it is not installed, or cannot be imported.
+    """
+    try:
+        return load()
+    except (ImportError, OSError) as error:
+        raise EngineNotInstalledError(
+            f"variant {variant.name!r} runs on ONNX Runtime, and onnxruntime cannot be imported "
+            f"({error}). Run `pip install 'bge-runtime[cpu]'`"
+        ) from error
+
+
 def cuda_options(index: int) -> dict[str, str]:
-    """Give the CUDA provider's options, for the GPU of a number."""
+    """Return the CUDA provider's options for the GPU with this number."""
     return {
-        # Where it is named, ONNX Runtime 1.31 warns that no plugin serves that GPU, on stderr.
+        # ONNX Runtime 1.31 warns on stderr that no plugin serves a GPU that is named: so the first
+        # one is not.
         **({"device_id": str(index)} if index else {}),
-        # On by default: products of float32 with 10 bits of mantissa.
+        # The default multiplies float32 with 10 bits of mantissa.
         "use_tf32": "0",
-        # Off, the kernel sums squares in the type of the tensor: in fp16 a norm is then right to
-        # three digits, and overflows where a component is above 256 times the square root of
-        # the width (skip_layer_norm_impl.cu).
+        # The default sums squares in the type of the tensor: in fp16 a norm is then accurate to
+        # three digits, and overflows where a component exceeds 256 times the square root of the
+        # width (skip_layer_norm_impl.cu).
         "enable_skip_layer_norm_strict_mode": "1",
-        # Else each growth of the arena doubles it, and other programs use this GPU as well.
+        # The default doubles the arena whenever it grows, and other programs use this GPU as well.
         "arena_extend_strategy": "kSameAsRequested",
     }
 
@@ -75,19 +93,19 @@ def open_session(ort: Any, model: Path | bytes, options: Any, providers: Sequenc
     """Open a session on the first of some providers.
 
     Args:
-        ort: The package, as `load` gives it.
+        ort: The package, as `load` returns it.
         model: The graph.
         options: Its ``SessionOptions``.
-        providers: The one that it has to run on, and those that may help it out.
+        providers: The one that the session must run on, then those for nodes it cannot run.
 
     Raises:
-        ProviderError: If that provider cannot be had here.
+        ProviderError: If the first provider is unavailable here.
     """
     wanted = providers[0][0]
-    said = _preload(ort) if wanted != CPU else ""
+    printed = _preload(ort) if wanted != CPU else ""
     source = model if isinstance(model, bytes) else str(model)
     try:
-        # Without fallback, which would say on stdout that it goes on with the CPU.
+        # With fallback, it would print to stdout that it continues on the CPU.
         session = ort.InferenceSession(
             source, options, providers=list(providers), enable_fallback=0
         )
@@ -97,7 +115,7 @@ def open_session(ort: Any, model: Path | bytes, options: Any, providers: Sequenc
         raise _not_in_force(wanted, f"it cannot be loaded: {cause}") from error
     in_force = session.get_providers()
     if in_force[0] != wanted:
-        cause = (None if wanted == CPU else _load_failure(ort, wanted)) or said
+        cause = (None if wanted == CPU else _load_failure(ort, wanted)) or printed
         raise _not_in_force(wanted, f"the session is running on {in_force} {cause}".strip())
     return session
 
@@ -106,8 +124,21 @@ def _not_in_force(wanted: str, found: str) -> ProviderError:
     return ProviderError(f"requested {wanted}, but {found}. {_ADVICE[wanted]}")
 
 
+def require(provider: str, variant: Variant, missing: str | None) -> None:
+    """Raise ProviderError if a GPU's provider has a missing requirement."""
+    if missing is not None:
+        raise ProviderError(
+            f"requested device {variant.device!r}, where variant {variant.name!r} runs on "
+            f"{provider}, but {missing}. Pass devices='cpu'; or, {INSTALL_GPU}"
+        )
+
+
 def missing_requirement(provider: str) -> str | None:
-    """Tell what a provider for NVIDIA's GPUs lacks here; None if it can be tried."""
+    """Return what is missing for a provider on this machine, or None if it can be tried."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed"
+    if provider == CPU:
+        return None
     try:
         ort = load()
     except (ImportError, OSError) as error:
@@ -122,7 +153,7 @@ def missing_requirement(provider: str) -> str | None:
 
 
 def load_failure(provider: str) -> str | None:
-    """Try a provider on a graph of one operator, and tell what is wrong with it."""
+    """Return why a provider fails to run a graph of one operator, or None if it does not."""
     ort = load()
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -134,23 +165,23 @@ def load_failure(provider: str) -> str | None:
 
 
 def _preload(ort: Any) -> str:
-    """Load CUDA from NVIDIA's packages, if those are installed; give what was said of it.
+    """Load CUDA from NVIDIA's packages if they are installed, and return what was printed.
 
-    ONNX Runtime finds them by itself only once PyTorch has loaded them.
+    Otherwise ONNX Runtime finds them only once PyTorch has loaded them.
     """
     if not hasattr(ort, "preload_dlls") or not sys.platform.startswith("linux"):
         return ""
     # It prints to stdout, which may be a pipe full of vectors.
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         ort.preload_dlls(directory="")
-    return "; ".join(said.getvalue().split("\n")).strip("; ")
+    return "; ".join(printed.getvalue().split("\n")).strip("; ")
 
 
 def _load_failure(ort: Any, provider: str) -> str | None:
-    """Tell why a provider's library cannot be loaded; ONNX Runtime goes on without it.
+    """Return why a provider's library cannot be loaded, or None if it can.
 
-    Only for one that ONNX Runtime has failed to load: another one would be loaded before it
-    knows its host, and break later.
+    Only for a provider that ONNX Runtime failed to load, which it does not report. Another library
+    would be loaded before ONNX Runtime has initialized it, and break later.
     """
     folder = Path(ort.__file__).parent / "capi"
     try:

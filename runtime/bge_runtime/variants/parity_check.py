@@ -24,7 +24,7 @@ from bge_runtime.bundle import (
     compare,
 )
 from bge_runtime.encoding import pad_batch
-from bge_runtime.engines import ENGINES, Engine, EngineInfo, EngineOptions, open_engine
+from bge_runtime.engines import Engine, EngineInfo, EngineOptions, load_engine, open_engine
 from bge_runtime.system import KeyLocks, cache, cpu_model, nvidia, owners, vector_extensions
 
 _ROWS = 4
@@ -93,7 +93,7 @@ def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
     files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
     described = asdict(replace(variant, parity=None))
     package = "openvino" if variant.engine == "openvino" else "onnxruntime"
-    wheels = owners(package) or str(ENGINES[package].load().__version__)
+    wheels = owners(package) or str(load_engine(package).__version__)
     driver = "" if variant.device == "cpu" else repr(nvidia.find_driver())
     key = json.dumps([described, files, wheels, cpu_model(), vector_extensions(), driver])
     with _measuring[key]:

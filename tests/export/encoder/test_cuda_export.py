@@ -12,7 +12,7 @@ from bge_export.decoder.graph_cuda import CudaDecoderGraph
 from bge_export.targets import select_decoder_targets, select_targets
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES
-from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.errors import ExportError
 from tests.export.decoder.test_graph_cuda import write_overflowing
 from tests.helpers.decoders import SHAPES, write_tiny_decoder
@@ -47,7 +47,7 @@ def test_weights_that_have_no_place_in_fp16_are_refused(tmp_path: Path):
 
 
 @pytest.mark.skipif(
-    "CUDAExecutionProvider" in OrtEngine.load().get_available_providers(), reason="it has a GPU"
+    "CUDAExecutionProvider" in OrtCpuEngine.load().get_available_providers(), reason="it has a GPU"
 )
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_variants_are_rehearsed_and_stay_unmeasured(tmp_path: Path, name: str):
@@ -68,7 +68,7 @@ def test_variants_are_rehearsed_and_stay_unmeasured(tmp_path: Path, name: str):
 
 
 @pytest.mark.skipif(
-    "CUDAExecutionProvider" in OrtEngine.load().get_available_providers(), reason="it has a GPU"
+    "CUDAExecutionProvider" in OrtCpuEngine.load().get_available_providers(), reason="it has a GPU"
 )
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_for_tensorrt_likewise(tmp_path: Path, name: str):

@@ -27,15 +27,15 @@ from bge_export.targets import CUDA, CUDA_EVEN, TENSORRT, select_targets
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.manifest import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.parity import TOLERANCES, compare
-from bge_runtime.engines.base import graph_inputs, split_by_text
-from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.batch_arrays import graph_inputs, split_by_text
+from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.errors import ExportError
 from bge_runtime.variants.parity_check import padded_vectors
 from tests.helpers.bundles import export, keep_traces, write_tiny_bert
 from tests.helpers.runtime import PROPERTY
 
 WITHOUT_GPU = pytest.mark.skipif(
-    "CUDAExecutionProvider" in OrtEngine.load().get_available_providers(), reason="it has a GPU"
+    "CUDAExecutionProvider" in OrtCpuEngine.load().get_available_providers(), reason="it has a GPU"
 )
 
 SHAPE, INDEX = {"INT64"}, {"INT32", "INT64"}
@@ -166,7 +166,7 @@ def opened(model):
     """Open a graph on the CPU."""
     import onnx_ir as ir
 
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     return ort.InferenceSession(
@@ -270,11 +270,11 @@ def test_vectors_do_not_need_the_heads(engines, lengths):
     assert names[0] == "sentence_embedding"
     np.testing.assert_array_equal(with_heads[0], alone)
     if len(names) > 1:
-        feeds = graph_inputs(packed._input_names, ids, mask)
+        feeds = graph_inputs(packed._session.input_names, ids, mask)
         assert feeds["one_length"] == (len(set(lengths)) == 1)
         for asked, sizes in ((True, [sum(lengths)] * 2), (False, [0, 0])):
             feeds[COMPUTE_HEADS] = np.array(asked)
-            _, *heads = packed._session.run(list(names), feeds)
+            _, *heads = packed._session.session.run(list(names), feeds)
             assert [len(head) for head in heads] == sizes
 
 
@@ -296,7 +296,7 @@ def engines(request):
         write = {name: replace(graph, file=file)}
         variant = next(v for v in bundle.manifest.variants if v.graph == name)
         on_cpu = replace(variant, device="cpu")
-        opened.append(OrtEngine(Bundle(folder, replace(bundle.manifest, graphs=write)), on_cpu))
+        opened.append(OrtCpuEngine(Bundle(folder, replace(bundle.manifest, graphs=write)), on_cpu))
     return bundle.graph("cuda").outputs, *opened
 
 

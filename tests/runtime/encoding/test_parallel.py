@@ -304,7 +304,7 @@ def test_onnx_runtime_computes_with_as_many_threads_as_asked_for(tiny_bundle, at
     shared = FlagModel(str(tiny_bundle), use_fp16=False, threads=3)
     expected = shared.encode(TEXTS)
     engine, callers, own = shared.engine, Fake(), Fake()
-    session = engine._session
+    session = engine._session.session
 
     class Counted:
         def run(self, names, feeds, options):
@@ -323,7 +323,7 @@ def test_onnx_runtime_computes_with_as_many_threads_as_asked_for(tiny_bundle, at
 
             session.run_async(names, feeds, taken, data, options)
 
-    engine._session = Counted()
+    engine._session.session = Counted()
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda _: shared.encode(TEXTS, batch_size=1), range(6)))
     # One thread is the caller's, the others are the session's.
@@ -355,14 +355,14 @@ def test_the_next_batch_is_run_on_a_thread_of_the_session(led):
 
             session.run_async(names, feeds, watched, data, options)
 
-    session, led._session = led._session, Watched()
+    session, led._session.session = led._session.session, Watched()
     (found,) = led.run(ids, np.ones_like(ids), outputs)
-    led._session = session
+    led._session.session = session
     assert ran_on
     assert caller not in ran_on
-    (expected,) = led._session.run(
+    (expected,) = session.run(
         outputs,
-        {name: np.zeros_like(ids) for name in led._input_names}
+        {name: np.zeros_like(ids) for name in led._session.input_names}
         | {"input_ids": ids, "attention_mask": np.ones_like(ids)},
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE)

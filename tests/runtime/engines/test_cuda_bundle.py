@@ -14,7 +14,8 @@ from bge_runtime import FlagLLMModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.cli import doctor
 from bge_runtime.engines import ENGINES, open_engine, unavailable_reason
-from bge_runtime.engines.ort import OrtEngine
+from bge_runtime.engines.ort_cpu import OrtCpuEngine
+from bge_runtime.engines.ort_cuda import OrtCudaEngine
 from bge_runtime.errors import DeviceError, EngineError, PrecisionError, ProviderError
 from bge_runtime.system import nvidia
 from bge_runtime.variants.parity_check import measure_parity
@@ -22,7 +23,7 @@ from tests.helpers.decoders import export_decoder, write_tiny_decoder
 from tests.helpers.runtime import edit_manifest
 
 pytestmark = pytest.mark.skipif(
-    "CUDAExecutionProvider" in OrtEngine.load().get_available_providers(),
+    "CUDAExecutionProvider" in OrtCpuEngine.load().get_available_providers(),
     reason="this machine's onnxruntime has the CUDA provider",
 )
 
@@ -118,7 +119,7 @@ def test_doctor_says_why_nothing_of_a_bundle_runs(cuda_only: Path):
 
 
 def test_a_provider_without_a_driver_is_told_apart(bundle: Path, monkeypatch):
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: both)
     monkeypatch.setattr(nvidia, "DRIVER_LIBRARY", "libnone.so.0")
@@ -130,7 +131,7 @@ def test_a_provider_without_a_driver_is_told_apart(bundle: Path, monkeypatch):
 
 def test_a_session_that_falls_back_is_an_error(bundle: Path, monkeypatch):
     # As where the provider is there and cannot be loaded: ONNX Runtime goes on without it.
-    monkeypatch.setattr(OrtEngine, "unavailable_reason", staticmethod(lambda _: None))
+    monkeypatch.setattr(OrtCudaEngine, "unavailable_reason", staticmethod(lambda _: None))
     with (
         warnings.catch_warnings(action="ignore"),
         pytest.raises(ProviderError, match=r"requested CUDA.*is running on \['CPU"),
@@ -139,7 +140,7 @@ def test_a_session_that_falls_back_is_an_error(bundle: Path, monkeypatch):
 
 
 def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     asked = []
 
     class Session(ort.InferenceSession):
@@ -148,7 +149,7 @@ def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
             asked.extend(providers)
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(OrtEngine, "unavailable_reason", staticmethod(lambda _: None))
+    monkeypatch.setattr(OrtCudaEngine, "unavailable_reason", staticmethod(lambda _: None))
     monkeypatch.setattr(ort, "InferenceSession", Session)
     for device in ("cuda", "cuda:1"):
         with pytest.raises(ProviderError):

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +26,14 @@ from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import Parity
 from bge_runtime.encoding import pipeline
 from bge_runtime.engines import EngineOptions, open_engine, ort_cuda, ort_providers, tensorrt
-from bge_runtime.engines.base import graph_inputs, inference_error
-from bge_runtime.engines.ort import OrtEngine
-from bge_runtime.engines.ort_cuda import CudaGraphEngine, CudaGraphs, OrtCudaEngine
+from bge_runtime.engines.base import inference_error
+from bge_runtime.engines.batch_arrays import graph_inputs
+from bge_runtime.engines.cuda_graphs import CudaGraphEngine, CudaGraphs
+from bge_runtime.engines.cuda_threads import CudaThreads
+from bge_runtime.engines.ort_cpu import OrtCpuEngine
+from bge_runtime.engines.ort_cuda import OrtCudaEngine
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
+from bge_runtime.engines.ort_session import OrtSession
 from bge_runtime.errors import (
     DeviceError,
     EngineError,
@@ -44,7 +47,7 @@ from bge_runtime.variants.selection import select_cuda_graph_variant, select_var
 from tests.helpers.bundles import ROOT, export
 from tests.helpers.runtime import PROPERTY, TEXTS, WrappedEngine
 
-HAS_PROVIDER = CUDA in OrtEngine.load().get_available_providers()
+HAS_PROVIDER = CUDA in OrtCpuEngine.load().get_available_providers()
 HAS_DRIVER = isinstance(nvidia.find_driver(), nvidia.Driver)
 WITHOUT_GPU = pytest.mark.skipif(HAS_DRIVER, reason="this machine has a GPU")
 
@@ -90,7 +93,7 @@ def test_tensorrt_serves_no_cpu(bundle):
 @WITHOUT_GPU
 @pytest.mark.parametrize("provider", [CUDA, TENSORRT])
 def test_a_session_that_would_run_on_the_cpu_is_an_error(bundle, provider, capsys):
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     # One that the CPU could run, too.
@@ -107,7 +110,7 @@ def test_a_session_that_would_run_on_the_cpu_is_an_error(bundle, provider, capsy
 
 @pytest.mark.skipif(not HAS_PROVIDER, reason="this onnxruntime is the wheel for CPUs")
 def test_the_wheel_for_gpus_knows_our_options(bundle):
-    capi = Path(OrtEngine.load().__file__).parent / "capi"
+    capi = Path(OrtCpuEngine.load().__file__).parent / "capi"
     engine = object.__new__(tensorrt.TensorRtEngine)
     engine._index, engine._graph = 0, SimpleNamespace(inputs=("input_ids",))
     for name, options in (
@@ -151,7 +154,7 @@ def cuda_libraries(tmp_path_factory):
     if not HAS_PROVIDER or HAS_DRIVER or shutil.which("cc") is None:
         pytest.skip("needs the wheel for GPUs, no GPU and a C compiler: make gpu-wheel")
     folder = tmp_path_factory.mktemp("cuda")
-    provider = Path(OrtEngine.load().__file__).parent / "capi/libonnxruntime_providers_cuda.so"
+    provider = Path(OrtCpuEngine.load().__file__).parent / "capi/libonnxruntime_providers_cuda.so"
     building = [sys.executable, IMITATION / "build.py", provider, folder]
     subprocess.run(building, check=True)
     return folder
@@ -210,7 +213,7 @@ class CpuMemory:
     """ONNX Runtime with a CPU's memory where captured runs ask for a GPU's."""
 
     def __init__(self):
-        self.OrtValue, self._real = self, OrtEngine.load()
+        self.OrtValue, self._real = self, OrtCpuEngine.load()
         self.__version__ = self._real.__version__
 
     def ortvalue_from_numpy(self, array, device, index):
@@ -233,7 +236,7 @@ def even_session(bundle):
     EmulateHalfPrecision()(model)
     file = bundle / "onnx" / f"spelled_out-{os.getpid()}.onnx"  # the bundle is all workers'
     ir.save(model, file)
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     session = ort.InferenceSession(str(file), providers=[CPU])
     file.unlink()
     return session
@@ -241,7 +244,7 @@ def even_session(bundle):
 
 @pytest.fixture(scope="module")
 def captured(even_session):
-    options = OrtEngine.load().RunOptions
+    options = OrtCpuEngine.load().RunOptions
     return CudaGraphs(CpuMemory(), even_session, lambda _: options(), index=3)
 
 
@@ -254,7 +257,7 @@ def test_captured_runs_give_each_text_its_own_vector(captured, even_session, tex
         feeds = graph_inputs(names, ids, np.ones_like(ids))
         given_feeds = {name: feeds[name] for name in names}
         (expected,) = even_session.run(["sentence_embedding"], given_feeds)
-        assert captured.takes(len(text), ["sentence_embedding"])
+        assert captured.accepts(len(text), ["sentence_embedding"])
         (vector,) = captured.run(feeds["input_ids"])
         np.testing.assert_array_equal(vector, expected)
 
@@ -270,15 +273,11 @@ def test_captured_runs_give_each_text_its_own_vector(captured, even_session, tex
         ([9], ["sentence_embedding", "token_weights"], "packed"),
     ],
 )
-def test_one_short_text_goes_to_the_companion(monkeypatch, captured, lengths, outputs, chosen):
+def test_one_short_text_goes_to_the_companion(captured, lengths, outputs, chosen):
     cuda_graph_engine, engine = object.__new__(CudaGraphEngine), object.__new__(OrtCudaEngine)
-    cuda_graph_engine._captured, cuda_graph_engine.cuda_graph_engine, engine.cuda_graph_engine = (
-        captured,
-        None,
-        cuda_graph_engine,
-    )
-    ran = {id(cuda_graph_engine): "captured", id(engine): "packed"}
-    monkeypatch.setattr(OrtEngine, "run", lambda self, *_, **__: ran[id(self)])
+    cuda_graph_engine._graphs, engine.cuda_graph_engine = captured, cuda_graph_engine
+    cuda_graph_engine._session = SimpleNamespace(run=lambda *_: "captured")
+    engine._session = SimpleNamespace(run=lambda *_: "packed")
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     assert engine.run(mask, mask, outputs) == chosen
 
@@ -360,14 +359,15 @@ def branching():
     engine = object.__new__(OrtCudaEngine)
     engine._run_options = None
     engine._uniform_length = ort_cuda._UniformLengthBranch()
-    with ThreadPoolExecutor(2) as engine._workers:
+    engine._threads = CudaThreads(2)
+    with engine._threads._executor:
         yield engine
 
 
 @pytest.fixture
 def compute(branching):
     """What that engine does with a session and a batch."""
-    return lambda session, feeds: branching._computed(session, ["sentence_embedding"], feeds)
+    return lambda session, feeds: branching._compute(session, ["sentence_embedding"], feeds)
 
 
 def test_a_shape_that_comes_up_often_gets_the_branch_for_it(compute):
@@ -421,7 +421,7 @@ def test_it_can_be_asked_to_take_it_always(branching, compute):
 
 
 def test_while_python_ends_the_caller_runs_the_session(branching, compute):
-    branching._workers.shutdown()
+    branching._threads._executor.shutdown()
     (vectors,) = compute(Branches(), feeds_of(2, 3))
     assert vectors.shape == (2, 8)
 
@@ -609,15 +609,15 @@ class FakeTensorRt(tensorrt.TensorRtEngine):
 
     opened_with: list = []  # noqa: RUF012
 
-    @classmethod
-    def unavailable_reason(cls, variant):
-        """Say that it can run."""
+    @staticmethod
+    def unavailable_reason(variant):
+        """Return that it can run."""
 
-    def _opened(self, providers):
+    def _open_session(self, providers):
         type(self).opened_with.append(providers)
         if self.delay:
             time.sleep(self.delay)
-        return self.inner
+        return OrtSession(self.inner)
 
     delay = 0.0
     inner = None
@@ -629,7 +629,7 @@ def fake(bundle, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(nvidia, "find_driver", lambda: DRIVER)
     monkeypatch.setattr(tensorrt, "version", lambda: "10.14.1")
-    ort = OrtEngine.load()
+    ort = OrtCpuEngine.load()
     session = ort.InferenceSession(
         str(bundle / "onnx" / "model_cpu_fp32.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -719,7 +719,7 @@ def test_a_lock_whose_holder_failed_is_free(fake, monkeypatch):
         raise EngineError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FakeTensorRt, "_opened", failing)
+        patch.setattr(FakeTensorRt, "_open_session", failing)
         with pytest.raises(EngineError, match="no memory"):
             fake()
     fake()

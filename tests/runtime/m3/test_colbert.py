@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_runtime.encoding.postprocess import normalize, truncate
-from bge_runtime.engines.base import split_by_text
+from bge_runtime.engines.batch_arrays import split_by_text
 from bge_runtime.m3 import colbert
 from bge_runtime.m3.colbert import (
     colbert_pair_scores,

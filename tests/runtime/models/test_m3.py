@@ -73,12 +73,14 @@ def test_heads_are_computed_only_where_one_is_asked_for(tiny_m3_bundle, tmp_path
 
     def products(path, **options):
         model = BGEM3FlagModel(str(tiny_m3_bundle), use_fp16=False)
-        engine = model.engine
-        profiled = engine._ort.SessionOptions()
+        engine, bundle = model.engine, model.bundle
+        profiled = engine.load().SessionOptions()
         profiled.enable_profiling = True
         profiled.profile_file_prefix = str(tmp_path / path)
-        graph = tiny_m3_bundle / engine._graph.file
-        session = engine._session = engine._ort.InferenceSession(str(graph), profiled)
+        (variant,) = (v for v in bundle.manifest.variants if v.name == engine.info.variant)
+        graph = bundle.path / bundle.graph(variant.graph).file
+        session = engine.load().InferenceSession(str(graph), profiled)
+        engine._session.session = session
         found = model.encode(TEXTS[4], **options)
         events = json.loads(Path(session.end_profiling()).read_text())
         operators = Counter(event.get("args", {}).get("op_name") for event in events)

@@ -107,7 +107,7 @@ def test_a_run_on_a_thread_of_the_sessions_is_over_when_it_is_interrupted(tiny_b
     run_interrupted(
         tmp_path,
         """
-        from bge_runtime.engines.ort import _run_on_own_thread
+        from bge_runtime.engines.ort_cpu import _run_on_own_thread
 
         class Session:
             def run_async(self, outputs, feeds, callback, *_):
@@ -166,7 +166,7 @@ def test_a_model_works_on_after_interrupts_at_any_time(tiny_bundle, tmp_path, th
             other.join()
         assert not wrong, wrong
         np.testing.assert_allclose(model.encode(texts), expected, rtol=0, atol=1e-6)
-        assert model.engine._turns.qsize() == int(sys.argv[2])
+        assert model.engine._slots.qsize() == int(sys.argv[2])
         assert not model.engine._leading.locked()
         """,
         tiny_bundle,
