@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bge_runtime.bundle import SENTENCE_EMBEDDING
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.manifest import SENTENCE_EMBEDDING
 from bge_runtime.bundle.parity import Parity
 from bge_runtime.engines import EngineOptions, open_engine
 from bge_runtime.variants import select_cuda_graph_variant, selection

@@ -1,19 +1,29 @@
-"""TODO."""
+"""The bundle: the folder that bge-export writes and the runtime opens.
+
+It holds the manifest, names of graph inputs and outputs, and the parity between vectors. Used by
+all folders above it, and by bge_export and bge_bench.
+"""
 
 from bge_runtime.bundle.bundle import COLBERT_TOKENS, PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
 from bge_runtime.bundle.folders import ADAPTER_FILE, explain_adapter, explain_no_model, is_model
-from bge_runtime.bundle.manifest import (
+from bge_runtime.bundle.graph_io import (
     COLBERT_VECS,
     COMPUTE_HEADS,
     CUMULATIVE_LENGTHS,
-    FILE_NAME,
-    FORMAT_VERSION,
     HEAD_OUTPUTS,
     SENTENCE_EMBEDDING,
     TOKEN_OFFSET,
     TOKEN_WEIGHTS,
     UNIFORM_BATCH,
     UNIFORM_LENGTH,
+    past_names,
+    past_names_of,
+    present_name,
+    present_names,
+)
+from bge_runtime.bundle.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
     File,
     Graph,
     Manifest,
@@ -21,10 +31,6 @@ from bge_runtime.bundle.manifest import (
     Provenance,
     SentenceTransformersSettings,
     Variant,
-    past_names,
-    past_names_of,
-    present_name,
-    present_names,
 )
 from bge_runtime.bundle.parity import TOLERANCES, Parity, compare
 

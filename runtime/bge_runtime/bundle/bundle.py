@@ -1,4 +1,4 @@
-"""A bundle: the folder that ``bge-export`` writes and the runtime opens."""
+"""Open a bundle, check its files, and read its reference vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from bge_runtime.bundle import manifest
 from bge_runtime.bundle.folders import explain_renewal
-from bge_runtime.bundle.manifest import HEAD_OUTPUTS, Graph, Manifest
+from bge_runtime.bundle.graph_io import HEAD_OUTPUTS
+from bge_runtime.bundle.manifest import Graph, Manifest
 from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
 from bge_runtime.system import check_not_pointer, file_hash, local_path
 
@@ -19,7 +20,7 @@ TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.npz"
 
 COLBERT_TOKENS = 64
-"""Most tokens of a text whose ColBERT vectors are kept as a reference."""
+"""Longest text, in tokens, whose ColBERT vectors are kept as a reference."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Bundle:
     """An opened and checked bundle.
 
     Attributes:
-        path: Its folder, absolute.
-        manifest: What its ``bge.json`` says.
+        path: Absolute path of its folder.
+        manifest: Content of its ``bge.json``.
     """
 
     path: Path
@@ -36,10 +37,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Open a bundle and check that it is whole.
+        """Open a bundle and check that its files are complete and unchanged.
 
-        Every file must be there with its size. Graphs and small files are hashed each
-        time, weights once per file (see `bge_runtime.system.file_hash`).
+        The size of every file is checked. Graphs and small files are hashed each time, weights
+        once per file (see `bge_runtime.system.file_hash`).
 
         Raises:
             BundleIntegrityError: If a file is missing, short or changed.
@@ -52,14 +53,14 @@ class Bundle:
 
     @classmethod
     def at(cls, path: str | Path) -> Bundle:
-        """Read what a bundle says of itself, without checking its other files.
+        """Read a bundle's manifest, without checking its other files.
 
         Raises:
             ModelNotFoundError: If there is no bundle at ``path``.
             BundleVersionError: If it was written by a newer bge-runtime.
             BundleError: If its manifest is damaged.
         """
-        # Absolute, so that a later change of directory cannot move the model.
+        # Absolute, so that a later change of directory has no effect.
         folder = local_path(path, error=ModelNotFoundError)
         manifest_path = folder / manifest.FILE_NAME
         try:
@@ -77,14 +78,14 @@ class Bundle:
 
     @property
     def tokenizer_file(self) -> Path:
-        """The serialised fast tokenizer."""
+        """The tokenizer's file."""
         return self.path / TOKENIZER_FILE
 
     def graph(self, key: str) -> Graph:
-        """Look a graph up by its key.
+        """Return the graph with a key.
 
         Raises:
-            BundleError: If the manifest names a graph that it does not describe.
+            BundleError: If the manifest does not describe it.
         """
         try:
             return self.manifest.graphs[key]
@@ -95,7 +96,7 @@ class Bundle:
             ) from None
 
     def reference(self) -> Reference:
-        """Load PyTorch's vectors for the bundle's own texts.
+        """Return PyTorch's vectors of the texts in the bundle.
 
         Raises:
             BundleError: If ``parity.npz`` cannot be read.
@@ -103,10 +104,10 @@ class Bundle:
         return Reference.load(self.path / PARITY_FILE)
 
     def check_files(self, *, hash_weights: bool = False) -> None:
-        """Check that every file is there and is the one that the manifest describes.
+        """Check that every file exists and is the one that the manifest describes.
 
         Args:
-            hash_weights: Hash weights even if this machine has done so before.
+            hash_weights: Hash weights again if this machine has hashed them before.
 
         Raises:
             BundleIntegrityError: If one is missing, short or changed.
@@ -133,7 +134,7 @@ class Bundle:
                 sha256 = (file_hash.remembered_sha256 if once else file_hash.file_sha256)(path)
             except FileNotFoundError:
                 what = (
-                    f"a link to {path.readlink()}, which is not there"
+                    f"a link to {path.readlink()}, which does not exist"
                     if path.is_symlink()
                     else "missing"
                 )
@@ -151,17 +152,17 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Tokenised texts with PyTorch's fp32 vectors: a bundle's proof of parity.
+    """Tokenised texts with PyTorch's fp32 vectors, to measure parity with.
 
     Attributes:
         texts: The texts themselves.
-        token_ids: Their tokens, special tokens included. One int64 array a text.
+        token_ids: Their tokens, special tokens included. One int64 array per text.
         vectors: PyTorch's pooled vectors, not normalised. Shape: ``(texts, dim)``.
-        token_weights: Of a model of M3's class, the weight of every token of every
-            text, one after the other. Shape: ``(tokens,)``.
-        colbert_vecs: Likewise the vectors of all tokens but the first of each text of
-            at most `COLBERT_TOKENS` tokens; more would weigh tens of megabytes.
-            Shape: ``(tokens, colbert_dim)``.
+        token_weights: For M3 models, the weights of the tokens of all texts, concatenated.
+            Shape: ``(tokens,)``.
+        colbert_vecs: For M3 models, the vectors of all tokens except each text's first,
+            concatenated. Only texts of at most `COLBERT_TOKENS` tokens, since all would take tens
+            of megabytes. Shape: ``(tokens, colbert_dim)``.
     """
 
     texts: tuple[str, ...]
@@ -193,7 +194,7 @@ class Reference:
             BundleError: If it cannot be read.
         """
         try:
-            # numpy leaves a file open that it finds damaged.
+            # NumPy does not close a damaged file.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 ends = np.cumsum(data["lengths"])[:-1]
                 tokens = data["tokens"].astype(np.int64)

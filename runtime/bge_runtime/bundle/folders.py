@@ -1,4 +1,4 @@
-"""What a folder holds that is no model, so that an error says which one to pass."""
+"""Explain what is wrong with a folder that is not a model, and what to pass or do instead."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ CHECKPOINT_MARKS = ("config.json", "modules.json")
 """Files that make a folder a checkpoint."""
 
 ADAPTER_FILE = "adapter_config.json"
-"""What makes a folder a LoRA adapter: changes to the weights of another model."""
+"""File of a LoRA adapter, which changes the weights of another model."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf", ".onnx", ".h5", ".msgpack")
 _HUB_FOLDER = "models--"
-_LOOKED_THROUGH = 200
-_NAMED = 3
+_MAX_FOLDERS = 200
+_MAX_NAMES = 3
 
 
 def explain_no_model(path: Path) -> str:
-    """Return what a path is that holds neither bundle nor checkpoint, and what to pass instead."""
+    """Return what a path holds instead of a model, and what to pass instead."""
     if not path.exists():
         dangling = path.is_symlink()
         return (
-            f"that is a link to {path.readlink()}, which is not there"
+            f"that is a link to {path.readlink()}, which does not exist"
             if dangling
             else "there is no such folder"
         )
@@ -45,31 +45,32 @@ def is_model(folder: Path) -> bool:
 
 
 def explain_adapter(folder: Path) -> str:
-    """Return which model a LoRA adapter changes, and how to make one model of the two."""
+    """Return which model a LoRA adapter changes, and how to merge the two."""
     base = None
-    with contextlib.suppress(BundleError, OSError):
-        base = read_json(folder / ADAPTER_FILE, error=BundleError).get("base_model_name_or_path")
-    merged = folder / "merged_model"  # of FlagEmbedding's trainers
+    with contextlib.suppress(BundleError):
+        adapter = read_json(folder / ADAPTER_FILE, error=BundleError, default={})
+        base = adapter.get("base_model_name_or_path")
+    merged = folder / "merged_model"  # written by FlagEmbedding's trainers
     remedy = (
-        f"Pass {merged}, which holds the two merged"
+        f"Pass {merged}, which holds the merged model"
         if is_model(merged)
-        else "Merge the two (peft's merge_and_unload), save the model in a folder of its own and "
+        else "Merge the two (peft's merge_and_unload), save the model to another folder and "
         "pass that"
     )
     return (
-        f"that folder holds a LoRA adapter ({ADAPTER_FILE}), whose changes to "
-        f"{base or 'another model'} would not be in the vectors. {remedy}"
+        f"that folder holds a LoRA adapter ({ADAPTER_FILE}), and its changes to "
+        f"{base or 'another model'} would be missing from the vectors. {remedy}"
     )
 
 
 def _explain_hub_cache(path: Path) -> str | None:
-    """Return where the model is if a path is the hub's cache or a repository of it."""
+    """Return which model to pass if a path is the hub's cache, or a repository in it."""
     if not (path / "snapshots").is_dir():
         repositories = sorted(path.glob(f"{_HUB_FOLDER}*--*"))
         if not repositories:
             return None
         return (
-            "that is the hub's cache; pass the hub id of a model in it, such as "
+            "that is the hub's cache; pass the Hub ID of a model in it, such as "
             f"{_hub_id(repositories[0])}"
         )
     hub_id = _hub_id(path) if path.name.startswith(_HUB_FOLDER) else None
@@ -80,11 +81,11 @@ def _explain_hub_cache(path: Path) -> str | None:
     if not snapshots:
         return (
             "that is a repository of the hub's cache, and it holds no snapshot of a model. Pass "
-            f"the hub id {hub_id or 'of it'}, which downloads it"
+            f"the Hub ID{f' {hub_id}' if hub_id else ''} to download it"
         )
     return (
-        f"that is a repository of the hub's cache. Pass the hub id {hub_id or 'of it'}, or its "
-        f"snapshot {snapshots[-1]}"
+        f"that is a repository of the hub's cache. Pass its Hub ID{f' {hub_id}' if hub_id else ''}"
+        f", or its snapshot {snapshots[-1]}"
     )
 
 
@@ -93,7 +94,7 @@ def _hub_id(path: Path) -> str:
 
 
 def _explain_other_folder(path: Path) -> str:
-    if below := list(islice(_models_below(path), _NAMED)):
+    if below := list(islice(_models_below(path), _MAX_NAMES)):
         return f"that folder holds no model, but {' and '.join(map(str, below))} does; pass that"
     names = sorted(entry.name for entry in path.iterdir())
     weights = [name for name in names if name.endswith(_WEIGHTS)]
@@ -110,21 +111,21 @@ def _explain_other_folder(path: Path) -> str:
 
 
 def _models_below(folder: Path) -> Iterator[Path]:
-    """List folders with a model, one and two levels down; large ones are not read to the end."""
+    """List folders of models, one and two levels below; large folders are read in part."""
     for pattern in ("*", "*/*"):
-        for place in sorted(islice(folder.glob(pattern), _LOOKED_THROUGH)):
+        for place in sorted(islice(folder.glob(pattern), _MAX_FOLDERS)):
             if place.is_dir() and is_model(place) and place.name != "1_Pooling":
                 yield place
 
 
 def explain_renewal(folder: Path) -> str:
-    """Return how to get a damaged bundle whole again, by where it lies."""
+    """Return how to restore a damaged bundle, depending on where it is."""
     try:
         ours = folder.is_relative_to(cache_folder() / "bundles")
     except OSError:
         ours = False
     if ours:
-        return f"delete {folder}, which is a cache, and it is made again"
+        return f"delete {folder}, which is a cache: it will be exported again"
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(_HUB_FOLDER):
         return (
             f"fetch it again with `hf download {_hub_id(folder.parent.parent)} --revision "

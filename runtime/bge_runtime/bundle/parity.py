@@ -1,9 +1,9 @@
-"""How far vectors are from PyTorch's, and how far they may be.
+"""Measure how far vectors are from PyTorch's, and how far they may be.
 
-Cosine alone can hide a broken model: with random weights, *different* texts reach a
-cosine of 0.94 to 0.995. A parity therefore also holds the largest error as a share
-of the median distance between different texts, which is 1 or more for vectors that
-have nothing to do with the reference and about 1e-6 for exact ones.
+Cosine alone can hide a broken model: with random weights, *different* texts reach a cosine of
+0.94 to 0.995. So parity also has the error share: the largest error divided by the median
+distance between different texts. It is 1 or more for unrelated vectors, and about 1e-6 for exact
+ones.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What a variant of one precision may differ from PyTorch's fp32 vectors.
+    """How far vectors of one precision may be from PyTorch's fp32 vectors.
 
     Attributes:
         min_cosine: Smallest cosine to the reference over all texts.
         max_error: Largest difference of one component of a unit vector.
         max_error_share: Largest distance to the reference, as a share of the median
             distance between different texts.
-        reason: Why these figures and no others.
+        reason: Why these figures were chosen.
     """
 
     min_cosine: float
@@ -41,16 +41,16 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
             min_cosine=0.999999,
             max_error=1e-5,
             max_error_share=0.01,
-            reason="Same arithmetic in another order. Measured at 3e-7 a component on "
-            "all-MiniLM-L6-v2 and on seeded bge-base; 1e-5 is what a drop-in promises.",
+            reason="Same arithmetic in another order. Measured at 3e-7 per component on "
+            "all-MiniLM-L6-v2 and seeded bge-base; 1e-5 is what a drop-in replacement promises.",
         ),
         "bf16": Tolerance(
             min_cosine=0.998,
             max_error=0.02,
             max_error_share=0.05,
-            reason="8 bits of mantissa. The share is the limit: 5 % of the distance between texts "
-            "that have nothing in common is a cosine of 0.998. Trained weights stay above 0.9999 "
-            "(a test says so); seeded ones are made to amplify errors: 24 layers of an encoder "
+            reason="8 bits of mantissa. The error share is the tighter limit: 5 % of the distance "
+            "between unrelated texts is a cosine of 0.998. Trained weights stay above 0.9999 "
+            "(tested); seeded weights are designed to amplify errors: 24 layers of an encoder "
             "were measured at 0.99987 and 3.2 %, 32 of a decoder at 0.9994.",
         ),
         "fp16": Tolerance(
@@ -58,24 +58,24 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
             max_error=0.005,
             max_error_share=0.02,
             reason="11 bits of mantissa, an eighth of bf16's error, with room for another order of "
-            "summation. On an H200 all-MiniLM-L6-v2 was measured at 0.9999986 and 0.2 % over all "
-            "lengths, seeded bge-large, whose 24 layers are made to amplify errors, at 0.9999953 "
-            "and 1.0 %.",
+            "summation. Measured on an H200: all-MiniLM-L6-v2 at 0.9999986 and 0.2 % over all "
+            "lengths; seeded bge-large, whose 24 layers are designed to amplify errors, at "
+            "0.9999953 and 1.0 %.",
         ),
         "int8": Tolerance(
             min_cosine=0.995,
             max_error=0.05,
             max_error_share=0.15,
-            reason="Weights of 8 bits with a scale for a block of them, asked for by name. An "
-            "encoder's products are rounded too: all-MiniLM-L6-v2 was measured at 0.9984 and 4.2 % "
-            "(a test asks 0.998), seeded bge-base at 0.9993 and 6.4 %.",
+            reason="8-bit weights with a scale for each block, only on request. Encoders also "
+            "round activations: all-MiniLM-L6-v2 was measured at 0.9984 and 4.2 % (a test "
+            "requires 0.998), seeded bge-base at 0.9993 and 6.4 %.",
         ),
         "int4": Tolerance(
             min_cosine=0.8,
             max_error=0.3,
             max_error_share=0.9,
-            reason="15 levels for 32 weights: for a first look at a model that does not fit "
-            "otherwise, asked for by name. Seeded weights have no structure to survive on.",
+            reason="15 levels for each block of 32 weights, only on request: for a first look at a "
+            "model that does not fit otherwise. Seeded weights have no structure that survives.",
         ),
     }
 )
@@ -84,13 +84,13 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Measured distance between vectors and their reference.
+    """Measured distance between vectors and reference vectors.
 
     Attributes:
         texts: Number of texts compared.
         min_cosine: Smallest cosine between a vector and its reference.
-        mean_cosine: Mean of those cosines.
-        max_error: Largest difference of one component, of unit vectors.
+        mean_cosine: Mean of these cosines.
+        max_error: Largest difference of one component between unit vectors.
         error_share: Largest distance to the reference, as a share of the median
             distance between different texts of the reference.
     """
@@ -102,13 +102,13 @@ class Parity:
     error_share: float
 
     def failures(self, tolerance: Tolerance) -> list[str]:
-        """Name every limit that is missed; an empty list means a pass."""
+        """Return every limit that is missed; an empty list if it passes."""
         checks = (
             ("minimum cosine", self.min_cosine, ">=", tolerance.min_cosine),
             ("largest difference", self.max_error, "<=", tolerance.max_error),
             ("error share", self.error_share, "<=", tolerance.max_error_share),
         )
-        # Written so that a NaN fails.
+        # Written so that NaN fails.
         return [
             f"{name} {value:.8g} is not {sign} {limit:g}"
             for name, value, sign, limit in checks
@@ -116,8 +116,8 @@ class Parity:
         ]
 
     def worst(self, other: Parity) -> Parity:
-        """Take the worse of two in each figure; NaN is the worst."""
-        # Python's min and max take NaN for the better one, if it comes second.
+        """Return the worse of two in each figure; NaN is the worst."""
+        # Python's min and max ignore NaN as second argument.
         return Parity(
             texts=self.texts,
             min_cosine=float(np.minimum(self.min_cosine, other.min_cosine)),
@@ -127,12 +127,12 @@ class Parity:
         )
 
     def to_json(self) -> dict[str, float | None]:
-        """Return the figures by name, with null for NaN and infinity."""
+        """Return the figures by name, with None for NaN and infinity."""
         return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parity:
-        """Read back what `to_json` or ``dataclasses.asdict`` wrote."""
+        """Return the parity that `to_json` or ``dataclasses.asdict`` wrote."""
 
         def figure(name: str) -> float:
             return float("nan") if data[name] is None else float(data[name])
@@ -147,20 +147,20 @@ class Parity:
 
 
 def compare(vectors: NDArray[np.floating], reference: NDArray[np.floating]) -> Parity:
-    """Compare vectors with their reference, both brought to unit length first.
+    """Return the parity of vectors, after scaling them and the reference to unit length.
 
     Args:
-        vectors: The vectors under test. Shape: ``(n, dim)``.
-        reference: PyTorch's vectors of the same texts. Shape: ``(n, dim)``, n >= 2,
-            not all alike.
+        vectors: Vectors to measure. Shape: ``(n, dim)``.
+        reference: PyTorch's vectors of the same texts, not all alike. Shape: ``(n, dim)``,
+            n >= 2.
 
     Raises:
         ValueError: If the shapes differ or fewer than two texts are given.
     """
     if vectors.shape != reference.shape or reference.ndim != 2 or len(reference) < 2:
         raise ValueError(
-            f"parity compares two (n, dim) arrays with n >= 2, "
-            f"but was given {vectors.shape} and {reference.shape}"
+            "parity compares two (n, dim) arrays with n >= 2, "
+            f"but got {vectors.shape} and {reference.shape}"
         )
     ours, theirs = _unit(vectors), _unit(reference)
     cosine = np.einsum("nd,nd->n", ours, theirs)

@@ -1,8 +1,11 @@
-"""TODO."""
+"""The machine and the operating system: processors, GPUs, memory, files, locks and the cache.
+
+It knows nothing of models. Used by all folders above it, and by bge_export and bge_bench.
+"""
 
 from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
 from bge_runtime.system.cache import cache_folder
-from bge_runtime.system.console import on_terminal
+from bge_runtime.system.console import format_table, on_terminal
 from bge_runtime.system.cpus import (
     cpu_model,
     default_threads,
@@ -20,7 +23,6 @@ from bge_runtime.system.files import (
 )
 from bge_runtime.system.locks import KeyLocks, hold_file_lock, once
 from bge_runtime.system.memory import available_memory
-from bge_runtime.system.table import format_table
 from bge_runtime.system.versions import installed_versions, owners
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""Calls in other threads, none of which is under way any more when the caller goes on.
+"""Calls in background threads that are always over before the caller goes on, despite Ctrl-C.
 
-Ctrl-C reaches the main thread between any two steps of Python code, also while it waits or holds a
-lock. A batch that is then still computed takes the process with it when Python ends; a lock that is
-never released stops the next call for good. Much of ``threading`` is Python code: until 3.12 a
-thread whose ``join`` was interrupted counts as ended, and the locks within ``Event`` and
-``Semaphore`` may stay held. So only what is one step is relied on here.
+An interrupt can reach the main thread between any two bytecode steps, even while it waits or holds
+a lock. If a batch were still running when Python exits, the process would crash. If a lock stayed
+held, the next call would block for ever. ``threading`` does not prevent this, since much of it is
+Python code: before 3.12, a thread whose ``join`` was interrupted counts as ended, and the locks
+inside ``Event`` and ``Semaphore`` may stay held. So this module relies on single steps only.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ _T = TypeVar("_T")
 
 
 class Completion:
-    """Tells one thread that another one is done with something."""
+    """Signals one thread that another one has finished."""
 
     def __init__(self) -> None:
-        """Begin as not done."""
+        """Start as not finished."""
         self._lock = threading.Lock()
         self._lock.acquire()
         self._is_set = False
 
     def set(self) -> None:
-        """Say that it is done; to be called once."""
+        """Mark as finished. Call it once."""
         self._is_set = True
         self._lock.release()
 
     def wait(self) -> None:
-        """Wait for `set`. Whatever interrupts is raised, but not before."""
+        """Wait for `set`. An interrupt is raised only after it."""
         interrupt: BaseException | None = None
         while not self._is_set:
             try:
                 self._lock.acquire()
-            except BaseException as error:  # noqa: BLE001  # it is raised below
+            except BaseException as error:  # noqa: BLE001  # raised below
                 interrupt = error
         if interrupt is not None:
             try:
                 raise interrupt
             finally:
-                del interrupt  # whose traceback has this frame
+                del interrupt  # its traceback refers to this frame
 
 
 class BackgroundTask(Generic[_T]):
-    """A call in another thread, or in this one where none can be started any more.
+    """A call in another thread, or in this one if no thread can be started any more.
 
-    By itself in a new thread and not an executor's: those refuse work as soon as the main thread
-    has ended, while Python still waits for the other threads. Later, in ``atexit``, Python 3.12
-    starts none at all.
+    Without an executor it gets a new thread, since executors reject work once the main thread has
+    ended, while Python still waits for other threads. Later, in ``atexit``, Python 3.12 starts no
+    threads at all.
 
-    Whoever starts one sees to it that `wait` is called, whatever happens.
+    Callers must make sure that `wait` is called, whatever happens.
     """
 
     def __init__(
         self, call: Callable[[], _T], *, name: str | None = None, executor: Executor | None = None
     ) -> None:
-        """Prepare the call, for a thread of that name or of an executor."""
+        """Prepare the call, for a new thread or an executor."""
         self._call = call
         self._executor = executor
         self._thread = threading.Thread(name=name, target=self._run)
@@ -68,7 +68,7 @@ class BackgroundTask(Generic[_T]):
         self._over = Completion()
 
     def start(self) -> None:
-        """Begin the call."""
+        """Start the call."""
         try:
             if self._executor is None:
                 self._thread.start()
@@ -82,15 +82,15 @@ class BackgroundTask(Generic[_T]):
             return
         try:
             self._result = self._call()
-        except BaseException as error:  # noqa: BLE001  # whoever asks for the result gets it
+        except BaseException as error:  # noqa: BLE001  # raised by `result`
             self._error = error
         finally:
             self._over.set()
 
     def wait(self) -> None:
-        """Wait for the call's end; one that has not begun never will.
+        """Wait until the call is over. If it has not begun, it never will.
 
-        Where `start` was interrupted nobody knows whether it will begin.
+        This settles the case in which `start` was interrupted.
         """
         if self._claim.acquire(blocking=False):
             self._over.set()
@@ -99,9 +99,9 @@ class BackgroundTask(Generic[_T]):
             self._thread.join()
 
     def result(self) -> _T:
-        """Wait for the call, and return what it returned, or raise what it raised."""
+        """Wait for the call, and return its result or raise its error."""
         self._over.wait()
-        # Kept here, it would keep the frames that it came through, and one of them would keep it.
+        # Kept here, the error would form a reference cycle with the frames in its traceback.
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -112,8 +112,8 @@ class BackgroundTask(Generic[_T]):
 
 
 def call_and_note(noted: list[Any], call: Callable[..., Any], *arguments: object) -> None:
-    """Call a function of an extension, and append what it returns to a list, in one step.
+    """Call a function of a C extension and append its result to a list, in one step.
 
-    So an interrupt finds both done or neither: whether a lock was acquired, say.
+    An interrupt finds both done or neither, so the list shows, say, whether a lock was acquired.
     """
     noted += map(call, *([argument] for argument in arguments))

@@ -1,4 +1,4 @@
-"""The folder for what can be made anew at any time: hashes, parities, exported bundles."""
+"""The cache folder, for data that can be recreated: hashes, parities, exported bundles."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from bge_runtime.system.files import read_json
 
 
 def cache_folder() -> Path:
-    """The folder: ``$XDG_CACHE_HOME/bge-runtime``, by default under ``~/.cache``; absolute.
+    """Return ``$XDG_CACHE_HOME/bge-runtime``, by default in ``~/.cache``, as an absolute path.
 
     Raises:
-        OSError: If neither says where it is, or a relative one starts from a folder that is gone.
+        OSError: If there is no home folder, or the path is relative and the current folder is
+            gone.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # a user whom the system does not know, in a container say
+    except RuntimeError as error:  # an unknown user, for example in a container
         raise OSError("there is no home folder for the cache; set XDG_CACHE_HOME") from error
     return base.absolute() / "bge-runtime"
 
 
 def recall(kind: str, key: str) -> Any:
-    """Read a note back; None if there is none that can be read."""
+    """Return a document that `note` wrote; None if there is none that can be read."""
     with contextlib.suppress(OSError, BgeError):
         return read_json(_path(kind, key), error=BgeError, kind=object)
     return None
 
 
 def note(kind: str, key: str, document: object) -> None:
-    """Write a note. A cache that cannot be written costs time, no more.
+    """Write a document. If the cache cannot be written, do nothing: that only costs time.
 
     Args:
-        kind: Folder of notes of this kind.
-        key: Anything that names it; its hash is the file's name.
-        document: What to note, as JSON has it.
+        kind: Folder for documents of this kind.
+        key: Any text; its hash is the file's name.
+        document: A value that JSON can hold.
     """
     with contextlib.suppress(OSError):
         path = _path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written whole under another name: two processes or threads may do this at once.
+        # Renamed once it is complete, since other processes and threads may do the same.
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
             draft.write_text(json.dumps(document), encoding="utf-8")
             draft.replace(path)
-        finally:  # also of a full disk, or a signal
+        finally:  # the disk may be full, or a signal may arrive
             draft.unlink(missing_ok=True)
 
 

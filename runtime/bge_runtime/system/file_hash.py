@@ -1,9 +1,8 @@
-"""File hashes, and a memory of which large files were already hashed.
+"""Hashes of files, remembered for large files.
 
-Hashing 18 GB of weights at every start would take longer than the start. A weight
-file is hashed the first time this machine sees it; the result is remembered in the
-cache for as long as path, size, inode and times stay the same. The time of the last
-change of the inode is among them: unlike that of the content, nobody can set it back.
+Hashing 18 GB of weights would take longer than the rest of a start. So a file of weights is hashed
+once on each machine, and the cache keeps the hash while path, size, inode and times stay the same.
+The times include the change time of the inode, which nobody can set back.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _hashing = KeyLocks()
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
         OSError: If it cannot be read.
@@ -34,7 +33,7 @@ def file_sha256(path: Path) -> str:
 
 
 def remembered_sha256(path: Path) -> str:
-    """Hash a file, unless the same file was hashed before.
+    """Return the SHA-256 of a file, from the cache if the file is unchanged.
 
     Raises:
         OSError: If it cannot be read.
@@ -43,7 +42,7 @@ def remembered_sha256(path: Path) -> str:
     with _hashing[resolved]:
         identity = _identity(path)
         known = cache.recall(_KIND, resolved)
-        # Whatever is wrong with a note, the file itself can be hashed.
+        # If the cached document is damaged, the file is hashed again.
         with contextlib.suppress(TypeError, LookupError):
             if known["identity"] == identity:
                 return str(known["sha256"])
@@ -53,7 +52,7 @@ def remembered_sha256(path: Path) -> str:
 
 
 def remember(path: Path, sha256: str, identity: list[int] | None = None) -> None:
-    """Note a hash just computed."""
+    """Write a hash to the cache."""
     document = {"identity": identity or _identity(path), "sha256": sha256}
     cache.note(_KIND, str(path.resolve()), document)
 

@@ -1,4 +1,4 @@
-"""Files and paths that others made: each fault of theirs is one sentence and one kind of error."""
+"""Read files and paths that users pass. Each fault raises one type of error with one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bge_runtime.errors import BgeError
 _POINTER_START = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER_BYTES = 1024  # as Git LFS's specification says
 _LONGEST_NAME = 100
-_A_MODEL = "a model is a folder or a hub id such as BAAI/bge-m3"
+_MODEL_NAME = "a model is a folder or a Hub ID such as BAAI/bge-m3"
 _KINDS: dict[type, str] = {dict: "object", list: "list"}
 _REQUIRED = object()
 
@@ -32,7 +32,7 @@ def read_json(
         path: The file.
         error: Type of the error if the file cannot be read.
         kind: Type that the content must have: ``dict``, ``list``, or ``object`` for any.
-        remedy: What to do about a damaged file, for the error.
+        remedy: What to do about a damaged file, for error messages.
         encoding: Encoding of the file.
         default: Returned if there is no such file. Without it, that is an error.
 
@@ -62,18 +62,18 @@ def parse_json(
     remedy: str = "download it again",
     encoding: str = "utf-8",
 ) -> Any:
-    """Parse the content of a JSON file; the arguments are those of `read_json`.
+    """Return the value in the content of a JSON file.
 
     Args:
         data: The content.
-        where: Path to name in errors.
-        error: As in `read_json`.
-        kind: As in `read_json`.
-        remedy: As in `read_json`.
-        encoding: As in `read_json`.
+        where: Path for error messages.
+        error: Type of the error if the content is not as expected.
+        kind: Type that the value must have: ``dict``, ``list``, or ``object`` for any.
+        remedy: What to do about a damaged file, for error messages.
+        encoding: Encoding of the content.
 
     Raises:
-        BgeError: As `read_json`.
+        BgeError: If it is not JSON, or has another type; of type ``error``.
     """
     raw = data.encode() if isinstance(data, str) else data
     if raw.startswith(_POINTER_START):
@@ -97,17 +97,17 @@ def parse_json(
 
 
 def check_not_pointer(path: Path, *, error: type[BgeError]) -> None:
-    """Check that a file is not a Git LFS pointer, as a clone without Git LFS leaves.
+    """Check that a file is not a Git LFS pointer, as in a clone made without Git LFS.
 
     Raises:
-        BgeError: If it is one, of the type ``error``.
+        BgeError: If it is; of type ``error``.
     """
     if is_pointer(path):
         raise error(_pointer_message(str(path)))
 
 
 def is_pointer(path: Path) -> bool:
-    """Return whether a file is a Git LFS pointer; no if it cannot be read."""
+    """Return whether a file is a Git LFS pointer; False if it cannot be read."""
     try:
         if path.stat().st_size > _LARGEST_POINTER_BYTES:
             return False
@@ -119,64 +119,64 @@ def is_pointer(path: Path) -> bool:
 
 def _pointer_message(where: str) -> str:
     return (
-        f"{where} is a Git LFS pointer in place of the file itself; run `git lfs pull` in its "
+        f"{where} is a Git LFS pointer instead of the file itself; run `git lfs pull` in its "
         "repository, or download the file"
     )
 
 
 def local_path(name: object, *, error: type[BgeError]) -> Path:
-    """Return the absolute path that a model's name stands for, whether or not it exists.
+    """Return a model's name as an absolute path, whether or not the path exists.
 
     Args:
-        name: What a user passed as a model.
-        error: What to raise if the path cannot be looked at.
+        name: The model that a user passed.
+        error: Type of the error if the path cannot be used.
 
     Raises:
         TypeError: If it is neither a string nor a path of text.
-        BgeError: If it is empty; if it is there and cannot be read; if it names a user without
-            a home; or if it is not UTF-8, which engines and tokenizers need.
+        BgeError: If it is empty; if it exists and cannot be read; if it names a user without a
+            home folder; or if it is not UTF-8, which engines and tokenizers need.
     """
     given = os.fspath(name) if isinstance(name, os.PathLike) else name
     if not isinstance(given, str):
-        raise TypeError(f"{_A_MODEL}, and was given as {name!r}")
+        raise TypeError(f"{_MODEL_NAME}, not {name!r}")
     if not given:
-        raise error(f"{_A_MODEL}, and was given as ''")
+        raise error(f"{_MODEL_NAME}, not ''")
     path = expand_user(given, error=error)
     try:
         path = path.absolute()
     except OSError as cause:  # the current folder has been deleted
-        raise error(f"cannot look at {given!r}: the current folder is not there") from cause
+        raise error(f"cannot open {given!r}: the current folder no longer exists") from cause
     check_utf8(path, error=error)
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in it
         return path
     except OSError as cause:
-        raise error(f"cannot look at {_shortened(given)}: {cause.strerror}") from cause
+        raise error(f"cannot open {_shorten(given)}: {cause.strerror}") from cause
     if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
-        raise error(f"cannot read {path}: this user has no permission to")
+        raise error(f"cannot read {path}: permission denied")
     return path
 
 
 def check_utf8(path: Path, *, error: type[BgeError]) -> None:
-    """Check that engines and tokenizers can open a path: they take it as UTF-8.
+    """Check that a path is UTF-8, as engines and tokenizers need.
 
     Raises:
-        BgeError: If it is not, of the type ``error``.
+        BgeError: If it is not; of type ``error``.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError as cause:
         raise error(
-            f"the path {str(path)!r} is not UTF-8, and no engine opens it; rename the folder"
+            f"the path {str(path)!r} is not UTF-8, so no engine can open it; rename the folder"
         ) from cause
 
 
 def expand_user(given: str | Path, *, error: type[BgeError]) -> Path:
-    """Put a user's home folder in the place of ``~`` or ``~USER``.
+    """Return a path with ``~`` or ``~USER`` replaced by the home folder.
 
     Raises:
-        BgeError: If that user has none, of the type ``error``.
+        BgeError: If the user has none; of type ``error``.
     """
     try:
         return Path(given).expanduser()
@@ -185,5 +185,5 @@ def expand_user(given: str | Path, *, error: type[BgeError]) -> Path:
         raise error(f"there is no {given}: {user} has no home folder on this machine") from cause
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"

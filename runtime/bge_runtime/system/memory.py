@@ -1,4 +1,4 @@
-"""How much memory is left to this process."""
+"""How much memory this process may still use."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _MEMORY_INFO = Path("/proc/meminfo")
 
 _FILES = {
     1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
-    # Above "high" a process is slowed down until it is as good as stopped.
+    # Above "high" the kernel slows the process down until it hardly runs.
     2: (("memory.max", "memory.high"), "memory.current", "inactive_file"),
 }
-"""By version of control groups: files of limits and of use, and a field of ``memory.stat``."""
+"""By version of control groups: files of the limits and the usage, and a ``memory.stat`` field."""
 
 
 def available_memory() -> int | None:
-    """Return the bytes that can be taken without swapping, limits of control groups included.
+    """Return the bytes that can be allocated without swapping, within control group limits.
 
     Returns:
-        None where the system does not say: on macOS and Windows.
+        None on macOS and Windows.
     """
     machine = _of_machine()
     return min([*([] if machine is None else [machine]), *_of_groups()], default=None)
@@ -37,14 +37,14 @@ def _of_machine() -> int | None:
 
 
 def _of_groups() -> Iterator[int]:
-    """List what each limit leaves: of this process's control group, and of those above it."""
+    """List the bytes left by each limit of this process's control group and those above it."""
     for version, group in own_groups("memory"):
-        limits, used, idle = _FILES[version]
+        limits, usage, inactive = _FILES[version]
         with contextlib.suppress(OSError, ValueError):
-            taken = int((group / used).read_text())
-            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            # Files that nobody has read lately count as used, and are let go of on demand.
-            taken -= int(facts.get(idle, 0))
+            used = int((group / usage).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # Cached files that were not read lately count as used, but are freed on demand.
+            used -= int(stat.get(inactive, 0))
             for limit in limits:
-                with contextlib.suppress(OSError, ValueError):  # "max" is none, and no number
-                    yield max(int((group / limit).read_text()) - taken, 0)
+                with contextlib.suppress(OSError, ValueError):  # "max" means no limit
+                    yield max(int((group / limit).read_text()) - used, 0)

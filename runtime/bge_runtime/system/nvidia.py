@@ -1,7 +1,7 @@
-"""What NVIDIA's driver says of the GPUs here, asked without any package.
+"""NVIDIA's driver and the GPUs that it reports.
 
-The libraries are those that the driver itself installs, so that this works, and says what is
-wrong, where nothing else does.
+Only libraries of the driver itself are used, so this works even if no Python package for GPUs is
+installed or works.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DRIVER_LIBRARY = "libcuda.so.1"
-"""The driver's own library: where it is missing there is no driver."""
+"""The driver's own library. If it is missing, there is no driver."""
 
 _VERSION_FILE = Path("/sys/module/nvidia/version")
 _MAJOR, _MINOR = 75, 76
@@ -25,7 +25,7 @@ class Gpu:
     """One GPU that a process may use.
 
     Attributes:
-        name: As the driver calls it.
+        name: Name that the driver reports.
         compute_capability: Such as ``"9.0"``.
         memory_bytes: All of its memory.
     """
@@ -37,13 +37,13 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """NVIDIA's driver and its GPUs.
+    """NVIDIA's driver and the GPUs that it reports.
 
     Attributes:
-        version: Its own version, such as ``"580.65.06"``; ``"unknown"`` off Linux.
-        cuda: Newest CUDA that it serves, such as ``(13, 0)``.
-        gpus: GPUs in the order in which they are numbered, those that
-            ``CUDA_VISIBLE_DEVICES`` hides left out.
+        version: Version of the driver, such as ``"580.65.06"``; ``"unknown"`` except on Linux.
+        cuda: Newest CUDA version that it supports, such as ``(13, 0)``.
+        gpus: GPUs in the order of their numbers, without those that ``CUDA_VISIBLE_DEVICES``
+            hides.
     """
 
     version: str
@@ -52,7 +52,7 @@ class Driver:
 
 
 def find_driver() -> Driver | str:
-    """Ask the driver what there is; a string tells why it cannot be asked."""
+    """Return the driver and its GPUs, or a string that says why there is no usable driver."""
     try:
         library = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError:
@@ -62,10 +62,10 @@ def find_driver() -> Driver | str:
         library.cuDriverGetVersion(ctypes.byref(number))
         status = library.cuInit(0)
         if status != 0:
-            return f"the NVIDIA driver refuses to start (cuInit gave error {status})"
+            return f"the NVIDIA driver fails to start (cuInit returned error {status})"
         cuda = divmod(number.value // 10, 100)
         return Driver(version=_version(), cuda=cuda, gpus=tuple(_gpus(library)))
-    except AttributeError as error:  # a library that only bears the name
+    except AttributeError as error:  # another library of the same name
         return f"{DRIVER_LIBRARY} is not NVIDIA's driver: {error}"
 
 

@@ -1,4 +1,4 @@
-"""Versions of installed packages, and which wheels an engine's files came from."""
+"""Versions of installed packages, and the distributions that an engine's files come from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Look up the versions of those packages that are installed.
+    """Return the versions of those packages that are installed.
 
     Args:
-        packages: Distribution names. One that is missing is left out.
+        packages: Names of distributions.
     """
     versions = {}
     for package in packages:
@@ -25,20 +25,20 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def owners(package: str) -> dict[str, str]:
-    """Return the wheels that own the package which is imported by this name, with versions.
+    """Return the distributions that installed a package, by name, with their versions.
 
-    A dozen wheels bring an ``onnxruntime``, nightly ones and those of other projects among them.
-    Where there are several in one folder, each has overwritten files of the others.
+    A dozen distributions install an ``onnxruntime``, such as nightly builds and those of other
+    projects. If several are installed, each has overwritten files of the others.
 
     Args:
-        package: Name of a package with an ``__init__.py``.
+        package: Import name of a package with an ``__init__.py``.
 
     Returns:
-        Empty if it is not installed, or no wheel says that it brought it.
+        Empty if it is not installed, or no distribution lists it.
     """
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # a module that something else has put in its place
+    except ValueError:  # something else has replaced the module
         spec = None
     if spec is None or spec.origin is None:
         return {}
@@ -48,27 +48,27 @@ def owners(package: str) -> dict[str, str]:
 @functools.cache
 def _owners(package: str, folder: Path) -> tuple[tuple[str, str], ...]:
     found = []
-    for place in sorted((*folder.glob("*.dist-info"), *folder.glob("*.egg-info"))):
-        if _brings(place, package):
-            distribution = importlib.metadata.PathDistribution(place)
+    for path in sorted((*folder.glob("*.dist-info"), *folder.glob("*.egg-info"))):
+        if _installed(path, package):
+            distribution = importlib.metadata.PathDistribution(path)
             name: str | None = distribution.metadata["Name"]
-            found.append((name or place.stem, distribution.version))
+            found.append((name or path.stem, distribution.version))
     return tuple(found)
 
 
-def _brings(place: Path, package: str) -> bool:
-    """Return whether a distribution says that it brought a package, in any of three ways.
+def _installed(path: Path, package: str) -> bool:
+    """Return whether a distribution's metadata says, in one of three ways, that it has a package.
 
-    ``importlib.metadata.packages_distributions`` parses every list of files, which takes a second
-    where hundreds of packages are installed; this takes a fortieth of it.
+    ``importlib.metadata.packages_distributions`` parses all lists of files. With hundreds of
+    packages that takes a second, and this a fortieth of it.
     """
     for name, line in (("RECORD", f"{package}/__init__.py,"), ("top_level.txt", package)):
         try:
-            content = (place / name).read_bytes()
+            content = (path / name).read_bytes()
         except OSError:
             continue
         lines = b"\n" + content.replace(b"\r\n", b"\n") + b"\n"
         ending = "" if line.endswith(",") else "\n"
         return f"\n{line}{ending}".encode() in lines
-    # A system's own package has no list: the name is all there is.
-    return place.name.partition("-")[0].lower() == package
+    # Packages of a Linux distribution have no such list, so the name has to do.
+    return path.name.partition("-")[0].lower() == package

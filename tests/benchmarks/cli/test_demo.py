@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bge_bench.cli.demo import SENTENCES, export, similarity_table
-from bge_runtime.system.table import format_table
+from bge_runtime.system import format_table
 
 
 def test_the_matrix_marks_each_sentences_nearest_other():

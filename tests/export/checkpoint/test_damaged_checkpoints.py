@@ -73,7 +73,7 @@ NO_POINTER_YET = (
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     **{
-        f"{name} is a pointer": (put(name, POINTER), f"{name} is a Git LFS pointer in place of")
+        f"{name} is a pointer": (put(name, POINTER), f"{name} is a Git LFS pointer instead of")
         for name in NO_POINTER_YET
     },
     **{

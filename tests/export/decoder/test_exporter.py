@@ -15,8 +15,8 @@ import pytest
 from bge_export.checkpoint.inspect import inspect_checkpoint, read_safetensors_header
 from bge_export.decoder import exporter, graph
 from bge_export.targets import select_decoder_targets, select_targets
+from bge_runtime.bundle import FILE_NAME
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.manifest import FILE_NAME
 from bge_runtime.errors import ExportError
 from tests.helpers.bundles import ROOT
 from tests.helpers.decoders import SHAPES, export_decoder, write_tiny_decoder

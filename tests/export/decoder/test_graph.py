@@ -13,7 +13,7 @@ from bge_export.checkpoint.safetensors import SafetensorsReader, write_external_
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.graph import DecoderGraph
 from bge_export.decoder.weights import find_weights, plan_weights, stored_weights
-from bge_runtime.bundle.manifest import SENTENCE_EMBEDDING, past_names, present_names
+from bge_runtime.bundle import SENTENCE_EMBEDDING, past_names, present_names
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from bge_runtime.errors import ExportError
 from tests.helpers.decoders import SHAPES, write_tiny_decoder

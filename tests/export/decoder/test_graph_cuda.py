@@ -11,7 +11,7 @@ import pytest
 from bge_export.decoder.graph_cuda import CudaDecoderGraph
 from bge_export.decoder.graph_tensorrt import TensorRtDecoderGraph
 from bge_export.passes import EmulateHalfPrecision
-from bge_runtime.bundle.manifest import present_names
+from bge_runtime.bundle import present_names
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from tests.export.decoder.test_graph import Decoder, batch
 from tests.helpers.decoders import SHAPES, write_tiny_decoder

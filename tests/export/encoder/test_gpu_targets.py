@@ -24,8 +24,8 @@ from bge_export.passes import (
     PruneLastLayer,
 )
 from bge_export.targets import CUDA, CUDA_EVEN, TENSORRT, select_targets
+from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.manifest import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from bge_runtime.engines.batch_arrays import graph_inputs, split_by_text
 from bge_runtime.engines.ort_cpu import OrtCpuEngine

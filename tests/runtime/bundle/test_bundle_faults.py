@@ -147,7 +147,7 @@ def test_weights_that_are_linked_to_where_no_link_can_be_made_are_told(
 def test_a_link_to_nothing_is_told(bundle_copy):
     (bundle_copy / WEIGHTS).unlink()
     (bundle_copy / WEIGHTS).symlink_to("gone")
-    with pytest.raises(BundleIntegrityError, match=r"a link to gone, which is not there; copy"):
+    with pytest.raises(BundleIntegrityError, match=r"a link to gone, which does not exist; copy"):
         FlagModel(str(bundle_copy))
 
 

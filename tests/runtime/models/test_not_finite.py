@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bge_runtime import BGEM3FlagModel, FlagLLMModel, FlagModel
-from bge_runtime.bundle.manifest import COLBERT_VECS, SENTENCE_EMBEDDING, TOKEN_WEIGHTS
+from bge_runtime.bundle import COLBERT_VECS, SENTENCE_EMBEDDING, TOKEN_WEIGHTS
 from bge_runtime.bundle.parity import TOLERANCES
 from bge_runtime.encoding import pipeline
 from bge_runtime.encoding.postprocess import find_not_finite, normalize

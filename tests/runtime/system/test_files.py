@@ -46,7 +46,7 @@ def check_one_sentence(message: str, *, about: str) -> None:
         (b"1" * 5000, "is not valid JSON"),  # more digits than Python reads
         (DEEP.encode(), "is nested too deeply"),
         (b'{"a":' * 200_000, "is nested too deeply"),
-        (POINTER.encode(), "is a Git LFS pointer in place of the file itself; run `git lfs pull`"),
+        (POINTER.encode(), "is a Git LFS pointer instead of the file itself; run `git lfs pull`"),
         ("\ufeff{}".encode(), "it begins with a byte order mark"),
         ('{"a": "é"}'.encode("latin-1"), "it is not UTF-8"),
         ("{}".encode("utf-16"), "it is not UTF-8"),
@@ -95,10 +95,10 @@ NAMES = {
     "a long name in a folder": (lambda folder: folder / ("a" * 300), "File name too long"),
     "a long path": (lambda _: "a/" * 3000, "File name too long"),
     "a loop of links": (a_loop, "Too many levels of symbolic links"),
-    "an empty string": (lambda _: "", "was given as ''"),
+    "an empty string": (lambda _: "", ", not ''"),
     "a link to nothing": (
         lambda folder: ((folder / "link").symlink_to("gone"), folder / "link")[1],
-        "that is a link to gone, which is not there",
+        "that is a link to gone, which does not exist",
     ),
     "a byte that is no character": (lambda folder: f"{folder}/caf\udce9", "is not UTF-8"),
     "a character that ends strings": (lambda _: "mo\0del", "there is no such folder"),
@@ -126,7 +126,7 @@ def test_a_name_that_leads_nowhere_is_one_sentence(tmp_path: Path, name: str):
     [FlagModel, BGEM3FlagModel, FlagLLMModel, FlagICLModel, FlagAutoModel.from_finetuned],
 )
 def test_what_names_no_model_is_a_type_error_that_shows_it(opens, name):
-    with pytest.raises(TypeError, match="a model is a folder or a hub id") as caught:
+    with pytest.raises(TypeError, match="a model is a folder or a Hub ID") as caught:
         opens(name)
     assert repr(name) in str(caught.value)
 
@@ -163,8 +163,8 @@ def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path):
     finally:
         closed.chmod(0o700)
     inside, folder = done.stdout.splitlines()
-    assert inside == f"cannot look at {closed / 'model'}: Permission denied", done.stderr
-    assert folder == f"cannot read {closed}: this user has no permission to"
+    assert inside == f"cannot open {closed / 'model'}: Permission denied", done.stderr
+    assert folder == f"cannot read {closed}: permission denied"
 
 
 def test_a_deleted_current_folder_is_one_sentence(tmp_path: Path, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_deleted_current_folder_is_one_sentence(tmp_path: Path, monkeypatch):
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr(os, "getcwd", gone)
-    with pytest.raises(ModelNotFoundError, match="the current folder is not there"):
+    with pytest.raises(ModelNotFoundError, match="the current folder no longer exists"):
         local_path("model", error=ModelNotFoundError)
 
 
@@ -211,11 +211,11 @@ FOLDERS = {
     "another format": (lambda f: write(f, "q4.gguf"), "it has q4.gguf, and no config.json"),
     "an adapter": (
         an_adapter,
-        "a LoRA adapter (adapter_config.json), whose changes to BAAI/bge-m3",
+        "a LoRA adapter (adapter_config.json), and its changes to BAAI/bge-m3",
     ),
     "an adapter of nothing known": (
         lambda f: write(f, "adapter_config.json", content=DEEP),
-        "a LoRA adapter (adapter_config.json), whose changes to another model",
+        "a LoRA adapter (adapter_config.json), and its changes to another model",
     ),
     "a model below": (lambda f: write(f, "model/config.json"), "but {folder}/model does; pass"),
     "checkpoints below": (
@@ -224,15 +224,15 @@ FOLDERS = {
     ),
     "the hub's cache": (
         lambda f: a_repository(f).parent,
-        "that is the hub's cache; pass the hub id of a model in it, such as BAAI/bge-m3",
+        "that is the hub's cache; pass the Hub ID of a model in it, such as BAAI/bge-m3",
     ),
     "a repository of the hub's cache": (
         a_repository,
-        f"Pass the hub id BAAI/bge-m3, or its snapshot {{folder}}/snapshots/{COMMIT}",
+        f"Pass its Hub ID BAAI/bge-m3, or its snapshot {{folder}}/snapshots/{COMMIT}",
     ),
     "a repository without a snapshot": (
         lambda f: write(f, "models--a--b/snapshots/1/README.md") / "models--a--b",
-        "it holds no snapshot of a model. Pass the hub id a/b, which downloads it",
+        "it holds no snapshot of a model. Pass the Hub ID a/b to download it",
     ),
     "a file": (lambda f: write(f, "config.json") / "config.json", "that is a file; pass {parent}"),
     "any file": (lambda f: write(f, "x.bin") / "x.bin", "that is a file; pass a folder"),
@@ -258,7 +258,7 @@ def test_a_damaged_bundle_says_how_to_get_it_again_by_where_it_lies(tmp_path: Pa
     for folder, said in (
         (tmp_path / "b", "copy the bundle again, or export it again with bge-export --force"),
         (snapshot, f"`hf download a/b --revision {COMMIT} --force-download`"),
-        (cached, f"delete {cached}, which is a cache, and it is made again"),
+        (cached, f"delete {cached}, which is a cache: it will be exported again"),
     ):
         write(folder, "bge.json", content=POINTER[:9])
         with pytest.raises(BgeError) as caught:
