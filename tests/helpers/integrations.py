@@ -32,7 +32,8 @@ class Meeting(WrappedEngine):
 
 def require_two_callers(model: Any) -> None:
     """Replace a model's engines by ones that compute for two callers at once only."""
-    model._engines = {device: Meeting(engine) for device, engine in model._engines.items()}
+    engines = model._engines
+    engines.opened = {device: Meeting(engine) for device, engine in engines.opened.items()}
 
 
 def run_watched(*coroutines: Coroutine[Any, Any, Any]) -> tuple[list[Any], float, float]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.graph import HIDDEN_STATES
 from bge_runtime.bundle import SENTENCE_EMBEDDING, Variant, past_names
-from bge_runtime.encoding import pad_batch
 from bge_runtime.engines import (
     CPU,
     CUDA,
@@ -22,6 +21,7 @@ from bge_runtime.engines import (
     computing_precision,
     cuda_options,
     open_session,
+    pad_batch,
 )
 
 Build = Callable[[Sequence[int], bool], ir.Model]

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel
 
 from bge_export.checkpoint import Checkpoint, SafetensorsReader
 from bge_export.decoder.config import DecoderConfig
-from bge_runtime.encoding import pad_batch
+from bge_runtime.engines import pad_batch
 from bge_runtime.errors import ExportError
 
 

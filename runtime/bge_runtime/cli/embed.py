@@ -26,7 +26,8 @@ from bge_runtime.cli.embed_input import (
 )
 from bge_runtime.cli.embed_output import is_jsonl, is_npy, open_output
 from bge_runtime.errors import NotFiniteError
-from bge_runtime.models import AnyFlagModel, BGEM3FlagModel, FlagAutoModel, FlagICLModel, M3Output
+from bge_runtime.m3 import M3Output
+from bge_runtime.models import AnyFlagModel, BGEM3FlagModel, FlagAutoModel, FlagICLModel
 from bge_runtime.sources import DECODER_ONLY_ICL
 from bge_runtime.system import read_json
 

@@ -1,16 +1,17 @@
-"""TODO."""
+"""Encode texts: tokens, batches, engines, outputs. `encode` is the path that every call takes.
 
-from bge_runtime.encoding.batching import balanced_batch_tokens, pad_batch, plan_batches
-from bge_runtime.encoding.parallel import ParallelBatches
-from bge_runtime.encoding.pipeline import (
-    Batch,
-    Tokenize,
-    first_window_on_gpu,
-    run_in_parts,
-    share_batches,
-    tokenized_windows,
+Nothing here knows a model class; `bge_runtime.models` and `bge_runtime.m3` build on it.
+"""
+
+from bge_runtime.encoding.dense_vectors import DenseVectors
+from bge_runtime.encoding.engine_set import EngineSet, EngineSetOptions
+from bge_runtime.encoding.pipeline import Batch, EncodingPlan, TokenizationPlan, encode
+from bge_runtime.encoding.postprocess import (
+    find_not_finite,
+    normalize,
+    round_vectors,
+    truncate,
 )
-from bge_runtime.encoding.postprocess import find_not_finite, normalize, truncate
 from bge_runtime.encoding.prefix_cache import PrefixCache
 from bge_runtime.encoding.tokenization import TextTokenizer, special_tokens_around
 from bge_runtime.encoding.validation import (
@@ -26,27 +27,25 @@ from bge_runtime.encoding.validation import (
 
 __all__ = [
     "Batch",
-    "ParallelBatches",
+    "DenseVectors",
+    "EncodingPlan",
+    "EngineSet",
+    "EngineSetOptions",
     "PrefixCache",
     "TextTokenizer",
-    "Tokenize",
+    "TokenizationPlan",
     "as_pairs",
     "as_text",
     "as_text_list",
     "as_texts",
-    "balanced_batch_tokens",
     "check_positive",
+    "encode",
     "find_not_finite",
-    "first_window_on_gpu",
     "list_items",
     "normalize",
-    "pad_batch",
-    "plan_batches",
     "resolve_devices",
-    "run_in_parts",
-    "share_batches",
+    "round_vectors",
     "special_tokens_around",
-    "tokenized_windows",
     "truncate",
     "type_name",
 ]

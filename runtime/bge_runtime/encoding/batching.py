@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-PADDED_AT_MOST = 1024
-"""Tokens of a text above which it shares a batch only with texts of its very length. Where
-nothing is padded, attention goes without a mask, and without memory for one score for each
-pair of tokens: 64 MB for each such text with 16 heads, and 64 times that at 8192."""
+MAX_PADDED_TOKENS = 1024
+"""Longest text that may be batched with shorter ones. Longer texts are batched only with texts of
+the same length: without padding, attention needs no mask, and no memory for the scores of all pairs
+of tokens (64 MB for a text of this length with 16 heads, 64 times that at 8192 tokens)."""
 
 
 def plan_batches(
@@ -20,19 +20,18 @@ def plan_batches(
     max_rows: int,
     max_padding: int,
 ) -> list[NDArray[np.intp]]:
-    """Group texts into batches by length, longest first.
+    """Group texts into batches of similar length, longest first.
 
-    Each text is in exactly one batch. Walking down the sorted lengths, a batch is
-    closed when another row would take it over ``max_tokens`` or ``max_rows``, or
-    when its padding would cost more than starting a new batch does. A text longer
-    than ``max_tokens`` gets a batch of its own; one longer than `PADDED_AT_MOST` is
-    not padded.
+    Each text is in exactly one batch. Going down the sorted lengths, a batch is closed when another
+    row would exceed ``max_tokens`` or ``max_rows``, or when its padding would cost more than
+    starting a new batch. A text longer than ``max_tokens`` gets a batch of its own; one longer than
+    `MAX_PADDED_TOKENS` is not padded.
 
     Args:
         lengths: Tokens of each text, at least 1. Shape: ``(n,)``.
-        max_tokens: Most tokens of a batch, padding included.
-        max_rows: Most texts of a batch.
-        max_padding: Most padding tokens of a batch.
+        max_tokens: Maximum tokens of a batch, padding included.
+        max_rows: Maximum texts of a batch.
+        max_padding: Maximum padding tokens of a batch.
 
     Returns:
         Positions of the texts of each batch, longest text first in each.
@@ -53,7 +52,7 @@ def plan_batches(
         rows = position - start
         longest = int(sizes[order[start]])
         full = (rows + 1) * longest > max_tokens or rows == max_rows
-        allowed = max_padding if longest <= PADDED_AT_MOST else 0
+        allowed = max_padding if longest <= MAX_PADDED_TOKENS else 0
         if rows and (full or padding + longest - size > allowed):
             batches.append(order[start:position])
             start, padding = position, 0
@@ -64,37 +63,18 @@ def plan_batches(
     return batches
 
 
-def balanced_batch_tokens(lengths: Sequence[int], max_tokens: int, *, runs: int) -> int:
-    """Give the most tokens of a batch with which as many batches come out for each run.
+def balanced_batch_tokens(lengths: Sequence[int], max_tokens: int, *, streams: int) -> int:
+    """Return the token limit that makes the number of batches a multiple of ``streams``.
 
     Args:
         lengths: Tokens of each text.
-        max_tokens: Most tokens of a batch; texts that fit into one are not shared out.
-        runs: Batches that are under way at once.
+        max_tokens: Maximum tokens of a batch; texts that fit into one batch are not split.
+        streams: Batches that are computed at the same time.
     """
     tokens = sum(lengths)
-    if runs == 1 or tokens <= max_tokens:
+    if streams == 1 or tokens <= max_tokens:
         return max_tokens
-    batches = runs * -(-tokens // (runs * max_tokens))
-    # The last text rarely fits exactly; without room for all but a token of it all batches would
-    # be a little smaller, and one more left over.
+    batches = streams * -(-tokens // (streams * max_tokens))
+    # A batch is rarely filled exactly. Without room for almost one more text, every batch would be
+    # slightly smaller, and one more batch would be needed.
     return min(max_tokens, -(-tokens // batches) + tokens // len(lengths) - 1)
-
-
-def pad_batch(
-    rows: Sequence[NDArray[np.int64]], *, pad_token_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pad rows of token ids on the right.
-
-    Returns:
-        Token ids and attention mask (1 for a token, 0 for padding), both int64.
-
-        Shape: ``(len(rows), longest)`` each.
-    """
-    longest = max(len(row) for row in rows)
-    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    return ids, mask

@@ -1,12 +1,13 @@
-"""Batches side by side on a CPU, each run by one thread.
+"""Parallel batches on a CPU, each computed by one thread.
 
-Threads that compute one batch together wait for each other after every step of every layer, and
-for whichever of them the system has put aside meanwhile. With a batch each they don't: on 2 cores
-with AVX2 ``encode`` of real texts in fp32 is 1.09 to 1.16 times as fast. A single batch is still
-faster on all threads.
+Threads that compute one batch together wait for each other after every step of every layer, and for
+whichever of them the system has paused. With a batch of its own, no thread waits: on 2 cores with
+AVX2, ``encode`` of real texts in fp32 is 1.09 to 1.16 times as fast. A single batch is still faster
+on all threads.
 
-A session of ONNX Runtime computes either way. A model of OpenVINO has threads that work together
-or threads on their own, so that there the second way takes a second model, with weights of its own.
+A session of ONNX Runtime can do both. A model of OpenVINO is compiled for either latency (all
+threads on one batch) or throughput (one stream for each thread), so parallel batches need a second
+model there, which has its own copy of the weights.
 """
 
 from __future__ import annotations
@@ -23,111 +24,110 @@ from bge_runtime.engines import Engine
 from bge_runtime.errors import BgeError
 from bge_runtime.system import available_memory, call_and_note
 
-_PAYS_AFTER_TOKENS = 16384
-"""Tokens that could have been computed side by side, before an engine is opened for that. With
-bge-base that takes 1.9 s (OpenVINO, int8), which a tenth or two of the time of that many tokens
-makes up for: 35 s with AVX2, 8 s in bf16."""
+_OPEN_AFTER_TOKENS = 16384
+"""Tokens that could have been computed in parallel before a throughput engine is opened. That takes
+1.9 s with bge-base (OpenVINO, int8), and saves 10 to 20 % of the time of so many tokens: of 35 s
+with AVX2, of 8 s in bf16."""
 
-_LEAST_RUN_TOKENS = 128
-"""Measured on 2 cores with bge-base: two runs of fewer take as long as one of both."""
+_MIN_STREAM_TOKENS = 128
+"""Minimum tokens of a batch in one stream. On 2 cores with bge-base, two smaller batches in
+parallel take as long as one batch of both."""
 
-_MOST_RUN_TOKENS = 2048
-"""A longer batch is run alone and on all threads: its intermediate results would be in memory
-once for each of them (0.4 GB for 8192 tokens of BGE-M3)."""
+_MAX_STREAM_TOKENS = 2048
+"""Maximum tokens of a batch in one stream. A larger batch runs alone on all threads; otherwise its
+intermediate results would be in memory once for each stream (0.4 GB for 8192 tokens of BGE-M3)."""
 
-_UNEVEN = 1.2
-"""A thread's largest share, to an even one, at which threads on their own still gain."""
+_MAX_IMBALANCE = 1.2
+"""Largest share of one stream, relative to an equal share, at which parallel batches are faster."""
 
 _MEMORY_FACTOR = 2
-"""Weights are there once more; as much again is left free."""
+"""Free memory that is needed, in sizes of the weights: one copy, and as much again left free."""
 
 
 class ParallelBatches:
-    """An engine whose threads compute a batch each: the one that is there, or one for that.
+    """The choice between a latency engine and a throughput engine on one CPU.
 
-    A second one is opened when that pays, and has weights of its own.
+    A second engine is opened only when that pays off, since it has its own copy of the weights.
+
+    Attributes:
+        opened: The engine that was opened for throughput; None while there is none.
     """
 
-    def __init__(self, *, weights: int) -> None:
-        """Open nothing yet; ``weights`` is the size of their file, in bytes."""
-        self._weights = weights
-        self._opened: Engine | None = None
+    def __init__(self, *, weights_bytes: int) -> None:
+        """Open nothing yet; ``weights_bytes`` is the size of the file of weights."""
+        self.opened: Engine | None = None
+        self._weights_bytes = weights_bytes
         self._tokens = 0
-        self._told = self._refused = False
+        self._warned = self._refused = False
         self._opening = threading.Lock()
         self._long = threading.Lock()
 
     def engine_for(
-        self, lengths: Sequence[int], together: Engine, *, open_apart: Callable[[], Engine]
+        self, lengths: Sequence[int], latency: Engine, open_throughput: Callable[[], Engine]
     ) -> Engine:
-        """Give the engine that is fastest for some texts.
+        """Return the engine that is fastest for some texts.
 
         Args:
-            lengths: Their tokens.
-            together: The one that computes a batch with all threads.
-            open_apart: Opens one that computes as many batches with a thread each.
+            lengths: Tokens of each text.
+            latency: The engine that computes a batch with all threads.
+            open_throughput: Opens an engine with one stream for each thread.
         """
-        if not _can_be_shared_out(lengths, together):
-            return together
-        if together.info.streams > 1:
-            return _Sharing(together, together, self._long)
-        if self._opened is None and not self._refused:
-            self._open(lengths, open_apart)
-        apart = self._opened
-        return together if apart is None else _Sharing(together, apart, self._long)
+        if not _fill_streams(lengths, latency):
+            return latency
+        if latency.info.streams > 1:
+            return _StreamEngine(latency, latency, self._long)
+        if self.opened is None and not self._refused:
+            self._open(lengths, open_throughput)
+        throughput = self.opened
+        return latency if throughput is None else _StreamEngine(latency, throughput, self._long)
 
-    @property
-    def opened(self) -> Engine | None:
-        """The engine that was opened for batches side by side; None while there is none."""
-        return self._opened
+    def release_after_fork(self) -> None:
+        """Release the throughput engine; see `bge_runtime.engines.Engine.release_after_fork`."""
+        if self.opened is not None:
+            self.opened.release_after_fork()
 
-    def _open(self, lengths: Sequence[int], open_apart: Callable[[], Engine]) -> None:
+    def _open(self, lengths: Sequence[int], open_throughput: Callable[[], Engine]) -> None:
         held: list[bool] = []
         try:
-            # Other threads need not wait for what makes them faster.
+            # Other threads do not wait for what only makes them faster.
             call_and_note(held, self._opening.acquire, False)
             if not held[0]:
                 return
             self._tokens += sum(_short(lengths))
-            done = self._opened is not None or self._refused  # by a call that came first
-            if done or self._tokens < _PAYS_AFTER_TOKENS:
+            done = self.opened is not None or self._refused  # by a call that came first
+            if done or self._tokens < _OPEN_AFTER_TOKENS:
                 return
-            available, needed = available_memory(), _MEMORY_FACTOR * self._weights
+            available, needed = available_memory(), _MEMORY_FACTOR * self._weights_bytes
             if available is None or available >= needed:
-                self._opened = open_apart()
-            elif not self._told:  # memory may be there later
-                self._told = True
-                _tell(
-                    f"takes the weights once more, for which {needed >> 20:,} MB must be free, "
-                    f"and {available >> 20:,} are. Pass parallel_batches=False to do without it"
+                self.opened = open_throughput()
+            elif not self._warned:  # there may be enough memory later
+                self._warned = True
+                _warn(
+                    f"not enough memory for a second engine (needs {needed >> 20:,} MB, "
+                    f"{available >> 20:,} MB are free). Pass parallel_batches=False to do without"
                 )
         except BgeError as error:
             self._refused = True
-            _tell(f"cannot be opened: {error}")
+            _warn(f"an engine for parallel batches cannot be opened: {error}")
         finally:
             if held and held[0]:
                 self._opening.release()
 
-    def release_after_fork(self) -> None:
-        """Let go of what was opened; see `bge_runtime.engines.Engine.release_after_fork`."""
-        if self._opened is not None:
-            self._opened.release_after_fork()
 
+class _StreamEngine:
+    """Two engines as one: streams for short batches, all threads for a long one. An `Engine`."""
 
-class _Sharing:
-    """The engine for short batches side by side, and the one for a long one. An `Engine`."""
-
-    def __init__(self, together: Engine, apart: Engine, long: threading.Lock) -> None:
-        self._together, self._apart, self._long = together, apart, long
-        self.info = apart.info
+    def __init__(self, latency: Engine, throughput: Engine, long: threading.Lock) -> None:
+        self._latency, self._throughput, self._long = latency, throughput, long
+        self.info = throughput.info
         self.batches = replace(
-            apart.batches,
-            tokens=apart.batches.parallel_tokens,
-            concurrent_runs=apart.info.streams,
+            throughput.batches,
+            tokens=throughput.batches.parallel_tokens,
+            concurrent_runs=throughput.info.streams,
         )
         self.cuda_graph_engine = None
-        self.past_names = apart.past_names
-        self.past_token_bytes = apart.past_token_bytes
+        self.past_names = throughput.past_names
+        self.past_token_bytes = throughput.past_token_bytes
 
     def run(
         self,
@@ -138,29 +138,26 @@ class _Sharing:
         past: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        if input_ids.size <= _MOST_RUN_TOKENS:
-            return self._apart.run(input_ids, attention_mask, outputs, past=past)
+        if input_ids.size <= _MAX_STREAM_TOKENS:
+            return self._throughput.run(input_ids, attention_mask, outputs, past=past)
         with self._long:
-            return self._together.run(input_ids, attention_mask, outputs, past=past)
+            return self._latency.run(input_ids, attention_mask, outputs, past=past)
 
     def release_after_fork(self) -> None:
-        """Do nothing: engines are let go of by those who opened them."""
+        """Do nothing: whoever opened the two engines releases them."""
 
 
-def _tell(reason: str) -> None:
-    warnings.warn(
-        f"batches are computed one after the other, since an engine for several at once {reason}",
-        stacklevel=2,
-    )
+def _warn(reason: str) -> None:
+    warnings.warn(f"running one batch at a time: {reason}", stacklevel=2)
 
 
-def _can_be_shared_out(lengths: Sequence[int], together: Engine) -> bool:
-    """Tell whether texts fill a batch for each thread, all about as large."""
+def _fill_streams(lengths: Sequence[int], latency: Engine) -> bool:
+    """Return whether texts fill a batch for each thread, all of about the same size."""
     short = _short(lengths)
-    tokens, threads = sum(short), together.info.threads
-    enough = max(together.batches.tokens, threads * _LEAST_RUN_TOKENS)
-    return tokens > enough and max(short) * threads <= _UNEVEN * tokens
+    tokens, threads = sum(short), latency.info.threads
+    enough = max(latency.batches.tokens, threads * _MIN_STREAM_TOKENS)
+    return tokens > enough and max(short) * threads <= _MAX_IMBALANCE * tokens
 
 
 def _short(lengths: Sequence[int]) -> list[int]:
-    return [length for length in lengths if length <= _MOST_RUN_TOKENS]
+    return [length for length in lengths if length <= _MAX_STREAM_TOKENS]

@@ -1,34 +1,87 @@
-"""From texts to the outputs of batches: tokenised window by window, shared among engines."""
+"""From texts to the outputs of their batches: the one path of every ``encode`` and score.
+
+texts -> tokens, window by window -> batches of similar length -> engines -> checked outputs
+"""
 
 from __future__ import annotations
 
 import itertools
+import shlex
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from bge_runtime.encoding.prefill import run_batch
+from bge_runtime.bundle import COLBERT_VECS, TOKEN_WEIGHTS
+from bge_runtime.encoding.batching import balanced_batch_tokens, plan_batches
+from bge_runtime.encoding.engine_set import EngineSet
+from bge_runtime.encoding.postprocess import find_not_finite
+from bge_runtime.encoding.prefill import is_long, run_in_chunks
 from bge_runtime.encoding.prefix_cache import SharedPrefix
-from bge_runtime.engines import Engine
-from bge_runtime.errors import OutOfMemoryError
-from bge_runtime.system import BackgroundTask
+from bge_runtime.engines import Engine, pad_batch
+from bge_runtime.errors import NotFiniteError, OutOfMemoryError
+from bge_runtime.system import BackgroundTask, on_terminal
 
 _WINDOW = 2048
-"""Texts that are tokenised and sorted together. While one window is computed the next
-one is tokenised; batches of 2,048 sorted texts hold next to no padding."""
+"""Texts that are tokenised and sorted together. The next window is tokenised while one is computed;
+batches of 2,048 sorted texts have almost no padding."""
 
 _FIRST_CHARACTERS_ON_GPU = 65_536
-"""A GPU waits for the first window, and is done with it so soon that this matters: of the 0.9 s
-that 1,000 texts of 512 tokens took with an H100, 0.2 went by before it had anything to do. So that
-window has no more characters than this, half a batch of English tokens and two of Chinese ones, and
-each one twice the texts of the last: tokenising is 2.4 to 4.6 times as fast as computing bge-large
-(an H200 with 16 processors)."""
+"""Maximum characters of the first window on a GPU, half a batch of English tokens and two of
+Chinese ones. The GPU waits for that window: of the 0.9 s that 1,000 texts of 512 tokens took on an
+H100, it was idle for 0.2 s. Each further window has twice the texts, since tokenising is 2.4 to 4.6
+times as fast as computing bge-large (an H200 with 16 processors)."""
+
+
+class Tokenize(Protocol):
+    """A function from texts to token ids."""
+
+    def __call__(self, texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
+        """Return the token ids of each text; ``first`` is the first text's number in the call."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenizationPlan:
+    """How the texts of a call become tokens.
+
+    Attributes:
+        tokenize: Returns the tokens of each text, at least one.
+        prefix: Tokens that the texts of later calls will probably begin with. Only a causal model
+            makes use of them.
+    """
+
+    tokenize: Tokenize
+    prefix: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingPlan:
+    """What one call computes, and how.
+
+    Attributes:
+        tokenization: How texts become tokens.
+        outputs: Names of the graph's outputs to compute.
+        batch_size: Maximum texts in a batch.
+        devices: Devices to share the work.
+        show_progress_bar: None shows one for ``batch_size`` texts or more, on a terminal.
+        describe_text: Returns the name of a text by its number, for errors.
+    """
+
+    tokenization: TokenizationPlan
+    outputs: Sequence[str]
+    batch_size: int
+    devices: Sequence[str]
+    show_progress_bar: bool | None = None
+    describe_text: Callable[[int], str] = "text {}".format
 
 
 class Batch(NamedTuple):
@@ -36,79 +89,141 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: Their positions in the call. Shape: ``(batch,)``.
-        input_ids: Their tokens, behind what they share. Shape: ``(batch, sequence)``.
+        input_ids: Their tokens, without those of ``prefix``. Shape: ``(batch, sequence)``.
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
-        shared: What stands before each of them; None for an encoder.
+        prefix: What all of them begin with; None if nothing is shared.
     """
 
     rows: NDArray[np.intp]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
-    shared: SharedPrefix | None = None
+    prefix: SharedPrefix | None = None
 
 
-class Tokenize(Protocol):
-    """From texts to token ids."""
-
-    def __call__(self, texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
-        """Tokenise texts, of which the first one is the call's text number ``first``."""
-        ...
+OnBatch = Callable[[Batch, list[NDArray[np.float32]]], object]
+"""Receives each batch and its outputs, in any order and from several threads."""
 
 
-def run_in_parts(
-    engine: Engine, batch: Batch, outputs: Sequence[str]
-) -> Iterator[tuple[Batch, list[NDArray[np.float32]]]]:
-    """Give a batch and its outputs, or its parts and theirs where the memory is too short.
+def encode(texts: list[str], plan: EncodingPlan, engines: EngineSet, on_batch: OnBatch) -> None:
+    """Compute the outputs of all texts, batch by batch.
 
-    Not a closure that calls itself: such a one is a cycle, and what it can reach, every vector of
-    the call among it, stays in memory until the garbage collector's last generation has its turn.
+    Args:
+        texts: The texts.
+        plan: What to compute.
+        engines: The engines.
+        on_batch: Receives each batch and its outputs.
+
+    Raises:
+        NotFiniteError: If an output has NaN or infinity.
+        InferenceError: If an engine fails.
     """
-    past = None if batch.shared is None else batch.shared.pasts[engine.info.variant]
+    tokenize = plan.tokenization.tokenize
+    windows = tokenize_windows(texts, tokenize, first_window=_first_window(texts, plan, engines))
+    # Closed here, whatever happens. Left to the garbage collector, the generator would wait for its
+    # tokenising thread in whichever thread the collector runs, and has been seen to block the whole
+    # process in one that was just starting.
+    with closing(windows), _progress_bar(len(texts), plan) as progress:
+        first = list(itertools.islice(windows, 1))
+        lengths = [len(ids) for _, tokens in first for ids in tokens]
+        running = engines.for_texts(plan.devices, lengths)
+        batches = _make_batches(itertools.chain(first, windows), plan, engines, running)
+        call = _Call(plan, engines.bundle.path, on_batch, progress)
+        share_batches(running, batches, partial(compute_batch, call=call))
+
+
+class _Call(NamedTuple):
+    plan: EncodingPlan
+    bundle: Path
+    on_batch: OnBatch
+    progress: tqdm[Any] | None
+
+
+def compute_batch(engine: Engine, batch: Batch, *, call: _Call) -> None:
+    """Run a batch, check its outputs and pass them on; in two halves if memory runs out.
+
+    A function of the module, since a nested one that calls itself is a reference cycle: everything
+    that it can reach, all vectors of the call included, would wait for the garbage collector.
+
+    Raises:
+        NotFiniteError: If an output has NaN or infinity.
+        InferenceError: If the engine fails.
+    """
+    ids, mask, names = batch.input_ids, batch.attention_mask, call.plan.outputs
+    past = None if batch.prefix is None else batch.prefix.pasts[engine.info.variant]
     try:
-        results = run_batch(engine, batch.input_ids, batch.attention_mask, outputs, past)
+        if is_long(engine, ids):
+            outputs = run_in_chunks(engine, ids, mask, names, past=past)
+        else:
+            outputs = engine.run(ids, mask, names, past=past)
     except OutOfMemoryError as error:
         if len(batch.rows) == 1:
             raise
         warnings.warn(f"{error}. It is run in two halves", stacklevel=2)
         for half in _halves(batch):
-            yield from run_in_parts(engine, half, outputs)
+            compute_batch(engine, half, call=call)
         return
-    yield batch, results
+    _check_finite(batch, outputs, engine, call)
+    call.on_batch(batch, outputs)
+    if call.progress is not None:
+        call.progress.update(len(batch.rows))
 
 
-def _halves(batch: Batch) -> Iterator[Batch]:
-    middle = len(batch.rows) // 2
-    for part in (slice(None, middle), slice(middle, None)):
-        mask = batch.attention_mask[part]
-        columns = int(mask.sum(axis=1).max())
-        yield Batch(
-            batch.rows[part],
-            np.ascontiguousarray(batch.input_ids[part, :columns]),
-            np.ascontiguousarray(mask[:, :columns]),
-            batch.shared,
-        )
+def share_batches(
+    engines: Sequence[Engine],
+    batches: Iterator[Batch],
+    compute: Callable[[Engine, Batch], None],
+) -> None:
+    """Let each engine take the next batch until none is left, or one has failed."""
+    if len(engines) > 1:
+        first = list(itertools.islice(batches, 2))
+        batches = itertools.chain(first, batches)
+        if len(first) < 2:  # no threads for one query
+            engines = engines[:1]
+    if len(engines) == 1:
+        for batch in batches:
+            compute(engines[0], batch)
+        return
+    lock = threading.Lock()
+    failed = False
+
+    def work(engine: Engine) -> None:
+        nonlocal failed
+        try:
+            while not failed:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                compute(engine, batch)
+        except BaseException:
+            if not failed:  # only the first error is raised
+                failed = True
+                raise
+
+    threads = [BackgroundTask(partial(work, engine), name="bge-engine") for engine in engines]
+    with ExitStack() as stack:  # waits for all of them, even if one wait is interrupted
+        for thread in threads:
+            stack.callback(thread.wait)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.result()
+        except BaseException:
+            failed = True  # an interrupt reaches only the calling thread
+            raise
 
 
-def first_window_on_gpu(texts: Sequence[str]) -> int:
-    """Give the texts of a call's first window.
-
-    A power of two, as a full window is one: full batches then have one shape in all of them.
-    """
-    characters = itertools.accumulate(map(len, texts[:_WINDOW]))
-    within = itertools.takewhile(lambda so_far: so_far <= _FIRST_CHARACTERS_ON_GPU, characters)
-    return 1 << max(0, sum(1 for _ in within).bit_length() - 1)
-
-
-def tokenized_windows(
+def tokenize_windows(
     texts: Sequence[str], tokenize: Tokenize, *, first_window: int | None = None
 ) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
-    """Tokenise texts, each window while the caller has the one before.
+    """Tokenise texts, each window while the caller works on the one before.
 
     Args:
         texts: The texts.
-        tokenize: Gives their tokens.
-        first_window: Texts of the first window, each further one has twice as many up to a full
-            one; None for full ones only.
+        tokenize: Returns their tokens.
+        first_window: Texts of the first window; each further one has twice as many, up to a full
+            window. None for full windows only.
 
     Yields:
         The position of a window's first text, and the tokens of its texts. Close the generator:
@@ -137,47 +252,90 @@ def tokenized_windows(
         coming.wait()
 
 
-def share_batches(
-    engines: Sequence[Engine],
-    batches: Iterator[Batch],
-    run: Callable[[Engine, Batch], None],
+def _make_batches(
+    windows: Iterable[tuple[int, list[NDArray[np.int64]]]],
+    plan: EncodingPlan,
+    engines: EngineSet,
+    running: Sequence[Engine],
+) -> Iterator[Batch]:
+    pad_token_id = engines.bundle.manifest.model.pad_token_id
+    limits, distinct = running[0].batches, list(dict.fromkeys(running))
+    for start, tokens in windows:
+        prefix = engines.prefix_cache.share(distinct, tokens, plan.tokenization.prefix)
+        rest = tokens if prefix is None else [ids[prefix.length :] for ids in tokens]
+        lengths = [len(ids) for ids in rest]
+        positions = plan_batches(
+            lengths,
+            max_tokens=balanced_batch_tokens(lengths, limits.tokens, streams=len(running)),
+            max_rows=plan.batch_size,
+            max_padding=limits.overhead_tokens,
+        )
+        for rows in positions:
+            ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
+            yield Batch(rows + start, ids, mask, prefix)
+
+
+def _halves(batch: Batch) -> Iterator[Batch]:
+    middle = len(batch.rows) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        mask = batch.attention_mask[part]
+        columns = int(mask.sum(axis=1).max())
+        yield Batch(
+            batch.rows[part],
+            np.ascontiguousarray(batch.input_ids[part, :columns]),
+            np.ascontiguousarray(mask[:, :columns]),
+            batch.prefix,
+        )
+
+
+def _first_window(texts: Sequence[str], plan: EncodingPlan, engines: EngineSet) -> int | None:
+    """Return the texts of the first window on a GPU; None where a full window costs no time."""
+    engine = engines.on_device(plan.devices[0])
+    waits = engine.info.device != "cpu" and not engine.past_names
+    return first_window_on_gpu(texts) if waits else None
+
+
+def first_window_on_gpu(texts: Sequence[str]) -> int:
+    """Return the number of texts in a call's first window.
+
+    A power of two, as a full window is: full batches then have one shape in all windows.
+    """
+    characters = itertools.accumulate(map(len, texts[:_WINDOW]))
+    within = itertools.takewhile(lambda so_far: so_far <= _FIRST_CHARACTERS_ON_GPU, characters)
+    return 1 << max(0, sum(1 for _ in within).bit_length() - 1)
+
+
+def _progress_bar(count: int, plan: EncodingPlan) -> AbstractContextManager[tqdm[Any] | None]:
+    shown = plan.show_progress_bar
+    if shown is None:
+        shown = count >= plan.batch_size and on_terminal()
+    # A disabled tqdm takes a lock of the whole process, too, which a fork may copy while it is
+    # held, and the first one starts a thread.
+    if not shown:
+        return nullcontext()
+    progress: tqdm[Any] = tqdm(total=count, desc="embedding", unit="text")
+    return progress
+
+
+def _check_finite(
+    batch: Batch, outputs: Sequence[NDArray[np.float32]], engine: Engine, call: _Call
 ) -> None:
-    """Let each engine take the next batch until none is left, or one has failed."""
-    if len(engines) > 1:
-        first = list(itertools.islice(batches, 2))
-        batches = itertools.chain(first, batches)
-        if len(first) < 2:  # no threads for one query
-            engines = engines[:1]
-    if len(engines) == 1:
-        for batch in batches:
-            run(engines[0], batch)
-        return
-    lock = threading.Lock()
-    failed = False
-
-    def work(engine: Engine) -> None:
-        nonlocal failed
-        try:
-            while not failed:
-                with lock:
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                run(engine, batch)
-        except BaseException:
-            if not failed:  # one error is told
-                failed = True
-                raise
-
-    threads = [BackgroundTask(partial(work, engine), name="bge-engine") for engine in engines]
-    with ExitStack() as stack:  # waits for all of them, even if one wait is interrupted
-        for thread in threads:
-            stack.callback(thread.wait)
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.result()
-        except BaseException:
-            failed = True  # an interrupt reaches only the calling thread
-            raise
+    for name, values in zip(call.plan.outputs, outputs, strict=True):
+        if find_not_finite(values) is None:
+            continue
+        tokens = batch.attention_mask.sum(axis=1)
+        lengths = {TOKEN_WEIGHTS: tokens, COLBERT_VECS: tokens - 1}
+        row = find_not_finite(values, lengths.get(name))
+        if row is None:  # only in padding
+            continue
+        raise NotFiniteError(
+            f"{call.plan.describe_text(int(batch.rows[row]))} has NaN or infinity in its {name}, "
+            f"computed by {engine.info}. "
+            + (
+                f"Run `bge-runtime doctor --verify {shlex.quote(str(call.bundle))}`, which tells "
+                "whether this variant computes what PyTorch does; if so, the checkpoint does not "
+                "suit this text"
+                if engine.info.precision == "fp32"
+                else "Its numbers may be too large for that precision: pass precision='fp32'"
+            )
+        )

@@ -1,7 +1,7 @@
-"""Causal models: what stands before a text is computed apart, and a long text in pieces.
+"""Prefill for causal models: a prefix is computed once, and a long text in chunks.
 
-A token of such a model sees only those before it, so that its keys and values stay the same
-whatever follows.
+A token of a causal model sees only the tokens before it, so its keys and values do not depend on
+what follows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from bge_runtime.bundle import present_name
 from bge_runtime.engines import Engine
 
 LONG_TOKENS = 1024
-"""Tokens above which a text is run in pieces. A score for each pair of them takes 134 MB a
-layer with 32 heads at this length, and 64 times that at 8192."""
+"""Longest text that is run in one piece. The attention scores of all pairs of tokens take 134 MB a
+layer with 32 heads at this length, and 64 times that at 8192 tokens."""
 
 CHUNK_TOKENS = 512
-"""Tokens of a piece: as many as a batch is fastest with on two cores."""
+"""Tokens of a chunk: the batch size that is fastest on two cores."""
 
 Past = Sequence[NDArray[np.float32]]
 """Keys and values of some tokens, one array for each name in ``Engine.past_names``.
@@ -27,15 +27,15 @@ Shape: ``(1, kv_heads, tokens, head_dim)`` each, C-contiguous."""
 
 
 def prefill(engine: Engine, tokens: NDArray[np.int64], past: Past | None = None) -> Past:
-    """Compute the keys and values of a text's tokens.
+    """Return the keys and values of a text's tokens.
 
     Args:
         engine: Engine of a causal model.
         tokens: Token ids; at least one. Shape: ``(tokens,)``.
-        past: Those of the tokens before them.
+        past: Keys and values of the tokens before them.
 
     Returns:
-        Those of ``past`` and ``tokens`` together.
+        Keys and values of ``past`` and ``tokens`` together.
 
     Raises:
         InferenceError: If the engine fails.
@@ -49,28 +49,34 @@ def prefill(engine: Engine, tokens: NDArray[np.int64], past: Past | None = None)
         if known is None:
             known = [np.ascontiguousarray(present) for present in presents]
         else:
-            # One after the other, so that only one array is there twice.
+            # One after the other, so that only one array is in memory twice.
             for index in range(len(known)):
                 known[index] = np.concatenate([known[index], presents[index]], axis=2)
     assert known is not None
     return known
 
 
-def run_batch(
+def is_long(engine: Engine, input_ids: NDArray[np.int64]) -> bool:
+    """Return whether a batch has to be run in chunks: long texts of a causal model."""
+    return bool(engine.past_names) and input_ids.shape[1] > LONG_TOKENS
+
+
+def run_in_chunks(
     engine: Engine,
     input_ids: NDArray[np.int64],
     attention_mask: NDArray[np.int64],
     outputs: Sequence[str],
+    *,
     past: Past | None,
 ) -> list[NDArray[np.float32]]:
-    """Run a batch, the long texts of a causal model in pieces.
+    """Run the long texts of a batch one by one, each in chunks.
 
     Args:
-        engine: The engine.
+        engine: Engine of a causal model.
         input_ids: Token ids behind ``past``. Shape: ``(batch, sequence)``.
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
-        outputs: Names of the outputs to compute; for a causal model of one row a text.
-        past: Keys and values of what stands before every text, if anything does.
+        outputs: Names of the outputs to compute, each with one row for a text.
+        past: Keys and values of the tokens before every text, if there are any.
 
     Returns:
         The outputs in the order asked for.
@@ -78,10 +84,6 @@ def run_batch(
     Raises:
         InferenceError: If the engine fails.
     """
-    if not engine.past_names:
-        return engine.run(input_ids, attention_mask, outputs)
-    if input_ids.shape[1] <= LONG_TOKENS:
-        return engine.run(input_ids, attention_mask, outputs, past=past)
     rows = []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
         tokens = ids[: int(mask.sum())]

@@ -12,7 +12,7 @@ what is below it. To add an engine:
 """
 
 from bge_runtime.engines.base import BatchLimits, Engine, EngineInfo, EngineOptions
-from bge_runtime.engines.batch_arrays import graph_inputs
+from bge_runtime.engines.batch_arrays import graph_inputs, pad_batch
 from bge_runtime.engines.openvino import OpenVinoEngine, computing_precision, cpu_capabilities
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.engines.ort_providers import (
@@ -54,6 +54,7 @@ __all__ = [
     "load_engine",
     "open_engine",
     "open_session",
+    "pad_batch",
     "require_cuda_graphs",
     "unavailable_reason",
 ]

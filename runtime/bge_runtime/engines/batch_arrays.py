@@ -47,6 +47,25 @@ class PastInputs:
         return dict(zip(self.names, self._empty if past is None else past, strict=True))
 
 
+def pad_batch(
+    rows: Sequence[NDArray[np.int64]], *, pad_token_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return token ids padded on the right, and their attention mask.
+
+    Returns:
+        Token ids and attention mask (1 for a token, 0 for padding), both int64.
+
+        Shape: ``(len(rows), longest)`` each.
+    """
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
 def graph_inputs(
     names: Container[str], input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,7 @@ from bge_runtime.integrations._models import (
     settings_of,
     width,
 )
-from bge_runtime.models import AnyFlagModel, FlagDecoder
+from bge_runtime.models import AnyFlagModel, FlagICLModel, FlagLLMModel
 from bge_runtime.sources import find_model
 
 try:
@@ -83,7 +83,9 @@ class BgeEncoder(AbsEncoder):
         )
         self.max_length = max_length
         self._own_instruction = query_instruction
-        self._per_task = query_instruction is None and isinstance(self.model, FlagDecoder)
+        self._per_task = query_instruction is None and isinstance(
+            self.model, FlagLLMModel | FlagICLModel
+        )
         # By the names of mteb's tasks and of their types as well.
         self.model_prompts = {
             "document": document_prompt(self.model),

@@ -13,11 +13,15 @@ from bge_runtime.m3.lexical import (
     lexical_pair_scores,
     matching_scores,
 )
+from bge_runtime.m3.outputs import M3Output, M3Outputs, SparseFormat, graph_outputs, score_pairs
 from bge_runtime.m3.scoring import checked_weights, combine_scores, dense_pair_scores
 
 __all__ = [
     "LexicalRows",
     "LexicalWeights",
+    "M3Output",
+    "M3Outputs",
+    "SparseFormat",
     "as_rows",
     "checked_weights",
     "colbert_pair_scores",
@@ -25,7 +29,9 @@ __all__ = [
     "colbert_vectors",
     "combine_scores",
     "dense_pair_scores",
+    "graph_outputs",
     "lexical_pair_scores",
     "matching_scores",
     "padded_in_batches",
+    "score_pairs",
 ]

@@ -1,19 +1,16 @@
 """TODO."""
 
 from bge_runtime.models.auto import AnyFlagModel, FlagAutoModel
-from bge_runtime.models.decoder import FlagDecoder
 from bge_runtime.models.encoder import FlagModel
 from bge_runtime.models.icl import FlagICLModel
 from bge_runtime.models.llm import FlagLLMModel
-from bge_runtime.models.m3 import BGEM3FlagModel, M3Output
+from bge_runtime.models.m3 import BGEM3FlagModel
 
 __all__ = [
     "AnyFlagModel",
     "BGEM3FlagModel",
     "FlagAutoModel",
-    "FlagDecoder",
     "FlagICLModel",
     "FlagLLMModel",
     "FlagModel",
-    "M3Output",
 ]

@@ -7,11 +7,11 @@ from typing import Any
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.encoding import resolve_devices
-from bge_runtime.models.base import Devices, asked_precision
 from bge_runtime.models.encoder import FlagModel
 from bge_runtime.models.icl import FlagICLModel
 from bge_runtime.models.llm import FlagLLMModel
 from bge_runtime.models.m3 import BGEM3FlagModel
+from bge_runtime.models.options import Devices, precision_of_flags
 from bge_runtime.sources import (
     DECODER_ONLY_BASE,
     DECODER_ONLY_ICL,
@@ -114,7 +114,7 @@ class FlagAutoModel:
                     devices=resolve_devices(devices),
                     engine=kwargs.get("engine", "auto"),
                     precision=kwargs.get("precision")
-                    or asked_precision(use_fp16=use_fp16, use_bf16=use_bf16),
+                    or precision_of_flags(use_fp16=use_fp16, use_bf16=use_bf16),
                 ),
             ),
             check_class=_CLASSES[given].check_class if given else None,

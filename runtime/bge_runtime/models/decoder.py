@@ -1,64 +1,65 @@
-"""What ``FlagLLMModel`` and ``FlagICLModel`` share."""
+"""What ``FlagLLMModel`` and ``FlagICLModel`` share: last-token pooling, and prefixes."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
-from bge_runtime.encoding import PrefixCache
+from bge_runtime.encoding import TextTokenizer, TokenizationPlan
 from bge_runtime.errors import PoolingError
-from bge_runtime.models.base import text_before_sentence
-from bge_runtime.models.dense import FlagDense
-from bge_runtime.models.embedder import TokenizationPlan
-from bge_runtime.sources import DECODER_CLASSES
+from bge_runtime.models.instructions import explain_no_room, text_before_sentence
 
 PREFIX_CACHE_MB = 1024
-"""Memory for prefixes, unless said otherwise: 4,096 tokens of a Mistral-7B."""
+"""Default memory for prefixes: 4,096 tokens of a Mistral-7B."""
 
 
-class FlagDecoder(FlagDense):
-    """Language models whose last token stands for the text.
+def plan_with_prefix(
+    tokenizer: TextTokenizer,
+    instruction: str | None,
+    instruction_format: str | None,
+    *,
+    max_length: int,
+    model_length: int,
+) -> TokenizationPlan:
+    """Return how texts become tokens, with those of their instruction as the prefix.
 
-    Attributes:
-        MODEL_CLASSES: Classes of the models that it opens.
+    Args:
+        tokenizer: The model's tokenizer.
+        instruction: The instruction in front of each text; None for no instruction.
+        instruction_format: How it is put there.
+        max_length: Maximum tokens of a text, instruction included.
+        model_length: Maximum tokens that the model can read.
+
+    Raises:
+        ValueError: If the instruction leaves no token for the texts.
     """
+    tokenize = partial(tokenizer.encode, max_length=max_length)
+    if instruction is None or instruction_format is None:
+        return TokenizationPlan(tokenize)
+    before = text_before_sentence(instruction_format, instruction)
+    room = max_length - tokenizer.special_tokens
+    check_room(tokenizer, before, room=room, max_length=max_length, model_length=model_length)
+    return TokenizationPlan(tokenize, tokenizer.encode_start(before))
 
-    MODEL_CLASSES: ClassVar[tuple[str, ...]] = DECODER_CLASSES
 
-    @property
-    def prefix_cache(self) -> PrefixCache:
-        """What texts begin with, kept from call to call; its ``stats`` tell what that saved."""
-        return self._prefixes
+def check_room(
+    tokenizer: TextTokenizer, before: str, *, room: int, max_length: int, model_length: int
+) -> None:
+    """Check that an instruction leaves tokens for the text after it.
 
-    def _reading(
-        self, max_length: int, instruction: str | None, instruction_format: str | None
-    ) -> TokenizationPlan:
-        """Tell how texts are read that an instruction was put before.
+    The arguments are those of `bge_runtime.models.instructions.explain_no_room`.
 
-        Raises:
-            ValueError: If the instruction leaves no token for the texts.
-        """
-        length = self._readable_length(max_length, stacklevel=4)
-        tokenize = partial(self.tokenizer.encode, max_length=length)
-        if instruction is None or instruction_format is None:
-            return TokenizationPlan(tokenize)
-        before = text_before_sentence(instruction_format, instruction)
-        self._check_room(before, room=length - self.tokenizer.special_tokens, max_length=length)
-        return TokenizationPlan(tokenize, self.tokenizer.encode_start(before))
-
-    def _check_room(self, before: str, *, room: int, max_length: int) -> None:
-        """Check that an instruction leaves some of the tokens for what comes behind it.
-
-        Raises:
-            ValueError: If it does not.
-        """
-        filled = self._filled_by_instruction(before, room=room, max_length=max_length)
-        if filled is not None:
-            raise ValueError(filled)
+    Raises:
+        ValueError: If it leaves none.
+    """
+    reason = explain_no_room(
+        tokenizer, before, room=room, max_length=max_length, model_length=model_length
+    )
+    if reason is not None:
+        raise ValueError(reason)
 
 
 def check_last_token(pooling_method: str | None) -> None:
-    """Check ``pooling_method``, of which there is one.
+    """Check that ``pooling_method`` is the one that decoders have.
 
     Raises:
         PoolingError: If it is another one.

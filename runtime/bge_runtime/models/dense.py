@@ -1,4 +1,4 @@
-"""What the classes that give one vector a text share: FlagEmbedding's ``encode`` methods."""
+"""The ``encode`` methods of the classes that return one vector for each text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.bundle import SENTENCE_EMBEDDING
-from bge_runtime.encoding import Batch, as_texts, check_positive, normalize, truncate
-from bge_runtime.models.base import FlagBase
-from bge_runtime.models.embedder import TokenizationPlan
+from bge_runtime.encoding import (
+    DenseVectors,
+    EncodingPlan,
+    TokenizationPlan,
+    as_texts,
+    check_positive,
+    encode,
+)
+from bge_runtime.models.base import BaseEmbedder
 
 
-class FlagDense(FlagBase):
-    """The ``encode`` methods, for classes with a constructor of their own.
+class DenseEmbedder(BaseEmbedder):
+    """A model with one vector for each text; its classes add a constructor.
 
     Attributes:
-        convert_to_numpy: Whether calls that do not say give arrays, and not tensors.
+        convert_to_numpy: Whether calls return arrays by default, and not tensors.
     """
 
     convert_to_numpy: bool
@@ -79,21 +85,21 @@ class FlagDense(FlagBase):
     ) -> NDArray[np.float32]:
         """Embed texts.
 
-        Texts of more than ``max_length`` tokens, special tokens included, are cut on
-        the right. Values do not depend on the other texts of the call, but for
-        floating-point rounding. Nor do they in int8: each token's numbers are rounded to 8
-        bits by scales of their own, not by one of the whole batch. A difference in the last
-        bit may there become a step of 8 bits; a unit vector moves by less than 0.005.
+        Texts of more than ``max_length`` tokens, special tokens included, are cut on the right.
+        Vectors do not depend on the other texts of the call, apart from floating-point rounding.
+        That holds in int8, too, where each token is rounded to 8 bits with scales of its own: a
+        difference in the last bit may become a step of 8 bits, and moves a unit vector by less
+        than 0.005.
 
         Args:
             sentences: A text, or texts in order, such as a list, an iterator, an array or a
                 column of a table; there may be none.
-            batch_size: Most texts in a batch; None for the model's.
-            max_length: Most tokens of a text; None for ``passage_max_length``.
-            convert_to_numpy: False gives a torch tensor; None for the model's.
+            batch_size: Maximum texts in a batch; None for the model's.
+            max_length: Maximum tokens of a text; None for ``passage_max_length``.
+            convert_to_numpy: False returns a torch tensor; None for the model's.
             instruction: Put before each text.
             instruction_format: How it is put there; needed with ``instruction``.
-            pad_to_multiple_of: Taken for compatibility; padding changes no vector.
+            pad_to_multiple_of: Accepted for compatibility; padding changes no vector.
             show_progress_bar: None shows one for ``batch_size`` texts or more, on a
                 terminal.
 
@@ -112,21 +118,21 @@ class FlagDense(FlagBase):
         as_numpy = self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy
         check_torch(as_numpy=as_numpy)
         texts, single = as_texts(sentences, name="sentences")
-        texts = self._instructed(texts, instruction, instruction_format)
-        # One text is not worth sharing out, as upstream.
-        devices = self.target_devices[:1] if single else self.target_devices
-        vectors = self._encode(
-            texts,
-            devices,
-            reading=self._reading(
+        texts = self._add_instruction(texts, instruction, instruction_format)
+        plan = self._plan(
+            self._tokenization(
                 self.passage_max_length if max_length is None else max_length,
                 instruction,
                 instruction_format,
             ),
+            # One text is not worth sharing, as in FlagEmbedding.
+            devices=self.target_devices[:1] if single else self.target_devices,
             batch_size=self.batch_size if batch_size is None else batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return self._format_output(vectors, single=single, as_numpy=as_numpy)
+        vectors = self._new_vectors(len(texts))
+        encode(texts, plan, self._engines, vectors.add)
+        return format_output(vectors, single=single, as_numpy=as_numpy)
 
     def encode_single_device(
         self,
@@ -143,9 +149,9 @@ class FlagDense(FlagBase):
 
         Args:
             sentences: A text, or a list of texts.
-            batch_size: Most texts in a batch.
-            max_length: Most tokens of a text.
-            convert_to_numpy: False gives a torch tensor.
+            batch_size: Maximum texts in a batch.
+            max_length: Maximum tokens of a text.
+            convert_to_numpy: False returns a torch tensor.
             device: One of ``target_devices``; None for the first.
             pad_to_multiple_of: As in `encode`.
             show_progress_bar: As in `encode`.
@@ -158,14 +164,15 @@ class FlagDense(FlagBase):
         """
         check_torch(as_numpy=convert_to_numpy)
         texts, single = as_texts(sentences, name="sentences")
-        vectors = self._encode(
-            texts,
-            [self._one_device(device)],
-            reading=self._reading(max_length, None, None),
+        plan = self._plan(
+            self._tokenization(max_length, None, None),
+            devices=[self._one_device(device)],
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return self._format_output(vectors, single=single, as_numpy=convert_to_numpy)
+        vectors = self._new_vectors(len(texts))
+        encode(texts, plan, self._engines, vectors.add)
+        return format_output(vectors, single=single, as_numpy=convert_to_numpy)
 
     def encode_multi_process(
         self,
@@ -173,63 +180,59 @@ class FlagDense(FlagBase):
         pool: dict[str, Any],  # noqa: ARG002
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """Embed a list on all devices; ``pool`` is what `start_multi_process_pool` gave."""
+        """Embed a list on all devices; ``pool`` is what `start_multi_process_pool` returned."""
         return self.encode(sentences, **kwargs)
 
-    def _reading(
+    def _tokenization(
         self,
         max_length: int,
         instruction: str | None,
         instruction_format: str | None,
     ) -> TokenizationPlan:
-        """Tell how texts are read that an instruction was put before."""
+        """Return how texts with this instruction become tokens."""
         length = self._length_for(max_length, instruction, instruction_format, stacklevel=4)
         return TokenizationPlan(partial(self.tokenizer.encode, max_length=length))
 
-    def _encode(
+    def _plan(
         self,
-        texts: list[str],
-        devices: Sequence[str],
+        tokenization: TokenizationPlan,
         *,
-        reading: TokenizationPlan,
+        devices: Sequence[str],
         batch_size: int,
         show_progress_bar: bool | None,
-    ) -> NDArray[np.float32]:
+    ) -> EncodingPlan:
         check_positive("batch_size", batch_size)
         self._check_truncate_dim(stacklevel=4)
-        cut = partial(truncate, dim=self.truncate_dim)
-        scale = self.normalize_embeddings
-        vectors = np.empty((len(texts), self.dim), dtype=self.vector_dtype)
-
-        def take(batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
-            rows = cut(outputs[0])
-            vectors[batch.rows] = self._rounded(normalize(rows) if scale else rows, batch.rows)
-
-        self._run(
-            texts,
-            take,
-            reading=reading,
+        return EncodingPlan(
+            tokenization=tokenization,
             outputs=[SENTENCE_EMBEDDING],
             batch_size=batch_size,
             devices=devices,
             show_progress_bar=show_progress_bar,
         )
-        return vectors
 
-    @staticmethod
-    def _format_output(
-        vectors: NDArray[np.float32], *, single: bool, as_numpy: bool
-    ) -> NDArray[np.float32]:
-        result: Any = vectors[0] if single else vectors
-        if not as_numpy:
-            import torch
+    def _new_vectors(self, count: int) -> DenseVectors:
+        return DenseVectors(
+            count, self.dim, dtype=self.vector_dtype, normalized=self.normalize_embeddings
+        )
 
-            result = torch.from_numpy(result)
-        return result  # type: ignore[no-any-return]
+
+def format_output(vectors: DenseVectors, *, single: bool, as_numpy: bool) -> NDArray[np.float32]:
+    """Return the vectors of a call as it asked for them: one or all, an array or a tensor."""
+    result: Any = vectors.vectors[0] if single else vectors.vectors
+    if not as_numpy:
+        import torch
+
+        result = torch.from_numpy(result)
+    return result  # type: ignore[no-any-return]
 
 
 def check_torch(*, as_numpy: bool) -> None:
-    """Find out before anything is computed whether tensors can be given."""
+    """Check before anything is computed whether tensors can be returned.
+
+    Raises:
+        ImportError: If tensors are asked for, and torch is not installed.
+    """
     if not as_numpy and importlib.util.find_spec("torch") is None:
         raise ImportError(
             "convert_to_numpy=False asks for torch tensors, and torch is not installed. "

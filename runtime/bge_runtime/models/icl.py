@@ -8,23 +8,28 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.encoding import as_texts
-from bge_runtime.models.base import DEFAULT_LENGTH, Devices, check_format, text_before_sentence
-from bge_runtime.models.decoder import PREFIX_CACHE_MB, FlagDecoder, check_last_token
-from bge_runtime.models.dense import check_torch
-from bge_runtime.models.embedder import TokenizationPlan
+from bge_runtime.encoding import PrefixCache, TokenizationPlan, as_texts, encode
+from bge_runtime.models.decoder import (
+    PREFIX_CACHE_MB,
+    check_last_token,
+    check_room,
+    plan_with_prefix,
+)
+from bge_runtime.models.dense import DenseEmbedder, check_torch, format_output
+from bge_runtime.models.instructions import check_format, join_instruction, text_before_sentence
+from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, Devices, OpenOptions
 from bge_runtime.sources import DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
 Examples = Sequence[Mapping[str, str]]
 """Dictionaries with a ``"query"``, a ``"response"`` and, unless the model's query instruction
 will do, an ``"instruct"``."""
 
-_SPARE = 16
-"""Tokens that FlagEmbedding adds at most to examples, suffix and query, for special ones."""
+_SPECIAL_TOKENS = 16
+"""Maximum special tokens that FlagEmbedding adds to examples, suffix and query."""
 
 
-class FlagICLModel(FlagDecoder):
-    """A decoder embedder that takes examples, with the interface of FlagEmbedding 1.4.2's.
+class FlagICLModel(DenseEmbedder):
+    r"""A decoder embedder that takes examples, with the interface of FlagEmbedding 1.4.2's.
 
     Positional order, defaults and results follow ``FlagEmbedding.FlagICLModel``; what is
     keyword-only here is our own. Differences, each on purpose: those of `FlagLLMModel`, and
@@ -34,6 +39,44 @@ class FlagICLModel(FlagDecoder):
         examples_for_task: The constructor's examples.
         prefix: Text of the examples in force.
         suffix: Text put behind each query.
+
+    Args:
+        model_name_or_path: As in `bge_runtime.FlagModel`.
+        normalize_embeddings: Scale vectors to unit length.
+        use_fp16: As in `bge_runtime.FlagModel`.
+        use_bf16: As in `bge_runtime.FlagModel`.
+        query_instruction_for_retrieval: Put before each text of ``encode_queries``, and
+            before each example without one.
+        query_instruction_format: How instruction and query are joined: two ``{}``. A
+            literal ``\n`` is a newline.
+        suffix: Put behind each text of ``encode_queries``, examples or not.
+        devices: Device or devices. None means the CPU.
+        examples_for_task: Examples to put before each query; see `set_examples`.
+        examples_instruction_format: How instruction, query and response of an example
+            are joined: three ``{}``. A literal ``\n`` is a newline.
+        trust_remote_code: As in `bge_runtime.FlagModel`.
+        cache_dir: Folder of the hub's cache.
+        batch_size: Most texts in a batch.
+        query_max_length: Tokens a query is cut to, instruction and suffix included,
+            examples not.
+        passage_max_length: Tokens a passage is cut to, and a text of ``encode``.
+        convert_to_numpy: False gives torch tensors, if torch is installed.
+        truncate_dim: Components to keep, before normalisation.
+        pooling_method: ``"last_token"``, or None for it.
+        engine: As in `bge_runtime.FlagModel`.
+        precision: As in `bge_runtime.FlagModel`.
+        threads: As in `bge_runtime.FlagModel`.
+        revision: As in `bge_runtime.FlagModel`.
+        prefix_cache_mb: As in `bge_runtime.FlagLLMModel`.
+        **kwargs: As in `bge_runtime.FlagModel`.
+
+    Raises:
+        TypeError: If the examples are not a list of dictionaries.
+        ValueError: If an example or a format lacks something, or the examples are
+            longer than what the model can read.
+        PoolingError: If ``pooling_method`` is another one.
+        BundleError: If the model is an encoder, or its bundle is damaged.
+        BgeError: As `bge_runtime.FlagModel`.
     """
 
     MODEL_CLASSES: ClassVar[tuple[str, ...]] = (DECODER_ONLY_ICL, DECODER_ONLY_BASE)
@@ -66,67 +109,32 @@ class FlagICLModel(FlagDecoder):
         prefix_cache_mb: int = PREFIX_CACHE_MB,
         **kwargs: Any,
     ) -> None:
-        r"""Open a model.
-
-        Args:
-            model_name_or_path: As in `bge_runtime.FlagModel`.
-            normalize_embeddings: Scale vectors to unit length.
-            use_fp16: As in `bge_runtime.FlagModel`.
-            use_bf16: As in `bge_runtime.FlagModel`.
-            query_instruction_for_retrieval: Put before each text of ``encode_queries``, and
-                before each example without one.
-            query_instruction_format: How instruction and query are joined: two ``{}``. A
-                literal ``\n`` is a newline.
-            suffix: Put behind each text of ``encode_queries``, examples or not.
-            devices: Device or devices. None means the CPU.
-            examples_for_task: Examples to put before each query; see `set_examples`.
-            examples_instruction_format: How instruction, query and response of an example
-                are joined: three ``{}``. A literal ``\n`` is a newline.
-            trust_remote_code: As in `bge_runtime.FlagModel`.
-            cache_dir: Folder of the hub's cache.
-            batch_size: Most texts in a batch.
-            query_max_length: Tokens a query is cut to, instruction and suffix included,
-                examples not.
-            passage_max_length: Tokens a passage is cut to, and a text of ``encode``.
-            convert_to_numpy: False gives torch tensors, if torch is installed.
-            truncate_dim: Components to keep, before normalisation.
-            pooling_method: ``"last_token"``, or None for it.
-            engine: As in `bge_runtime.FlagModel`.
-            precision: As in `bge_runtime.FlagModel`.
-            threads: As in `bge_runtime.FlagModel`.
-            revision: As in `bge_runtime.FlagModel`.
-            prefix_cache_mb: As in `bge_runtime.FlagLLMModel`.
-            **kwargs: As in `bge_runtime.FlagModel`.
-
-        Raises:
-            TypeError: If the examples are not a list of dictionaries.
-            ValueError: If an example or a format lacks something, or the examples are
-                longer than what the model can read.
-            PoolingError: If ``pooling_method`` is another one.
-            BundleError: If the model is an encoder, or its bundle is damaged.
-            BgeError: As `bge_runtime.FlagModel`.
-        """
+        """Open a model; see the class for the arguments."""
         check_last_token(pooling_method)
         super().__init__(
             model_name_or_path,
-            normalize_embeddings=normalize_embeddings,
-            use_fp16=use_fp16,
-            use_bf16=use_bf16,
-            query_instruction_for_retrieval=query_instruction_for_retrieval,
-            query_instruction_format=query_instruction_format.replace("\\n", "\n"),
-            devices=devices,
-            pooling_method=pooling_method,
-            trust_remote_code=trust_remote_code,
-            cache_dir=cache_dir,
-            batch_size=batch_size,
-            query_max_length=query_max_length,
-            passage_max_length=passage_max_length,
-            truncate_dim=truncate_dim,
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            revision=revision,
-            prefix_cache_mb=prefix_cache_mb,
+            OpenOptions(
+                devices=devices,
+                use_fp16=use_fp16,
+                use_bf16=use_bf16,
+                pooling_method=pooling_method,
+                trust_remote_code=trust_remote_code,
+                cache_dir=cache_dir,
+                engine=engine,
+                precision=precision,
+                threads=threads,
+                revision=revision,
+                prefix_cache_mb=prefix_cache_mb,
+            ),
+            CallDefaults(
+                normalize_embeddings=normalize_embeddings,
+                query_instruction_for_retrieval=query_instruction_for_retrieval,
+                query_instruction_format=query_instruction_format.replace("\\n", "\n"),
+                batch_size=batch_size,
+                query_max_length=query_max_length,
+                passage_max_length=passage_max_length,
+                truncate_dim=truncate_dim,
+            ),
         )
         self.convert_to_numpy = convert_to_numpy
         self.examples_for_task = examples_for_task
@@ -150,16 +158,16 @@ class FlagICLModel(FlagDecoder):
                 than what the model can read.
         """
         examples = self.examples_for_task if examples_for_task is None else examples_for_task
-        prefix = "" if examples is None else self._joined(examples)
-        self._tokens_taken(prefix, self.suffix)
+        prefix = "" if examples is None else self._join_examples(examples)
+        self._count_tokens(prefix, self.suffix)
         self.prefix = prefix
 
     @staticmethod
     def get_detailed_example(
         instruction_format: str, instruction: str, query: str, response: str
     ) -> str:
-        r"""Join the parts of an example; a literal ``\n`` in the format is a newline."""
-        return instruction_format.replace("\\n", "\n").format(instruction, query, response)
+        r"""Return the parts of an example joined; a literal ``\n`` in the format is a newline."""
+        return join_instruction(instruction_format, instruction, query, response)
 
     def encode_queries(  # type: ignore[override]  # takes no other instruction, as upstream
         self,
@@ -232,6 +240,11 @@ class FlagICLModel(FlagDecoder):
     def stop_self_query_pool(self) -> None:
         """Do nothing: there are no processes to stop."""
 
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        """Keys and values of common prefixes, kept between calls; see its ``stats``."""
+        return self._engines.prefix_cache
+
     def _encode_queries(
         self,
         queries: Sequence[str] | str,
@@ -245,61 +258,71 @@ class FlagICLModel(FlagDecoder):
         check_torch(as_numpy=as_numpy)
         texts, single = as_texts(queries, name="queries")
         instruction, template = self.query_instruction_for_retrieval, self.query_instruction_format
-        texts = self._instructed(texts, instruction, template)
-        vectors = self._encode(
-            texts,
-            devices,
-            reading=self._query_reading(
-                max_length,
-                "" if instruction is None else text_before_sentence(template, instruction),
-            ),
+        texts = self._add_instruction(texts, instruction, template)
+        before = "" if instruction is None else text_before_sentence(template, instruction)
+        plan = self._plan(
+            self._query_tokenization(max_length, before),
+            devices=devices,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        return self._format_output(vectors, single=single, as_numpy=as_numpy)
+        vectors = self._new_vectors(len(texts))
+        encode(texts, plan, self._engines, vectors.add)
+        return format_output(vectors, single=single, as_numpy=as_numpy)
 
-    def _query_reading(self, max_length: int, before: str) -> TokenizationPlan:
-        """Tell how queries are read that begin with ``before``."""
+    def _tokenization(
+        self, max_length: int, instruction: str | None, instruction_format: str | None
+    ) -> TokenizationPlan:
+        return plan_with_prefix(
+            self.tokenizer,
+            instruction,
+            instruction_format,
+            max_length=self._readable_length(max_length, stacklevel=4),
+            model_length=self.max_length,
+        )
+
+    def _query_tokenization(self, max_length: int, before: str) -> TokenizationPlan:
+        """Return how queries that begin with ``before`` become tokens."""
         tokenizer = self.tokenizer
         # Another thread may set other examples in the meantime.
         prefix, suffix = self.prefix, self.suffix
-        taken = self._tokens_taken(prefix, suffix)
-        length = self._readable_length(max_length, stacklevel=4, taken=taken + _SPARE)
+        taken = self._count_tokens(prefix, suffix)
+        length = self._readable_length(max_length, stacklevel=4, taken=taken + _SPECIAL_TOKENS)
         # Both lengths are FlagEmbedding's, down to the names of special tokens that a model
         # need not have.
         start, end = tokenizer.encode_bare(["<s>", f"{suffix}</s>"])
         room = length - len(start) - len(end)
-        whole = (taken + length + 8) // 8 * 8 + 8
-        self._check_room(before, room=room, max_length=length)
+        total = (taken + length + 8) // 8 * 8 + 8
+        check_room(tokenizer, before, room=room, max_length=length, model_length=self.max_length)
 
-        def around(ids: Sequence[NDArray[np.int64]]) -> list[str]:
+        def add_examples(ids: Sequence[NDArray[np.int64]]) -> list[str]:
             return [prefix + text + suffix for text in tokenizer.decode_batch(ids)]
 
         def tokenize(texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
             ids = tokenizer.encode_bare(texts, max_length=room, first=first)
-            return tokenizer.encode(around(ids), max_length=whole, first=first)
+            return tokenizer.encode(add_examples(ids), max_length=total, first=first)
 
         (known,) = tokenizer.decode_batch(tokenizer.encode_bare([before]))
         return TokenizationPlan(tokenize, tokenizer.encode_start(prefix + known))
 
-    def _tokens_taken(self, prefix: str, suffix: str) -> int:
-        """Count the tokens of examples and suffix.
+    def _count_tokens(self, prefix: str, suffix: str) -> int:
+        """Return the number of tokens of examples and suffix.
 
         Raises:
             ValueError: If they leave no room for a query.
         """
         taken = sum(map(len, self.tokenizer.encode_bare([prefix, suffix])))
         model = self.bundle.manifest.model
-        if taken + _SPARE >= model.max_length:
+        if taken + _SPECIAL_TOKENS >= model.max_length:
             raise ValueError(
                 f"the examples and the suffix take {taken} tokens, and {model.name} can read "
-                f"{model.max_length}, of which {_SPARE} are kept for special tokens, so that "
-                "no query fits. Pass fewer examples, or shorter ones"
+                f"{model.max_length}, of which {_SPECIAL_TOKENS} are kept for special tokens, so "
+                "that no query fits. Pass fewer examples, or shorter ones"
             )
         return taken
 
-    def _joined(self, examples: Examples) -> str:
-        """Make a text of examples, as FlagEmbedding does."""
+    def _join_examples(self, examples: Examples) -> str:
+        """Return the text of examples, joined as in FlagEmbedding."""
         if not isinstance(examples, list | tuple):
             raise TypeError(
                 "examples_for_task must be a list of dictionaries, but is "

@@ -23,8 +23,14 @@ from bge_runtime.bundle import (
     Variant,
     compare,
 )
-from bge_runtime.encoding import pad_batch
-from bge_runtime.engines import Engine, EngineInfo, EngineOptions, load_engine, open_engine
+from bge_runtime.engines import (
+    Engine,
+    EngineInfo,
+    EngineOptions,
+    load_engine,
+    open_engine,
+    pad_batch,
+)
 from bge_runtime.system import KeyLocks, cache, cpu_model, nvidia, owners, vector_extensions
 
 _ROWS = 4

@@ -233,7 +233,7 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     labels = ["bge-runtime fp32", "bge-runtime fp32, one batch at a time"]
     assert [entrant.label for entrant in found] == labels
     sides = [open_side(entrant.spec) for entrant in found]
-    assert [bool(side._model._parallel) for side in sides] == [True, False]
+    assert [bool(side._model._engines.parallel) for side in sides] == [True, False]
     assert ["in parallel" in side.in_force for side in sides] == [True, False]
     # How many times faster ours is stands in each line but its own.
     file = RESULTS / "2026-11-26-bge-base-natural-throughput-avx2.json"

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_runtime.encoding.batching import (
-    PADDED_AT_MOST,
+    MAX_PADDED_TOKENS,
     balanced_batch_tokens,
-    pad_batch,
     plan_batches,
 )
+from bge_runtime.engines import pad_batch
 from tests.helpers.runtime import PROPERTY, SAME_VALUE, TEXTS, assert_fp32_on_cpu
 
 lengths_of_texts = st.lists(
@@ -32,7 +32,7 @@ limits = st.fixed_dictionaries(
 
 
 def padding_allowed(longest, limits):
-    return limits["max_padding"] if longest <= PADDED_AT_MOST else 0
+    return limits["max_padding"] if longest <= MAX_PADDED_TOKENS else 0
 
 
 @PROPERTY
@@ -90,8 +90,8 @@ def test_a_limit_that_fits_nothing_is_an_error(wrong):
 @PROPERTY
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=200), st.integers(1, 5000))
 def test_a_single_run_and_texts_of_one_batch_keep_their_limit(lengths, max_tokens):
-    assert balanced_batch_tokens(lengths, max_tokens, runs=1) == max_tokens
-    assert balanced_batch_tokens(lengths, sum(lengths), runs=4) == sum(lengths)
+    assert balanced_batch_tokens(lengths, max_tokens, streams=1) == max_tokens
+    assert balanced_batch_tokens(lengths, sum(lengths), streams=4) == sum(lengths)
 
 
 @PROPERTY
@@ -101,7 +101,7 @@ def test_a_single_run_and_texts_of_one_batch_keep_their_limit(lengths, max_token
     st.integers(2, 8),
 )
 def test_runs_at_once_get_smaller_batches_never_larger_ones(lengths, max_tokens, runs):
-    limit = balanced_batch_tokens(lengths, max_tokens, runs=runs)
+    limit = balanced_batch_tokens(lengths, max_tokens, streams=runs)
     assert 1 <= limit <= max_tokens
     # No more than as many batches for each run as there have to be, one left over aside.
     rounds = -(-sum(lengths) // (runs * max_tokens))
@@ -114,7 +114,7 @@ def test_runs_at_once_get_smaller_batches_never_larger_ones(lengths, max_tokens,
 )
 def test_two_runs_share_texts_evenly(texts, batches):
     lengths = [100] * texts
-    limit = balanced_batch_tokens(lengths, 700 if texts == 25 else 600, runs=2)
+    limit = balanced_batch_tokens(lengths, 700 if texts == 25 else 600, streams=2)
     plan = plan_batches(lengths, max_tokens=limit, max_rows=64, max_padding=0)
     assert [100 * len(batch) for batch in plan] == batches
 

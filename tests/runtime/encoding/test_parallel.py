@@ -78,9 +78,9 @@ def enough_memory(monkeypatch):
 @pytest.fixture
 def opened(enough_memory, monkeypatch):
     """One that is open: it, the engine for all threads, and the one with a thread for each."""
-    monkeypatch.setattr(parallel, "_PAYS_AFTER_TOKENS", 0)
-    sharing, together, apart = ParallelBatches(weights=1000), Fake(), Fake(runs=4)
-    sharing.engine_for(CORPUS, together, open_apart=lambda: apart)
+    monkeypatch.setattr(parallel, "_OPEN_AFTER_TOKENS", 0)
+    sharing, together, apart = ParallelBatches(weights_bytes=1000), Fake(), Fake(runs=4)
+    sharing.engine_for(CORPUS, together, open_throughput=lambda: apart)
     assert sharing.opened is apart
     return sharing, together, apart
 
@@ -107,7 +107,7 @@ def never():
 )
 def test_texts_are_shared_out_where_they_fill_a_batch_for_each_thread(opened, lengths, shared):
     sharing, together, apart = opened
-    engine = sharing.engine_for(lengths, together, open_apart=never)
+    engine = sharing.engine_for(lengths, together, open_throughput=never)
     assert (engine is not together) == shared
     if shared:
         assert engine.info is apart.info
@@ -115,28 +115,28 @@ def test_texts_are_shared_out_where_they_fill_a_batch_for_each_thread(opened, le
 
 
 def test_it_is_opened_once_it_has_been_missed_for_long_enough(enough_memory):
-    sharing, together, apart = ParallelBatches(weights=1000), Fake(), Fake(runs=4)
+    sharing, together, apart = ParallelBatches(weights_bytes=1000), Fake(), Fake(runs=4)
     for _ in range(8):
         # What could not have been shared out does not count.
-        assert sharing.engine_for([512], together, open_apart=never) is together
+        assert sharing.engine_for([512], together, open_throughput=never) is together
     for _ in range(13):
         mixed = [8192, *[100] * 12]
-        assert sharing.engine_for(mixed, together, open_apart=never) is together
-    assert sharing.engine_for([100] * 12, together, open_apart=lambda: apart) is not together
-    assert sharing.engine_for([100] * 12, together, open_apart=never) is not together
+        assert sharing.engine_for(mixed, together, open_throughput=never) is together
+    assert sharing.engine_for([100] * 12, together, open_throughput=lambda: apart) is not together
+    assert sharing.engine_for([100] * 12, together, open_throughput=never) is not together
 
 
 def test_none_is_opened_where_the_one_that_is_there_can_do_it():
-    sharing, together = ParallelBatches(weights=1000), Fake(runs=4)
-    assert sharing.engine_for([100] * 5, together, open_apart=never) is together
-    engine = sharing.engine_for([100] * 11, together, open_apart=never)
+    sharing, together = ParallelBatches(weights_bytes=1000), Fake(runs=4)
+    assert sharing.engine_for([100] * 5, together, open_throughput=never) is together
+    engine = sharing.engine_for([100] * 11, together, open_throughput=never)
     engine.run(np.ones((2, 100), np.int64), np.ones((2, 100), np.int64), ["x"])
     assert (together.sizes, engine.batches.concurrent_runs, sharing.opened) == ([200], 4, None)
 
 
 def test_a_corpus_opens_it_at_once(enough_memory):
-    sharing, together = ParallelBatches(weights=1000), Fake()
-    engine = sharing.engine_for(CORPUS, together, open_apart=lambda: Fake(runs=4))
+    sharing, together = ParallelBatches(weights_bytes=1000), Fake()
+    engine = sharing.engine_for(CORPUS, together, open_throughput=lambda: Fake(runs=4))
     assert engine is not together
 
 
@@ -147,35 +147,35 @@ def test_a_corpus_opens_it_at_once(enough_memory):
 )
 def test_it_is_opened_where_there_is_memory(monkeypatch, available, opens):
     monkeypatch.setattr(parallel, "available_memory", lambda: available)
-    sharing = ParallelBatches(weights=GIGABYTE)
+    sharing = ParallelBatches(weights_bytes=GIGABYTE)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(2):
-            sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
+            sharing.engine_for(CORPUS, Fake(), open_throughput=lambda: Fake(runs=4))
             assert (sharing.opened is not None) == opens
-    said = ["for which 2,048 MB must be free, and 2,047 are" in str(one.message) for one in told]
+    said = ["needs 2,048 MB, 2,047 MB are free" in str(one.message) for one in told]
     assert said == ([] if opens else [True])
     # Memory may be there later.
     monkeypatch.setattr(parallel, "available_memory", lambda: 2 * GIGABYTE)
-    sharing.engine_for(CORPUS, Fake(), open_apart=lambda: Fake(runs=4))
+    sharing.engine_for(CORPUS, Fake(), open_throughput=lambda: Fake(runs=4))
     assert sharing.opened is not None
 
 
 def test_one_that_cannot_be_opened_is_said_once_and_not_tried_again(enough_memory):
-    sharing, together = ParallelBatches(weights=1000), Fake()
+    sharing, together = ParallelBatches(weights_bytes=1000), Fake()
 
     def fail():
         raise BundleError("model.onnx is gone")
 
-    with pytest.warns(UserWarning, match=r"one after the other.*model\.onnx is gone"):
-        engine = sharing.engine_for(CORPUS, together, open_apart=fail)
+    with pytest.warns(UserWarning, match=r"one batch at a time.*model\.onnx is gone"):
+        engine = sharing.engine_for(CORPUS, together, open_throughput=fail)
     assert engine is together
-    assert sharing.engine_for(CORPUS, together, open_apart=never) is together
+    assert sharing.engine_for(CORPUS, together, open_throughput=never) is together
     sharing._open(CORPUS, never)  # nor by a thread that had looked before it failed
 
 
 def test_others_do_not_wait_while_it_is_opened(enough_memory):
-    sharing, together, apart = ParallelBatches(weights=1000), Fake(), Fake(runs=4)
+    sharing, together, apart = ParallelBatches(weights_bytes=1000), Fake(), Fake(runs=4)
     opening, go_on = threading.Event(), threading.Event()
 
     def slow():
@@ -184,9 +184,9 @@ def test_others_do_not_wait_while_it_is_opened(enough_memory):
         return apart
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(sharing.engine_for, CORPUS, together, open_apart=slow)
+        first = pool.submit(sharing.engine_for, CORPUS, together, open_throughput=slow)
         assert opening.wait(30)
-        assert sharing.engine_for(CORPUS, together, open_apart=never) is together
+        assert sharing.engine_for(CORPUS, together, open_throughput=never) is together
         go_on.set()
         assert first.result().info is apart.info
     assert sharing.opened is apart
@@ -194,7 +194,7 @@ def test_others_do_not_wait_while_it_is_opened(enough_memory):
 
 def test_long_batches_take_all_threads_one_after_the_other(opened):
     sharing, together, apart = opened
-    engine = sharing.engine_for([8192, *[100] * 20], together, open_apart=never)
+    engine = sharing.engine_for([8192, *[100] * 20], together, open_throughput=never)
     batches = [np.ones((1, 8192), np.int64)] * 5 + [np.ones((20, 100), np.int64)] * 8
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda ids: engine.run(ids, np.ones_like(ids), ["x"]), batches))
@@ -207,11 +207,11 @@ def test_long_batches_take_all_threads_one_after_the_other(opened):
 
 def test_abandoning_it_leaves_the_other_engine_alone(opened):
     sharing, together, apart = opened
-    sharing.engine_for(CORPUS, together, open_apart=never).release_after_fork()
+    sharing.engine_for(CORPUS, together, open_throughput=never).release_after_fork()
     assert apart.sizes == together.sizes == []
     sharing.release_after_fork()
     assert (apart.sizes, together.sizes) == (None, [])
-    ParallelBatches(weights=1).release_after_fork()
+    ParallelBatches(weights_bytes=1).release_after_fork()
 
 
 # -- Real engines ---------------------------------------------------------------------------
@@ -220,12 +220,12 @@ def test_abandoning_it_leaves_the_other_engine_alone(opened):
 @pytest.fixture
 def at_once(monkeypatch):
     """No text is too few to be shared out."""
-    monkeypatch.setattr(parallel, "_PAYS_AFTER_TOKENS", 0)
-    monkeypatch.setattr(parallel, "_can_be_shared_out", lambda lengths, _: len(lengths) > 1)
+    monkeypatch.setattr(parallel, "_OPEN_AFTER_TOKENS", 0)
+    monkeypatch.setattr(parallel, "_fill_streams", lambda lengths, _: len(lengths) > 1)
 
 
 def opened_by(model):
-    return model._parallel["cpu"].opened
+    return model._engines.parallel["cpu"].opened
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
@@ -259,8 +259,8 @@ def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size,
     shared, plain = both
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bge_runtime.encoding.pipeline._WINDOW", window)
-        patch.setattr(parallel, "_PAYS_AFTER_TOKENS", 0)
-        patch.setattr(parallel, "_can_be_shared_out", lambda lengths, _: len(lengths) > 1)
+        patch.setattr(parallel, "_OPEN_AFTER_TOKENS", 0)
+        patch.setattr(parallel, "_fill_streams", lambda lengths, _: len(lengths) > 1)
         found = shared.encode(texts, batch_size=batch_size)
         expected = plain.encode(texts, batch_size=batch_size)
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE)
@@ -287,7 +287,7 @@ def test_what_is_in_force_is_what_was_asked_for(both, at_once):
         assert (info.streams, apart.info) == (1, dataclasses.replace(info, streams=threads))
     in_force = str(shared.engines[-1].info)
     assert in_force.endswith(f"{threads} threads, up to {threads} batches in parallel")
-    assert (plain._parallel, [plain.engine]) == ({}, plain.engines)
+    assert (plain._engines.parallel, [plain.engine]) == ({}, plain.engines)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -395,11 +395,11 @@ def test_a_model_with_heads_gives_the_same_of_each(tiny_m3_bundle, at_once):
 
 
 def test_one_thread_has_nothing_to_share(tiny_bundle):
-    assert FlagModel(str(tiny_bundle), threads=1)._parallel == {}
+    assert FlagModel(str(tiny_bundle), threads=1)._engines.parallel == {}
 
 
 def test_decoders_keep_their_weights_once(decoder):
-    assert FlagLLMModel(decoder.bundle, use_fp16=False, threads=2)._parallel == {}
+    assert FlagLLMModel(decoder.bundle, use_fp16=False, threads=2)._engines.parallel == {}
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ def test_another_export_in_its_place_is_not_mixed_with_it(
     opened = on_openvino(str(folder))
     shutil.rmtree(folder)
     shutil.copytree(tiny_mean_bundle, folder)
-    with pytest.warns(UserWarning, match="one after the other"):
+    with pytest.warns(UserWarning, match="one batch at a time"):
         found = opened.encode(TEXTS)
     np.testing.assert_allclose(found, model.encode(TEXTS), rtol=0, atol=SAME_VALUE)
 
@@ -435,6 +435,6 @@ def test_copies_and_children_open_their_own(on_openvino, full_tiny_bundle, at_on
     assert_same(copy.encode(TEXTS), expected)
     assert opened_by(copy) is not None
     assert opened_by(copy) is not apart
-    shared.reset_after_fork()  # as in the child of a fork
+    shared._engines.reset_after_fork()  # as in the child of a fork
     assert_same(shared.encode(TEXTS), expected)
     assert opened_by(shared) is not apart

@@ -189,7 +189,7 @@ def test_tokens_that_see_those_behind_them_are_never_reused(two_way_decoder):
 def test_encoders_have_no_prefix_cache(model):
     assert not hasattr(FlagModel, "prefix_cache")
     model.encode(["the very same text " * 20] * 3)
-    assert model._prefixes.stats.misses == 0
+    assert model._engines.prefix_cache.stats.misses == 0
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, "64"])

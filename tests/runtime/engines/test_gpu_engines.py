@@ -449,7 +449,7 @@ class Small(WrappedEngine):
 def test_a_batch_too_large_for_the_memory_is_run_in_halves(tiny_bundle):
     expected = FlagModel(str(tiny_bundle), use_fp16=False).encode(TEXTS)
     model = FlagModel(str(tiny_bundle), use_fp16=False)
-    small = model._engines["cpu"] = Small(model._engines["cpu"], 600)
+    small = model._engines.opened["cpu"] = Small(model._engines.opened["cpu"], 600)
     with pytest.warns(UserWarning, match=r"failed on a batch of \d+ texts.*two halves"):
         vectors = model.encode(TEXTS)
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
@@ -460,7 +460,7 @@ def test_a_batch_too_large_for_the_memory_is_run_in_halves(tiny_bundle):
 
 def test_one_text_too_large_for_the_memory_is_an_error(tiny_bundle):
     model = FlagModel(str(tiny_bundle), use_fp16=False)
-    model._engines["cpu"] = Small(model._engines["cpu"], 100)
+    model._engines.opened["cpu"] = Small(model._engines.opened["cpu"], 100)
     with pytest.warns(UserWarning, match="two halves"), pytest.raises(OutOfMemoryError):
         model.encode(TEXTS)
 
@@ -499,7 +499,7 @@ def test_two_batches_are_under_way_on_a_gpu(tiny_bundle):
             return super().run(input_ids, attention_mask, outputs)
 
     expected = model.encode(TEXTS)
-    model._engines["cpu"] = Meeting(model._engines["cpu"])
+    model._engines.opened["cpu"] = Meeting(model._engines.opened["cpu"])
     np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=1e-5)
 
 
@@ -519,7 +519,7 @@ def test_vectors_of_a_gpu_in_fp16_have_flag_embeddings_type(tiny_bundle, tiny_me
     bundle = str(tiny_bundle if pooling == "cls" else tiny_mean_bundle)
     model = FlagModel(bundle, pooling_method=pooling, use_fp16=False)
     expected = model.encode(TEXTS)
-    model._engines["cpu"] = InFp16(model._engines["cpu"])
+    model._engines.opened["cpu"] = InFp16(model._engines.opened["cpu"])
     vectors = model.encode(TEXTS)
     # FlagEmbedding's mean is of numbers in float32.
     assert vectors.dtype == (np.float16 if pooling == "cls" else np.float32)
@@ -558,7 +558,7 @@ def test_a_gpu_does_not_wait_for_the_tokens_of_all_texts(tiny_bundle, monkeypatc
     model.encode(texts)
     assert windows == [(0, len(texts))]
     windows.clear()
-    model._engines["cpu"] = InFp16(model._engines["cpu"])
+    model._engines.opened["cpu"] = InFp16(model._engines.opened["cpu"])
     np.testing.assert_allclose(model.encode(texts), expected, rtol=0, atol=5e-4)
     assert windows[:2] == [(0, 64), (64, 128)]
     assert sum(size for _, size in windows) == len(texts)
@@ -566,7 +566,7 @@ def test_a_gpu_does_not_wait_for_the_tokens_of_all_texts(tiny_bundle, monkeypatc
 
 def test_m3s_vectors_and_weights_have_flag_embeddings_types(tiny_m3_bundle):
     model = BGEM3FlagModel(str(tiny_m3_bundle), use_fp16=False)
-    model._engines["cpu"] = InFp16(model._engines["cpu"])
+    model._engines.opened["cpu"] = InFp16(model._engines.opened["cpu"])
     found = model.encode(TEXTS, return_sparse=True, return_colbert_vecs=True)
     assert found["dense_vecs"].dtype == np.float16
     weights = [value for row in found["lexical_weights"] for value in row.values()]

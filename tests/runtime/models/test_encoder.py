@@ -262,12 +262,12 @@ def test_the_comparison_notices_another_pooling(tiny_mean_bundle, pair):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_the_comparison_notices_an_ignored_mask(pair, pooling):
     class Unmasked(WrappedEngine):
-        def run(self, input_ids, attention_mask, outputs):
+        def run(self, input_ids, attention_mask, outputs, *, past=None):
             return super().run(input_ids, np.ones_like(attention_mask), outputs)
 
     ours, theirs = pair(pooling=pooling)
     assert_same(ours.encode(TEXTS), theirs.encode(TEXTS))
-    ours._engines = {"cpu": Unmasked(ours.engine)}
+    ours._engines.opened = {"cpu": Unmasked(ours.engine)}
     with pytest.raises(AssertionError, match="Mismatched elements"):
         assert_same(ours.encode(TEXTS), theirs.encode(TEXTS))
 

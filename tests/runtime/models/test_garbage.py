@@ -62,18 +62,18 @@ def test_vectors_of_a_decoder_with_a_prefix(decoder):
 
 
 def test_batches_that_were_halved(model, monkeypatch):
-    def short_of_memory(engine, ids, *rest):
+    def short_of_memory(ids, *rest, **options):
         if len(ids) > 2:
             raise OutOfMemoryError("too large")
-        return run_batch(engine, ids, *rest)
+        return run(ids, *rest, **options)
 
     def encode():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.encode(TEXTS)
 
-    run_batch = pipeline.run_batch
-    monkeypatch.setattr(pipeline, "run_batch", short_of_memory)
+    run = model.engine.run
+    monkeypatch.setattr(model.engine, "run", short_of_memory)
     assert unreachable_after(encode) == 0
 
 
@@ -88,12 +88,12 @@ def test_a_bad_text_in_a_later_window(model, monkeypatch):
 
 @pytest.mark.parametrize("texts", [TEXTS[0], MANY], ids=["one", "many"])
 def test_texts_that_fail(model, monkeypatch, texts):
-    def fail(*_):
+    def fail(*_, **__):
         raise InferenceError("no")
 
     def encode():
         with contextlib.suppress(InferenceError):
             model.encode(texts)
 
-    monkeypatch.setattr(pipeline, "run_batch", fail)
+    monkeypatch.setattr(model.engine, "run", fail)
     assert unreachable_after(encode) == 0

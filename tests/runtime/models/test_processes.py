@@ -18,9 +18,9 @@ from types import SimpleNamespace
 import pytest
 
 from bge_runtime import FlagModel
+from bge_runtime.encoding import EngineSet
 from bge_runtime.engines import openvino
 from bge_runtime.errors import BundleIntegrityError
-from bge_runtime.models.embedder import Embedder
 from bge_runtime.variants import selection
 from tests.helpers.runtime import TEXTS, assert_same
 
@@ -197,7 +197,7 @@ def test_a_process_may_fork_while_another_thread_opens_the_engine(tiny_bundle, t
         held, over = threading.Event(), threading.Event()
 
         def hold():
-            with unopened._lock:
+            with unopened._engines._lock:
                 held.set()
                 over.wait()
 
@@ -346,13 +346,13 @@ def test_the_check_notices_a_child_that_hangs(tiny_bundle, tmp_path):
         run_program(
             tmp_path,
             """
-            from bge_runtime import embedder
+            from bge_runtime.encoding import engine_set
 
             real, started = time.monotonic, time.monotonic()
             time.monotonic = lambda: started + 10 * (real() - started)  # 2 s for the child
             unopened = pickle.loads(pickle.dumps(model))
-            embedder._alive.discard(unopened)
-            unopened._lock.acquire()
+            engine_set._alive.discard(unopened._engines)
+            unopened._engines._lock.acquire()
             fork_and_check(unopened, expected)
             """,
             tiny_bundle,
@@ -416,7 +416,7 @@ def test_a_copy_computes_in_what_its_own_machine_does(full_tiny_bundle, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(openvino, "cpu_capabilities", lambda: ("FP32", "BF16"))
         patch.setattr(selection, "_is_proven", lambda *_: True)
-        patch.setattr(Embedder, "_opened_engines", lambda self: {"cpu": SimpleNamespace(
+        patch.setattr(EngineSet, "_open_all", lambda self: {"cpu": SimpleNamespace(
             past_names=(), info=SimpleNamespace(variant=self._variants["cpu"].name)
         )})  # fmt: skip
         there = FlagModel(str(full_tiny_bundle))

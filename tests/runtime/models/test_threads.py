@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from bge_runtime import FlagModel
-from bge_runtime.encoding import pipeline
+from bge_runtime.encoding import engine_set, pipeline
 from bge_runtime.engines import openvino
 from bge_runtime.errors import InferenceError
 from bge_runtime.m3 import lexical
-from bge_runtime.models import embedder
 from bge_runtime.sources import ExportOptions, export_subprocess, find_bundle
 from bge_runtime.system import file_hash
 from bge_runtime.system.locks import once
@@ -70,14 +69,14 @@ def test_threads_get_what_one_thread_gets(model, monkeypatch, window):
 
 def test_threads_that_come_first_at_once_open_one_engine(model, monkeypatch):
     opened = []
-    real = embedder.open_engine
+    real = engine_set.open_engine
 
     def slow(*arguments, **options):
         opened.append(arguments)
         time.sleep(0.2)  # long enough for every thread to arrive
         return real(*arguments, **options)
 
-    monkeypatch.setattr(embedder, "open_engine", slow)
+    monkeypatch.setattr(engine_set, "open_engine", slow)
     copy = pickle.loads(pickle.dumps(model))
     found = at_once(lambda _: copy.encode(TEXTS))
     assert len(opened) == 1
@@ -89,7 +88,7 @@ def test_threads_that_come_first_at_once_open_one_engine(model, monkeypatch):
 def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, monkeypatch, what):
     (tmp_path / "weights").write_bytes(bytes(100))
     (tmp_path / "config.json").write_text("{}")
-    new = dataclasses.replace(model._variants["cpu"], name="new")
+    new = dataclasses.replace(model._engines._variants["cpu"], name="new")
 
     def export(command, environment):
         shutil.copytree(tiny_bundle, command[command.index("--output") + 1])
@@ -179,7 +178,7 @@ class Recorded(WrappedEngine):
         self.batches_run = 0
         self.fault = fault
 
-    def run(self, input_ids, attention_mask, outputs):
+    def run(self, input_ids, attention_mask, outputs, *, past=None):
         self.batches_run += 1
         if self.fault is not None:
             raise self.fault
@@ -199,8 +198,8 @@ def two_devices(tiny_bundle, model, monkeypatch):
         engines[variant.device] = Recorded(model.engine)
         return engines[variant.device]
 
-    monkeypatch.setattr(embedder, "select_variant", select)
-    monkeypatch.setattr(embedder, "open_engine", open_recorded)
+    monkeypatch.setattr(engine_set, "select_variant", select)
+    monkeypatch.setattr(engine_set, "open_engine", open_recorded)
     devices = ["cuda:0", "cuda:1"]
     made = FlagModel(str(tiny_bundle), devices=devices)
     assert list(engines) == made.target_devices == devices

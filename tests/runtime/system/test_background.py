@@ -55,12 +55,10 @@ def test_no_batch_is_under_way_when_encode_has_ended(tiny_bundle, tmp_path, inte
     run_interrupted(
         tmp_path,
         """
-        from bge_runtime.encoding import pipeline
-
         model = FlagModel(sys.argv[1], use_fp16=False, threads=2)
         texts = [f"text {n} of some words" for n in range(500)]
-        real = pipeline.run_batch
-        pipeline.run_batch = watched(real, 1.5)
+        real = model.engine.run
+        model.engine.run = watched(real, 1.5)
         thread = interrupt_after(*map(float, sys.argv[2].split()))
         try:
             model.encode(texts)
@@ -69,7 +67,7 @@ def test_no_batch_is_under_way_when_encode_has_ended(tiny_bundle, tmp_path, inte
         else:
             sys.exit("it was not interrupted")
         thread.join()
-        pipeline.run_batch = real
+        model.engine.run = real
         check(model, expected)
         """,
         tiny_bundle,
