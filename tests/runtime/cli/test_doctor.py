@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from bge_export.targets import TARGETS
 from bge_runtime import FlagModel
-from bge_runtime.cli import doctor
+from bge_runtime.cli import doctor, doctor_checks, doctor_verify
 from bge_runtime.engines import openvino, ort_providers, tensorrt
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import BundleIntegrityError
@@ -76,7 +76,7 @@ def test_a_processor_without_products_of_8_bits_is_a_note(monkeypatch, extension
     monkeypatch.setattr(cpus, "vector_extensions", lambda: extensions)
     result = examine()
     assert result.exit_code == 0, result.output
-    slower = "note: int8 is no faster than fp32 here, single short texts aside: this processor"
+    slower = "note: int8 is no faster than fp32 here, except for single short texts: this processor"
     assert (slower in result.output) == (extensions == ("avx2",))
 
 
@@ -110,7 +110,7 @@ def test_a_processor_without_bf16_is_a_note(monkeypatch):
 )
 def test_several_wheels_of_one_engine_are_wrong(monkeypatch, package, wheels):
     found = {package: dict.fromkeys(wheels, "1.31.1")}
-    monkeypatch.setattr(doctor, "owners", lambda name: found.get(name, {name: "1.0"}))
+    monkeypatch.setattr(doctor_checks, "owners", lambda name: found.get(name, {name: "1.0"}))
     result = examine()
     assert result.exit_code == 1
     told = f"WRONG: {' and '.join(wheels)} are installed side by side and overwrite each other's"
@@ -237,7 +237,7 @@ def test_no_home_is_told_and_takes_nothing_else_down(full_tiny_bundle, monkeypat
     monkeypatch.setattr(Path, "home", unknown)
     result = examine()
     assert "there is no home folder for the cache; set XDG_CACHE_HOME" in result.output
-    assert "nothing can be exported on the spot" in result.output
+    assert "checkpoints cannot be exported on demand" in result.output
     assert FlagModel(str(full_tiny_bundle)).encode("text").shape == (48,)
 
 
@@ -251,13 +251,13 @@ def with_gpu(monkeypatch):
 
     def make(*, driver=DRIVER, providers=(CUDA, TENSORRT, CPU), packages=("onnxruntime-gpu",)):
         monkeypatch.setattr(openvino, "cpu_capabilities", lambda: ("FP32", "BF16", "INT8"))
-        monkeypatch.setattr(doctor, "multiplies_in_8_bits", lambda: True)
+        monkeypatch.setattr(doctor_checks, "multiplies_in_8_bits", lambda: True)
         wheels = {"onnxruntime": dict.fromkeys(packages, "1.31.1")}
-        monkeypatch.setattr(doctor, "owners", lambda name: wheels.get(name, {name: "1.0"}))
+        monkeypatch.setattr(doctor_checks, "owners", lambda name: wheels.get(name, {name: "1.0"}))
         monkeypatch.setattr(nvidia, "find_driver", lambda: driver)
         ort = ort_providers.load()
         monkeypatch.setattr(ort, "get_available_providers", lambda: list(providers))
-        monkeypatch.setattr(doctor, "_cuda_of", lambda _: (13, 0))
+        monkeypatch.setattr(doctor_checks, "_cuda_of", lambda _: (13, 0))
         monkeypatch.setattr(ort_providers, "load_failure", lambda _: None)
         monkeypatch.setattr(tensorrt, "version", lambda: "10.14.1")
         monkeypatch.setattr(tensorrt, "newer_version", lambda: None)
@@ -266,7 +266,11 @@ def with_gpu(monkeypatch):
 
 
 def findings():
-    return [(found.wrong, found.text) for found in doctor.examine() if "openvino" not in found.text]
+    return [
+        (found.wrong, found.text)
+        for found in doctor_checks.find_problems()
+        if "openvino" not in found.text
+    ]
 
 
 def test_a_sound_gpu_is_shown_and_no_finding(with_gpu):
@@ -291,7 +295,7 @@ def test_a_gpu_beside_a_wheel_without_it_is_a_note(with_gpu, wheel):
     with_gpu(providers=(CPU,), packages=(wheel,))
     ((wrong, text),) = findings()
     assert not wrong
-    assert f"NVIDIA H200 is not used: the installed wheel, {wheel}, has no CUDA provider" in text
+    assert f"NVIDIA H200 is not used: the installed package, {wheel}, has no CUDA provider" in text
     assert "pip install 'bge-runtime[cuda]'" in text
 
 
@@ -306,7 +310,7 @@ def test_a_driver_too_old_is_wrong(with_gpu):
     with_gpu(driver=replace(DRIVER, version="550.1", cuda=(12, 4)))
     ((wrong, text),) = findings()
     assert wrong
-    assert "driver 550.1 serves CUDA 12.4, and onnxruntime-gpu" in text
+    assert "driver 550.1 supports CUDA 12.4, and onnxruntime-gpu" in text
     assert "needs CUDA 13.0" in text
 
 
@@ -357,13 +361,13 @@ def test_one_changed_byte_of_the_weights_is_found_by_doctor_and_by_opening(bundl
 def test_verify_hashes_weights_again(bundle, monkeypatch):
     FlagModel(str(bundle))  # their hashes are remembered from now on
     hashed = []
-    real = doctor.Bundle.check_files
+    real = doctor_verify.Bundle.check_files
 
     def check(self, **options):
         hashed.append(options)
         real(self, **options)
 
-    monkeypatch.setattr(doctor.Bundle, "check_files", check)
+    monkeypatch.setattr(doctor_verify.Bundle, "check_files", check)
     assert examine("--verify", bundle).exit_code == 0
     assert hashed == [{"hash_weights": True}]
 

@@ -114,7 +114,10 @@ def test_doctor_verifies_what_runs_here_and_says_what_does_not(bundle: Path):
 def test_doctor_says_why_nothing_of_a_bundle_runs(cuda_only: Path):
     result = CliRunner().invoke(doctor.main, ["doctor", "--verify", str(cuda_only)])
     assert result.exit_code == 1
-    assert "FAIL: this machine can run no variant of it: the installed onnxruntime" in result.output
+    assert (
+        "FAIL: this machine can run none of its variants: the installed onnxruntime"
+        in result.output
+    )
     assert "has no CUDAExecutionProvider" in result.output
 
 
