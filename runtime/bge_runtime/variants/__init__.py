@@ -1,4 +1,7 @@
-"""TODO."""
+"""Choose the variant of a bundle to run, and measure its parity with PyTorch on this machine.
+
+Used by models, the command line, the exporter and benchmarks; it opens engines, but no models.
+"""
 
 from bge_runtime.variants.parity_check import cached_parity, measure_parity, padded_vectors
 from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant

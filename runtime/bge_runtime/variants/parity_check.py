@@ -1,4 +1,4 @@
-"""Run an engine so that whatever is wrong with it shows."""
+"""Measure how far the vectors of a variant are from PyTorch's, on this machine."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _measuring = KeyLocks()
 def measure_parity(
     bundle: Bundle, variant: Variant, reference: Reference | None = None
 ) -> tuple[EngineInfo, Parity]:
-    """Measure how far a variant is from PyTorch's vectors, on this machine.
+    """Measure how far the vectors of a variant are from PyTorch's, on this machine.
 
-    A graph with a branch for texts of one length is measured by both branches.
+    A graph with a branch for texts of one length is measured in both branches.
 
     Args:
         bundle: The bundle.
@@ -51,8 +51,8 @@ def measure_parity(
         reference: PyTorch's vectors; None for those of the bundle.
 
     Returns:
-        What was in force, and the distance: of a model of M3's class the worst of its
-        outputs, where a token's weight counts as it is.
+        What ran, and the distance: for a model of M3's class the worst of its outputs, where
+        weights of tokens are compared without scaling.
 
     Raises:
         BundleError: If the bundle's reference cannot be read.
@@ -90,10 +90,10 @@ def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Refer
 
 
 def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
-    """Measure as `measure_parity` does, unless this machine has done so before.
+    """Return what `measure_parity` measured on this machine, and measure it the first time.
 
-    The result is remembered for these very files, the engine's wheel and version, and the
-    processor; for a GPU's variant also the GPUs and their driver.
+    The result is cached for the hashes of the files, the engine's wheel and version, and the
+    processor; for a GPU's variant also for the GPUs and their driver.
     """
     graph = bundle.graph(variant.graph)
     files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
@@ -103,10 +103,10 @@ def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
     driver = "" if variant.device == "cpu" else repr(nvidia.find_driver())
     key = json.dumps([described, files, wheels, cpu_model(), vector_extensions(), driver])
     with _measuring[key]:
-        known = cache.recall(_KIND, key)
-        # Whatever is wrong with a note, the engine itself can be measured.
+        cached = cache.recall(_KIND, key)
+        # If the cached result cannot be read, it is measured again.
         with contextlib.suppress(TypeError, LookupError, ValueError):
-            return Parity.from_json(known)
+            return Parity.from_json(cached)
         _, parity = measure_parity(bundle, variant)
         cache.note(_KIND, key, parity.to_json())
         return parity
@@ -115,18 +115,17 @@ def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
 def padded_vectors(
     engine: Engine, token_ids: Sequence[NDArray[np.int64]], *, pad_token_id: int
 ) -> NDArray[np.float32]:
-    """Compute pooled vectors in batches where short and long texts meet.
+    """Compute pooled vectors in batches that mix short and long texts.
 
-    The runtime's own batches hold next to no padding, and would not notice an ignored
-    mask.
+    The runtime's own batches have almost no padding, and would not reveal an ignored mask.
 
     Args:
         engine: The engine.
         token_ids: Tokens of each text, special tokens included. At least one text.
-        pad_token_id: Id that fills shorter rows.
+        pad_token_id: Token id of padding.
 
     Returns:
-        Vectors as they leave the graph, in input order. Shape: ``(len(token_ids), dim)``.
+        The graph's vectors in input order. Shape: ``(len(token_ids), dim)``.
 
     Raises:
         InferenceError: If the engine fails.
@@ -143,17 +142,17 @@ def padded_outputs(
     pad_token_id: int,
     rows: int = _ROWS,
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Compute outputs as `padded_vectors` does.
+    """Compute outputs in batches that mix short and long texts, as `padded_vectors` does.
 
     Args:
         engine: The engine.
         token_ids: Tokens of each text, special tokens included. At least one text.
         names: Outputs to compute.
-        pad_token_id: Id that fills shorter rows.
+        pad_token_id: Token id of padding.
         rows: Texts of a batch.
 
     Returns:
-        By name, one array a text in input order, without padding.
+        For each output one array for each text in input order, without padding.
 
     Raises:
         InferenceError: If the engine fails.

@@ -1,4 +1,4 @@
-"""Which variant of a bundle runs: by what was asked for, this machine, and measured parity."""
+"""Choose the variant of a bundle to run, by request, machine and measured parity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionE
 from bge_runtime.variants.parity_check import cached_parity
 
 ON_REQUEST = frozenset({"int8", "int4"})
-"""Precisions that are faster or smaller for a loss that a user has to agree to."""
+"""Precisions that lose accuracy for speed or size, and are chosen only by name."""
 
 
 def select_variant(
@@ -18,12 +18,11 @@ def select_variant(
 ) -> Variant:
     """Choose the variant to run on a device.
 
-    Variants are listed in the bundle in order of preference; the first one that this
-    machine can run is chosen. With ``precision="auto"`` its parity must have been
-    measured: where it was not when the bundle was made (bf16 on a laptop without it), it
-    is measured here, once, and the result remembered in the cache. One that misses its
-    tolerance is passed over with a warning, and one in 8 or 4 bits is chosen only if the
-    bundle has nothing else, which then was asked for when it was made.
+    A bundle lists its variants in order of preference. The first one that this machine can run
+    is chosen. With ``precision="auto"`` it must also pass the parity check: if its parity was not
+    measured during the export (bf16 on a machine without it), it is measured here once, and
+    cached. A variant that fails is skipped with a warning. One in 8 or 4 bits is chosen only if
+    the bundle has no other, since then it was requested for the export.
 
     Args:
         bundle: The bundle.
@@ -32,72 +31,35 @@ def select_variant(
         precision: Name of a precision, or ``"auto"``.
 
     Raises:
-        BundleError: If the bundle has no variants at all.
-        DeviceError: If the bundle has nothing for that kind of device.
-        EngineError: If it has nothing for that engine.
-        PrecisionError: If it has nothing of that precision.
+        BundleError: If the bundle has no variants.
+        DeviceError: If it has no variant for that kind of device.
+        EngineError: If it has no variant for that engine.
+        PrecisionError: If it has no variant of that precision, or none passes the parity check.
     """
-    kind = device_kind(device)
-    if not bundle.manifest.variants:
-        raise BundleError(
-            f"the bundle {bundle.path.name} has no variants. Export it again with "
-            "bge-export --force"
-        )
-    found = [
-        variant
-        for variant in bundle.manifest.variants
-        # One for texts of one length goes with another one, and would be slow by itself.
-        if variant.device == kind and UNIFORM_BATCH not in bundle.graph(variant.graph).inputs
-    ]
-    if not found:
-        kinds = sorted({variant.device for variant in bundle.manifest.variants})
-        raise DeviceError(
-            f"requested device {device!r}, but the bundle {bundle.path.name} has variants for "
-            f"{', '.join(kinds)} only. {_advice(bundle.manifest.variants[0])}, or see "
-            "`bge-export --help` for what else there is"
-        )
+    found = _for_device(bundle, device)
     if engine != "auto":
-        if engine not in ENGINES:
-            raise EngineError(
-                f"unknown engine {engine!r}; this bge-runtime has auto, {', '.join(ENGINES)}"
-            )
-        others = sorted({variant.engine for variant in found})
-        found = [variant for variant in found if variant.engine == engine]
-        if not found:
-            raise EngineError(
-                f"requested engine {engine!r} on {device}, but the bundle {bundle.path.name} "
-                f"has variants for {', '.join(others)} there. Pass engine={others[0]!r}"
-            )
+        found = _for_engine(found, engine, bundle=bundle, device=device)
     if precision != "auto":
-        others = sorted({variant.precision for variant in found})
-        found = [variant for variant in found if variant.precision == precision]
-        if not found:
-            named = [v for v in bundle.manifest.variants if v.precision == precision]
-            raise PrecisionError(
-                f"requested precision {precision!r} on {device}, but the bundle "
-                f"{bundle.path.name} has {', '.join(others)} there. Pass "
-                f"precision={others[0]!r}, or leave it out"
-                + (f". {named[0].name} has it. {_advice(named[0])}" if named else "")
-            )
+        found = _for_precision(found, precision, bundle=bundle, device=device)
     else:
         found = [variant for variant in found if variant.precision not in ON_REQUEST] or found
     able = [variant for variant in found if unavailable_reason(variant) is None]
     if not able:
-        return found[0]  # opening it says exactly what is missing
+        return found[0]  # opening it reports what is missing
     if precision != "auto":
         return able[0]
     for variant in able:
-        if _is_proven(bundle, variant):
+        if _passes_parity(bundle, variant):
             return variant
     raise PrecisionError(
         f"no variant of the bundle {bundle.path.name} that this machine can run on {device} "
-        "comes close enough to PyTorch's vectors. Run `bge-runtime doctor --verify "
+        "passes the parity check with PyTorch. Run `bge-runtime doctor --verify "
         f"{bundle.path}` for the figures, and export it again with bge-export --force"
     )
 
 
 def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
-    """Return the variant that runs single short texts as CUDA graphs beside another variant.
+    """Return the variant that runs single short texts as CUDA graphs for another variant.
 
     Raises:
         EngineError: If the engine of ``variant`` has no CUDA graphs, the bundle has no graph for
@@ -110,19 +72,75 @@ def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
         if not uniform or (found.engine, found.device, found.precision) != wanted:
             continue
         if unavailable_reason(variant) is not None:
-            return found  # opening the other one says exactly what is missing
+            return found  # opening ``variant`` reports what is missing
         parity = found.parity or cached_parity(bundle, found)
         if failures := parity.failures(TOLERANCES[found.precision]):
             raise EngineError(
-                f"requested cuda_graphs, but variant {found.name!r}, which has them, is too far "
-                f"from PyTorch's vectors on this machine ({'; '.join(failures)}). Leave it out"
+                f"requested cuda_graphs, but variant {found.name!r}, which runs them, fails the "
+                f"parity check with PyTorch on this machine ({'; '.join(failures)}). Leave it out"
             )
         return found
     raise EngineError(
-        f"requested cuda_graphs, but the bundle {bundle.path.name} has no graph for them beside "
-        f"variant {variant.name!r}: this version writes one of encoders for ONNX Runtime "
+        f"requested cuda_graphs, but the bundle {bundle.path.name} has no graph for them to go "
+        f"with variant {variant.name!r}: this version exports one for encoders on ONNX Runtime "
         "(--target cuda). Leave it out, or export the bundle again"
     )
+
+
+def _for_device(bundle: Bundle, device: str) -> list[Variant]:
+    kind = device_kind(device)
+    if not bundle.manifest.variants:
+        raise BundleError(
+            f"the bundle {bundle.path.name} has no variants. Export it again with "
+            "bge-export --force"
+        )
+    found = [
+        variant
+        for variant in bundle.manifest.variants
+        # One for texts of one length only runs another one's CUDA graphs; alone it is slow.
+        if variant.device == kind and UNIFORM_BATCH not in bundle.graph(variant.graph).inputs
+    ]
+    if not found:
+        kinds = sorted({variant.device for variant in bundle.manifest.variants})
+        raise DeviceError(
+            f"requested device {device!r}, but the bundle {bundle.path.name} has variants for "
+            f"{', '.join(kinds)} only. {_advice(bundle.manifest.variants[0])}, or see "
+            "`bge-export --help` for other targets"
+        )
+    return found
+
+
+def _for_engine(
+    variants: list[Variant], engine: str, *, bundle: Bundle, device: str
+) -> list[Variant]:
+    if engine not in ENGINES:
+        raise EngineError(
+            f"unknown engine {engine!r}; this bge-runtime has auto, {', '.join(ENGINES)}"
+        )
+    found = [variant for variant in variants if variant.engine == engine]
+    if not found:
+        others = sorted({variant.engine for variant in variants})
+        raise EngineError(
+            f"requested engine {engine!r} on {device}, but the bundle {bundle.path.name} "
+            f"has variants for {', '.join(others)} there. Pass engine={others[0]!r}"
+        )
+    return found
+
+
+def _for_precision(
+    variants: list[Variant], precision: str, *, bundle: Bundle, device: str
+) -> list[Variant]:
+    found = [variant for variant in variants if variant.precision == precision]
+    if not found:
+        others = sorted({variant.precision for variant in variants})
+        elsewhere = [v for v in bundle.manifest.variants if v.precision == precision]
+        raise PrecisionError(
+            f"requested precision {precision!r} on {device}, but the bundle "
+            f"{bundle.path.name} has {', '.join(others)} there. Pass "
+            f"precision={others[0]!r}, or leave it out"
+            + (f". {elsewhere[0].name} has it. {_advice(elsewhere[0])}" if elsewhere else "")
+        )
+    return found
 
 
 def _advice(variant: Variant) -> str:
@@ -131,13 +149,13 @@ def _advice(variant: Variant) -> str:
     return f"Pass devices={variant.device!r}{not_here}"
 
 
-def _is_proven(bundle: Bundle, variant: Variant) -> bool:
+def _passes_parity(bundle: Bundle, variant: Variant) -> bool:
     parity = variant.parity or cached_parity(bundle, variant)
     failures = parity.failures(TOLERANCES[variant.precision])
     if failures:
         warnings.warn(
-            f"variant {variant.name!r} of the bundle {bundle.path.name} is too far from PyTorch's "
-            f"vectors on this machine ({'; '.join(failures)}), and is passed over",
+            f"skipping variant {variant.name!r} of the bundle {bundle.path.name}: it fails the "
+            f"parity check with PyTorch on this machine ({'; '.join(failures)})",
             stacklevel=2,
         )
     return not failures
