@@ -25,9 +25,11 @@ class Meeting(WrappedEngine):
         super().__init__(inner)
         self.barrier = threading.Barrier(2, timeout=30)
 
-    def run(self, input_ids: Any, attention_mask: Any, outputs: Sequence[str]) -> list[Any]:
+    def run(
+        self, input_ids: Any, attention_mask: Any, outputs: Sequence[str], *, past: Any = None
+    ) -> list[Any]:
         self.barrier.wait()
-        return super().run(input_ids, attention_mask, outputs)
+        return super().run(input_ids, attention_mask, outputs, past=past)
 
 
 def require_two_callers(model: Any) -> None:

@@ -71,8 +71,10 @@ class WrappedEngine:
         self.past_names = inner.past_names
         self.past_token_bytes = inner.past_token_bytes
 
-    def run(self, input_ids: Any, attention_mask: Any, outputs: Sequence[str]) -> list[Any]:
-        return self.inner.run(input_ids, attention_mask, outputs)
+    def run(
+        self, input_ids: Any, attention_mask: Any, outputs: Sequence[str], *, past: Any = None
+    ) -> list[Any]:
+        return self.inner.run(input_ids, attention_mask, outputs, past=past)
 
     def release_after_fork(self) -> None:
         self.inner.release_after_fork()

@@ -492,7 +492,7 @@ def test_two_batches_are_under_way_on_a_gpu(tiny_bundle):
             super().__init__(inner)
             self.batches = replace(inner.batches, concurrent_runs=2)
 
-        def run(self, input_ids, attention_mask, outputs):
+        def run(self, input_ids, attention_mask, outputs, *, past=None):
             if self.waiting:
                 meeting.wait()  # breaks if the second one never comes
                 self.waiting = False
