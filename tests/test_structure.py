@@ -24,7 +24,6 @@ TO_BE_SPLIT = {
     "runtime/bge_runtime/models/encoder.py",
     "runtime/bge_runtime/models/auto.py",
     "runtime/bge_runtime/variants/selection.py",
-    "runtime/bge_runtime/cli/embed.py",
     "export/bge_export/cli.py",
     "export/bge_export/encoder/exporter.py",
     "export/bge_export/decoder/exporter.py",

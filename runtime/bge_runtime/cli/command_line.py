@@ -1,4 +1,4 @@
-"""What every command does around its work: standard streams, signals, errors, exit status."""
+"""What all commands share: standard streams, signals, errors and exit status."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from bge_runtime.cli.shell_options import in_options
 from bge_runtime.errors import BgeError
 
 _ENDING_SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Signals that end a process. SIGQUIT is left alone: it is for one that does not end otherwise."""
+"""Signals that end a process. SIGQUIT is left out, as the last resort against a hung process."""
 
 _REPEATED_S = 5.0
-"""A signal this soon after another is the same wish. A closed terminal sends SIGHUP twice, once
-from the kernel and once from the shell, and the second must not interrupt the cleaning up."""
+"""A signal within this time after another is ignored. A closed terminal sends SIGHUP twice, once
+from the kernel and once from the shell, and the second must not interrupt the clean-up."""
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
-"""Folder of the package, whose warnings are a command's own."""
+"""Folder of the package whose warnings are printed as the command's."""
 
 _BROKEN_PIPE_STATUS = 128 + 13
-"""Exit status of what SIGPIPE ends, as shells give it. Python ignores the signal itself."""
+"""Exit status of a process that SIGPIPE ends. Python itself ignores the signal."""
 
 
 @contextmanager
 def command_line(name: str) -> Iterator[None]:
-    """Run the body of a command the way a shell expects.
+    """Run the body of a command as shells expect.
 
-    Errors of this package and of the system are one sentence and exit status 1. Signals that end
-    the process raise ``SystemExit`` in the main thread, so that whatever is open is cleaned up;
-    those that are ignored, as ``nohup`` does with SIGHUP, stay ignored. A closed standard stream
-    does no harm, nor does a standard error that cannot be written. When the reader of standard
-    output has gone, the exit status is SIGPIPE's, and nothing is said.
+    Errors of this package and of the operating system become one sentence and exit status 1.
+    Signals that end the process raise ``SystemExit`` in the main thread, so that open files are
+    cleaned up. Ignored signals, such as SIGHUP under ``nohup``, stay ignored. Standard streams may
+    be closed, and writing to standard error may fail. If the reader of standard output is gone,
+    the exit status is that of SIGPIPE, without a message.
 
     Args:
-        name: Name of the command, for errors.
+        name: Name of the command, for error messages.
     """
     with ExitStack() as stack:
         _reserve_standard_descriptors()
-        if sys.stderr is sys.__stderr__:  # None, too, if it is closed
+        if sys.stderr is sys.__stderr__:  # both are None if it is closed
             stack.enter_context(redirect_stderr(_open_stderr()))
             stack.enter_context(_print_warnings(name))
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A path may hold what the encoding of a terminal or a log has no character for.
+            # The encoding of a terminal or log may lack characters of a path.
             sys.stdout.reconfigure(errors="backslashreplace")
         stack.enter_context(_exit_on_signals())
         try:
@@ -71,7 +71,7 @@ def command_line(name: str) -> Iterator[None]:
 
 
 class _StderrDescriptor(io.FileIO):
-    """Standard error, without the errors: its reader may go long before the work is done."""
+    """Standard error that ignores failed writes, since its reader may be gone before the end."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -81,17 +81,17 @@ class _StderrDescriptor(io.FileIO):
 
 def _open_stderr() -> io.TextIOWrapper:
     raw: Any = _StderrDescriptor(2, "w", closefd=False)
-    # Unbuffered, as `python -u` has it. The stream that it stands in for knows the encoding.
+    # Unbuffered, as with `python -u`, in the encoding of the original stream.
     encoding = getattr(sys.__stderr__, "encoding", "utf-8")
     return io.TextIOWrapper(raw, encoding, "backslashreplace", write_through=True)
 
 
 def _reserve_standard_descriptors() -> None:
-    """Open the null device in place of closed standard streams.
+    """Open the null device for closed standard streams.
 
-    The next file that is opened would take the place, and hold what libraries print.
+    Otherwise the next opened file would get the descriptor, and the output of libraries.
     """
-    # The wrong way round, so that reading and writing fail; but not what libraries complain of.
+    # In the wrong mode, so that reading and writing fail; only standard error can be written.
     for descriptor, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
@@ -101,7 +101,7 @@ def _reserve_standard_descriptors() -> None:
 
 @contextmanager
 def _print_warnings(name: str) -> Iterator[None]:
-    """Print warnings of this package as the command's own: once each, without lines of source."""
+    """Print each warning of this package once, after the command's name, without source lines."""
     with warnings.catch_warnings():
         show = warnings.showwarning
         printed: set[str] = set()
@@ -132,11 +132,11 @@ def _exit_on_signals() -> Iterator[None]:
         nonlocal last_s
         now_s = time.monotonic()
         if last_s is None or now_s - last_s >= _REPEATED_S:
-            last_s = now_s  # of the last one heard: whoever keeps asking is heard again
+            last_s = now_s  # of the last signal that counted, so that repeated ones count later
             sys.exit(128 + number)
 
     handlers: dict[int, Any] = {}
-    # Python takes handlers from the main thread only.
+    # Python accepts handlers only in the main thread.
     if threading.current_thread() is threading.main_thread():
         for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
@@ -146,14 +146,14 @@ def _exit_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        # If one was heard the process ends, and takes no second one for another wish until then.
+        # After a signal the process ends, and still ignores repeated ones until then.
         if last_s is None:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
 def _drop_unwritten_stdout() -> None:
-    """Keep Python from writing once more, at its end, what could not be written."""
+    """Prevent Python from writing again at exit what could not be written."""
     if sys.stdout is None:
         return
     try:

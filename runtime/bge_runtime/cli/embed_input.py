@@ -1,4 +1,4 @@
-"""What ``bge-embed`` reads: lines of text or of JSON, as they come, and what is wrong with them."""
+"""The input of ``bge-embed``: read rows of text or JSONL as they arrive, and report bad ones."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import click
 from bge_runtime.errors import BgeError
 
 _BLOCK_BYTES = 1 << 16
-"""Bytes that are read at a time: what a pipe holds on Linux."""
+"""Bytes that are read at a time: the capacity of a pipe on Linux."""
 
 _BLOCKS_AHEAD = 256
-"""Blocks of a pipe that are read while texts are embedded."""
+"""Most blocks of a pipe that are read ahead while texts are embedded."""
 
-_BAD_ROWS_TOLD = 20
-"""Bad rows that are told one by one."""
+_REPORTED_BAD_ROWS = 20
+"""Bad rows that are reported one by one. Further ones are only counted."""
 
 
 class InputError(BgeError):
@@ -34,12 +34,12 @@ class InputError(BgeError):
 
 
 class Row(NamedTuple):
-    """A text, and where it came from.
+    """A text and its line of the input.
 
     Attributes:
-        line: Number of its line, from 1.
-        text: What is embedded.
-        members: What goes with it into JSONL: members of a JSON object, without the braces.
+        line: Number of the line, from 1.
+        text: The text to embed.
+        members: Other fields for the output: members of a JSON object, without the braces.
     """
 
     line: int
@@ -48,29 +48,29 @@ class Row(NamedTuple):
 
 
 class _BadRowError(Exception):
-    """A line cannot be embedded; the message goes on from "line 3"."""
+    """A line cannot be embedded. The message continues "line 3"."""
 
 
 class BadRows:
-    """What is done about rows that cannot be embedded: the first is an error, or all are skipped.
+    """Handles rows that cannot be embedded: the first one is an error, or all are skipped.
 
     Attributes:
-        source: Name of the input, for errors.
+        source: Name of the input, for error messages.
         count: Rows skipped so far.
     """
 
     def __init__(self, source: str, *, skip: bool) -> None:
-        """Prepare for bad rows of an input."""
+        """Start without bad rows."""
         self.source = source
         self._skip = skip
         self.count = 0
 
     def add(self, line: int, problem: str) -> None:
-        """Tell of a bad row.
+        """Report a bad row.
 
         Args:
             line: Number of the line.
-            problem: What is wrong with it, in words that go on from "line 3".
+            problem: What is wrong with it. It continues "line 3".
 
         Raises:
             InputError: If bad rows are not skipped.
@@ -79,16 +79,19 @@ class BadRows:
         if not self._skip:
             raise InputError(message)
         self.count += 1
-        if self.count <= _BAD_ROWS_TOLD:
+        if self.count <= _REPORTED_BAD_ROWS:
             click.echo(f"bge-embed: skipped: {message}", err=True)
-        elif self.count == _BAD_ROWS_TOLD + 1:
-            click.echo("bge-embed: further skipped lines are only counted", err=True)
+        elif self.count == _REPORTED_BAD_ROWS + 1:
+            click.echo("bge-embed: further skipped lines are not reported", err=True)
 
     def summarize(self, *, embedded: int) -> None:
-        """Tell how many rows were skipped, beside those that were embedded.
+        """Report how many rows were skipped.
+
+        Args:
+            embedded: Number of rows that were embedded.
 
         Raises:
-            InputError: If no other is left, as with the wrong field's name.
+            InputError: If all rows were skipped, which may mean a wrong ``--field``.
         """
         if not self.count:
             return
@@ -100,7 +103,7 @@ class BadRows:
 
 @contextmanager
 def open_input(source: str) -> Iterator[IO[bytes]]:
-    """Open a file, or standard input for ``-``, without a buffer.
+    """Open a file, or standard input for ``-``, unbuffered.
 
     Raises:
         InputError: If it cannot be opened.
@@ -108,7 +111,7 @@ def open_input(source: str) -> Iterator[IO[bytes]]:
     if source == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; name an INPUT file")
-        # Without its buffer, whose lock a thread that waits for input would hold to the end.
+        # Unbuffered: a thread that waits for input would hold the lock of the buffer until the end.
         yield getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         return
     try:
@@ -120,20 +123,20 @@ def open_input(source: str) -> Iterator[IO[bytes]]:
 
 
 def read_lines(file: IO[bytes], bad_rows: BadRows) -> Iterator[Row | None]:
-    """Read texts, one a line; None where the input pauses."""
+    """Read rows with one text per line; yield None when the input pauses."""
     return _read(file, _parse_line, bad_rows)
 
 
 def read_jsonl(
     file: IO[bytes], field: str, results: Sequence[str], bad_rows: BadRows
 ) -> Iterator[Row | None]:
-    """Read objects, one a line, of which one field is the text; None where the input pauses.
+    """Read rows with one JSON object per line; yield None when the input pauses.
 
     Args:
         file: The input.
-        field: Name of the field.
-        results: Names of fields that are added to the object later.
-        bad_rows: Told of lines that are something else.
+        field: Name of the field with the text.
+        results: Names of fields that the output adds.
+        bad_rows: Receives the lines that cannot be embedded.
     """
     return _read(file, partial(_parse_json, field=field, results=results), bad_rows)
 
@@ -141,14 +144,14 @@ def read_jsonl(
 def chunk_rows(
     rows: Iterator[Row | None], size: int, *, characters: int = sys.maxsize
 ) -> Iterator[list[Row]]:
-    """Yield rows in lists, each as long as possible without waiting for input.
+    """Yield lists of rows, each as long as possible without waiting for input.
 
     Rows that were read before an error are yielded before it is raised.
 
     Args:
-        rows: Rows, and None where the input pauses.
+        rows: Rows, and None when the input pauses.
         size: Most rows of a list.
-        characters: A list is full with so many of them, too, those of members included.
+        characters: A list is also full with this many characters of texts and members.
     """
     chunk: list[Row] = []
     held = 0
@@ -189,10 +192,10 @@ def _read(
 
 
 def _read_blocks(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """Yield what there is to read; an empty block before waiting for more."""
+    """Yield blocks of bytes, and an empty block before waiting for more."""
     try:
         pauses = not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except OSError:  # it is no file of the system's
+    except OSError:  # not a file of the operating system
         pauses = False
     try:
         yield from _read_ahead(file) if pauses else iter(partial(file.read, _BLOCK_BYTES), b"")
@@ -201,24 +204,24 @@ def _read_blocks(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def _read_ahead(file: IO[bytes]) -> Iterator[bytes]:
-    # While one chunk is computed the next one comes in: a slow input is embedded line by line, and
-    # a fast one in chunks that grow until they are full.
+    # The next chunk is read while one is computed. So a slow input is embedded line by line, and a
+    # fast one in chunks that grow until they are full.
     blocks: queue.Queue[bytes | BaseException] = queue.Queue(_BLOCKS_AHEAD)
 
     def fill() -> None:
         try:
             while True:
                 block: Any = file.read(_BLOCK_BYTES)
-                if block is None:  # set not to block, by another process that has it open
+                if block is None:  # another process has made the file non-blocking
                     select.select([file], [], [])
                     continue
                 blocks.put(block)
                 if not block:
                     return
-        except BaseException as error:  # noqa: BLE001  # whoever reads the blocks raises it
+        except BaseException as error:  # noqa: BLE001  # raised below
             blocks.put(error)
 
-    # A daemon: when something else fails it may wait for input for ever.
+    # A daemon, since it may wait for input for ever after an error elsewhere.
     threading.Thread(target=fill, name="bge-read", daemon=True).start()
     while True:
         try:
@@ -234,9 +237,9 @@ def _read_ahead(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
-    # A lone carriage return ends no line: rows must match what `wc -l` counts.
+    # A lone carriage return does not end a line: rows must match the lines that `wc -l` counts.
     parts: list[bytes] = []
-    mark = codecs.BOM_UTF8  # of the first line only
+    mark = codecs.BOM_UTF8  # only in the first line
     for block in blocks:
         if not block:
             yield None
@@ -257,7 +260,7 @@ def _decode(line: bytes) -> str:
     except UnicodeDecodeError as error:
         raise _BadRowError(
             f"is not UTF-8: its byte {error.start + 1} is 0x{line[error.start]:02X}. Convert the "
-            "input, with iconv say"
+            "input, for example with iconv"
         ) from error
 
 
@@ -266,7 +269,7 @@ def _parse_line(number: int, line: str) -> Row:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _BadRowError(f"is not JSON: {name} is no number there")
+    raise _BadRowError(f"is not JSON, which has no {name}")
 
 
 _JSON_WHITE_SPACE = " \t\r\n"
@@ -294,17 +297,17 @@ def _parse_json(number: int, line: str, *, field: str, results: Sequence[str]) -
     except UnicodeEncodeError as error:
         raise _BadRowError(
             f"has the lone surrogate U+{ord(text[error.start]):04X} in its field {field!r}, which "
-            "is half a character"
+            "is not a character"
         ) from error
     for name in results:
         if name in record:
-            raise _BadRowError(f"has a field {name!r} already, where a result is to go; rename it")
+            raise _BadRowError(f"already has a field {name!r}, which the output adds; rename it")
     try:
-        # Now rather than with the result: what cannot be written is not computed.
+        # Checked before the text is embedded, since the row could not be written.
         members = json.dumps(record, allow_nan=False)[1:-1]
     except ValueError as error:
         raise _BadRowError(
-            "has a number beyond 1.8e308, which would come out as Infinity"
+            "has a number beyond 1.8e308, which would be written as Infinity"
         ) from error
     except RecursionError as error:
         raise _BadRowError("is nested too deeply") from error

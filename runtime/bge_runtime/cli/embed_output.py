@@ -1,4 +1,8 @@
-"""Where ``bge-embed`` writes: a file that appears when it is whole, or a stream, row by row."""
+"""The output of ``bge-embed``: a file that appears once it is complete, or a stream of rows.
+
+To add a file format, write a function that returns a `Write` for a file, and add its suffix to
+`_FORMATS`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,7 @@ import select
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from bge_runtime.errors import BgeError
 
 Write = Callable[[Iterable[str], NDArray[np.float32]], object]
-"""Writes rows: members of JSON objects, without the braces, and vectors."""
+"""Writes rows. Its arguments are members of JSON objects, without the braces, and vectors."""
 
 
 class OutputError(BgeError):
@@ -26,32 +29,32 @@ class OutputError(BgeError):
 
 
 def is_jsonl(name: str) -> bool:
-    """Return whether a file's name is that of JSONL."""
+    """Return whether a file name has a suffix of JSONL."""
     return name.endswith((".jsonl", ".ndjson"))
 
 
 def is_npy(name: str) -> bool:
-    """Return whether a file's name is that of a NumPy array."""
+    """Return whether a file name has the suffix of a NumPy array."""
     return name.endswith(".npy")
 
 
 @contextlib.contextmanager
 def open_output(output: str, source: IO[bytes]) -> Iterator[Write]:
-    """Open an output, and find out whether it can be written.
+    """Open an output and check that it can be written.
 
-    A file is there, or replaced, only when the body has ended well. A link stays, and the file that
-    it leads to is written. Standard output, pipes and devices take each row as it comes.
+    A file appears, or is replaced, only if the body ends without an error. A symbolic link stays,
+    and its target is written. Standard output, pipes and devices get each row at once.
 
     Args:
         output: Name of a file, or ``-``.
         source: The input, which must be another file.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If the output cannot be written.
     """
     name = "standard output" if output == "-" else output
     with contextlib.ExitStack() as stack:
-        with _explained(name):
+        with _translate_errors(name):
             stream = _open_stream(output)
             if stream is None:
                 stream = stack.enter_context(_replace(output, source))
@@ -60,28 +63,28 @@ def open_output(output: str, source: IO[bytes]) -> Iterator[Write]:
                     stack.enter_context(stream)
                 if is_npy(output):
                     raise OutputError(
-                        f"{output} is no regular file, and a .npy cannot be written in one go: the "
-                        "number of its rows comes first. Name another file"
+                        f"{output} is not a regular file, and a .npy cannot be streamed, since it "
+                        "begins with the number of rows. Name another file"
                     )
                 stream.write(b"")  # fails if it is not open for writing
                 with contextlib.suppress(OSError):
                     _check_differs(os.fstat(stream.fileno()), source, name)
-        writer = _npy_writer(stream) if is_npy(output) else partial(_write_jsonl, stream)
+        writer = (_format_of(output) or _jsonl_writer)(stream)
 
         def write(members: Iterable[str], vectors: NDArray[np.float32]) -> None:
-            with _explained(name):
+            with _translate_errors(name):
                 writer(members, vectors)
 
         yield write
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what the system refuses into one sentence.
+def _translate_errors(name: str) -> Iterator[None]:
+    """Raise an `OutputError` for errors of the operating system.
 
     Raises:
-        BrokenPipeError: Whoever read the output has had enough.
-        OutputError: Of anything else.
+        BrokenPipeError: If the reader of the output is gone.
+        OutputError: For all other errors.
     """
     try:
         yield
@@ -92,13 +95,13 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _open_stream(output: str) -> IO[bytes] | None:
-    """Open what is written row by row, without a buffer; None for a regular file."""
+    """Open a stream, unbuffered; return None for a regular file."""
     if output == "-":
         if sys.stdout is None:
             raise OutputError("standard output is closed; name a file with --output")
         return getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
     if (descriptor := _descriptor_of(output)) is not None:
-        # Opened by its name it would begin anew, or be refused: a socket, another user's pipe.
+        # Opening it by name would start at the beginning, or fail for some sockets and pipes.
         return open(os.dup(descriptor), "wb", buffering=0)
     try:
         mode = os.stat(output).st_mode
@@ -114,9 +117,9 @@ def _open_stream(output: str) -> IO[bytes] | None:
 
 
 def _descriptor_of(path: str) -> int | None:
-    """Return N if a path leads to ``/dev/fd/N`` of this process, as ``/dev/stdout`` does."""
+    """Return N if a path is a link to ``/dev/fd/N`` of this process, such as ``/dev/stdout``."""
     path = os.path.abspath(path)
-    for _ in range(40):  # links that the system follows
+    for _ in range(40):  # as many links as Linux follows
         folder, name = os.path.split(path)
         if name.isdecimal() and os.path.realpath(folder) == os.path.realpath("/dev/fd"):
             return int(name)
@@ -127,9 +130,9 @@ def _descriptor_of(path: str) -> int | None:
 
 
 def _check_differs(status: os.stat_result, source: IO[bytes], name: str) -> None:
-    """Refuse to write over the input; devices may well be both."""
+    """Raise an `OutputError` if the output is the input. A device may be both."""
     if stat.S_ISREG(status.st_mode):
-        with contextlib.suppress(OSError):  # no file of the system's
+        with contextlib.suppress(OSError):  # not a file of the operating system
             if os.path.samestat(status, os.fstat(source.fileno())):
                 raise OutputError(f"{name} is the input itself; name another file")
 
@@ -138,18 +141,21 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         written: Any = file.write(rest)
-        if written is None:  # set not to block, by another process that has it open
+        if written is None:  # another process has made the file non-blocking
             select.select([], [file], [])
         else:
             rest = rest[written:]
 
 
-def _write_jsonl(file: IO[bytes], members: Iterable[str], vectors: NDArray[np.float32]) -> None:
-    for fields, vector in zip(members, vectors, strict=True):
-        # Through str: the shortest text that reads back to the same float32.
-        numbers = ", ".join(map(str, vector))
-        line = f'{{{fields}{", " if fields else ""}"embedding": [{numbers}]}}\n'
-        _write_all(file, line.encode())
+def _jsonl_writer(file: IO[bytes]) -> Write:
+    def write(members: Iterable[str], vectors: NDArray[np.float32]) -> None:
+        for fields, vector in zip(members, vectors, strict=True):
+            # str gives the shortest text that is read as the same float32.
+            numbers = ", ".join(map(str, vector))
+            line = f'{{{fields}{", " if fields else ""}"embedding": [{numbers}]}}\n'
+            _write_all(file, line.encode())
+
+    return write
 
 
 def _npy_writer(file: IO[bytes]) -> Write:
@@ -163,7 +169,7 @@ def _npy_writer(file: IO[bytes]) -> Write:
             "fortran_order": False,
             "shape": (rows, vectors.shape[1]),
         }
-        # numpy pads the header so that the first axis can grow in place.
+        # NumPy pads the header, so that the number of rows can grow in place.
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header)
         file.seek(0, os.SEEK_END)
@@ -172,10 +178,22 @@ def _npy_writer(file: IO[bytes]) -> Write:
     return write
 
 
+_FORMATS: Mapping[str, Callable[[IO[bytes]], Write]] = {
+    ".npy": _npy_writer,
+    ".jsonl": _jsonl_writer,
+    ".ndjson": _jsonl_writer,
+}
+"""Format of a file by its suffix. Streams with another name get JSONL."""
+
+
+def _format_of(name: str) -> Callable[[IO[bytes]], Write] | None:
+    return next((make for suffix, make in _FORMATS.items() if name.endswith(suffix)), None)
+
+
 @contextlib.contextmanager
 def _replace(output: str, source: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open a draft, and put it in the place of a file when the body has ended well."""
-    if not (is_jsonl(output) or is_npy(output)):
+    """Open a temporary file, and replace the output with it if the body ends without an error."""
+    if _format_of(output) is None:
         raise OutputError(f"--output {output} is neither a .npy nor a .jsonl file")
     target = os.path.realpath(output)
     folder, name = os.path.split(target)
@@ -183,25 +201,25 @@ def _replace(output: str, source: IO[bytes]) -> Iterator[IO[bytes]]:
         raise OutputError(f"cannot write {output}: there is no folder {folder}")
     before = None
     with contextlib.suppress(FileNotFoundError):
-        os.close(os.open(target, os.O_WRONLY))  # it could be replaced without, but is protected
+        os.close(os.open(target, os.O_WRONLY))  # fails for protected files, which could be replaced
         before = os.stat(target)
         _check_differs(before, source, output)
     draft = os.path.join(folder, f".{name[:50]}.partial-{os.urandom(4).hex()}")
     keep = False
     try:
         with _create_draft(draft, before) as file:
-            _write_all(file, bytes(4096))  # a full disk, or a quota, is found now
+            _write_all(file, bytes(4096))  # finds a full disk or a quota before the work
             os.fsync(file.fileno())
             file.seek(0)
             file.truncate()
             yield file
-            with _explained(output):
+            with _translate_errors(output):
                 os.fsync(file.fileno())
                 _name_draft(file, draft)
             try:
                 os.replace(draft, target)
             except OSError:
-                # It is a mount point, say, or somebody else's in a sticky folder.
+                # For example a mount point, or another user's file in a sticky folder.
                 keep = True
                 _copy(file, target)
                 keep = False
@@ -209,7 +227,7 @@ def _replace(output: str, source: IO[bytes]) -> Iterator[IO[bytes]]:
         if not keep:
             raise
         raise OutputError(
-            f"cannot write {output}: {error.strerror or error}. The whole result is in {draft}"
+            f"cannot write {output}: {error.strerror or error}. The complete result is in {draft}"
         ) from error
     finally:
         if not keep:
@@ -218,24 +236,24 @@ def _replace(output: str, source: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _create_draft(draft: str, before: os.stat_result | None) -> IO[bytes]:
-    """Create a file without a name, which goes with the process however that ends.
+    """Create an unnamed file, which disappears with the process however that ends.
 
-    Where the file system has none such, as NFS, it has one.
+    On file systems without unnamed files, such as NFS, it has a name.
 
     Args:
         draft: The name.
-        before: Of the file that it will replace, whose owner and permissions it gets.
+        before: Status of the file to replace, for owner and permissions; None if there is none.
     """
     mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
     descriptor = None
     with contextlib.suppress(AttributeError, OSError):
-        if os.path.isdir("/dev/fd"):  # by which it is named later
+        if os.path.isdir("/dev/fd"):  # needed to name it later
             descriptor = os.open(os.path.dirname(draft), os.O_TMPFILE | os.O_RDWR, mode)
     if descriptor is None:
         descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
     file = open(descriptor, "w+b", buffering=0)  # noqa: SIM115
     if before is not None:
-        with contextlib.suppress(PermissionError):  # only root may give a file away
+        with contextlib.suppress(PermissionError):  # only root may change the owner
             os.chown(descriptor, before.st_uid, before.st_gid)
         os.chmod(descriptor, mode)
     return file
@@ -243,7 +261,7 @@ def _create_draft(draft: str, before: os.stat_result | None) -> IO[bytes]:
 
 def _name_draft(file: IO[bytes], draft: str) -> None:
     if os.fstat(file.fileno()).st_nlink == 0:
-        # Only with a src_dir_fd, of no other use here, does Python have the link followed.
+        # Python makes the system call that follows the link only if src_dir_fd is given.
         os.link(f"/dev/fd/{file.fileno()}", draft, src_dir_fd=file.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Advice in the words of whoever reads it: Python's arguments become options of a command."""
+"""Reword the advice in error messages: Python arguments become options of the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from bge_runtime.sources import FOR_PYTHON, OPENED_BY
 
-_OF_THE_EXPORTER = ("--pooling", "--trust-remote-code", "--model-class")
+_EXPORTER_OPTIONS = ("--pooling", "--trust-remote-code", "--model-class")
 _RENAMED = {"pooling_method": "--pooling", "devices": "--device"}
 _NAMES = (
     "pooling_method", "trust_remote_code", "model_class", "revision", "devices", "engine",
@@ -23,32 +23,34 @@ _CLASS = re.compile(rf"\bopen it with ({'|'.join(_CLASSES)})\b")
 
 
 def in_options(message: str) -> str:
-    """Rewrite what an error says of Python's arguments into options of the command that runs.
+    """Return an error message with Python arguments replaced by options of the running command.
 
-    All errors are worded for Python. An option that only the exporter has is named as its.
+    All messages are worded for Python. Options that only the exporter has are called bge-export's.
 
     Args:
-        message: Such as ``"Pass pooling_method='cls'"``.
+        message: For example ``"Pass pooling_method='cls'"``.
 
     Returns:
-        Such as ``"Pass --pooling cls"``; outside of a command the message itself.
+        For example ``"Pass --pooling cls"``; outside of a command, the message itself.
     """
     context = click.get_current_context(silent=True)
     if context is None or FOR_PYTHON in os.environ:
         return message
     known = {name for parameter in context.command.params for name in parameter.opts}
 
-    def spell(match: re.Match[str], option: str, value: str) -> str:
+    def format_option(match: re.Match[str], option: str, value: str) -> str:
         text = option if value == "True" else f"{option} {shlex.quote(value)}"
         if option in known:
             return text
-        return f"bge-export's {text}" if option in _OF_THE_EXPORTER else match[0]
+        return f"bge-export's {text}" if option in _EXPORTER_OPTIONS else match[0]
 
-    def spell_argument(match: re.Match[str]) -> str:
+    def replace_argument(match: re.Match[str]) -> str:
         name, value = match.groups()
-        return spell(match, _RENAMED.get(name, f"--{name.replace('_', '-')}"), value.strip("'"))
+        return format_option(
+            match, _RENAMED.get(name, f"--{name.replace('_', '-')}"), value.strip("'")
+        )
 
-    def spell_class(match: re.Match[str]) -> str:
-        return f"pass {spell(match, '--model-class', _CLASSES[match[1]])}"
+    def replace_class(match: re.Match[str]) -> str:
+        return f"pass {format_option(match, '--model-class', _CLASSES[match[1]])}"
 
-    return _ARGUMENT.sub(spell_argument, _CLASS.sub(spell_class, message))
+    return _ARGUMENT.sub(replace_argument, _CLASS.sub(replace_class, message))

@@ -105,7 +105,7 @@ def test_a_field_where_a_result_is_to_go_is_not_overwritten(tiny_m3_bundle: Path
         tiny_m3_bundle, "--jsonl", "--sparse", "--colbert", stdin=f'{{"text": "a", "{name}": 1}}'
     )
     assert result.exit_code == 1
-    assert f"line 1 has a field '{name}' already" in result.stderr
+    assert f"line 1 already has a field '{name}'" in result.stderr
     result = run(tiny_m3_bundle, "--jsonl", stdin=f'{{"text": "a", "{name}": 1}}')
     assert json.loads(result.stdout)[name] == 1
 
@@ -146,7 +146,7 @@ def test_no_input_is_no_rows(tiny_bundle: Path, tmp_path: Path):
         (
             ["--jsonl"],
             '\n\n{"text": "a", "embedding": 1}',
-            "line 3 has a field 'embedding' already",
+            "line 3 already has a field 'embedding'",
         ),
         (["--jsonl"], '\n\n{"text": "\\ud800"}', "line 3 has the lone surrogate"),
         (["--query"], "x", "pass --instruction TEXT"),
@@ -209,7 +209,7 @@ def test_empty_instruction_is_none(tiny_bundle: Path, model: FlagModel):
         (["in.txt", "-o", "missing/out.npy"], "there is no folder"),
         (["in.jsonl", "-o", "link.jsonl"], "link.jsonl is the input itself"),
         (["in.txt", "-o", "out.npy", "--on-error", "skip"], "the rows of a .npy would no longer"),
-        (["in.txt", "-o", "out.npy", "--sparse"], "go into JSONL"),
+        (["in.txt", "-o", "out.npy", "--sparse"], "need JSONL"),
         (["missing.txt"], "cannot read missing.txt"),
         (["folder"], "cannot read folder"),
         (["in.txt", "--query", "--examples", "missing.json"], "cannot read missing.json"),
@@ -260,7 +260,7 @@ def test_bad_rows_are_skipped_on_request(tiny_bundle: Path, model: FlagModel):
     assert result.stderr.splitlines() == [
         (
             "bge-embed: skipped: standard input, line 2 is not UTF-8: its byte 4 is 0xE9. Convert "
-            "the input, with iconv say"
+            "the input, for example with iconv"
         ),
         "bge-embed: skipped: standard input, line 3 cannot be embedded: text 0 has no tokens",
         "bge-embed: skipped: standard input, line 5 cannot be embedded: text 0 has NaN",

@@ -171,7 +171,7 @@ WRONG = [
     ("soft.jsonl", "input", "is the input itself"),
     ("./../{here}/in.jsonl", "input", "is the input itself"),
     ("socket.jsonl", "socket", "is neither a file nor a pipe"),
-    ("pipe.npy", "pipe", "a .npy cannot be written in one go"),
+    ("pipe.npy", "pipe", "a .npy cannot be streamed"),
     ("/dev/fd/999", None, "Bad file descriptor"),
     ("/dev/fd/{source}", "input", "Bad file descriptor"),  # it is open for reading
     ("/proc/new.npy", None, "cannot write /proc/new.npy"),
@@ -272,7 +272,7 @@ def test_a_result_that_cannot_be_put_in_place_is_kept(monkeypatch: pytest.Monkey
     with pytest.raises(OutputError, match=r"cannot write out.npy") as raised:
         write("out.npy")
     (draft,) = contents()
-    assert f"The whole result is in {Path(draft).absolute()}" in str(raised.value)
+    assert f"The complete result is in {Path(draft).absolute()}" in str(raised.value)
     np.testing.assert_array_equal(np.load(draft), VECTORS)
 
 
