@@ -173,7 +173,7 @@ def share_batches(
     batches: Iterator[Batch],
     compute: Callable[[Engine, Batch], None],
 ) -> None:
-    """Let each engine take the next batch until none is left, or one has failed."""
+    """Run batches on engines: each takes the next one, until none is left or one fails."""
     if len(engines) > 1:
         first = list(itertools.islice(batches, 2))
         batches = itertools.chain(first, batches)

@@ -1,8 +1,8 @@
-"""Keys and values of what many texts begin with, kept from call to call.
+"""A cache of keys and values for the prefixes that many texts share.
 
-Queries of a decoder stand behind an instruction, or behind an instruction and examples:
-hundreds of tokens that are the same each time. They are run once. What counts is the tokens,
-never the text they were made of, so that a tokenizer may do at the seam what it likes.
+Queries of a decoder follow an instruction, or an instruction and examples: hundreds of tokens that
+are the same each time, and are computed once. Prefixes are compared as tokens, not as text, because
+a tokenizer may join the end of a prefix with what follows.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from bge_runtime.encoding.prefill import Past, prefill
 from bge_runtime.engines import Engine
 
 MIN_TOKENS = 16
-"""Fewest tokens that are worth a run of their own: about what starting a run costs."""
+"""Minimum tokens of a prefix: about what starting a run costs."""
 
 MAX_ENTRIES = 256
-"""Most prefixes of a cache. Looking one up compares the tokens with each of them."""
+"""Maximum prefixes in a cache. A lookup compares the tokens with each of them."""
 
 _MB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixCacheStats:
-    """What a prefix cache has done so far, and what it holds.
+    """Statistics of a prefix cache.
 
     Attributes:
-        hits: Times that a known prefix served a call, or 2,048 texts of a longer one.
-        misses: Times that one was computed.
-        tokens_saved: Tokens that were not run.
-        entries: Prefixes that are kept.
+        hits: Number of times that a cached prefix was used, once for every 2,048 texts of a call.
+        misses: Number of times that a prefix was computed.
+        tokens_saved: Tokens that did not have to be computed.
+        entries: Prefixes in the cache.
         size_bytes: Memory that they take.
         capacity_bytes: Memory that they may take; 0 if prefixes are not reused.
     """
@@ -59,10 +59,10 @@ class PrefixCacheStats:
 
 
 class SharedPrefix(NamedTuple):
-    """What some texts have in common.
+    """A prefix that some texts share.
 
     Attributes:
-        length: Tokens of each text that need not be run.
+        length: Tokens of each text that do not have to be computed.
         pasts: Their keys and values, by name of the engine's variant.
     """
 
@@ -79,7 +79,7 @@ class _Entry(NamedTuple):
         return sum(array.nbytes for array in self.past)
 
     def first(self, length: int) -> Past:
-        """Give those of its first tokens, which do not depend on the ones behind them."""
+        """Return the keys and values of its first tokens, which do not depend on the others."""
         if length == len(self.tokens):
             return self.past
         return [np.ascontiguousarray(array[:, :, :length]) for array in self.past]
@@ -92,10 +92,10 @@ class PrefixCache:
     """A bounded cache of prefixes of one model, for all its devices and threads."""
 
     def __init__(self, capacity_bytes: int) -> None:
-        """Make an empty cache.
+        """Create an empty cache.
 
         Args:
-            capacity_bytes: Most memory that its prefixes take; 0 reuses none.
+            capacity_bytes: Maximum memory of its prefixes; 0 reuses none.
         """
         self._capacity = capacity_bytes
         self._forget()
@@ -103,7 +103,7 @@ class PrefixCache:
 
     @property
     def stats(self) -> PrefixCacheStats:
-        """What it has done so far, and what it holds."""
+        """Statistics since the cache was created or cleared."""
         with self._lock:
             return PrefixCacheStats(
                 hits=self._hits,
@@ -118,17 +118,17 @@ class PrefixCache:
         return f"<PrefixCache: {self.stats}>"
 
     def clear(self) -> None:
-        """Free the memory, and count anew."""
+        """Free the memory, and reset the statistics."""
         with self._lock:
             self._forget()
 
     def __reduce__(self) -> tuple[type[PrefixCache], tuple[int]]:
-        return PrefixCache, (self._capacity,)  # a copy begins empty
+        return PrefixCache, (self._capacity,)  # a copy is empty
 
     def reset_after_fork(self) -> None:
-        """Make new locks: another thread of the parent may have held the old ones.
+        """Replace the locks, which another thread of the parent may have held.
 
-        What is kept stays: a change is one operation on the table, done or not done.
+        The entries stay: each change of the table is a single operation, done or not done.
         """
         self._lock = threading.Lock()
         self._computing = threading.Lock()
@@ -146,25 +146,24 @@ class PrefixCache:
         texts: Sequence[NDArray[np.int64]],
         expected: NDArray[np.int64] | None = None,
     ) -> SharedPrefix | None:
-        """Find what texts begin with alike, and compute it unless it is known.
+        """Return the prefix that texts share, computing it unless it is cached.
 
-        At least one token of each text is left to run. A prefix that is known is taken as it
-        is where it covers nearly as much: not every accident ("what is ...") is worth a run.
+        At least one token of each text remains to be computed. A cached prefix is used as it is if
+        it covers nearly as much: a few more tokens ("what is ...") are not worth a run.
 
         Args:
             engines: Engines that will run the texts.
             texts: Token ids of each text; at least one.
-            expected: Tokens that texts of further calls will begin with, as far as theirs
-                are the same.
+            expected: Tokens that the texts of later calls will probably begin with.
 
         Returns:
-            The prefix; None if there is none, or none worth it.
+            The prefix; None if there is none, or none that is worth it.
 
         Raises:
             InferenceError: If an engine fails.
         """
         token_bytes = engines[0].past_token_bytes
-        # TensorRT's graphs take none, and may share the work with one that does.
+        # Graphs for TensorRT accept no prefix, and may share the work with one that does.
         if not self._capacity or not all(engine.past_token_bytes for engine in engines):
             return None
         most = min(min(map(len, texts)) - 1, self._capacity // token_bytes)
@@ -183,7 +182,7 @@ class PrefixCache:
         pasts = {engines[0].info.variant: past}
         for engine in engines[1:]:
             if engine.info.variant not in pasts:
-                # Another precision has other values, and must not stand in for these.
+                # Another precision has other values, which must not be used here.
                 other = self._past(engine, head[:length], length, slack=1)
                 assert other is not None
                 pasts[engine.info.variant] = other[1]
@@ -198,14 +197,14 @@ class PrefixCache:
         count: int = 0,
         slack: int = MIN_TOKENS,
     ) -> tuple[int, Past] | None:
-        """Get keys and values of ``wanted`` tokens, or of about as many that are known.
+        """Return keys and values of ``wanted`` tokens, or of about as many that are cached.
 
         Args:
             engine: Engine to compute with.
             head: Tokens to look up.
-            wanted: How many of them are worth computing.
-            count: Texts that they save, for the statistics.
-            slack: A known prefix will do that is shorter by less than this.
+            wanted: Number of tokens that are worth computing.
+            count: Texts that use the prefix, for the statistics.
+            slack: A cached prefix is used if it is shorter by less than this.
         """
         fewest = max(wanted - slack + 1, MIN_TOKENS)
         known = self._find(engine, head, fewest, count)
@@ -213,7 +212,7 @@ class PrefixCache:
             return known
         if wanted < MIN_TOKENS:
             return None
-        # One at a time: whoever comes second finds what the first one has computed.
+        # One thread at a time: a second one finds what the first one has computed.
         with self._computing:
             known = self._find(engine, head, fewest, count)
             if known is not None:
@@ -240,7 +239,7 @@ class PrefixCache:
     def _longest(
         self, engine: Engine, head: NDArray[np.int64], fewest: int = MIN_TOKENS
     ) -> tuple[int, Past] | None:
-        """Find the entry that has most of some tokens, and at least ``fewest``."""
+        """Return the longest cached prefix of some tokens, of at least ``fewest``."""
         with self._lock:
             best, whole = (0, _NO_KEY), (0, _NO_KEY)
             for key, entry in self._entries.items():
@@ -249,7 +248,7 @@ class PrefixCache:
                     best = max(best, (length, key))
                     if length == len(entry.tokens):
                         whole = max(whole, (length, key))
-            # A part of an entry has to be copied out of it.
+            # Part of an entry has to be copied; a whole one does not.
             if whole[0] >= fewest and best[0] - whole[0] < MIN_TOKENS:
                 best = whole
             length, key = best
@@ -269,7 +268,7 @@ _NO_KEY: _Key = ("", b"")
 
 
 def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
-    """Count the tokens that two rows begin with alike."""
+    """Return the number of tokens that two rows share at their start."""
     length = min(len(one), len(other))
     differ = one[:length] != other[:length]
     return int(differ.argmax()) if differ.any() else length

@@ -1,4 +1,4 @@
-"""Text to token ids, exactly as transformers' fast tokenizers do it."""
+"""From text to token ids, exactly as transformers' fast tokenizers do it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from bge_runtime.encoding.validation import check_unicode
 from bge_runtime.errors import BundleError
 
 _CHARACTERS_AT_ONCE = 1 << 18
-"""Characters of the texts that ``tokenizers`` is given at once. Its answer holds some 130 bytes a
-token (the token's text, where it stood, masks), of which only the ids are kept: for 2,048 texts of
-1 to 512 words, all at once, it took 86 MB, and this way 15, in the same time."""
+"""Characters of the texts that are passed to ``tokenizers`` at once. Its result holds about 130
+bytes for each token (text, offsets, masks), of which only the ids are kept. For 2,048 texts of 1 to
+512 words it took 86 MB at once, and 15 MB in parts of this size, in the same time."""
 
 _LONG_TEXT = 1 << 18
-"""Characters of a text of which only the beginning is tokenised, where that is enough."""
+"""Characters above which only the beginning of a text is tokenised, where that is enough."""
 
 _BETWEEN_WORDS = re.compile("(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
-"""Where a text may be cut: nothing composes with a plain letter and a plain space."""
+"""Where a text may be cut: no normaliser combines a plain letter with a plain space."""
 
 _CHARACTERS_A_TOKEN = 16
-"""How much of a long text is tried first, for each token of it that is asked for."""
+"""Characters of a long text that are tried first, for each token that is needed."""
 
 _LOCAL = frozenset({
     "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend",
@@ -36,19 +36,19 @@ _LOCAL = frozenset({
     "BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace",
     "WhitespaceSplit",
 })  # fmt: skip
-"""Normalisers and pre-tokenisers that make the same of a text up to such a place, whatever comes
-behind. Others may look on, as a pattern does."""
+"""Normalisers and pre-tokenisers whose result up to such a place does not depend on what follows.
+Others may look ahead, as a pattern does."""
 
 _PROBE = {"a": 2**32 - 2, "b": 2**32 - 1}
-"""A vocabulary of two words, whose ids are no other's."""
+"""A vocabulary of two words, with ids that no other vocabulary has."""
 
 
 class TextTokenizer:
     """A tokenizer without state: any thread may use any ``max_length`` at any time.
 
-    ``tokenizers`` keeps truncation as a setting of the tokenizer, which threads with
-    different lengths would have to take turns on. Here special tokens and truncation
-    are applied afterwards, to the ids.
+    In ``tokenizers``, truncation is a setting of the tokenizer, so threads with different lengths
+    would have to wait for each other. Here special tokens and truncation are applied afterwards,
+    to the ids.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class TextTokenizer:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"cannot load the tokenizer {path}: {error}") from error
-        # Files in the wild carry both: all-MiniLM-L6-v2 pads everything to 128.
+        # Published files may have both: all-MiniLM-L6-v2 pads everything to 128.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         try:
@@ -71,22 +71,22 @@ class TextTokenizer:
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens it puts around a text."""
+        """Number of special tokens around a text."""
         return len(self._prefix) + len(self._suffix)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Give the text of tokens, special ones included."""
+        """Return the text of tokens, special tokens included."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def decode_batch(self, token_ids: Sequence[NDArray[np.int64]]) -> list[str]:
-        """Give the text of each array of tokens, special ones included."""
+        """Return the text of each array of tokens, special tokens included."""
         rows = [ids.tolist() for ids in token_ids]
         return list(self.tokenizer.decode_batch(rows, skip_special_tokens=False))
 
     def encode_start(self, text: str) -> NDArray[np.int64]:
-        """Tokenise the beginning of a text that goes on: no special token behind it.
+        """Return the tokens of the beginning of a longer text: no special token follows.
 
-        Where it goes on the tokens may differ, since a word may take the last ones in.
+        The last ones may differ from those of the whole text, where a word continues.
         """
         (ids,) = self.encode_bare([text])
         return np.array([*self._prefix, *ids], dtype=np.int64)
@@ -94,11 +94,11 @@ class TextTokenizer:
     def encode_bare(
         self, texts: Sequence[str], *, max_length: int | None = None, first: int = 0
     ) -> list[NDArray[np.int64]]:
-        """Tokenise texts without special tokens around them.
+        """Return the token ids of texts, without special tokens.
 
         Args:
             texts: Texts; may be empty strings.
-            max_length: Most tokens a text may take; None for any number.
+            max_length: Maximum tokens of a text; None for no limit.
             first: As in `encode`.
 
         Returns:
@@ -115,15 +115,15 @@ class TextTokenizer:
     def encode(
         self, texts: Sequence[str], *, max_length: int, first: int = 0
     ) -> list[NDArray[np.int64]]:
-        """Tokenise texts, special tokens included, truncated on the right.
+        """Return the token ids of texts, special tokens included, truncated on the right.
 
-        Of a text of more than 262,144 characters only the beginning is tokenised, if that is sure
-        to give the same tokens: where words are tokenised one by one and have plain spaces between
-        them. Otherwise it is tokenised whole, which takes some 80 bytes of memory a character.
+        Of a text of more than 262,144 characters only the beginning is tokenised, if that is
+        certain to give the same tokens: where words are tokenised one by one, with plain spaces
+        between them. Otherwise the whole text is, which takes about 80 bytes for each character.
 
         Args:
             texts: Texts; may be empty strings.
-            max_length: Most tokens a text may take, special tokens included.
+            max_length: Maximum tokens of a text, special tokens included.
             first: Position of the first text in the caller's list, for errors.
 
         Returns:
@@ -153,9 +153,9 @@ class TextTokenizer:
         return rows
 
     def _encodings(self, texts: Sequence[str], first: int, most: int | None) -> Iterator[Any]:
-        """Tokenise texts, of which the first ``most`` tokens are wanted."""
+        """Yield the encoding of each text, of which the first ``most`` tokens are needed."""
         try:
-            for some in _runs_of(texts, _CHARACTERS_AT_ONCE):
+            for some in _split_by_size(texts, _CHARACTERS_AT_ONCE):
                 (text, *others) = some
                 if most is not None and len(text) > _LONG_TEXT and not others and self._is_local:
                     yield self._beginning(text, most)
@@ -167,9 +167,9 @@ class TextTokenizer:
             raise
 
     def _beginning(self, text: str, most: int) -> Any:
-        """Tokenise as much of a long text as its first tokens take."""
+        """Return the encoding of as much of a long text as its first tokens need."""
         if not text.isascii():
-            text.encode()  # what is behind the cut is to be valid, too
+            text.encode()  # what is cut off must be valid, too
         length = _CHARACTERS_A_TOKEN * most
         while place := _BETWEEN_WORDS.search(text, length):
             (encoding,) = self.tokenizer.encode_batch_fast(
@@ -182,10 +182,10 @@ class TextTokenizer:
 
     @functools.cached_property
     def _is_local(self) -> bool:
-        """Whether the tokens up to a place of `_BETWEEN_WORDS` depend on nothing behind it.
+        """Whether the tokens up to a place of `_BETWEEN_WORDS` do not depend on what follows.
 
-        That holds where no added token reaches across it, normalisers look at single characters or
-        at what composes with them, and the model gets what is on either side separately.
+        That holds if no added token spans it, normalisers look at single characters or at those
+        that combine with them, and the model receives the two sides separately.
         """
         tokenizer = self.tokenizer
         added = tokenizer.get_added_tokens_decoder().values()
@@ -199,13 +199,12 @@ class TextTokenizer:
 
 
 def special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens that a tokenizer puts before a text, and those behind it.
+    """Return the special tokens that a tokenizer adds before a text, and those after it.
 
-    Its post-processor is asked alone, with tokens that no vocabulary has, so that it is of no
-    account what the tokenizer knows.
+    Only its post-processor is run, with tokens of its own, so the vocabulary does not matter.
 
     Raises:
-        BundleError: If it does anything else to a text's tokens.
+        BundleError: If it changes the tokens of a text in any other way.
     """
     first, second = _PROBE.values()
     probe = Tokenizer(models.WordLevel(_PROBE, unk_token="a"))
@@ -229,7 +228,7 @@ def _shown(ids: Sequence[int]) -> str:
 
 
 def _parts(*components: Any) -> Iterator[dict[str, Any]]:
-    """List what normalisers and pre-tokenisers consist of, as a tokenizer's file has it."""
+    """Yield the parts of normalisers and pre-tokenisers, as ``tokenizer.json`` has them."""
     waiting = [json.loads(each.__getstate__()) for each in components if each is not None]
     for state in waiting:
         inner = state.get("normalizers", state.get("pretokenizers"))
@@ -245,8 +244,8 @@ def _is_local(state: dict[str, Any]) -> bool:
     return state["type"] in _LOCAL
 
 
-def _runs_of(texts: Sequence[str], characters: int) -> Iterator[list[str]]:
-    """Give texts in lists of so many characters, or one text."""
+def _split_by_size(texts: Sequence[str], characters: int) -> Iterator[list[str]]:
+    """Yield lists of texts with so many characters together, or with one text."""
     run: list[str] = []
     room = characters
     for text in texts:

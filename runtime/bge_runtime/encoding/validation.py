@@ -1,4 +1,4 @@
-"""What users pass, checked: devices, texts, pairs of them, and counts."""
+"""Check what users pass: devices, texts, pairs of texts, and counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bge_runtime.errors import DeviceError
 
 
 def resolve_devices(devices: str | int | Sequence[str] | Sequence[int] | None) -> list[str]:
-    """Turn FlagEmbedding's ``devices`` into a list of names.
+    """Return FlagEmbedding's ``devices`` as a list of names.
 
     Args:
         devices: A name, a GPU's number, a list of either, or None for the default.
@@ -43,7 +43,7 @@ def resolve_devices(devices: str | int | Sequence[str] | Sequence[int] | None) -
 
 
 def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
-    """Check and list the texts of a call.
+    """Return the texts of a call as a list of strings.
 
     Args:
         texts: A string, or an ordered iterable of strings.
@@ -61,7 +61,7 @@ def as_texts(texts: object, *, name: str) -> tuple[list[str], bool]:
 
 
 def as_text_list(texts: object, *, name: str) -> list[str]:
-    """Check and list texts where a single string is a mistake, since it iterates over characters.
+    """Return texts as a list where a single string is a mistake.
 
     Raises:
         TypeError: If they are a string, or something is not one.
@@ -73,7 +73,7 @@ def as_text_list(texts: object, *, name: str) -> list[str]:
 
 
 def as_text(text: object, *, name: str) -> str:
-    """Check a single text.
+    """Return a single text as a plain string.
 
     Raises:
         TypeError: If it is not a string.
@@ -84,12 +84,12 @@ def as_text(text: object, *, name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Make a string of a subclass of it, whose own ``format`` or ``+`` may give another text."""
+    """Return a string as ``str``; a subclass may have a ``format`` or ``+`` of its own."""
     return text if type(text) is str else str.__str__(text)
 
 
 def _strings(items: list[Any], name: str) -> list[str]:
-    if set(map(type, items)) <= {str}:  # nearly always, and quickly told
+    if set(map(type, items)) <= {str}:  # the usual case, checked quickly
         return items
     for index, item in enumerate(items):
         if not isinstance(item, str):
@@ -106,14 +106,14 @@ def _hint(item: object) -> str:
 
 
 def _is_missing(value: object) -> bool:
-    """Tell whether it is what tables have where there is no text: None, NaN, NA or NaT."""
+    """Return whether a value marks a missing text in a table: None, NaN, NA or NaT."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def type_name(value: object) -> str:
-    """Return what an error calls the type of a value."""
+    """Return the name of a value's type, for errors."""
     name = "None" if value is None else type(value).__name__
     return f"{name} (nan)" if isinstance(value, float) and math.isnan(value) else name
 
@@ -126,17 +126,17 @@ def list_items(
     dims: int = 1,
     of_table: str = 'Pass one of its columns, such as df["text"]',
 ) -> list[Any]:
-    """List what an ordered collection holds.
+    """Return the items of an ordered collection as a list.
 
-    Not all that iterates is one: a table gives the names of its columns, a mapping its keys, a
-    file lines with their ends.
+    Not everything that can be iterated is one: a table yields the names of its columns, a mapping
+    its keys, a file lines with their ends.
 
     Args:
         values: The collection.
         name: Name of the argument, for errors.
         wanted: What it must be, for errors.
-        dims: Most dimensions of an array.
-        of_table: What to do with a table.
+        dims: Maximum dimensions of an array.
+        of_table: What to do with a table, for errors.
 
     Raises:
         TypeError: If it is something else.
@@ -173,7 +173,7 @@ def list_items(
 
 
 def as_pairs(sentence_pairs: Any) -> tuple[list[tuple[str, str]], bool]:
-    """Check and list the pairs of a call.
+    """Return the pairs of a call as a list.
 
     Args:
         sentence_pairs: A pair of strings, or an ordered iterable of pairs; either may be an array.
@@ -212,10 +212,10 @@ def as_pairs(sentence_pairs: Any) -> tuple[list[tuple[str, str]], bool]:
 
 
 def check_unicode(text: str, name: str) -> None:
-    """Check that a text can be encoded.
+    """Check that a text is valid Unicode.
 
     Raises:
-        ValueError: If a half of a surrogate pair stands alone in it.
+        ValueError: If it holds half of a surrogate pair.
     """
     try:
         text.encode()
@@ -228,7 +228,7 @@ def check_unicode(text: str, name: str) -> None:
 
 
 def check_positive(name: str, value: object) -> None:
-    """Check a count.
+    """Check that a value is a positive whole number.
 
     Raises:
         ValueError: If it is not a whole number of at least 1.

@@ -1,8 +1,8 @@
-"""ColBERT vectors of BGE-M3: one for each token of a text, and late interaction by them.
+"""ColBERT vectors of BGE-M3: one for each token of a text, and late interaction between them.
 
-The score of a query and a passage is the mean, over the query's vectors, of the largest dot
-product with one of the passage's. FlagEmbedding is followed, but for what depends on which
-texts were computed together: see `colbert_pair_scores`.
+The score of a query and a passage is the mean, over the query's vectors, of the largest dot product
+with a vector of the passage. Scores are FlagEmbedding's, except where those depend on which texts
+were computed together: see `colbert_pair_scores`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from bge_runtime.encoding import postprocess
 
 _BLOCK_PASSAGE_ROWS = 256
-"""Short passages are joined until they have this many rows: fewer, larger products."""
+"""Rows up to which short passages are joined, for fewer and larger products."""
 
 _BLOCK_QUERY_ROWS = 2048
-"""Most query rows in one product: 64 MiB of scores for a passage of 8192 tokens."""
+"""Maximum query rows in one product: 64 MiB of scores for a passage of 8192 tokens."""
 
 Vectors = NDArray[np.float32]
 """The vectors of one text. Shape: ``(tokens, dim)``."""
@@ -31,7 +31,7 @@ def colbert_vectors(
     normalize: bool,
     dim: int | None,
 ) -> list[Vectors]:
-    """Cut a batch into one array for each text, without padding.
+    """Return one array for each text of a batch, without padding.
 
     The end token keeps its row, as in FlagEmbedding.
 
@@ -41,10 +41,10 @@ def colbert_vectors(
         attention_mask: 1 for a token, and 0 for padding, which is on the right.
             Shape: ``(texts, tokens)``.
         normalize: Scale each vector to unit length.
-        dim: Components to keep, before that; None keeps all.
+        dim: Components to keep, before scaling; None keeps all.
 
     Returns:
-        Arrays that own their memory, so keeping one does not keep the batch.
+        Arrays that own their memory: keeping one does not keep the whole batch.
     """
     lengths = attention_mask.sum(axis=1) - 1
     rows = [
@@ -55,7 +55,7 @@ def colbert_vectors(
 
 
 def colbert_score(query: Vectors, passage: Vectors) -> np.float32:
-    """Score one query against one passage.
+    """Return the score of one query against one passage.
 
     Raises:
         ValueError: If one has no vectors, or their widths differ.
@@ -65,7 +65,7 @@ def colbert_score(query: Vectors, passage: Vectors) -> np.float32:
 
 
 def colbert_scores(query: Vectors, passages: Sequence[Vectors]) -> NDArray[np.float32]:
-    """Score one query against many passages.
+    """Return the scores of one query against many passages.
 
     Returns:
         Shape: ``(len(passages),)``.
@@ -80,7 +80,7 @@ def colbert_scores(query: Vectors, passages: Sequence[Vectors]) -> NDArray[np.fl
 def colbert_score_matrix(
     queries: Sequence[Vectors], passages: Sequence[Vectors]
 ) -> NDArray[np.float32]:
-    """Score each query against each passage.
+    """Return the scores of each query against each passage.
 
     Returns:
         Shape: ``(len(queries), len(passages))``.
@@ -110,17 +110,17 @@ def colbert_pair_scores(
     *,
     clip_negative: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """Score each query against the passage at the same position.
+    """Return the score of each query against the passage at the same position.
 
-    In FlagEmbedding, the padding of a passage takes part as vectors of zeros, so a query
-    token whose products are all negative counts 0, if the passage was computed together
-    with a longer one. Here it counts its true maximum.
+    In FlagEmbedding, the padding of a passage counts as vectors of zeros: a query token whose
+    products are all negative scores 0 if the passage was in a batch with a longer one. Here it
+    scores its true maximum.
 
     Args:
         queries: Vectors of each query.
         passages: Vectors of each passage.
         clip_negative: Passages to score as FlagEmbedding scores padded ones:
-            `padded_in_batches` tells which those are. Shape: ``(n,)``.
+            see `padded_in_batches`. Shape: ``(n,)``.
 
     Returns:
         Shape: ``(n,)``.
@@ -142,11 +142,11 @@ def colbert_pair_scores(
 
 
 def padded_in_batches(lengths: Sequence[int], *, batch_size: int) -> NDArray[np.bool_]:
-    """Tell which texts FlagEmbedding pads, taking them in input order by ``batch_size``.
+    """Return which texts FlagEmbedding pads, in batches of ``batch_size`` in input order.
 
     Args:
-        lengths: Tokens of each text, or vectors: only comparisons count.
-        batch_size: FlagEmbedding's.
+        lengths: Tokens or vectors of each text; they are only compared.
+        batch_size: FlagEmbedding's batch size.
 
     Returns:
         Whether a longer text is in the same batch. Shape: ``(len(lengths),)``.
@@ -175,7 +175,7 @@ def _join(texts: Sequence[Vectors]) -> Vectors:
 
 
 def _blocks(passages: Sequence[Vectors]) -> Generator[tuple[int, int], None, None]:
-    """Cut into runs of passages that are multiplied together; a long one is alone."""
+    """Yield the runs of passages that are multiplied together; a long passage is alone."""
     first, rows = 0, 0
     for index, passage in enumerate(passages):
         if rows and rows + len(passage) > _BLOCK_PASSAGE_ROWS:
@@ -186,7 +186,7 @@ def _blocks(passages: Sequence[Vectors]) -> Generator[tuple[int, int], None, Non
 
 
 def _maxima(rows: Vectors, passages: Sequence[Vectors]) -> NDArray[np.float32]:
-    """Find the largest dot product of each query row within each passage.
+    """Return the largest dot product of each query row within each passage.
 
     Returns:
         Shape: ``(len(passages), len(rows))``.

@@ -1,7 +1,7 @@
-"""Lexical weights of BGE-M3: how much each token of a text counts, and matching by them.
+"""Lexical weights of BGE-M3: the weight of each token of a text, and scores by them.
 
-A batch of token weights becomes ragged rows, as in a CSR matrix, by a few passes over whole
-arrays. Dictionaries, SciPy matrices and scores are made from those.
+The weights of a batch become ragged rows, as in a CSR matrix, in a few passes over whole arrays.
+Dictionaries, SciPy matrices and scores are made from those.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _DENSE_COST = 512
-"""Cells of a matrix product that take as long as one product of two entries found by index."""
+"""Cells of a dense product that take as long as one product of two entries found by index."""
 
 _BLOCK_CELLS = 1 << 24
-"""Most numbers in a temporary array of `matching_scores`, but for very many rows: 64 MiB."""
+"""Maximum numbers in a temporary array of `matching_scores`, except for very many rows: 64 MiB."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,7 +47,7 @@ class LexicalWeights:
     weights: NDArray[np.float32]
 
     def astype(self, dtype: np.dtype[Any]) -> LexicalWeights:
-        """Give the same with weights of another type."""
+        """Return a copy with weights of another type."""
         return replace(self, weights=self.weights.astype(dtype, copy=False))
 
     @classmethod
@@ -60,37 +60,36 @@ class LexicalWeights:
         excluded: Sequence[int],
         by_id: bool = False,
     ) -> LexicalWeights:
-        """Keep the largest weight of each token of each text.
+        """Return the largest weight of each token of each text.
 
         Args:
             token_weights: The graph's output. Shape: ``(texts, tokens)``.
             input_ids: The same shape.
             attention_mask: 0 for padding, which is left out. The same shape.
             excluded: Ids left out: [CLS], end, padding and unknown.
-            by_id: Sort the tokens of a text by id, which a sparse matrix asks for, in place
-                of the order of the text.
+            by_id: Sort the tokens of a text by id, as a sparse matrix needs them, and not in
+                the order of the text.
         """
         rows, width = input_ids.shape
         ids = input_ids.astype(np.uint32)
         keep = token_weights > 0
         keep &= attention_mask != 0
         for first, last in _runs(excluded):
-            # Below `first` the difference wraps around, and is large as well.
+            # For ids below `first` the difference wraps around to a large number.
             keep &= (ids - np.uint32(first) if first else ids) > last - first
         counts = np.count_nonzero(keep, axis=1)
         if not counts.any():
             return cls(np.zeros(rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
 
-        # Sorting (id, column) brings the repeats of a token together, its first place in
-        # front. Both fit one number of 32 bits, and leave one bit, up to 8192 tokens of a
-        # vocabulary of 2**18.
+        # Sorting by (id, column) groups the repeats of a token, with its first place in front. Up
+        # to 8192 tokens of a vocabulary of 2**18, both fit into 31 bits of one number.
         column_bits = (width - 1).bit_length()
         narrow = int(ids.max()).bit_length() + column_bits < 32
         number: Any = np.uint32 if narrow else np.uint64
         keys = ids.astype(number)
         keys <<= number(column_bits)
         keys |= np.arange(width, dtype=number)
-        keys |= keep.astype(number) - number(1)  # all ones, thus last, where left out
+        keys |= keep.astype(number) - number(1)  # left out: all ones, which sorts last
         keys.sort(axis=1)
         found = keys[keys != ~number(0)]
         places = np.repeat(np.arange(0, rows * width, width), counts)
@@ -103,7 +102,7 @@ class LexicalWeights:
         firsts, repeats = np.flatnonzero(is_first), np.flatnonzero(~is_first)
         weights = token_weights.ravel().take(places)
         largest = weights.take(firsts)
-        # As many firsts are before a repeat as its place less the repeats before it.
+        # The position of a repeat, minus the repeats before it, counts the firsts before it.
         tokens = repeats - np.arange(1, len(repeats) + 1)
         np.maximum.at(largest, tokens, weights.take(repeats))
         indptr = np.zeros(rows + 1, dtype=np.int64)
@@ -111,7 +110,7 @@ class LexicalWeights:
             indptr[1:] = np.searchsorted(firsts, ends)
             return cls(indptr, found.take(firsts).astype(np.int32), largest)
 
-        # Put back where each was first seen, they are in the order of the text again.
+        # Writing each to where it was first seen restores the order of the text.
         kept = np.zeros(rows * width, dtype=np.float32)
         kept[places.take(firsts)] = largest
         has_weight = kept > 0
@@ -121,7 +120,7 @@ class LexicalWeights:
 
     @classmethod
     def from_dicts(cls, weights: Mapping[Any, Any] | Sequence[Mapping[Any, Any]]) -> LexicalWeights:
-        """Read FlagEmbedding's dictionaries, or one; keys may be ids or their decimal form.
+        """Return the weights in dictionaries, or in one; keys may be ids or their decimal form.
 
         Raises:
             TypeError: If they are not dictionaries.
@@ -142,11 +141,11 @@ class LexicalWeights:
     def concatenate(
         cls, parts: Sequence[LexicalWeights], positions: NDArray[np.integer]
     ) -> LexicalWeights:
-        """Join batches and put their rows where they belong.
+        """Return the weights of several batches, with rows in the order of the call.
 
         Args:
-            parts: Any number.
-            positions: Where each row of the parts, in turn, comes in the result: each of
+            parts: The weights of each batch.
+            positions: Row in the result of each row of the parts, in turn: each of
                 0 to n - 1 once. Shape: ``(n,)``.
         """
         lengths = [np.empty(0, np.int64), *(np.diff(part.indptr) for part in parts)]
@@ -162,7 +161,7 @@ class LexicalWeights:
         return len(self.indptr) - 1
 
     def take(self, rows: NDArray[np.integer]) -> LexicalWeights:
-        """Make a copy with these rows, in this order."""
+        """Return a copy with these rows, in this order."""
         lengths = np.diff(self.indptr)[rows]
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=indptr[1:])
@@ -170,7 +169,7 @@ class LexicalWeights:
         return LexicalWeights(indptr, self.token_ids[entries], self.weights[entries])
 
     def to_dicts(self) -> list[defaultdict[str, Any]]:
-        """Make FlagEmbedding's dictionaries: from the id as a string to a NumPy scalar."""
+        """Return FlagEmbedding's dictionaries: from the id as a string to a NumPy scalar."""
         size = int(self.token_ids.max(initial=0)) + 1
         keys = _decimals(1 << (size - 1).bit_length())[self.token_ids].tolist()
         values = list(self.weights)
@@ -183,7 +182,7 @@ class LexicalWeights:
         return rows
 
     def to_csr(self, vocab_size: int) -> csr_array:
-        """Make a SciPy matrix, its indices sorted.
+        """Return a SciPy matrix with sorted indices.
 
         Args:
             vocab_size: Columns of the matrix.
@@ -196,7 +195,7 @@ class LexicalWeights:
             ValueError: If a token id is not below ``vocab_size``.
         """
         largest = int(self.token_ids.max(initial=-1))
-        if largest >= vocab_size:  # SciPy does not look, and would write past the end
+        if largest >= vocab_size:  # SciPy does not check, and would write past the end
             raise ValueError(
                 f"token id {largest} needs a vocab_size above it, but vocab_size is {vocab_size}"
             )
@@ -209,7 +208,7 @@ class LexicalWeights:
         entries = (self.weights, self.token_ids, self.indptr)
         matrix = csr_array(entries, shape=(len(self), vocab_size))
         if matrix.has_sorted_indices:
-            return matrix.copy()  # it would share its memory with these weights
+            return matrix.copy()  # the matrix shares its memory with these weights
         # Transposed twice, the indices are sorted: faster than ``sort_indices``.
         return matrix.tocsc().tocsr()
 
@@ -219,7 +218,7 @@ LexicalRows: TypeAlias = "LexicalWeights | Sequence[Mapping[Any, Any]]"
 
 
 def as_rows(weights: object) -> list[Mapping[Any, Any]]:
-    """Check and list dictionaries of weights, or a single one.
+    """Return a list of dictionaries of weights, or of a single one.
 
     Raises:
         TypeError: If they are something else.
@@ -235,7 +234,7 @@ def as_rows(weights: object) -> list[Mapping[Any, Any]]:
 
 
 def matching_scores(left: Any, right: Any) -> Any:
-    """Score texts against texts: the sum, over shared tokens, of the products of weights.
+    """Return the scores of texts against texts: sums, over shared tokens, of products of weights.
 
     Either side is a dictionary, a list of them, `LexicalWeights` or a SciPy sparse matrix.
     Between dictionaries, keys match if they are equal, so ``"5"`` does not match ``5``.
@@ -257,7 +256,7 @@ def matching_scores(left: Any, right: Any) -> Any:
 
 
 def lexical_pair_scores(left: LexicalWeights, right: LexicalWeights) -> NDArray[np.float32]:
-    """Score each text against the one in the same row of the other side.
+    """Return the score of each text against the one in the same row of the other side.
 
     Returns:
         Shape: ``(n,)``.
@@ -282,12 +281,12 @@ def lexical_pair_scores(left: LexicalWeights, right: LexicalWeights) -> NDArray[
 
 @once()  # sizes are powers of two: together at most twice the largest
 def _decimals(size: int) -> NDArray[np.object_]:
-    """Decimal forms of 0 to size - 1; 16 MB for the vocabulary of BGE-M3."""
+    """Return the decimal forms of 0 to size - 1; 16 MB for the vocabulary of BGE-M3."""
     return np.array([str(number) for number in range(size)], dtype=np.object_)
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Join numbers that follow each other: first and last of each run."""
+    """Return the first and last of each run of consecutive numbers."""
     runs: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
@@ -308,7 +307,7 @@ def _row_of_entries(indptr: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Write out ``start, start + 1, …`` for each start, one after the other."""
+    """Return ``start, start + 1, ...`` for each start, one after the other."""
     ends = np.cumsum(lengths)
     written: NDArray[np.int64] = np.repeat(starts - ends + lengths, lengths)
     written += np.arange(len(written))
@@ -316,7 +315,7 @@ def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np
 
 
 class _Entries(NamedTuple):
-    """What is not zero in a matrix; no two entries are of the same place."""
+    """The entries of a sparse matrix, each place at most once."""
 
     height: int
     rows: NDArray[np.int64]
@@ -324,7 +323,7 @@ class _Entries(NamedTuple):
     weights: NDArray[Any]
 
     def where(self, chosen: NDArray[np.bool_]) -> _Entries:
-        """Keep the entries in the columns that are chosen."""
+        """Return the entries in the chosen columns."""
         keep = np.flatnonzero(chosen[self.columns])
         return _Entries(self.height, self.rows[keep], self.columns[keep], self.weights[keep])
 
@@ -356,7 +355,7 @@ def _entries_by_key(
 ) -> tuple[_Entries, _Entries]:
     keys: dict[Hashable, None] = dict.fromkeys(chain.from_iterable(right))
     column_of = dict(zip(keys, range(len(keys)), strict=True))
-    unmatched = len(keys)  # one column more, which is empty on the right
+    unmatched = len(keys)  # a further column, empty on the right
     sides = []
     for rows in (left, right):
         columns = map(column_of.get, chain.from_iterable(rows), repeat(unmatched))
@@ -373,17 +372,17 @@ def _entries_by_key(
 
 
 def _numbers(values: list[Any]) -> NDArray[Any]:
-    """Make an array of scalars: half precision and single as single, all else as double."""
+    """Return scalars as an array: float16 and float32 as float32, all others as float64."""
     kinds = set(map(type, values))
     dtype = np.float32 if kinds <= {np.float16, np.float32} else np.float64
     return np.fromiter(values, dtype=dtype, count=len(values))
 
 
 def _product(left: _Entries, right: _Entries) -> NDArray[Any]:
-    """Multiply the left matrix by the right one transposed.
+    """Return the left matrix multiplied by the right one transposed.
 
-    A token that is in many texts of both sides goes into a dense product. For each other
-    one, its few texts are looked up.
+    Tokens that are in many texts of both sides go into a dense product. For every other token, its
+    few texts are looked up.
     """
     dtype = np.result_type(left.weights.dtype, right.weights.dtype, np.float32)
     scores = np.zeros((left.height, right.height), dtype=dtype)
@@ -393,7 +392,7 @@ def _product(left: _Entries, right: _Entries) -> NDArray[Any]:
     products = in_left * in_right
     frequent = (products > 0) & (products >= scores.size // _DENSE_COST)
     if not (np.isfinite(left.weights).all() and np.isfinite(right.weights).all()):
-        frequent[:] = False  # an infinite weight times a zero would be no number
+        frequent[:] = False  # infinity times zero would be NaN
     rare = (products > 0) & ~frequent
     _add_dense(scores, left.where(frequent), right.where(frequent), np.flatnonzero(frequent))
     _add_by_index(scores, left.where(rare), right.where(rare), np.where(rare, in_right, 0))

@@ -1,4 +1,4 @@
-"""The five scores of a pair of texts, as BGE-M3's ``compute_score`` gives them."""
+"""The five scores of a pair of texts in ``compute_score`` of BGE-M3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def dense_pair_scores(
     queries: NDArray[np.float32], passages: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Take the dot product of each row with the same row of the other side.
+    """Return the dot product of each row with the same row of the other side.
 
     Args:
         queries: Shape: ``(n, dim)``.
@@ -25,7 +25,7 @@ def dense_pair_scores(
 
 
 def checked_weights(weights: Sequence[float] | None) -> tuple[float, float, float]:
-    """Check ``weights_for_different_modes``, before anything is computed.
+    """Return ``weights_for_different_modes``, checked before anything is computed.
 
     Args:
         weights: Of the dense, sparse and ColBERT scores, in this order; None for ones.
@@ -54,7 +54,7 @@ def combine_scores(
     colbert: NDArray[np.float32],
     weights: tuple[float, float, float],
 ) -> dict[str, list[float]]:
-    """Make the weighted means.
+    """Return the scores of all modes and their weighted means.
 
     Args:
         dense: Shape: ``(n,)``.
@@ -63,8 +63,8 @@ def combine_scores(
         weights: From `checked_weights`.
 
     Returns:
-        FlagEmbedding's keys in its order. As there, "sparse+dense" is not a number where
-        its two weights sum to zero.
+        Scores by FlagEmbedding's keys, in its order. As there, "sparse+dense" is NaN where its two
+        weights sum to zero.
     """
     for_dense, for_sparse, for_colbert = weights
     two = sparse * np.float32(for_sparse) + dense * np.float32(for_dense)

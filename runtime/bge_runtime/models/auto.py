@@ -67,10 +67,10 @@ class FlagAutoModel:
     ) -> AnyFlagModel:
         """Open a model.
 
-        What is not given is what the bundle says of itself, whatever its folder is called; only
-        the query format goes by a known name first, as in FlagEmbedding. A checkpoint is known by
-        its files, and by the name of its repository or folder; where they contradict each other,
-        or nothing says how it pools, it is an error without ``model_class``.
+        What is not given is taken from the bundle, whatever its folder is called; only the query
+        format is that of a known name first, as in FlagEmbedding. A checkpoint is identified by its
+        files, and by the name of its repository or folder. It is an error without ``model_class``
+        if they contradict each other, or nothing says how the model pools.
 
         Args:
             model_name_or_path: As in `FlagModel`.
@@ -97,57 +97,75 @@ class FlagAutoModel:
             BgeError: As the class itself.
         """
         given = model_class.value if isinstance(model_class, enum.Enum) else model_class
-        if given is not None and given not in MODEL_CLASSES:
-            raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
-        if given is not None and given not in _CLASSES:
-            raise _not_in_this_version(model_name_or_path, given)
-        # The class would find it once more; the hub is asked once.
-        bundle = find_bundle(
-            model_name_or_path,
-            revision=revision,
-            cache_dir=cache_dir,
-            options=ExportOptions(
-                model_class=given,
-                pooling=pooling_method,
-                trust_remote_code=bool(trust_remote_code),
-                use=Use(
-                    devices=resolve_devices(devices),
-                    engine=kwargs.get("engine", "auto"),
-                    precision=kwargs.get("precision")
-                    or precision_of_flags(use_fp16=use_fp16, use_bf16=use_bf16),
-                ),
-            ),
-            check_class=_CLASSES[given].check_class if given else None,
+        precision = kwargs.get("precision") or precision_of_flags(
+            use_fp16=use_fp16, use_bf16=use_bf16
         )
-        model = Bundle.at(bundle).manifest.model
-        chosen = given or model.model_class
-        if chosen not in _CLASSES:
-            raise _not_in_this_version(model_name_or_path, chosen)
-        known = find_model(model_name_or_path)
-        # A name that means another class than the bundle has says nothing of its queries.
-        facts = known if known and known.model_class == model.model_class else None
-        query_format = (facts or model).query_instruction_format if given is None else "{}{}"
-        opened = _CLASSES[chosen](
-            str(bundle),
+        options = ExportOptions(
+            model_class=given,
+            pooling=pooling_method,
+            trust_remote_code=bool(trust_remote_code),
+            use=Use(
+                devices=resolve_devices(devices),
+                engine=kwargs.get("engine", "auto"),
+                precision=precision,
+            ),
+        )
+        bundle = _find_bundle(model_name_or_path, options, revision=revision, cache_dir=cache_dir)
+        if query_instruction_format is None:
+            query_instruction_format = _query_format(model_name_or_path, given, bundle)
+        model = _class_of(model_name_or_path, given or bundle.manifest.model.model_class)(
+            str(bundle.path),  # so that the hub is asked once
             normalize_embeddings=normalize_embeddings,
             use_fp16=use_fp16,
             use_bf16=use_bf16,
             query_instruction_for_retrieval=query_instruction_for_retrieval,
-            query_instruction_format=(
-                query_format if query_instruction_format is None else query_instruction_format
-            ),
+            query_instruction_format=query_instruction_format,
             devices=devices,
             pooling_method=pooling_method,
             truncate_dim=truncate_dim,
             **kwargs,
         )
-        opened.model_name_or_path = model_name_or_path
-        return opened
+        model.model_name_or_path = model_name_or_path
+        return model
 
 
-def _not_in_this_version(model: str, model_class: str) -> ValueError:
+def _find_bundle(
+    model_name_or_path: str,
+    options: ExportOptions,
+    *,
+    revision: str | None,
+    cache_dir: str | None,
+) -> Bundle:
+    given = options.model_class
+    if given is not None and given not in MODEL_CLASSES:
+        raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
+    check_class = _class_of(model_name_or_path, given).check_class if given else None
+    return Bundle.at(
+        find_bundle(
+            model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            options=options,
+            check_class=check_class,
+        )
+    )
+
+
+def _query_format(name: str, model_class: str | None, bundle: Bundle) -> str:
+    """Return the format of the known model of that name, or else of the bundle."""
+    if model_class is not None:
+        return "{}{}"
+    model, known = bundle.manifest.model, find_model(name)
+    # A name that means another class than the bundle has says nothing about its queries.
+    spec = known if known and known.model_class == model.model_class else None
+    return (spec or model).query_instruction_format
+
+
+def _class_of(model: str, model_class: str) -> type[AnyFlagModel]:
+    if model_class in _CLASSES:
+        return _CLASSES[model_class]
     which = "the pseudo-MoE class" if model_class == DECODER_ONLY_PSEUDO_MOE else "that"
-    return ValueError(
+    raise ValueError(
         f"{model} is a model of class {model_class!r}, and {which} is not in this version, which "
         f"runs {', '.join(_CLASSES)}"
     )

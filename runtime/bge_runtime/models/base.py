@@ -239,7 +239,7 @@ class BaseEmbedder:
             )
 
     def _keep_options(self, options: Mapping[str, Any]) -> None:
-        """Make attributes of options that only FlagEmbedding knows, as it does."""
+        """Keep options that only FlagEmbedding has as attributes, as it does."""
         self.kwargs = options
         for name, value in options.items():
             if name in _OWN_ATTRIBUTES:

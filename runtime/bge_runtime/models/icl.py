@@ -1,4 +1,4 @@
-"""``FlagICLModel``: bge-en-icl and its like, which read examples before the query."""
+"""``FlagICLModel``: models such as bge-en-icl, which read examples before the query."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, Devices, Op
 from bge_runtime.sources import DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
 Examples = Sequence[Mapping[str, str]]
-"""Dictionaries with a ``"query"``, a ``"response"`` and, unless the model's query instruction
-will do, an ``"instruct"``."""
+"""Dictionaries with ``"query"``, ``"response"`` and ``"instruct"``; without the last one, the
+model's query instruction is used."""
 
 _SPECIAL_TOKENS = 16
 """Maximum special tokens that FlagEmbedding adds to examples, suffix and query."""
@@ -146,7 +146,7 @@ class FlagICLModel(DenseEmbedder):
         self.set_examples()
 
     def set_examples(self, examples_for_task: Examples | None = None) -> None:
-        """Put examples before the queries of further calls, in place of those before.
+        """Set the examples that are put before the queries of later calls.
 
         Args:
             examples_for_task: The examples. None takes those of ``examples_for_task``, the
