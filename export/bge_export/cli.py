@@ -1,4 +1,4 @@
-"""``bge-export``: turn a checkpoint into a bundle."""
+"""The command ``bge-export``: turn a checkpoint into a bundle."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, Self
 
 import click
 from tqdm import tqdm
 
-from bge_export.bundle import check_output, check_target, push
+from bge_export.bundle import ExportOptions, VariantReport, check_output, check_target, push
 from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
 
 try:
-    from bge_export.targets import select_decoder_targets, select_targets, target_table
+    from bge_export.targets import (
+        AnyTarget,
+        select_decoder_targets,
+        select_targets,
+        target_table,
+    )
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
 from bge_runtime.bundle import Bundle, Parity
@@ -36,16 +41,12 @@ from bge_runtime.sources import (
 )
 from bge_runtime.system import check_utf8, expand_user, format_table, local_path
 
-if TYPE_CHECKING:
-    from bge_export.checkpoint import Checkpoint
-    from bge_export.encoder import VariantReport
-
 _STEPS = 8
-"""Steps of an export, but for one a variant."""
+"""Steps of an export, without one for each variant."""
 
 
 @click.command(
-    epilog="What exists:\n\n\b\n" + target_table(),
+    epilog="Targets and precisions:\n\n\b\n" + target_table(),
     context_settings={"max_content_width": 100},
 )
 @click.argument("model")
@@ -57,24 +58,24 @@ _STEPS = 8
 @click.option(
     "--model-class",
     type=click.Choice(MODEL_CLASSES),
-    help="FlagEmbedding's class. Default: what the checkpoint's files tell, else its name.",
+    help="FlagEmbedding's class. Default: that of the checkpoint's files, else of its name.",
 )
 @click.option(
     "--pooling",
     type=click.Choice(POOLING_METHODS),
-    help="Default: the model's own; where it has none, that of a --model-class.",
+    help="Default: the model's own, else the default of --model-class.",
 )
 @click.option(
     "--target",
     "targets",
     multiple=True,
-    help="Repeatable. Default: all; cpu for decoders. With --precision, cpu and openvino stand "
-    "for every graph that runs there.",
+    help="Repeatable. Default: all; cpu for decoders. With --precision, cpu and openvino select "
+    "every graph that runs there.",
 )
 @click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all.")
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--offline", is_flag=True, help="Use only the Hub's local cache.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--trust-remote-code", is_flag=True, help="Run model code from the checkpoint.")
 @click.option(
     "--random-weights",
@@ -82,152 +83,164 @@ _STEPS = 8
     help="The named architecture with seeded random weights: for benchmarks and tests.",
 )
 @click.option(
-    "--layers", type=click.IntRange(min=1), help="With --random-weights: fewer layers than it has."
+    "--layers",
+    type=click.IntRange(min=1),
+    help="With --random-weights: use fewer layers than the model has.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="With --random-weights: folder to take the tokenizer from. Default: one is made.",
+    help="With --random-weights: folder with the tokenizer. Default: a generated one.",
 )
 @click.option(
     "--build-engine",
     is_flag=True,
-    help="With --target tensorrt, on the machine with the GPU: build its engines now, into the "
-    "cache. Otherwise that is done at the first use.",
+    help="With --target tensorrt, on the machine with the GPU: build its engines into the cache "
+    "now, not at the first use.",
 )
-@click.option("--push-to-hub", "repo", metavar="OWNER/NAME", help="Upload the bundle as well.")
-@click.option("--private", is_flag=True, help="With --push-to-hub: make a private repository.")
+@click.option("--push-to-hub", "repo", metavar="OWNER/NAME", help="Upload the bundle too.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @command_line("bge-export")
-def main(
-    model: str,
-    output: Path | None,
-    model_class: str | None,
-    pooling: str | None,
-    targets: Sequence[str],
-    precisions: Sequence[str],
-    revision: str | None,
-    offline: bool,
-    force: bool,
-    trust_remote_code: bool,
-    random_weights: bool,
-    layers: int | None,
-    seed: int,
-    tokenizer: Path | None,
-    build_engine: bool,
-    repo: str | None,
-    private: bool,
-    as_json: bool,
-) -> None:
+def main(**options: Any) -> None:
     """Export MODEL to a bundle that runs without PyTorch.
 
-    MODEL is a hub id such as BAAI/bge-large-en-v1.5, a checkpoint folder, or with
+    MODEL is a Hub ID such as BAAI/bge-large-en-v1.5, a checkpoint folder, or with
     --random-weights the name of a model.
     """
+    request = _Request(**options)
+    _check_options(request)
+    _check_targets(request)
+    default = _default_output(request.model, random_weights=request.random_weights)
+    output = expand_user(request.output or default, error=ExportError)
+    check_utf8(output.absolute(), error=ExportError)
+    check_output(output, force=request.force)
+    if request.repo is not None:
+        check_target(request.repo)
+    with _print_warnings(), _Progress(request) as progress:
+        reports = _export(request, output, progress)
+        if request.build_engine:
+            progress.step("building TensorRT's engines")
+            build_engines(output)
+        address = None
+        if request.repo is not None:
+            progress.step(f"uploading to {request.repo}")
+            address = push(output, request.repo, private=request.private)
+    _print_result(request, output, reports, address)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """The arguments of the command; see its options."""
+
+    model: str
+    output: Path | None
+    model_class: str | None
+    pooling: str | None
+    targets: Sequence[str]
+    precisions: Sequence[str]
+    revision: str | None
+    offline: bool
+    force: bool
+    trust_remote_code: bool
+    random_weights: bool
+    layers: int | None
+    seed: int
+    tokenizer: Path | None
+    build_engine: bool
+    repo: str | None
+    private: bool
+    as_json: bool
+
+
+def _check_options(request: _Request) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        click.UsageError: If they do.
+    """
+    of_random_weights = request.layers is not None or request.tokenizer is not None
+    of_checkpoints = request.revision is not None or request.offline or request.trust_remote_code
     for wrong, message in (
         (
-            (layers is not None or tokenizer is not None) and not random_weights,
+            of_random_weights and not request.random_weights,
             "--layers and --tokenizer are for --random-weights; a checkpoint has its own",
         ),
         (
-            random_weights and (revision is not None or offline or trust_remote_code),
+            request.random_weights and of_checkpoints,
             "--revision, --offline and --trust-remote-code are for checkpoints",
         ),
-        (private and repo is None, "--private is for --push-to-hub"),
+        (request.private and request.repo is None, "--private is for --push-to-hub"),
         (
-            build_engine and "tensorrt" not in targets,
+            request.build_engine and "tensorrt" not in request.targets,
             "--build-engine is for --target tensorrt",
         ),
     ):
         if wrong:
             raise click.UsageError(message)
-    _check_targets(model, model_class, targets, precisions)
-    output = expand_user(
-        output or _default_output(model, random_weights=random_weights), error=ExportError
-    )
-    check_utf8(output.absolute(), error=ExportError)
-    check_output(output, force=force)
-    if repo is not None:
-        check_target(repo)
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(
-                total=_STEPS + (repo is not None) + build_engine,
-                desc="export",
-                unit="step",
-                disable=None,
-            )
-        )
 
-        stack.enter_context(_warnings_told())
 
-        def step(message: str) -> None:
-            bar.set_postfix_str(message, refresh=False)
-            bar.update(1)
-            if bar.disable and not as_json:
-                click.echo(f"{message} …", err=True)
+def _check_targets(request: _Request) -> None:
+    """Refuse targets that no model of this name has, before its files are read.
 
-        # Importing torch takes seconds, and comes after most of what can fail.
-        if random_weights:
-            from bge_export.synthetic import random_model_facts, write_random_checkpoint
-
-            facts = random_model_facts(model)
-            step("making random weights")
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_random_checkpoint(facts, folder, seed=seed, tokenizer=tokenizer, layers=layers)
-        else:
-            step("finding the checkpoint")
-            folder, revision = find_checkpoint(model, revision=revision, offline=offline)
-        checkpoint = inspect_checkpoint(
-            folder,
-            source=model,
-            revision=revision,
-            model_class=model_class,
-            pooling=pooling,
-            trust_remote_code=trust_remote_code,
-        )
-        step(f"{checkpoint.name}: {checkpoint.model_class}, {checkpoint.pooling} pooling")
-        check_tokenizer_files(checkpoint.folder, model)
-        rows = _export(
-            checkpoint,
-            output,
-            (targets, precisions),
-            force=force,
-            trust_remote_code=trust_remote_code,
-            random_seed=seed if random_weights else None,
-            bar=bar,
-            step=step,
-        )
-        if build_engine:
-            step("building TensorRT's engines")
-            build_engines(output)
-        if repo is not None:
-            step(f"uploading to {repo}")
-            address = push(output, repo, private=private)
-    if as_json:
-        document = {"bundle": str(output.absolute()), "rows": [asdict(row) for row in rows]}
-        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    Raises:
+        ExportError: If a combination does not exist.
+    """
+    known = find_model(request.model)
+    expected = request.model_class or (known.model_class if known else None)
+    if expected in DECODER_CLASSES:
+        select_decoder_targets(request.targets, request.precisions)
         return
-    click.echo(_table(rows))
-    kind = " with RANDOM WEIGHTS, for benchmarks only" if random_weights else ""
-    if repo is not None:
-        click.echo(f"\nuploaded: {address}")
-    able = any(row.parity is not None for row in rows)
-    trial = f"Try it:\n    bge-embed {shlex.quote(str(output))} <<< 'a first text'"
-    click.echo(f"\n{output} is ready{kind}. {trial if able else 'Nothing of it runs here'}")
+    try:
+        select_targets(request.targets, request.precisions)
+    except ExportError:
+        if expected is not None:
+            raise
+        # An unknown name may be a decoder's.
+        select_decoder_targets(request.targets, request.precisions)
 
 
-class _Telling(logging.Handler):
-    """Write warnings to standard error, where a progress bar may be."""
+class _Progress:
+    """The progress bar of an export."""
+
+    def __init__(self, request: _Request) -> None:
+        self._quiet = request.as_json
+        self._bar = tqdm(
+            total=_STEPS + (request.repo is not None) + request.build_engine,
+            desc="export",
+            unit="step",
+            disable=None,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def add_steps(self, targets: Sequence[AnyTarget]) -> None:
+        """Count a step for each variant of the targets."""
+        self._bar.total = (self._bar.total or 0) + sum(len(each.variants) for each in targets)
+
+    def step(self, message: str) -> None:
+        """Begin a step."""
+        self._bar.set_postfix_str(message, refresh=False)
+        self._bar.update(1)
+        if self._bar.disable and not self._quiet:
+            click.echo(f"{message} …", err=True)
+
+
+class _WarningPrinter(logging.Handler):
+    """Prints warnings to standard error without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(f"{WARNING_START}{record.getMessage()}", file=sys.stderr)
 
 
 @contextmanager
-def _warnings_told() -> Iterator[None]:
-    logger, handler = logging.getLogger("bge_export"), _Telling(logging.WARNING)
+def _print_warnings() -> Iterator[None]:
+    logger, handler = logging.getLogger("bge_export"), _WarningPrinter(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
@@ -235,60 +248,55 @@ def _warnings_told() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _check_targets(
-    model: str, model_class: str | None, targets: Sequence[str], precisions: Sequence[str]
-) -> None:
-    """Refuse early what no model of this name can be written as.
+def _export(request: _Request, output: Path, progress: _Progress) -> list[VariantReport]:
+    """Find or create the checkpoint, and export it."""
+    with ExitStack() as stack:
+        if request.random_weights:
+            # Imports torch, which takes seconds, so it comes after most of what can fail.
+            from bge_export.synthetic import random_model_facts, write_random_checkpoint
 
-    Raises:
-        ExportError: If a combination does not exist.
-    """
-    known = find_model(model)
-    expected = model_class or (known.model_class if known else None)
-    if expected in DECODER_CLASSES:
-        select_decoder_targets(targets, precisions)
-        return
-    try:
-        select_targets(targets, precisions)
-    except ExportError:
-        if expected is not None:
-            raise
-        # An unknown name may turn out to be a decoder's.
-        select_decoder_targets(targets, precisions)
-
-
-def _export(
-    checkpoint: Checkpoint,
-    output: Path,
-    chosen: tuple[Sequence[str], Sequence[str]],
-    *,
-    force: bool,
-    trust_remote_code: bool,
-    random_seed: int | None,
-    bar: tqdm[NoReturn],
-    step: Callable[[str], None],
-) -> list[VariantReport]:
-    if checkpoint.model_class in DECODER_CLASSES:
-        graphs = select_decoder_targets(*chosen)
-        from bge_export.decoder import export_decoder
-
-        bar.total = (bar.total or 0) + sum(len(graph.variants) for graph in graphs)
-        return export_decoder(
-            checkpoint, output, graphs, force=force, random_seed=random_seed, step=step
+            facts, revision = random_model_facts(request.model), request.revision
+            progress.step("making random weights")
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_random_checkpoint(
+                facts,
+                folder,
+                seed=request.seed,
+                tokenizer=request.tokenizer,
+                layers=request.layers,
+            )
+        else:
+            progress.step("finding the checkpoint")
+            folder, revision = find_checkpoint(
+                request.model, revision=request.revision, offline=request.offline
+            )
+        checkpoint = inspect_checkpoint(
+            folder,
+            source=request.model,
+            revision=revision,
+            model_class=request.model_class,
+            pooling=request.pooling,
+            trust_remote_code=request.trust_remote_code,
         )
-    targets = select_targets(*chosen)
-    from bge_export.encoder import export_bundle
+        progress.step(f"{checkpoint.name}: {checkpoint.model_class}, {checkpoint.pooling} pooling")
+        check_tokenizer_files(checkpoint.folder, request.model)
+        options = ExportOptions(
+            force=request.force,
+            trust_remote_code=request.trust_remote_code,
+            random_seed=request.seed if request.random_weights else None,
+            step=progress.step,
+        )
+        if checkpoint.model_class in DECODER_CLASSES:
+            graphs = select_decoder_targets(request.targets, request.precisions)
+            progress.add_steps(graphs)
+            from bge_export.decoder import export_decoder
 
-    bar.total = (bar.total or 0) + sum(len(target.variants) for target in targets)
-    return export_bundle(
-        checkpoint,
-        output,
-        targets,
-        force=force,
-        trust_remote_code=trust_remote_code,
-        random_seed=random_seed,
-        step=step,
-    )
+            return export_decoder(checkpoint, output, graphs, options)
+        targets = select_targets(request.targets, request.precisions)
+        progress.add_steps(targets)
+        from bge_export.encoder import export_encoder
+
+        return export_encoder(checkpoint, output, targets, options)
 
 
 def build_engines(output: Path) -> None:
@@ -307,32 +315,49 @@ def _default_output(model: str, *, random_weights: bool) -> Path:
     name = local_path(model, error=ExportError).resolve().name
     if random_weights:
         return Path(f"{name}-random")
-    # Never the checkpoint's own folder, for someone who stands beside it.
+    # Never the checkpoint's own folder, if that is in the current folder.
     return Path(f"{name}-bundle" if Path(model).exists() else name)
 
 
-def _table(rows: Sequence[VariantReport]) -> str:
+def _print_result(
+    request: _Request, output: Path, reports: Sequence[VariantReport], address: str | None
+) -> None:
+    if request.as_json:
+        rows = [report.to_json() for report in reports]
+        document = {"bundle": str(output.absolute()), "rows": rows}
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+        return
+    click.echo(_format_reports(reports))
+    if address is not None:
+        click.echo(f"\nuploaded: {address}")
+    kind = " with RANDOM WEIGHTS, for benchmarks only" if request.random_weights else ""
+    able = any(report.parity is not None for report in reports)
+    trial = f"Try it:\n    bge-embed {shlex.quote(str(output))} <<< 'a first text'"
+    click.echo(f"\n{output} is ready{kind}. {trial if able else 'This machine cannot run it'}")
+
+
+def _format_reports(reports: Sequence[VariantReport]) -> str:
     header = ("graph", "variant", "MB", "min cosine", "mean cosine", "error/distance", "seconds")
     lines = [
         (
-            row.graph,
-            f"{row.variant} on {row.provider}",
-            f"{row.size_bytes / 1e6:,.0f}",
-            *_figures(row.parity),
-            f"{row.seconds:.1f}",
+            report.graph,
+            f"{report.variant} on {report.provider}",
+            f"{report.size_bytes / 1e6:,.0f}",
+            *_format_parity(report.parity),
+            f"{report.seconds:.1f}",
         )
-        for row in rows
+        for report in reports
     ]
-    rehearsed = [
-        f"{row.variant} was rehearsed on the CPU, rounded as on a GPU: cosines of at least "
-        f"{row.rehearsal.min_cosine:.7f}. It has not run on a GPU"
-        for row in rows
-        if row.rehearsal is not None
+    emulated = [
+        f"{report.variant} was emulated on the CPU, rounded as on a GPU: minimum cosine "
+        f"{report.emulated.min_cosine:.7f}. It has not run on a GPU"
+        for report in reports
+        if report.emulated is not None
     ]
-    return "\n".join([format_table([header, *lines]), *rehearsed])
+    return "\n".join([format_table([header, *lines]), *emulated])
 
 
-def _figures(parity: Parity | None) -> tuple[str, str, str]:
+def _format_parity(parity: Parity | None) -> tuple[str, str, str]:
     if parity is None:
         return ("unmeasured", "", "")
     return (

@@ -20,7 +20,7 @@ def traced(tiny_checkpoint: Path) -> Callable[[str], object]:
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder import exporter
     from bge_export.encoder.load import load_encoder
-    from bge_export.encoder.trace import PooledEncoder
+    from bge_export.encoder.pooling import PooledEncoder
 
     keep_traces()
     made = {}
@@ -86,7 +86,7 @@ def test_heads_on_request(tiny_m3_checkpoint: Path):
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder import exporter
     from bge_export.encoder.load import load_encoder, load_heads
-    from bge_export.encoder.trace import PooledEncoder
+    from bge_export.encoder.pooling import PooledEncoder
     from bge_export.passes import ChunkFeedForward, ConditionalHeads, PruneLastLayer
 
     keep_traces()
@@ -367,10 +367,10 @@ def channels(rng: np.random.Generator, rows: int, columns: int, *, outlier: floa
     scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
 )
 def test_quantised_matrix_is_within_half_a_step(seed: int, inputs: int, outputs: int, scale: float):
-    from bge_export.passes.precision.quantize_matrices import quantise
+    from bge_export.passes.precision.quantize_matrices import quantize
 
     matrix = np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32) * scale
-    values, scales = quantise(matrix.astype(np.float32))
+    values, scales = quantize(matrix.astype(np.float32))
     assert values.dtype == np.int8
     assert len(matrix) % len(scales) == 0
     steps = np.repeat(scales, len(matrix) // len(scales), axis=0)
@@ -517,21 +517,21 @@ def set_constant(value, array: np.ndarray) -> None:
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_fold_query_bias(traced, pooling: str, bias: float):
     """With a small bias the norm's has to be moved, with a large one it stays as it is."""
-    from bge_export.graph_builder import constant_array
+    from bge_export.graph_builder import read_constant
     from bge_export.passes import FoldQueryBias
 
     model = traced(pooling)
     for norm in norms_before_queries(model):
         scattered = np.random.default_rng(0).normal(bias, 0.01, norm.inputs[2].shape[0])
         set_constant(norm.inputs[2], scattered)
-    biases = [constant_array(norm.inputs[2]) for norm in norms_before_queries(model)]
+    biases = [read_constant(norm.inputs[2]) for norm in norms_before_queries(model)]
     expected, before = run(model), operators(model)
     assert FoldQueryBias()(model).modified
     after = operators(model)
     assert before["Add"] - after["Add"] == after["Attention"] > 0
     assert close(run(model), expected)
     for norm, old in zip(norms_before_queries(model), biases, strict=True):
-        moved = np.abs(constant_array(norm.inputs[2]) - old).max()
+        moved = np.abs(read_constant(norm.inputs[2]) - old).max()
         assert 0.01 < moved < 0.3 if bias == 0 else moved == 0
     assert not FoldQueryBias()(model).modified
 
@@ -542,7 +542,7 @@ def test_fold_query_bias(traced, pooling: str, bias: float):
 def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
     import onnx_ir as ir
 
-    from bge_export.graph_builder import constant_array
+    from bge_export.graph_builder import read_constant
     from bge_export.passes import FoldQueryBias
 
     model = traced("cls")
@@ -556,12 +556,12 @@ def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
                     (end,) = (x.producer() for x in node.inputs if x is not norm.outputs[0])
                     end.op_type = "Mul"
         elif change == "two that cancel":
-            gain, bias = (constant_array(norm.inputs[index]).copy() for index in (1, 2))
+            gain, bias = (read_constant(norm.inputs[index]).copy() for index in (1, 2))
             gain[:2], bias[:2] = 1e-4, (0.5, -0.5)
             set_constant(norm.inputs[1], gain)
             set_constant(norm.inputs[2], bias)
         else:
-            gain = constant_array(norm.inputs[1]).copy()
+            gain = read_constant(norm.inputs[1]).copy()
             gain[3] = 0 if change == "no gain" else 1e-9
             set_constant(norm.inputs[1], gain)
             set_constant(norm.inputs[2], np.zeros_like(gain))
@@ -570,7 +570,7 @@ def test_fold_query_bias_leaves_what_it_would_spoil(traced, change: str):
 
 @given(seed=st.integers(0, 999), count=st.integers(2, 64), mean=st.floats(-2, 2))
 def test_a_norms_bias_is_moved_as_far_as_rounding_asks(seed: int, count: int, mean: float):
-    from bge_export.passes.attention.fold_query_bias import _share
+    from bge_export.passes.attention.fold_query_bias import _compute_share
 
     ratio = np.random.default_rng(seed).normal(mean, 0.3, count)
 
@@ -578,7 +578,7 @@ def test_a_norms_bias_is_moved_as_far_as_rounding_asks(seed: int, count: int, me
         moved = ratio + share
         return float(np.sqrt(count + moved @ moved) - abs(moved.sum()))
 
-    share = _share(ratio)
+    share = _compute_share(ratio)
     assert lacks(share) <= 1e-9 * count
     # Half of it would not do; and where nothing is lacking nothing moves.
     assert lacks(share / 2) > -1e-9 if share else lacks(0) <= 0

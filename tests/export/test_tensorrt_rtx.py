@@ -23,8 +23,8 @@ from bge_export.decoder.graph import DecoderGraph
 from bge_export.decoder.graph_tensorrt import TensorRtDecoderGraph
 from bge_runtime.engines.tensorrt import Profile, profiles
 from bge_runtime.sources import ENCODER_ONLY_M3
-from tests.export.decoder.test_graph import Decoder
 from tests.helpers.bundles import ROOT, export, write_tiny_bert, write_tiny_m3
+from tests.helpers.decoder_graphs import Decoder
 from tests.helpers.decoders import SHAPES, write_tiny_decoder
 
 INSTALLED = ROOT / ".tensorrt-rtx"

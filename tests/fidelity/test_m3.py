@@ -187,12 +187,12 @@ def test_only_corrected_biases_bring_bf16_within_the_limit_of_colbert_vectors(
 ):
     import onnx_ir as ir
 
-    from bge_export.encoder.openvino_ir import for_bf16
+    from bge_export.encoder.openvino_ir import correct_for_bf16
 
     model = ir.load(bundle / "onnx" / "model.onnx")
     if corrected:
         token_ids = Bundle.open(bundle).reference().token_ids
-        model = for_bf16(model, token_ids, folder=bundle / "onnx")
+        model = correct_for_bf16(model, token_ids, folder=bundle / "onnx")
     parity = compare_colbert(rounded_colbert(model, texts, bundle), expected[0])
     # Measured: 4.7 %, and 6.5 without, to which 24 layers of seeded weights amplify the rounding.
     assert (parity.error_share <= TOLERANCES["bf16"].max_error_share) is corrected, parity

@@ -132,12 +132,14 @@ def export(
 ) -> Path:
     """Export an encoder in this process, by default to graphs in fp32."""
     keep_traces()
+    from bge_export.bundle import ExportOptions
     from bge_export.checkpoint.inspect import inspect_checkpoint
-    from bge_export.encoder.exporter import export_bundle
+    from bge_export.encoder.exporter import export_encoder
     from bge_export.targets import select_targets
 
     inspected = inspect_checkpoint(
         checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
     )
-    export_bundle(inspected, output, select_targets(targets, precisions), **options)
+    selected = select_targets(targets, precisions)
+    export_encoder(inspected, output, selected, ExportOptions(**options))
     return output

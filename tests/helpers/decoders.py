@@ -60,11 +60,12 @@ def export_decoder(
     **options: Any,
 ) -> Path:
     """Export a decoder in this process."""
+    from bge_export.bundle import ExportOptions
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.decoder import exporter
     from bge_export.targets import select_decoder_targets
 
     inspected = inspect_checkpoint(checkpoint, source=str(checkpoint), model_class=model_class)
     graphs = select_decoder_targets(targets, precisions)
-    exporter.export_decoder(inspected, output, graphs, **options)
+    exporter.export_decoder(inspected, output, graphs, ExportOptions(**options))
     return output

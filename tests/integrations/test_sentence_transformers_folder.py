@@ -429,13 +429,13 @@ def test_every_key_of_the_installed_version_is_known():
         Transformer,
     )
 
-    from bge_export.checkpoint import sentence_transformers as table
+    from bge_export.checkpoint import sentence_transformers_keys as table
 
     for kind, known in (
-        (Transformer, table._TRANSFORMER),
-        (Pooling, table._POOLING),
-        (Normalize, table._NORMALIZE),
-        (Dropout, table._AFTER_POOLING["Dropout"]),
+        (Transformer, table.TRANSFORMER_KEYS),
+        (Pooling, table.POOLING_KEYS),
+        (Normalize, table.NORMALIZE_KEYS),
+        (Dropout, table.OPTIONAL_MODULES["Dropout"]),
     ):
         arguments = set(inspect.signature(inspect.unwrap(kind.__init__)).parameters)
         # The last two are a path and what opens the file.

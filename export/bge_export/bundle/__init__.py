@@ -1,18 +1,47 @@
-"""TODO."""
+"""Everything that encoders' and decoders' exports share after the graphs are written.
 
+Both exporters use it; the command line uses the checks of the output and the upload.
+"""
+
+from bge_export.bundle.finish import BundleContents, finish_bundle
+from bge_export.bundle.gate import (
+    VariantReport,
+    check_variant,
+    make_report,
+    require_parity,
+)
+from bge_export.bundle.options import DEFAULT_OPTIONS, ExportOptions, ProgressCallback
+from bge_export.bundle.parity_tokens import tokenize_parity_texts
+from bge_export.bundle.sentence_transformers import complete_settings, write_folder
 from bge_export.bundle.staging import (
     check_json_files,
     check_output,
+    check_space,
     commit_directory,
+    resolve_output,
     staging_directory,
 )
 from bge_export.bundle.upload import check_target, push
 
 __all__ = [
+    "DEFAULT_OPTIONS",
+    "BundleContents",
+    "ExportOptions",
+    "ProgressCallback",
+    "VariantReport",
     "check_json_files",
     "check_output",
+    "check_space",
     "check_target",
+    "check_variant",
     "commit_directory",
+    "complete_settings",
+    "finish_bundle",
+    "make_report",
     "push",
+    "require_parity",
+    "resolve_output",
     "staging_directory",
+    "tokenize_parity_texts",
+    "write_folder",
 ]

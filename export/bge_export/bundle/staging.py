@@ -1,4 +1,4 @@
-"""Where a bundle is written: beside its place, and renamed when it is whole."""
+"""Write a bundle into a staging directory beside its place, and rename it when it is complete."""
 
 from __future__ import annotations
 
@@ -14,11 +14,24 @@ from bge_runtime.bundle import FILE_NAME, Manifest
 from bge_runtime.errors import BgeError, BundleError, ExportError
 
 
+def resolve_output(output: Path, *, force: bool) -> Path:
+    """Return the absolute path of a bundle's folder, checked by `check_output`.
+
+    Links are followed: a link to a bundle stays, and the bundle behind it is replaced.
+
+    Raises:
+        ExportError: As `check_output`.
+    """
+    output = output.expanduser().resolve()
+    check_output(output, force=force)
+    return output
+
+
 def check_output(output: Path, *, force: bool) -> None:
     """Check that a bundle may be written to a folder.
 
     Raises:
-        ExportError: If something else is there, or a bundle without ``force``.
+        ExportError: If something else is there, or there is a bundle and ``force`` is off.
     """
     if not output.exists():
         return
@@ -34,12 +47,12 @@ def check_output(output: Path, *, force: bool) -> None:
             f"{output} exists and is not a bundle; choose another --output, or move it away"
         )
     if not force:
-        raise ExportError(f"{output} is a bundle already; pass --force to write it anew")
+        raise ExportError(f"{output} is a bundle already; pass --force to replace it")
     try:
         manifest = Manifest.from_json((output / FILE_NAME).read_text("utf-8"), where=str(output))
     except (BundleError, OSError, UnicodeDecodeError) as error:
         raise ExportError(
-            f"{output} holds a damaged bundle, and nothing says which of its files are ours; "
+            f"{output} holds a damaged bundle, so it is unknown which files are bge-export's; "
             "delete it, or choose another --output"
         ) from error
     ours = {FILE_NAME, *manifest.files}
@@ -57,15 +70,16 @@ def check_output(output: Path, *, force: bool) -> None:
 
 @contextmanager
 def staging_directory(output: Path) -> Iterator[Path]:
-    """Make a folder to write into, and remove it unless it was renamed away.
+    """Create a folder to write into, and remove it unless it is renamed away.
 
-    Turns whatever the file system refuses into an `ExportError`.
+    Raises:
+        ExportError: In place of any `OSError`.
     """
     draft: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
-        draft.chmod(0o755)  # mkdtemp makes it private, and a bundle is to be shared
+        draft.chmod(0o755)  # mkdtemp makes it private, but bundles are shared
         yield draft
     except BgeError:
         raise
@@ -77,11 +91,11 @@ def staging_directory(output: Path) -> Iterator[Path]:
 
 
 def commit_directory(draft: Path, output: Path, *, force: bool) -> None:
-    """Rename a finished folder to its place, over an older bundle with ``force``.
+    """Rename a finished folder into place. With ``force`` it replaces an older bundle.
 
     Raises:
-        ExportError: If something else has come to be there since `check_output`.
-        OSError: If the file system refuses; an older bundle is then back in place.
+        ExportError: If something else has appeared there since `check_output`.
+        OSError: If the file system refuses. An older bundle is then restored.
     """
     for path in draft.rglob("*"):
         if path.is_file():
@@ -91,7 +105,7 @@ def commit_directory(draft: Path, output: Path, *, force: bool) -> None:
     if not output.exists():
         draft.rename(output)
         return
-    # A folder cannot be replaced in one step; the old one is deleted last.
+    # A folder cannot be replaced in one step, so the old one is deleted last.
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
     try:
         output.rename(old / output.name)
@@ -106,9 +120,9 @@ def commit_directory(draft: Path, output: Path, *, force: bool) -> None:
 
 
 def check_json_files(draft: Path) -> None:
-    """Check that every JSON file of a folder can be read by more than Python.
+    """Check that every JSON file of a folder is valid JSON, not just readable by Python.
 
-    What a tokenizer's configuration holds is written as it was read, and Python writes NaN.
+    Configurations are written as they were read, and Python reads and writes NaN.
 
     Raises:
         ExportError: If one holds NaN or Infinity.
@@ -116,9 +130,23 @@ def check_json_files(draft: Path) -> None:
 
     def refuse(word: str) -> None:
         raise ExportError(
-            f"{path.name} would hold {word}, which JSON has no word for, as the checkpoint's does. "
-            "Put the number there that was meant"
+            f"{path.name} would hold {word}, as the checkpoint's does, which is not valid JSON. "
+            "Replace it by the number that was meant"
         )
 
     for path in sorted(draft.rglob("*.json")):
         json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+def check_space(draft: Path, needed: int) -> None:
+    """Check that a bundle of so many bytes fits on the disk.
+
+    Raises:
+        ExportError: If it does not.
+    """
+    free = shutil.disk_usage(draft).free
+    if free < needed:
+        raise ExportError(
+            f"the disk of {draft.parent} has {free / 1e6:,.0f} MB free, and the bundle takes at "
+            f"least {needed / 1e6:,.0f} MB; free some, or choose another --output"
+        )

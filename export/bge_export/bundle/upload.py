@@ -1,4 +1,4 @@
-"""Put a bundle on the hub, where any machine can use it without PyTorch."""
+"""Upload a bundle to the Hub, where any machine can use it without PyTorch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _CARD = "README.md"
 
 
 def check_target(repo: str) -> None:
-    """Check that a bundle can be pushed to ``OWNER/NAME``, before minutes of work.
+    """Check that a bundle can be pushed to ``OWNER/NAME``, before the long work starts.
 
     Raises:
-        ExportError: If the name has another form, nobody is logged in, the hub cannot be
-            reached, or the repository holds a checkpoint.
+        ExportError: If the name is invalid, nobody is logged in, the Hub cannot be reached, or the
+            repository holds a checkpoint.
     """
     if not is_hub_id(repo):
-        raise ExportError(f"--push-to-hub takes OWNER/NAME, and was given {repo!r}")
+        raise ExportError(f"--push-to-hub takes OWNER/NAME, not {repo!r}")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with _explained(f"cannot push to {repo}"):
+    with _explain_errors(f"cannot push to {repo}"):
         hub = HfApi()
         hub.whoami()
         try:
@@ -36,34 +36,34 @@ def check_target(repo: str) -> None:
     if weights and FILE_NAME not in there:
         raise ExportError(
             f"{repo} holds a checkpoint ({weights[0]}), whose configuration a bundle's would "
-            "replace; push to a repository of its own"
+            "replace; push to a new repository"
         )
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload a bundle in one commit, in the place of one that is already there.
+    """Upload a bundle in one commit. It replaces one that is already there.
 
-    A model card is added if the repository has none. Graphs of an earlier bundle go;
-    every other file stays.
+    A model card is added if the repository has none. Graphs of an earlier bundle are deleted; all
+    other files stay.
 
     Args:
         folder: The bundle.
-        repo: ``OWNER/NAME``; made if there is none.
-        private: Whether a repository that is made is private.
+        repo: ``OWNER/NAME``; created if it does not exist.
+        private: Whether a created repository is private.
 
     Returns:
         Address of the commit.
 
     Raises:
         BundleError: If the bundle is damaged.
-        ExportError: If the hub refuses, or cannot be reached.
+        ExportError: If the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     manifest = Bundle.open(folder).manifest
     names = [FILE_NAME, *manifest.files]
     again = f"the bundle itself is ready; `hf upload {repo} {folder}` tries again"
-    with _explained(f"cannot push to {repo} ({again})"):
+    with _explain_errors(f"cannot push to {repo} ({again})"):
         hub = HfApi()
         hub.create_repo(repo, private=private, exist_ok=True)
         there = hub.list_repo_files(repo)
@@ -85,13 +85,13 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def model_card(manifest: Manifest, repo: str) -> str:
-    """Write the page of a bundle's repository: what it is, how near, how to use it."""
+    """Return the model card of a bundle: what it is, how close to PyTorch, how to use it."""
     source = manifest.provenance.source
     base = f"base_model: {source}\n" if is_hub_id(source) else ""
     warning = (
         ""
         if manifest.provenance.random_seed is None
-        else "**Its weights are random: it serves benchmarks, and its vectors mean nothing.**\n\n"
+        else "**Its weights are random: it is for benchmarks, and its vectors mean nothing.**\n\n"
     )
     rows = "\n".join(
         f"| {variant.name} | {variant.engine} | {variant.precision} | "
@@ -123,16 +123,16 @@ vectors = FlagModel("{repo}").encode(["a text"])  # (1, {manifest.model.dim}), f
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explain_errors(what: str) -> Iterator[None]:
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise ExportError(
-            "--push-to-hub needs to know who you are: log in with `hf auth login`, or set HF_TOKEN"
+            "--push-to-hub needs a login: log in with `hf auth login`, or set HF_TOKEN"
         ) from error
     except BgeError:
         raise
-    except Exception as error:  # of an HTTP library, which depends on huggingface_hub's version
+    except Exception as error:  # the HTTP library depends on huggingface_hub's version
         raise ExportError(f"{what}: {format_error(error)}") from error

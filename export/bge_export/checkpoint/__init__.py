@@ -1,45 +1,34 @@
-"""Read a checkpoint: what it is, its settings, its weights.
+"""Find a checkpoint, check it, and read its settings, tokenizer and weights.
 
-`bge_export.checkpoint.tokenizer` imports transformers, so it is imported by its own name.
+Both exporters and the command line use it. `bge_export.checkpoint.tokenizer` imports transformers,
+which is slow, so its names are not handed on here.
 """
 
-from bge_export.checkpoint.inspect import (
-    Checkpoint,
-    check_tokenizer_files,
-    find_checkpoint,
-    inspect_checkpoint,
+from bge_export.checkpoint.files import check_tokenizer_files
+from bge_export.checkpoint.find import find_checkpoint
+from bge_export.checkpoint.inspect import Checkpoint, inspect_checkpoint
+from bge_export.checkpoint.safetensors import SafetensorsReader, check_finite, weight_dtype
+from bge_export.checkpoint.sentence_transformers_keys import (
+    MODULES_FILE,
+    POOLING_MODES,
+    PROMPTS_FILE,
+    TRANSFORMER_FILES,
 )
-from bge_export.checkpoint.safetensors import (
-    SafetensorsReader,
-    TensorPlan,
-    Transform,
-    check_finite,
-    external_tensors,
-    identity,
-    total_bytes,
-    weight_dtype,
-    write_external_data,
-)
-from bge_export.checkpoint.sentence_transformers import settle, write_folder
 from bge_export.checkpoint.weight_names import is_unused, match_weights, require_match
 
 __all__ = [
+    "MODULES_FILE",
+    "POOLING_MODES",
+    "PROMPTS_FILE",
+    "TRANSFORMER_FILES",
     "Checkpoint",
     "SafetensorsReader",
-    "TensorPlan",
-    "Transform",
     "check_finite",
     "check_tokenizer_files",
-    "external_tensors",
     "find_checkpoint",
-    "identity",
     "inspect_checkpoint",
     "is_unused",
     "match_weights",
     "require_match",
-    "settle",
-    "total_bytes",
     "weight_dtype",
-    "write_external_data",
-    "write_folder",
 ]

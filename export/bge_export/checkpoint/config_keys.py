@@ -1,6 +1,6 @@
-"""Keys of a ``config.json`` that change what a model computes, and have to be at their default.
+"""Keys of a ``config.json`` that change what a model computes and must have their default.
 
-What transformers does not know it ignores, and not every version knows the same keys.
+transformers ignores keys that it does not know, and versions know different keys.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _REFUSED = {
     "use_bidirectional_attention": "its tokens attend in both directions, which this version "
     "does for decoders with is_causal false only",
 }
-"""Keys that have to be absent, null, false or empty, and what another value means."""
+"""Keys that must be absent, null, false or empty, and the meaning of another value."""
 
 
 def check_config_keys(config: Mapping[str, Any], *, source: str) -> None:
-    """Refuse a configuration that asks for what no graph here computes.
+    """Refuse a configuration that the graphs here do not implement.
 
     Raises:
-        ExportError: If it does.
+        ExportError: If it has such a key, or NaN or infinity.
     """
     for key, meaning in _REFUSED.items():
         if config.get(key):
@@ -38,6 +38,6 @@ def check_config_keys(config: Mapping[str, Any], *, source: str) -> None:
         json.dumps(config, allow_nan=False)
     except ValueError as error:
         raise ExportError(
-            f"the config.json of {source} holds NaN or Infinity, which JSON has no word for, and "
-            "the bundle's would, too. Put the number there that was meant"
+            f"the config.json of {source} holds NaN or Infinity, which is not valid JSON. Replace "
+            "it by the number that was meant"
         ) from error

@@ -1,14 +1,14 @@
-"""Weights from a checkpoint's safetensors to a graph's external data, tensor by tensor.
+"""Read safetensors files tensor by tensor.
 
-Nothing is mapped into memory and no more than one matrix is held at a time, so that a
-checkpoint many times the size of the memory can be exported.
+Files are not mapped into memory, so a checkpoint can be many times as large as the memory.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.checkpoint.inspect import read_safetensors_header
 from bge_runtime.errors import ExportError
+from bge_runtime.system import check_not_pointer
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -27,15 +27,56 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""safetensors' names of the floating-point types that weights come in."""
+"""Floating-point types of weights, by their names in a safetensors file."""
+
+_TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}
+"""Bytes per number of the types that checkpoints without quantised weights have."""
 
 _PIECE_BYTES = 32 << 20
-"""Tensors that go through row by row are read in pieces of this size."""
+"""Size of the pieces in which `SafetensorsReader.pieces` reads."""
 
-_PAGE = 4096
-"""External data has to begin on a page for an engine to map it into memory."""
 
-Transform = Callable[[NDArray[Any]], NDArray[Any]]
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the header of a safetensors file and check that the file is complete.
+
+    The format: 8 bytes of header length, a JSON header, then the tensors' bytes
+    (https://github.com/huggingface/safetensors#format).
+
+    Returns:
+        By tensor name: ``dtype``, ``shape`` and ``start``, the offset in the file.
+
+    Raises:
+        ExportError: If the file is damaged or short, or its weights are quantised.
+    """
+    check_not_pointer(path, error=ExportError)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError(f"header of {length:,} bytes in a file of {size:,}")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors, end = {}, 8 + length
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            first, last = tensor["data_offsets"]
+            dtype, shape = str(tensor["dtype"]), tuple(tensor["shape"])
+            if dtype not in _TYPE_BYTES:
+                raise ExportError(
+                    f"{name} in {path} is of type {dtype}, which quantised weights have. Export "
+                    "the checkpoint that it was made from"
+                )
+            if 8 + length + first != end or last - first != math.prod(shape) * _TYPE_BYTES[dtype]:
+                raise ValueError(f"{name} does not lie where the header says")
+            tensors[name] = {"dtype": dtype, "shape": shape, "start": end}
+            end += last - first
+        if end != size:
+            raise ValueError(f"{size:,} bytes where the header calls for {end:,}")
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error
+    ) as error:  # fmt: skip
+        raise ExportError(f"{path} is damaged ({error}); download it again") from error
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -53,19 +94,19 @@ class SafetensorsReader:
         """Read the headers of the files.
 
         Raises:
-            ExportError: If there is a file that is not safetensors, is damaged, or holds a
-                tensor that another one holds, too.
+            ExportError: If a file is not a safetensors file, is damaged, or repeats a tensor of
+                another file.
         """
         self._places: dict[str, _Place] = {}
         for name in files:
             path = folder / name
             if path.suffix != ".safetensors":
                 raise ExportError(
-                    f"{path} is not a safetensors file, and decoders are exported from those only, "
-                    "so that they never have to fit into memory. Save the model once with "
+                    f"{path} is not a safetensors file. Decoders are exported from those only, "
+                    "because they can be read in parts. Save the model once with "
                     "save_pretrained(FOLDER, safe_serialization=True)"
                 )
-            for key, value in read_safetensors_header(path).items():
+            for key, value in read_header(path).items():
                 place = _Place(path, str(value["dtype"]), tuple(value["shape"]), value["start"])
                 if key in self._places:
                     raise ExportError(
@@ -79,11 +120,11 @@ class SafetensorsReader:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Give a tensor's shape."""
+        """Return a tensor's shape."""
         return self._places[name].shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Give a tensor's type.
+        """Return a tensor's type.
 
         Raises:
             ExportError: If it is not a floating-point type of 16 bits or more.
@@ -101,8 +142,8 @@ class SafetensorsReader:
 
         Args:
             name: The tensor.
-            first: The first row to read.
-            rows: How many rows; None for all from there on.
+            first: First row to read.
+            rows: Number of rows; None for all the rest.
 
         Raises:
             ExportError: If the file cannot be read.
@@ -123,7 +164,7 @@ class SafetensorsReader:
         return array
 
     def pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        """Read a tensor in pieces of some rows, in order.
+        """Yield a tensor in pieces of some rows, in order.
 
         Raises:
             ExportError: If the file cannot be read.
@@ -138,107 +179,8 @@ class SafetensorsReader:
             yield self.read(name, first=first, rows=min(rows, shape[0] - first))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorPlan:
-    """One tensor on its way into a graph's external data.
-
-    Attributes:
-        name: Its name in the graph.
-        source: Its name in the checkpoint.
-        dtype: Its type in the graph.
-        shape: Its shape in the graph.
-        transform: Makes of it what is stored, in its type; None lets it through piece by
-            piece.
-    """
-
-    name: str
-    source: str
-    dtype: ir.DataType
-    shape: tuple[int, ...]
-    transform: Transform | None = None
-
-
-def external_tensors(
-    plans: Iterable[TensorPlan], *, folder: Path, location: str
-) -> dict[str, ir.ExternalTensor]:
-    """Decide where each tensor lies in an external data file.
-
-    Args:
-        plans: The tensors, in the order in which they are written.
-        folder: Folder of the graph.
-        location: Name of the data file in it.
-    """
-    tensors, offset = {}, 0
-    for plan in plans:
-        length = _size_bytes(plan)
-        tensors[plan.name] = ir.ExternalTensor(
-            location, offset, length, plan.dtype, shape=ir.Shape(plan.shape), name=plan.name,
-            base_dir=folder,
-        )  # fmt: skip
-        offset += -(-length // _PAGE) * _PAGE
-    return tensors
-
-
-def write_external_data(
-    plans: Iterable[TensorPlan],
-    reader: SafetensorsReader,
-    path: Path,
-    *,
-    advance: Callable[[int], object] = lambda _: None,
-) -> None:
-    """Stream tensors from a checkpoint into an external data file.
-
-    Args:
-        plans: The tensors, in the order that `external_tensors` was given.
-        reader: The checkpoint.
-        path: The file to write.
-        advance: Told how many more bytes were written.
-
-    Raises:
-        ExportError: If a tensor has another shape than its plan, or holds NaN, infinity or what
-            its planned type has no place for.
-        OSError: If the file cannot be written.
-    """
-    with path.open("wb") as file:
-        for plan in plans:
-            start = file.tell()
-            for piece in _pieces(plan, reader):
-                file.write(np.ascontiguousarray(piece).view(np.uint8).reshape(-1).data)
-                advance(piece.nbytes)
-            if file.tell() - start != _size_bytes(plan):
-                raise ExportError(
-                    f"{plan.source} of the checkpoint has the shape {reader.shape(plan.source)}, "
-                    f"which does not become {plan.shape} of {plan.name}"
-                )
-            file.write(b"\0" * (-file.tell() % _PAGE))
-
-
-def _pieces(plan: TensorPlan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
-    if plan.transform is not None:
-        yield _stored(plan, reader.read(plan.source))
-        return
-    for array in reader.pieces(plan.source):
-        yield _stored(plan, array)
-
-
-def _stored(plan: TensorPlan, array: NDArray[Any]) -> NDArray[Any]:
-    # As it was read: in a matrix of 8 bits nothing is seen of it any more.
-    check_finite(array, plan.source)
-    dtype = plan.dtype.numpy()
-    # What overflows becomes infinity, and is found as such.
-    with np.errstate(over="ignore"):
-        stored = plan.transform(array) if plan.transform else array.astype(dtype, copy=False)
-    if stored.dtype == dtype != array.dtype and not np.isfinite(stored).all():
-        largest = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
-        raise ExportError(
-            f"{plan.source} of the checkpoint holds numbers above {largest:.6g}"
-            + (": leave --precision fp16 out" * (dtype == np.float16))
-        )
-    return stored
-
-
 def check_finite(array: NDArray[Any], name: str) -> None:
-    """Refuse a weight that holds NaN or infinity, of which every vector may become NaN.
+    """Refuse a weight that holds NaN or infinity, which can turn every vector into NaN.
 
     Raises:
         ExportError: If it does.
@@ -250,22 +192,8 @@ def check_finite(array: NDArray[Any], name: str) -> None:
         )
 
 
-def _size_bytes(plan: TensorPlan) -> int:
-    return -(-math.prod(plan.shape) * plan.dtype.bitwidth // 8)
-
-
-def identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
-    """Say of a tensor what only its equals share."""
-    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()
-
-
-def total_bytes(plans: Iterable[TensorPlan]) -> int:
-    """Add up what the tensors take."""
-    return sum(_size_bytes(plan) for plan in plans)
-
-
 def weight_dtype(reader: SafetensorsReader, names: Mapping[str, str]) -> ir.DataType:
-    """Return the one type that holds all of these tensors exactly; fp32 for wider ones."""
+    """Return the smallest type that holds all of these tensors exactly, at most fp32."""
     kinds = {reader.dtype(name) for name in names.values()}
     if len(kinds) == 1 and kinds != {_DTYPES["F64"]}:
         return ir.DataType.from_numpy(kinds.pop())

@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint a model reads, and which ones it may leave out.
+"""Match the tensors of a checkpoint with those that a model reads.
 
-The installed transformers decides alone what it does with a tensor that has no place in the
-model that it makes: version 5 drops weights that version 4 reads. So names are compared here.
+transformers drops tensors that its model does not have, and version 5 drops weights that version 4
+reads. So names are compared here.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from bge_runtime.errors import ExportError
 _END = r"(weight|bias|gamma|beta)"
 
 _UNUSED = (
-    # A layer of BERT behind the hidden states that embeddings are pooled from.
+    # BERT's pooler, which follows the hidden states that are pooled here.
     rf"pooler\.(dense\.)?{_END}",
     # Heads of BERT's pre-training.
     rf"cls\.predictions\.(transform\.(dense|LayerNorm)\.|decoder\.)?{_END}",
     rf"cls\.seq_relationship\.{_END}",
     # The head of a language model: RoBERTa's, and that of a decoder.
     rf"lm_head\.((dense|layer_norm|decoder)\.)?{_END}",
-    # Heads of other tasks. Whether the model is one of those, its config.json says.
+    # Heads of other tasks. Models for those are refused by their config.json.
     rf"(classifier|qa_outputs)\.((dense|out_proj)\.)?{_END}",
-    # Numbers from 0 on, and zeros: transformers before 4.31 saved them.
+    # Constants that transformers before 4.31 saved.
     r"embeddings\.(position_ids|token_type_ids)",
-    # Computed from rope_theta. Older decoders saved them.
+    # Computed from rope_theta. Older decoders saved it.
     r"(.*\.)?rotary_emb\.inv_freq",
 )
-"""Tensors that vectors do not depend on: a checkpoint may hold them, and may lack them."""
+"""Tensors that vectors do not depend on. A checkpoint may have or lack them."""
 
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
@@ -45,7 +45,7 @@ _ADVICE = {
     ),
     r"cross_?attention": "They are of a decoder that attends to an encoder, and is no embedder",
 }
-"""What to do about tensors whose names hold something."""
+"""Advice about unread tensors, by a pattern in their names."""
 
 _SAVE_ANEW = (
     "If vectors are to be made without them, load the model with transformers and save it with "
@@ -55,13 +55,12 @@ _SAVE_ANEW = (
 
 @dataclass(frozen=True)
 class Match:
-    """What of a checkpoint goes where in a model.
+    """Which tensor of a checkpoint is which one of the model.
 
     Attributes:
-        found: Names in the checkpoint, by the model's.
-        unread: Names in the checkpoint that have no place in the model, and are not known
-            to be of no account.
-        missing: Names of the model that the checkpoint lacks, likewise.
+        found: Names in the checkpoint, by name in the model.
+        unread: Names in the checkpoint that the model does not have. Unused tensors are left out.
+        missing: Names in the model that the checkpoint does not have. Unused tensors are left out.
     """
 
     found: dict[str, str]
@@ -75,8 +74,8 @@ def match_weights(stored: Iterable[str], read: Collection[str], *, prefix: str) 
     Args:
         stored: Names in the checkpoint.
         read: Names that the model reads.
-        prefix: What a checkpoint of the model with a head has before the names, without
-            the dot. If it is there, what has no prefix is of the head.
+        prefix: Prefix of the names in a checkpoint with a head, without the dot. If any name has
+            it, names without it belong to the head.
     """
     stored, prefix = sorted(stored), f"{prefix}."
     with_head = any(name.startswith(prefix) for name in stored)
@@ -84,7 +83,7 @@ def match_weights(stored: Iterable[str], read: Collection[str], *, prefix: str) 
     unread = []
     for name in stored:
         own = name.removeprefix(prefix)
-        # Names of TensorFlow's, in BERTs of the first years.
+        # TensorFlow's names, in early BERT checkpoints.
         own = own.replace("LayerNorm.gamma", "LayerNorm.weight")
         own = own.replace("LayerNorm.beta", "LayerNorm.bias")
         if own in read and own not in found and name.startswith(prefix) == with_head:
@@ -96,35 +95,35 @@ def match_weights(stored: Iterable[str], read: Collection[str], *, prefix: str) 
 
 
 def is_unused(name: str) -> bool:
-    """Return whether vectors do not depend on a tensor, by its name without prefix."""
+    """Return whether vectors do not depend on a tensor. The name has no prefix."""
     return any(re.fullmatch(pattern, name) for pattern in _UNUSED)
 
 
 def require_match(match: Match, read: Collection[str], *, source: str) -> None:
-    """Refuse a checkpoint that holds more, or less, than its model reads.
+    """Refuse a checkpoint that has more or fewer tensors than its model reads.
 
     Raises:
-        ExportError: If it does; the message names tensors and says what to do.
+        ExportError: If it does. The message names tensors and advises what to do.
     """
     if match.unread:
-        lacks = f" It lacks {_some(match.missing)}." if match.missing else ""
+        lacks = f" It lacks {_name_some(match.missing)}." if match.missing else ""
         raise ExportError(
-            f"{source} holds {_some(match.unread)}, which a model of its config.json does not "
-            f"read: vectors would be made without them.{lacks} {_advice(match, read)}"
+            f"{source} holds {_name_some(match.unread)}, which a model of its config.json does not "
+            f"read: vectors would be made without them.{lacks} {_advise(match, read)}"
         )
     if match.missing:
         raise ExportError(
-            f"{source} lacks {_some(match.missing)}, which a model of its config.json has; it is "
-            "damaged, or of another type or size than that says"
+            f"{source} lacks {_name_some(match.missing)}, which a model of its config.json has; it "
+            "is damaged, or of another type or size than that says"
         )
 
 
-def _some(names: list[str]) -> str:
+def _name_some(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return f"{len(names)} tensors, such as {shown}" if len(names) > 3 else shown
 
 
-def _advice(match: Match, read: Collection[str]) -> str:
+def _advise(match: Match, read: Collection[str]) -> str:
     unread = match.unread
     for pattern, advice in _ADVICE.items():
         if any(re.search(pattern, name) for name in unread):

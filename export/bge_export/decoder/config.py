@@ -1,7 +1,7 @@
-"""What a decoder's ``config.json`` says, as one typed description for all families.
+"""Read a decoder's ``config.json`` into one description for all families.
 
-Defaults and meanings are those of transformers' configuration classes (4.57); each
-family's own are in `_FAMILIES`.
+Defaults and meanings are those of transformers' configuration classes (4.57), by family in
+`_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from bge_runtime.sources import DECODERS
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A decoder-only transformer, as far as its vectors depend on it.
+    """The settings of a decoder-only transformer that its vectors depend on.
 
     Attributes:
-        family: ``model_type``: one of `bge_runtime.sources.DECODERS`.
+        family: ``model_type``, one of `bge_runtime.sources.DECODERS`.
         layers: Number of transformer layers.
         hidden_size: Width of the hidden states.
         heads: Query heads of a layer.
@@ -27,20 +27,20 @@ class DecoderConfig:
         head_dim: Width of a head.
         intermediate_size: Width of the feed-forward layer.
         vocab_size: Rows of the embedding table.
-        max_length: Most tokens that it can read.
+        max_length: Most tokens that it reads.
         rms_norm_eps: Added to the mean square in each norm.
         rope_theta: Base of the rotary frequencies (arXiv:2104.09864).
-        activation: ``"silu"`` or ``"gelu_tanh"``, of the gate.
-        windows: For each layer how many tokens a query sees, its own included; None for
-            all of those before it.
-        softcap: Attention scores are bent to stay within it; None for straight ones.
-        query_scale: What scores are multiplied by.
-        embed_scale: What embeddings are multiplied by.
-        norm_offset: Added to each norm's weights: 1 for Gemma, which stores the difference.
-        post_norms: Norms after attention and feed-forward layer as well, as Gemma 2 has.
-        query_key_norms: Norms of each head's queries and keys, as Qwen3 has.
-        qkv_bias: Biases of queries, keys and values.
-        output_bias: Bias of attention's output.
+        activation: Activation of the gate: ``"silu"`` or ``"gelu_tanh"``.
+        windows: For each layer the number of tokens that a query sees, including its own; None for
+            all tokens before it.
+        softcap: Bound to which attention scores are softcapped; None for no softcapping.
+        query_scale: Factor of the scores.
+        embed_scale: Factor of the embeddings.
+        norm_offset: Added to the weights of norms: 1 for Gemma, which stores the difference.
+        post_norms: Whether attention and feed-forward layer are followed by norms, as in Gemma 2.
+        query_key_norms: Whether queries and keys have norms, as in Qwen3.
+        qkv_bias: Whether queries, keys and values have biases.
+        output_bias: Whether attention's output has a bias.
         causal: Whether a token sees only those before it.
     """
 
@@ -72,8 +72,8 @@ class DecoderConfig:
         """Read a ``config.json``.
 
         Raises:
-            ExportError: If it is of another family, lacks a size, or asks for something
-                that graphs here do not have, such as scaled rotary frequencies.
+            ExportError: If it is of another family, lacks a size, or has a setting that the graphs
+                here do not support, such as scaled rotary frequencies.
         """
         family = config.get("model_type")
         if family not in _FAMILIES:
@@ -98,7 +98,7 @@ class DecoderConfig:
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads do not share {kv_heads} key heads evenly")
         causal = own.get("is_causal", True) is not False
-        windows = _windows(own)
+        windows = _read_windows(own)
         if any(windows) and not causal:
             raise ExportError(f"{source} attends in both directions and within a window at once")
         scale = own.get("query_pre_attn_scalar") or head_dim
@@ -113,8 +113,8 @@ class DecoderConfig:
             vocab_size=int(own["vocab_size"]),
             max_length=int(own["max_position_embeddings"]),
             rms_norm_eps=float(own["rms_norm_eps"]),
-            rope_theta=_rope_theta(own, source),
-            activation=_activation(own, source),
+            rope_theta=_read_rope_theta(own, source),
+            activation=_read_activation(own, source),
             windows=windows,
             softcap=None if own.get("attn_logit_softcapping") is None
             else float(own["attn_logit_softcapping"]),
@@ -154,7 +154,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "max_window_layers": 28,
         "hidden_act": "silu",
         "num_key_value_heads": 32,
-        "attention_bias": True,  # its own configuration has no such key
+        "attention_bias": True,  # its configuration has no such key
     },
     "qwen3": {
         "max_position_embeddings": 32768,
@@ -166,12 +166,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
     },
 }
-"""What each configuration class fills in where a ``config.json`` is silent."""
+"""Defaults of each configuration class."""
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
+def _read_windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
     count, window = int(own["num_hidden_layers"]), own.get("sliding_window")
     family = own["model_type"]
     if unknown := set(own.get("layer_types") or ()) - {"sliding_attention", "full_attention"}:
@@ -191,8 +191,8 @@ def _windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
     return tuple(int(window) if slide else None for slide in slides)
 
 
-def _rope_theta(own: Mapping[str, Any], source: str) -> float:
-    # transformers 5 writes one object, 4 writes two keys.
+def _read_rope_theta(own: Mapping[str, Any], source: str) -> float:
+    # transformers 5 writes one object, version 4 two keys.
     rope = {**(own.get("rope_scaling") or {}), **(own.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
@@ -203,7 +203,7 @@ def _rope_theta(own: Mapping[str, Any], source: str) -> float:
     return float(own.get("rope_theta") or rope.get("rope_theta") or 10000.0)
 
 
-def _activation(own: Mapping[str, Any], source: str) -> str:
+def _read_activation(own: Mapping[str, Any], source: str) -> str:
     name = own.get("hidden_activation") if own["model_type"] == "gemma2" else own["hidden_act"]
     if name not in _ACTIVATIONS:
         raise ExportError(

@@ -1,54 +1,51 @@
-"""A decoder's ONNX graph, built from its configuration.
+"""Build a decoder's ONNX graph from its configuration, for CPUs.
 
-The encoders' graphs are traced; these are written down, one function a part, since the
-trace of a decoder depends on the installed transformers: 4.57 gives Gemma 2 an attention
-without softcapping and takes no notice of Qwen2's ``is_causal``, 5 does neither; and a
-trace needs the model in memory. The parity gate compares the result with transformers.
+Encoders are traced; decoders are not. A trace would need the model in memory, and depends on the
+installed transformers: 4.57 leaves out Gemma 2's softcapping and ignores Qwen2's ``is_causal``; 5
+does neither. The parity gate compares the result with transformers.
 
-The graph reads the new tokens of a batch, and the keys and values of a past that all rows
-share: a prefix that was run before, or an empty one.
+The graph reads the new tokens of a batch, and the keys and values of a past that all rows share: a
+prefix that was run before, or an empty one.
 
     input_ids, attention_mask      (batch, sequence)   right-padded
     past_key_values.N.key, .value  (1, kv_heads, past, head_dim)
     sentence_embedding             (batch, hidden_size): the last token's, not normalised
     present.N.key, .value          (batch, kv_heads, sequence, head_dim): the new tokens'
 
-A shared past is never copied for the rows: scores of queries against the past and against
-the new tokens are two products, joined for the softmax (as in arXiv:2402.05099). In the
-last layer only the last token has a query, and the norm at the end sees one row a text.
+A shared past is never copied for each row: the scores of queries against the past and against the
+new tokens are two products, joined for the softmax (as in arXiv:2402.05099). In the last layer only
+the last token has a query, so the final norm has one row for each text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from bge_export.decoder.config import DecoderConfig
-from bge_export.graph_builder import GraphBuilder
+from bge_export.decoder.operators import FLOAT, OperatorWriter
 from bge_runtime.bundle import SENTENCE_EMBEDDING, past_names, present_names
 
 OPSET = 23
-"""Has RMSNormalization; ONNX Runtime reads it from 1.23 on, OpenVINO 2026.1 as well."""
+"""First opset with RMSNormalization. ONNX Runtime 1.23 and OpenVINO 2026.1 read it."""
 
-_FLOAT = ir.DataType.FLOAT
 HIDDEN_STATES = "hidden_states"
-"""Input of a graph that begins in the middle of a decoder."""
+"""Input of a graph that starts with a later layer."""
 
 _MASKED = -1e30
-"""Added to scores of tokens that are not seen. Finite, so that nothing becomes NaN, and
-within bf16's range."""
+"""Added to scores of masked tokens. Finite, so that nothing becomes NaN, and within bf16's
+range."""
 
 
 class Matrix(NamedTuple):
-    """A weight as it lies in the file.
+    """A weight as it is stored.
 
     Attributes:
         values: The tensor; shape ``(inputs, outputs)``.
-        scales: Of a quantised one the scale of each block, shape
-            ``(inputs / block, outputs)``.
+        scales: Scale of each block, if it is quantized; shape ``(inputs / block, outputs)``.
         block: Rows that share a scale.
     """
 
@@ -57,8 +54,8 @@ class Matrix(NamedTuple):
     block: int = 0
 
 
-class _Common(NamedTuple):
-    """What all layers use, computed once."""
+class _Shared(NamedTuple):
+    """Values that all layers use, computed once."""
 
     sequence: ir.Value
     past: ir.Value | None
@@ -68,52 +65,48 @@ class _Common(NamedTuple):
     last_cos_sin: tuple[ir.Value, ir.Value]
 
 
-class DecoderGraph:
+class DecoderGraph(OperatorWriter):
     """Builds the graph of a decoder, or of some of its layers.
 
-    A part of the layers begins with hidden states, and one that does not hold the last
-    layer ends with them: that is how a model too large for the memory is checked.
+    A graph of some layers begins or ends with hidden states. The parity gate uses such graphs for
+    models that do not fit into memory.
     """
 
     opset = OPSET
     """Version of the standard operators."""
 
     takes_past = True
-    """Whether a causal decoder's graph has inputs and outputs for keys and values."""
+    """Whether the graph of a causal decoder has inputs and outputs for keys and values."""
 
     scores_rank = 5
-    """Dimensions of scores when the mask is added: ``(batch, kv_heads, group, queries, keys)``."""
+    """Rank of the scores to which the mask is added: ``(batch, kv_heads, group, queries,
+    keys)``."""
 
     def __init__(
-        self, config: DecoderConfig, weights: Mapping[str, Matrix], *, dtype: ir.DataType = _FLOAT
+        self, config: DecoderConfig, weights: Mapping[str, Matrix], *, dtype: ir.DataType = FLOAT
     ) -> None:
-        """Take a decoder and what it is computed in.
+        """Begin the graph of a decoder.
 
         Args:
             config: The decoder.
-            weights: Its weights by the names that `decoder_weights` gives them.
+            weights: Its stored weights, by the names of `decoder_weights`.
             dtype: Type of products, attention and activations.
         """
+        super().__init__(dtype)
         self._config = config
         self._weights = weights
-        self._dtype = dtype
-        self._tape = GraphBuilder()
-        # Apart from the nodes: those of a branch may use them as well.
-        self._held = GraphBuilder()
-        self._inputs: list[ir.Value] = []
         self._presents: list[ir.Value] = []
-        self._constants: dict[str, ir.Value] = {}
 
     def build(self, layers: Sequence[int] | None = None, *, embed: bool = True) -> ir.Model:
         """Build a model.
 
         Args:
-            layers: Layers it has, in order; None for all.
+            layers: Layers of the graph, in order; None for all.
             embed: Whether it begins with tokens. Otherwise it takes ``hidden_states`` of
                 shape ``(batch, sequence, hidden_size)``.
 
         Returns:
-            A model of opset ``opset``. With the last layer it gives vectors, else
+            A model of opset ``opset``. With the last layer its output are vectors, else
             ``hidden_states_out``.
         """
         config = self._config
@@ -124,13 +117,13 @@ class DecoderGraph:
             hidden = self._embed(ids)
         else:
             width: list[int | str] = ["batch", "sequence", config.hidden_size]
-            hidden = self._input(HIDDEN_STATES, _FLOAT, width)
+            hidden = self._input(HIDDEN_STATES, FLOAT, width)
             mask = self._input("attention_mask", ir.DataType.INT64, ["batch", "sequence"])
         pasts: dict[int, tuple[ir.Value, ir.Value]] = {}
         if config.causal and self.takes_past:
             shape: list[int | str] = [1, config.kv_heads, "past", config.head_dim]
             for layer in layers:
-                key, value = (self._input(name, _FLOAT, shape) for name in past_names(layer))
+                key, value = (self._input(name, FLOAT, shape) for name in past_names(layer))
                 pasts[layer] = key, value
         if layers:
             self._lengths = self._op("ReduceSum", mask, self._ints([1]), keepdims=0)
@@ -157,32 +150,34 @@ class DecoderGraph:
 
     def _embed(self, ids: ir.Value) -> ir.Value:
         table = self._stored(self._weights["embed_tokens"].values)
-        hidden = self._cast(self._op("Gather", table, ids, axis=0), table.dtype, _FLOAT)
+        hidden = self._cast(self._op("Gather", table, ids, axis=0), table.dtype, FLOAT)
         scale = self._config.embed_scale
         return hidden if scale == 1 else self._op("Mul", hidden, self._float(scale))
 
     def _prepare(self, mask: ir.Value, past_key: ir.Value | None) -> None:
         """Compute what all layers use: masks and rotary factors."""
         config = self._config
-        sequence, past, total = self._extent(mask, past_key)
+        sequence, past, total = self._count_tokens(mask, past_key)
         start = self._ints([0]) if past is None else past
         keys, queries = self._range(self._ints([0]), total), self._range(start, total)
         last_queries = self._op("Add", self._last, start)
-        every, every_last = {}, {}
+        masks, last_masks = {}, {}
         for window in dict.fromkeys(config.windows):
             if config.causal:
-                by_row = self._op("Unsqueeze", queries, self._ints([1]))
-                every[window] = self._additive(self._seen(by_row, keys, window))
-                between = self._ints(range(1, self.scores_rank))
-                split_by_text = self._op("Unsqueeze", last_queries, between)
-                every_last[window] = self._additive(self._seen(split_by_text, keys, window))
+                row_queries = self._op("Unsqueeze", queries, self._ints([1]))
+                masks[window] = self._make_additive(self._make_mask(row_queries, keys, window))
+                axes = self._ints(range(1, self.scores_rank))
+                text_queries = self._op("Unsqueeze", last_queries, axes)
+                last_masks[window] = self._make_additive(
+                    self._make_mask(text_queries, keys, window)
+                )
             else:
                 seen = self._op("Cast", mask, to=ir.DataType.BOOL)
                 seen = self._op("Unsqueeze", seen, self._ints(range(1, self.scores_rank - 1)))
-                every[window] = every_last[window] = self._additive(seen)
+                masks[window] = last_masks[window] = self._make_additive(seen)
         tables = [
             self._narrow(self._constant(name, table))
-            for name, table in self._rotary_tables().items()
+            for name, table in self._make_rotary_tables().items()
         ]
         rows = [self._op("Slice", table, start, total, self._ints([0])) for table in tables]
         per_token = tuple(self._op("Unsqueeze", row, self._ints([1])) for row in rows)
@@ -191,19 +186,19 @@ class DecoderGraph:
                      self._ints([1, 2]))
             for table in tables
         )  # fmt: skip
-        self._common = _Common(
+        self._shared = _Shared(
             sequence=sequence,
             past=past,
-            mask_of=every,
+            mask_of=masks,
             cos_sin=(per_token[0], per_token[1]),
-            last_mask_of=every_last,
+            last_mask_of=last_masks,
             last_cos_sin=(of_last[0], of_last[1]),
         )
 
-    def _extent(
+    def _count_tokens(
         self, mask: ir.Value, past_key: ir.Value | None
     ) -> tuple[ir.Value, ir.Value | None, ir.Value]:
-        """Count the new tokens, those of the past, and both."""
+        """Return the number of new tokens, of tokens in the past, and their sum."""
         sequence = self._op("Shape", mask, start=1, end=2)
         if past_key is None:
             return sequence, None, sequence
@@ -214,18 +209,18 @@ class DecoderGraph:
         ends = (self._op("Reshape", value, self._ints([])) for value in (first, end))
         return self._op("Range", *ends, self._ints(1))
 
-    def _seen(self, queries: ir.Value, keys: ir.Value, window: int | None) -> ir.Value:
+    def _make_mask(self, queries: ir.Value, keys: ir.Value, window: int | None) -> ir.Value:
         seen = self._op("LessOrEqual", keys, queries)
         if window is None:
             return seen
         oldest = self._op("Sub", queries, self._ints(window))
         return self._op("And", seen, self._op("Greater", keys, oldest))
 
-    def _additive(self, seen: ir.Value) -> ir.Value:
+    def _make_additive(self, seen: ir.Value) -> ir.Value:
         return self._op("Where", seen, self._float(0.0), self._float(_MASKED))
 
-    def _rotary_tables(self) -> dict[str, Any]:
-        """Give cosine and sine of each position and frequency, as transformers does."""
+    def _make_rotary_tables(self) -> dict[str, Any]:
+        """Return cosine and sine of each position and frequency, as in transformers."""
         config = self._config
         exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
         frequencies = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
@@ -252,21 +247,21 @@ class DecoderGraph:
         return self._op("Add", hidden, fed)
 
     def _last_token(self, hidden: ir.Value) -> ir.Value:
-        """Select each text's last row. Shape: ``(batch, 1, width)``."""
+        """Select the last token of each text. Shape: ``(batch, 1, width)``."""
         index = self._op("Unsqueeze", self._last, self._ints([1]))
         index = self._op("Unsqueeze", index, self._ints([2]))
-        # Gathered by position within each row; GatherElements would want the width as well.
+        # By position within each row; GatherElements would need an index for each channel.
         return self._op("GatherND", hidden, index, batch_dims=1)
 
     def _attention(
         self, layer: int, hidden: ir.Value, past: tuple[ir.Value, ir.Value] | None
     ) -> ir.Value:
-        """Attend; in the last layer with the queries of the last tokens alone."""
-        config, common = self._config, self._common
+        """Attend. In the last layer only the last tokens have queries."""
+        config, shared = self._config, self._shared
         is_last = layer == config.layers - 1
         groups = config.heads // config.kv_heads
-        query, key, value = self._projected(layer, hidden)
-        # A key head's queries are rows of one matrix: no key is ever repeated.
+        query, key, value = self._project(layer, hidden)
+        # The queries of a key head are rows of one matrix, so keys are never repeated.
         split = [0, 0, config.kv_heads, groups, config.head_dim]
         query = self._op("Transpose", self._reshape(query, split), perm=[0, 2, 3, 1, 4])
         query = self._reshape(query, [0, 0, -1, config.head_dim])
@@ -276,63 +271,65 @@ class DecoderGraph:
             past = self._narrow(past[0]), self._narrow(past[1])
             turned = self._op("Transpose", past[0], perm=[0, 1, 3, 2])
             scores = self._op("Concat", self._op("MatMul", query, turned), scores, axis=-1)
-        scores = self._capped(self._wide(scores))
+        scores = self._softcap(self._wide(scores))
         total = self._op("Shape", scores, start=3, end=4)
-        queries = self._ints([1]) if is_last else common.sequence
-        apart = self._op("Concat", self._ints([0, 0, groups]), queries, total, axis=0)
-        together = self._op("Concat", self._ints([0, 0, -1]), total, axis=0)
-        scores = self._op("Add", self._op("Reshape", scores, apart), self._mask(layer))
+        queries = self._ints([1]) if is_last else shared.sequence
+        split_shape = self._op("Concat", self._ints([0, 0, groups]), queries, total, axis=0)
+        flat_shape = self._op("Concat", self._ints([0, 0, -1]), total, axis=0)
+        scores = self._op("Add", self._op("Reshape", scores, split_shape), self._mask(layer))
         shares = self._narrow(self._op("Softmax", scores, axis=-1))
-        shares = self._op("Reshape", shares, together)
-        if past is None or common.past is None:
+        shares = self._op("Reshape", shares, flat_shape)
+        if past is None or shared.past is None:
             mixed = self._op("MatMul", shares, value)
         else:
             axis = self._ints([3])
-            of_past = self._op("Slice", shares, self._ints([0]), common.past, axis)
-            of_new = self._op("Slice", shares, common.past, total, axis)
+            of_past = self._op("Slice", shares, self._ints([0]), shared.past, axis)
+            of_new = self._op("Slice", shares, shared.past, total, axis)
             mixed = self._op(
                 "Add", self._op("MatMul", of_past, past[1]), self._op("MatMul", of_new, value)
             )
-            self._present(layer, key, value)
+            self._add_present(layer, key, value)
         joined = self._op("Concat", self._ints([0, 0, groups]), queries,
                           self._ints([config.head_dim]), axis=0)  # fmt: skip
         mixed = self._op("Transpose", self._op("Reshape", mixed, joined), perm=[0, 3, 1, 2, 4])
-        return self._joined(layer, mixed)
+        return self._join_heads(layer, mixed)
 
-    def _projected(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Give queries, keys and values, rotated and scaled, of shape ``(batch, rows, heads, ..)``.
+    def _project(self, layer: int, hidden: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return queries, keys and values, rotated and scaled.
 
-        In the last layer there is one row of queries, the last token's.
+        Shape: ``(batch, rows, heads, head_dim)``. In the last layer there is one row of queries,
+            the
+        last token's.
         """
-        config, name, common = self._config, f"layers.{layer}.self_attn.", self._common
+        config, name, shared = self._config, f"layers.{layer}.self_attn.", self._shared
         is_last = layer == config.layers - 1
         querying = self._last_token(hidden) if is_last else hidden
-        query = self._heads(querying, name + "q", config.heads)
-        key = self._heads(hidden, name + "k", config.kv_heads)
-        value = self._heads(hidden, name + "v", config.kv_heads)
-        query = self._rotate(query, common.last_cos_sin if is_last else common.cos_sin)
-        key = self._rotate(key, common.cos_sin)
+        query = self._split_heads(querying, name + "q", config.heads)
+        key = self._split_heads(hidden, name + "k", config.kv_heads)
+        value = self._split_heads(hidden, name + "v", config.kv_heads)
+        query = self._rotate(query, shared.last_cos_sin if is_last else shared.cos_sin)
+        key = self._rotate(key, shared.cos_sin)
         query = self._op("Mul", query, self._narrow(self._float(config.query_scale)))
         return query, key, value
 
-    def _capped(self, scores: ir.Value) -> ir.Value:
+    def _softcap(self, scores: ir.Value) -> ir.Value:
         if self._config.softcap is None:
             return scores
         cap = self._float(self._config.softcap)
         return self._op("Mul", self._op("Tanh", self._op("Div", scores, cap)), cap)
 
     def _mask(self, layer: int) -> ir.Value:
-        config, common = self._config, self._common
-        masks = common.last_mask_of if layer == config.layers - 1 else common.mask_of
+        config, shared = self._config, self._shared
+        masks = shared.last_mask_of if layer == config.layers - 1 else shared.mask_of
         return masks[config.windows[layer]]
 
-    def _joined(self, layer: int, mixed: ir.Value) -> ir.Value:
-        """Join the heads, which stand behind the rows, and project."""
+    def _join_heads(self, layer: int, mixed: ir.Value) -> ir.Value:
+        """Join the heads of ``(batch, rows, heads, head_dim)``, and project."""
         config = self._config
         rows = self._reshape(mixed, [0, 0, config.heads * config.head_dim])
         return self._linear(rows, f"layers.{layer}.self_attn.o_proj", bias=config.output_bias)
 
-    def _heads(self, hidden: ir.Value, name: str, heads: int) -> ir.Value:
+    def _split_heads(self, hidden: ir.Value, name: str, heads: int) -> ir.Value:
         """Project to heads. Shape: ``(batch, sequence, heads, head_dim)``."""
         config = self._config
         projected = self._linear(hidden, f"{name}_proj", bias=config.qkv_bias)
@@ -363,7 +360,7 @@ class DecoderGraph:
     def _gelu(self, hidden: ir.Value) -> ir.Value:
         return self._op("Gelu", hidden, approximate="tanh")
 
-    def _present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
+    def _add_present(self, layer: int, key: ir.Value, value: ir.Value) -> None:
         config = self._config
         shape: list[int | str] = ["batch", config.kv_heads, "sequence", config.head_dim]
         for name, present in zip(present_names(layer), (key, value), strict=True):
@@ -389,49 +386,3 @@ class DecoderGraph:
             return product
         offset = self._stored(self._weights[f"{name}.bias"].values)
         return self._op("Add", product, self._narrow(offset))
-
-    def _narrow(self, value: ir.Value) -> ir.Value:
-        """Bring a float32 value into the type of the products."""
-        return self._cast(value, _FLOAT, self._dtype)
-
-    def _wide(self, value: ir.Value) -> ir.Value:
-        """Bring a value of the products' type to float32."""
-        return self._cast(value, self._dtype, _FLOAT)
-
-    def _cast(self, value: ir.Value, of: ir.DataType | None, to: ir.DataType) -> ir.Value:
-        return value if of == to else self._op("Cast", value, to=to)
-
-    def _stored(self, tensor: ir.ExternalTensor) -> ir.Value:
-        return self._remember(tensor.name, lambda: self._held.initializer(tensor))
-
-    def _constant(self, name: str, array: Any) -> ir.Value:
-        return self._remember(name, lambda: self._held.constant(array, name))
-
-    def _ints(self, values: int | Sequence[int]) -> ir.Value:
-        array = np.array(values, dtype=np.int64)
-        return self._constant(f"ints_{'_'.join(map(str, array.ravel()))}_{array.ndim}", array)
-
-    def _float(self, value: float) -> ir.Value:
-        return self._constant(f"float_{value!r}", np.array(value, dtype=np.float32))
-
-    def _remember(self, name: str | None, make: Callable[[], ir.Value]) -> ir.Value:
-        assert name is not None
-        if name not in self._constants:
-            self._constants[name] = make()
-        return self._constants[name]
-
-    def _reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-        return self._op("Reshape", value, self._ints(shape))
-
-    def _input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        value = ir.val(name, dtype, shape)
-        self._inputs.append(value)
-        return value
-
-    @staticmethod
-    def _output(value: ir.Value, name: str, shape: Sequence[int | str]) -> ir.Value:
-        value.name, value.type, value.shape = name, ir.TensorType(_FLOAT), ir.Shape(shape)
-        return value
-
-    def _op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self._tape.op(op_type, inputs, attributes)

@@ -1,15 +1,17 @@
-"""A decoder's graph for TensorRT: bf16, in operators that its parser has had for long.
+"""Build a decoder's graph for TensorRT: bf16, in operators that its parser has long supported.
 
-It has not run on a GPU yet; a CPU shows that it computes what transformers does. What
-TensorRT 10.14 has no operator for, norms and the tanh form of Gelu, is spelled out. So is
-attention, in the form that becomes one kernel: keys and values repeated for the queries that share
-them, and softcapping without Tanh. Where instead such queries are rows of one matrix, as in the
-graph for CPUs, or scores pass through Tanh, TensorRT for RTX 1.2 keeps all scores in memory
-(``make tensorrt-rtx``): in fp32 15 GB for two texts of 8192 tokens and 28 heads.
-A causal mask, one for all texts and heads, does lie there: 0.3 GB at that length, 4.3 at 32,768.
-The graph says itself what is in bf16: products and what lies between those of a layer. Norms,
-softmax and what flows between the layers are in float32. A past is not among its inputs: each
-would want a shape in every profile, and each present be copied, asked for or not.
+It has not run on a GPU yet; the tests compare it with transformers on the CPU. Norms and the tanh
+form of Gelu, which TensorRT 10.14 has no operators for, are decomposed. So is attention, in the
+form that TensorRT fuses into one kernel: keys and values are repeated for the queries that share
+them, and softcapping has no Tanh. With queries as rows of one matrix, as in the graph for CPUs, or
+with Tanh, TensorRT for RTX 1.2 keeps all scores in memory (``make tensorrt-rtx``): in fp32, 15 GB
+for two texts of 8192 tokens and 28 heads. A causal mask, one for all texts and heads, is always in
+memory: 0.3 GB at that length, 4.3 GB at 32,768 tokens.
+
+The graph itself sets what is in bf16: products, and the values between those of a layer. Norms,
+softmax and the values between layers are in float32. A past is not among its inputs, because each
+would need a shape in every profile, and each output of keys and values would be copied even if
+nobody reads it.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ import onnx_ir as ir
 from bge_export.decoder.graph import DecoderGraph
 
 _CUBIC = 0.044715
-"""Of the tanh form of Gelu (arXiv:1606.08415)."""
+"""Factor in the tanh form of Gelu (arXiv:1606.08415)."""
 
 
 class TensorRtDecoderGraph(DecoderGraph):
-    """Builds a decoder's graph, or a part of it, as `DecoderGraph` does."""
+    """Builds a decoder's graph, or a part of it, like `DecoderGraph`."""
 
     opset = 18
-    """Before RMSNormalization, which TensorRT reads from 10.15 on."""
+    """An opset without RMSNormalization, which TensorRT reads from 10.15 on."""
 
     takes_past = False
 
@@ -38,28 +40,28 @@ class TensorRtDecoderGraph(DecoderGraph):
         self, layer: int, hidden: ir.Value, past: tuple[ir.Value, ir.Value] | None
     ) -> ir.Value:
         assert past is None, "takes_past is False"
-        query, key, value = self._projected(layer, hidden)
+        query, key, value = self._project(layer, hidden)
         query = self._op("Transpose", query, perm=[0, 2, 1, 3])
-        key, value = (self._for_each_query(heads) for heads in (key, value))
+        key, value = (self._repeat_for_queries(heads) for heads in (key, value))
         scores = self._op("MatMul", query, self._op("Transpose", key, perm=[0, 1, 3, 2]))
-        scores = self._op("Add", self._capped(self._wide(scores)), self._mask(layer))
+        scores = self._op("Add", self._softcap(self._wide(scores)), self._mask(layer))
         shares = self._narrow(self._op("Softmax", scores, axis=-1))
         mixed = self._op("Transpose", self._op("MatMul", shares, value), perm=[0, 2, 1, 3])
-        return self._joined(layer, mixed)
+        return self._join_heads(layer, mixed)
 
-    def _for_each_query(self, heads: ir.Value) -> ir.Value:
+    def _repeat_for_queries(self, heads: ir.Value) -> ir.Value:
         """Repeat keys or values for the queries that share them."""
         config = self._config
         groups = config.heads // config.kv_heads
         heads = self._op("Transpose", heads, perm=[0, 2, 1, 3])
         if groups == 1:
             return heads
-        apart = self._op("Unsqueeze", heads, self._ints([2]))
-        repeated = self._op("Expand", apart, self._ints([1, 1, groups, 1, 1]))
+        split = self._op("Unsqueeze", heads, self._ints([2]))
+        repeated = self._op("Expand", split, self._ints([1, 1, groups, 1, 1]))
         return self._reshape(repeated, [0, config.heads, -1, config.head_dim])
 
-    def _capped(self, scores: ir.Value) -> ir.Value:
-        """Softcap: cap * tanh(scores / cap), by exponentials, which may become infinite."""
+    def _softcap(self, scores: ir.Value) -> ir.Value:
+        """Compute ``cap * tanh(scores / cap)`` by exponentials, which may become infinite."""
         if self._config.softcap is None:
             return scores
         cap, double = self._config.softcap, self._float(2 * self._config.softcap)

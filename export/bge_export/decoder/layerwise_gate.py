@@ -1,8 +1,10 @@
-"""Run a decoder part by part, so that a model is proven that never fits into memory."""
+"""The parity gate for decoders: layer by layer, so that a model need not fit into memory."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bge_export.bundle import VariantReport, check_variant, make_report, require_parity
 from bge_export.decoder.config import DecoderConfig
+from bge_export.decoder.external_data import total_bytes
 from bge_export.decoder.graph import HIDDEN_STATES
-from bge_runtime.bundle import SENTENCE_EMBEDDING, Variant, past_names
+from bge_export.decoder.planned_graph import PlannedGraph
+from bge_export.passes import EmulateHalfPrecision
+from bge_runtime.bundle import (
+    SENTENCE_EMBEDDING,
+    Bundle,
+    Reference,
+    Variant,
+    compare,
+    past_names,
+)
 from bge_runtime.engines import (
     CPU,
     CUDA,
@@ -22,12 +35,68 @@ from bge_runtime.engines import (
     cuda_options,
     open_session,
     pad_batch,
+    unavailable_reason,
 )
 
+_WHOLE_BYTES = 64 << 20
+"""Weights of at most this size are checked in one piece, by the engines that will run them. Larger
+ones are checked layer by layer, in graphs that the same code builds over the same file."""
+
 Build = Callable[[Sequence[int], bool], ir.Model]
-"""Builds some layers, and the embedding before them or not."""
+"""Builds a graph of some layers, with or without the embedding before them."""
 
 _Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
+
+
+def check_layerwise(
+    graph: PlannedGraph, bundle: Bundle, variant: Variant, reference: Reference
+) -> VariantReport:
+    """Compare one variant's vectors with PyTorch's, for a model of any size.
+
+    Small models are checked in one piece by `check_variant`. A graph for a GPU that this machine
+    does not have runs on the CPU, with the GPU's rounding emulated. That shows whether it computes
+    what PyTorch does and whether its numbers fit into 16 bits; it is not recorded as its parity.
+
+    Raises:
+        ExportError: If the parity is outside the tolerance of the variant's precision.
+    """
+    reason = unavailable_reason(variant)
+    emulated = reason is not None and variant.device != "cpu"
+    if not emulated and (reason is not None or total_bytes(graph.plan) <= _WHOLE_BYTES):
+        return check_variant(bundle, variant, reference)
+    start = time.perf_counter()
+
+    def build(layers: Sequence[int], embed: bool) -> ir.Model:
+        model = graph.build(bundle.path, layers, embed=embed)
+        if emulated:
+            EmulateHalfPrecision()(model)
+        return model
+
+    vectors, provider = run_in_parts(
+        graph.config,
+        build,
+        (bundle.path / graph.data).parent,
+        replace(variant, device="cpu", engine="onnxruntime") if emulated else variant,
+        reference.token_ids,
+    )
+    parity = compare(vectors, reference.vectors)
+    finite = np.isfinite(vectors).all()
+    require_parity(
+        parity,
+        bundle.graph(variant.graph),
+        variant,
+        provider=provider,
+        reason="" if finite else f"Its numbers exceed the range of {variant.precision}.",
+        option="--precision",
+    )
+    return make_report(
+        bundle,
+        variant,
+        start=start,
+        provider=f"nothing: {reason}" if emulated else provider,
+        parity=None if emulated else parity,
+        emulated=parity if emulated else None,
+    )
 
 
 def run_in_parts(
@@ -37,20 +106,19 @@ def run_in_parts(
     variant: Variant,
     token_ids: Sequence[NDArray[np.int64]],
 ) -> tuple[NDArray[np.float32], str]:
-    """Compute vectors with the embedding and each layer as a graph of its own.
+    """Compute vectors with a separate graph for the embedding and for each layer.
 
-    The parts are built by the code that built the whole, and read the same file.
+    The code that built the whole graph builds these parts too, over the same weights.
 
     Args:
         config: The decoder.
-        build: Builds its parts.
-        folder: Folder of their file; the parts are written beside it for a moment.
+        build: Builds a part.
+        folder: Folder of the weights. Each part is written there while it runs.
         variant: Engine and precision to run the parts in.
         token_ids: Tokens of each text.
 
     Returns:
-        Vectors as they leave the graph, shape ``(texts, hidden_size)``; and the engine's
-        own name for what executed it.
+        Vectors as they leave the graph, shape ``(texts, hidden_size)``; and the execution provider.
     """
     ids, mask = pad_batch(token_ids, pad_token_id=0)
     path = folder / "part.onnx"
@@ -59,7 +127,7 @@ def run_in_parts(
     for layer in range(-1, config.layers):
         layers = [layer] if layer >= 0 else []
         model = build(layers, hidden is None)
-        # Only the way to the result: keys and values of a part are of no use.
+        # Only hidden states are needed, not keys and values.
         del model.graph.outputs[1:]
         output = str(model.graph.outputs[0].name)
         feeds: dict[str, NDArray[Any]] = {"attention_mask": mask}
@@ -82,7 +150,7 @@ def _open_ort(path: Path, variant: Variant, output: str) -> tuple[_Run, str]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
-    # Rearranged copies of the weights pay where a graph runs more than once.
+    # Prepacked copies of the weights only pay if a graph runs more than once.
     options.add_session_config_entry("session.disable_prepacking", "1")
     provider = (CPU, {}) if variant.device == "cpu" else (CUDA, cuda_options(0))
     session = open_session(ort, path, options, [provider])

@@ -1,7 +1,7 @@
-"""A decoder's vectors from PyTorch, one layer in memory at a time.
+"""Compute a decoder's vectors with PyTorch, one layer in memory at a time.
 
-transformers' own model is made without weights, and its layers take turns with the memory of
-one: the reference for a model of 37 GB is computed with a gigabyte of it.
+transformers' own model is created without weights, and its layers share the memory of one. So the
+vectors of a model of 37 GB take about a gigabyte of memory.
 """
 
 from __future__ import annotations
@@ -30,37 +30,36 @@ def decoder_reference(
     found: dict[str, str],
     token_ids: Sequence[NDArray[np.int64]],
 ) -> NDArray[np.float32]:
-    """Compute the last token's vector of each text in fp32, not normalised.
+    """Compute the last token's vector of each text in fp32, not normalized.
 
-    With eager attention: transformers 4.57 takes another one for Gemma 2 by default, which
-    leaves its softcapping out.
+    Attention is eager: the default of transformers 4.57 leaves out Gemma 2's softcapping.
 
     Args:
         checkpoint: The checkpoint.
-        config: What its ``config.json`` says.
+        config: Its configuration.
         reader: Its weights.
-        found: Where they are, as `bge_export.decoder.weights.find_weights` says.
+        found: Their names in the checkpoint, from `bge_export.decoder.weights.find_weights`.
         token_ids: Tokens of each text, special tokens included.
 
     Returns:
         Shape: ``(texts, hidden_size)``.
 
     Raises:
-        ExportError: If transformers cannot make or run the model.
+        ExportError: If transformers cannot create or run the model.
     """
     try:
-        model = _without_weights(checkpoint)
+        model = _create_without_weights(checkpoint)
         ids, mask = pad_batch(token_ids, pad_token_id=0)
-        # Only the rows that are looked up.
+        # Only the rows that the texts use.
         used, positions = np.unique(ids, return_inverse=True)
         rows = [reader.read(found["embed_tokens"], first=int(row), rows=1) for row in used]
-        table = _tensor(np.concatenate(rows))
+        table = _to_tensor(np.concatenate(rows))
         model.embed_tokens = _Embedding(model.embed_tokens, table)
-        model.norm.load_state_dict({"weight": _tensor(reader.read(found["norm"]))}, assign=True)
+        model.norm.load_state_dict({"weight": _to_tensor(reader.read(found["norm"]))}, assign=True)
         _share_weights(list(model.layers), reader, found["embed_tokens"])
         hidden = model(
             input_ids=torch.from_numpy(positions.reshape(ids.shape).astype(np.int64)),
-            attention_mask=_mask(config, torch.from_numpy(mask)),
+            attention_mask=_make_mask(config, torch.from_numpy(mask)),
             use_cache=False,
         ).last_hidden_state
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -71,12 +70,12 @@ def decoder_reference(
     last = torch.from_numpy(mask).sum(dim=1) - 1
     vectors: NDArray[np.float32] = hidden[torch.arange(len(ids)), last].numpy()
     if not np.isfinite(vectors).all():
-        raise ExportError(f"PyTorch itself gives NaN or infinity for {checkpoint.name}")
+        raise ExportError(f"PyTorch itself returns NaN or infinity for {checkpoint.name}")
     return vectors
 
 
 class _Embedding(torch.nn.Module):
-    """A lookup in a few rows; scales as the module that it stands in for, if that does."""
+    """A lookup in a few rows, scaled as in the original module."""
 
     def __init__(self, original: Any, table: torch.Tensor) -> None:
         super().__init__()
@@ -87,22 +86,21 @@ class _Embedding(torch.nn.Module):
         return self.table[ids]
 
 
-def _without_weights(checkpoint: Checkpoint) -> Any:
+def _create_without_weights(checkpoint: Checkpoint) -> Any:
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     config.dtype = torch.float32
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         model = AutoModel.from_config(config, attn_implementation="eager")
-    # Its frequencies are computed when it is made, not loaded.
+    # Its frequencies are computed on creation, not loaded.
     model.rotary_emb = type(model.rotary_emb)(config=config)
     return model.float().eval()
 
 
 def _share_weights(layers: Sequence[Any], reader: SafetensorsReader, table: str) -> None:
-    """Give all layers the same parameters, which are filled anew before each of them runs.
+    """Make all layers share their parameters, which are filled before each layer runs.
 
-    Made and freed with each layer instead, they would leave the heap in pieces: 0.7 GB for
-    layers of 60 MB.
+    Allocated and freed for each layer, they would fragment the heap: 0.7 GB for layers of 60 MB.
     """
     shared = {name: torch.empty(p.shape) for name, p in layers[0].named_parameters()}
     prefix = f"{table.removesuffix('embed_tokens.weight')}layers."
@@ -110,22 +108,22 @@ def _share_weights(layers: Sequence[Any], reader: SafetensorsReader, table: str)
     def fill(number: int, *_: object) -> None:
         for name, parameter in shared.items():
             array = reader.read(f"{prefix}{number}.{name}")
-            parameter.copy_(_tensor(array))
+            parameter.copy_(_to_tensor(array))
 
     for number, layer in enumerate(layers):
         layer.load_state_dict(shared, assign=True)
         layer.register_forward_pre_hook(partial(fill, number))
 
 
-def _mask(config: DecoderConfig, mask: torch.Tensor) -> Any:
+def _make_mask(config: DecoderConfig, mask: torch.Tensor) -> Any:
     if config.causal:
         return mask
-    # Ready-made, it is taken as it is; 4.57 would make a causal one whatever the
-    # configuration says.
+    # A complete mask is used as it is. Otherwise 4.57 makes a causal one, whatever the
+    # configuration.
     low = torch.finfo(torch.float32).min
     seen = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1).bool()
     return torch.zeros(seen.shape).masked_fill(~seen, low)
 
 
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
+def _to_tensor(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32))

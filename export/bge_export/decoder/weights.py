@@ -1,4 +1,4 @@
-"""Which weights a decoder has, where they are in its checkpoint, and how they are stored."""
+"""A decoder's weights: which there are, where the checkpoint has them, how they are stored."""
 
 from __future__ import annotations
 
@@ -10,31 +10,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.checkpoint import (
-    SafetensorsReader,
-    TensorPlan,
-    Transform,
-    external_tensors,
-    match_weights,
-    require_match,
-)
+from bge_export.checkpoint import SafetensorsReader, match_weights, require_match
 from bge_export.decoder.config import DecoderConfig
+from bge_export.decoder.external_data import TensorPlan, Transform, external_tensors
 from bge_export.decoder.graph import Matrix
 from bge_runtime.errors import ExportError
 
 _FLOAT = ir.DataType.FLOAT
 
 BLOCK = 32
-"""Inputs of a matrix that share a scale where it is stored in 8 or 4 bits: what both ONNX
-Runtime's and OpenVINO's kernels take, and the finest of it."""
+"""Inputs of a matrix in 8 or 4 bits that share a scale: the smallest block that the kernels of both
+ONNX Runtime and OpenVINO support."""
 
 
 class Weight(NamedTuple):
     """A weight of a decoder.
 
     Attributes:
-        name: In the graph, and in the checkpoint without prefix and ``.weight``.
-        shape: In the checkpoint.
+        name: Name in the graph, and in the checkpoint without prefix and ``.weight``.
+        shape: Shape in the checkpoint.
         kind: ``"embedding"``, ``"matrix"``, ``"norm"`` or ``"bias"``.
     """
 
@@ -88,7 +82,7 @@ def find_weights(
             there are others.
     """
     weights = {weight.stem: weight for weight in decoder_weights(config)}
-    # What transformers' classes with a language-model head call the decoder.
+    # The name of the decoder in transformers' classes with a language-model head.
     match = match_weights(reader.names(), weights, prefix="model")
     require_match(match, weights, source=source)
     found = {}
@@ -108,16 +102,15 @@ def plan_weights(
 ) -> list[TensorPlan]:
     """Decide how each weight is stored.
 
-    Matrices are turned to ``(inputs, outputs)``, as MatMul takes them. Norms and biases
-    are a few rows, and stay in fp32: Gemma's norms store the difference to 1, whose sum
-    with it has no place in bf16.
+    Matrices are transposed to ``(inputs, outputs)``, as MatMul reads them. Norms and biases are
+    small and stay in fp32: Gemma's norms store the difference to 1, and bf16 cannot represent the
+    sum.
 
     Args:
         config: The decoder.
-        found: What `find_weights` gave.
-        storage: Type of the embeddings and matrices. Where it is INT8 or INT4, matrices
-            have one scale for each block of `BLOCK` inputs and output, and embeddings,
-            which are looked up and not multiplied, stay in bf16.
+        found: From `find_weights`.
+        storage: Type of the embeddings and matrices. For INT8 and INT4, matrices have one scale for
+            each block of `BLOCK` inputs and each output; embeddings stay in bf16.
 
     Raises:
         ExportError: If a matrix does not divide into blocks.
@@ -143,29 +136,34 @@ def plan_weights(
         elif weight.kind == "bias":
             plan(weight.name, _FLOAT, weight.shape)
         elif weight.kind == "norm":
-            plan(weight.name, _FLOAT, weight.shape, _shifted(config.norm_offset))
+            plan(weight.name, _FLOAT, weight.shape, _add_offset(config.norm_offset))
         else:
-            turned = weight.shape[::-1]
+            transposed = weight.shape[::-1]
             if bits is None:
-                plan(weight.name, storage, turned, _turned(storage))
+                plan(weight.name, storage, transposed, _transpose(storage))
                 continue
-            if turned[0] % BLOCK:
+            if transposed[0] % BLOCK:
                 raise ExportError(
-                    f"{weight.name} has {turned[0]} inputs, which blocks of {BLOCK} do not divide; "
+                    f"{weight.name} has {transposed[0]} inputs, not a multiple of {BLOCK}; "
                     "leave --precision int8 and int4 out"
                 )
-            plan(weight.name, storage, turned, _quantised(bits))
-            plan(f"{weight.name}.scale", _FLOAT, (turned[0] // BLOCK, turned[1]), _scales(bits))
+            plan(weight.name, storage, transposed, _quantize(bits))
+            plan(
+                f"{weight.name}.scale",
+                _FLOAT,
+                (transposed[0] // BLOCK, transposed[1]),
+                _compute_scales(bits),
+            )
     return plans
 
 
 def stored_weights(
     plans: Sequence[TensorPlan], *, folder: Path, location: str
 ) -> dict[str, Matrix]:
-    """Give the stored weights as a graph takes them.
+    """Return the stored weights, as `DecoderGraph` takes them.
 
     Args:
-        plans: What `plan_weights` gave.
+        plans: From `plan_weights`.
         folder: Folder of the graph.
         location: Name of the external data file in it.
     """
@@ -178,41 +176,41 @@ def stored_weights(
     }
 
 
-def _shifted(offset: float) -> Transform:
+def _add_offset(offset: float) -> Transform:
     return lambda array: array.astype(np.float32) + np.float32(offset)
 
 
-def _turned(storage: ir.DataType) -> Transform:
+def _transpose(storage: ir.DataType) -> Transform:
     dtype = storage.numpy()
     return lambda array: np.ascontiguousarray(array.astype(dtype, copy=False).T)
 
 
-def _quantised(bits: int) -> Transform:
-    def quantise(array: NDArray[Any]) -> NDArray[Any]:
+def _quantize(bits: int) -> Transform:
+    def quantize(array: NDArray[Any]) -> NDArray[Any]:
         limit = 2 ** (bits - 1) - 1
-        blocks = _blocks(array)
-        scale = _block_scales(blocks, limit)
+        blocks = _split_blocks(array)
+        scale = _scale_blocks(blocks, limit)
         whole = np.rint(blocks / scale[..., None]).clip(-limit, limit).astype(np.int8)
-        turned = np.ascontiguousarray(whole.reshape(array.shape).T)
+        transposed = np.ascontiguousarray(whole.reshape(array.shape).T)
         if bits == 8:
-            return turned
-        pairs = turned.reshape(-1, 2).view(np.uint8)
-        # Two to a byte, the first in the lower half (onnx.proto, TensorProto.INT4).
+            return transposed
+        pairs = transposed.reshape(-1, 2).view(np.uint8)
+        # Two in each byte, the first in the lower half (onnx.proto, TensorProto.INT4).
         return np.asarray((pairs[:, 0] & 0x0F) | (pairs[:, 1] << 4), dtype=np.uint8)
 
-    return quantise
+    return quantize
 
 
-def _scales(bits: int) -> Transform:
+def _compute_scales(bits: int) -> Transform:
     limit = 2 ** (bits - 1) - 1
-    return lambda array: np.ascontiguousarray(_block_scales(_blocks(array), limit).T)
+    return lambda array: np.ascontiguousarray(_scale_blocks(_split_blocks(array), limit).T)
 
 
-def _blocks(array: NDArray[Any]) -> NDArray[np.float32]:
+def _split_blocks(array: NDArray[Any]) -> NDArray[np.float32]:
     return array.astype(np.float32).reshape(array.shape[0], -1, BLOCK)
 
 
-def _block_scales(blocks: NDArray[np.float32], limit: int) -> NDArray[np.float32]:
+def _scale_blocks(blocks: NDArray[np.float32], limit: int) -> NDArray[np.float32]:
     largest = np.abs(blocks).max(axis=-1)
     scale: NDArray[np.float32] = np.where(largest > 0, largest / np.float32(limit), 1)
     return scale.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What an encoder's matrices multiply, and what its graph gives for some texts."""
+"""Run texts through a graph to measure what its matrices are multiplied with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bge_runtime.engines import OrtCpuEngine, graph_inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-    """The channels of what a matrix multiplies, over all tokens of some texts.
+    """Statistics of the input channels of a matrix product, over all tokens of some texts.
 
     Attributes:
-        largest: The largest magnitude of each. Shape: ``(channels,)``.
-        mean: The mean of each. Shape: ``(channels,)``.
+        largest: Largest magnitude of each channel. Shape: ``(channels,)``.
+        mean: Mean of each channel. Shape: ``(channels,)``.
     """
 
     largest: NDArray[np.float32]
@@ -31,20 +31,20 @@ class Channels:
 def watch_inputs(
     model: ir.Model, token_ids: Sequence[NDArray[np.int64]], *, folder: Path
 ) -> dict[ir.Value, Channels]:
-    """Run texts through a graph and watch what its matrices multiply.
+    """Run texts through a graph and return statistics of its matrices' inputs.
 
     Args:
         model: The graph; weights in files lie in ``folder``.
         token_ids: Tokens of each text.
-        folder: Where the graph can be written for the time of the run.
+        folder: Folder in which the graph is written for the run.
 
     Returns:
-        The channels, by what is multiplied.
+        Statistics by the value that is multiplied.
     """
     watched = list(matrices_by_input(model))
     outputs = model.graph.outputs
     kept = list(outputs)
-    # Already an output, it would be one twice.
+    # No value may be an output twice.
     outputs.extend(value for value in watched if value not in kept)
     largest = [np.zeros(())] * len(watched)
     sums, tokens = list(largest), [0] * len(watched)
@@ -73,13 +73,13 @@ def run_texts(
     *,
     folder: Path,
 ) -> Iterator[list[NDArray[np.float32]]]:
-    """Run texts through a graph on ONNX Runtime, one by one.
+    """Run texts through a graph with ONNX Runtime, one at a time.
 
     Args:
         model: The graph; weights in files lie in ``folder``.
-        outputs: Which of its outputs to give.
+        outputs: Outputs to yield.
         token_ids: Tokens of each text.
-        folder: Where the graph can be written for a moment.
+        folder: Folder in which the graph is written for the run.
 
     Yields:
         The outputs of each text.

@@ -1,4 +1,4 @@
-"""Graphs in OpenVINO's own format, with weights of 16 bits."""
+"""Write graphs in OpenVINO's own format, with 16-bit weights."""
 
 from __future__ import annotations
 
@@ -17,71 +17,74 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.encoder.calibration import run_texts, watch_inputs
 from bge_export.passes import CorrectBiases, RoundProducts, check_range
-from bge_export.targets import OPENVINO
+from bge_export.targets import Target
 from bge_runtime.bundle import COLBERT_VECS, SENTENCE_EMBEDDING, compare
 from bge_runtime.engines import OpenVinoEngine
 
 _CONSTANT = re.compile(r'offset="(\d+)" size="(\d+)"')
-"""Where a graph says that a constant lies in the file of weights."""
+"""Place of a constant in the file of weights, as a graph gives it."""
 
 _ALIGNMENT = 64
 
 
 def write_openvino(
-    model: ir.Model, folder: Path, *, token_ids: Sequence[NDArray[np.int64]]
+    model: ir.Model, target: Target, folder: Path, *, token_ids: Sequence[NDArray[np.int64]]
 ) -> tuple[str, str]:
     """Convert a graph to OpenVINO's own format.
 
-    Half the size on disk of the ONNX file, and no conversion when it is opened. Where other biases
-    bring vectors in bf16 nearer, there is a second graph, over the same weights: other tools find
-    the first one by its name, and may run it in fp32.
+    The files are half as large as the ONNX file, and opening them needs no conversion. If corrected
+    biases bring bf16 vectors closer to PyTorch's, a second graph over the same weights has them.
+    Other tools find the first graph by its name and may run it in fp32.
 
     Args:
-        model: The graph; weights in files lie in ``onnx`` in the bundle.
-        folder: The bundle's.
-        token_ids: Tokens of texts that biases may be corrected by.
+        model: The graph, with its weights in ``onnx`` in the bundle.
+        target: The target.
+        folder: The bundle.
+        token_ids: Tokens of the texts that may correct biases.
 
     Returns:
-        Paths inside the bundle of the graph for bf16 and of its weights.
+        Paths inside the bundle: the graph for bf16, and its weights.
 
     Raises:
-        ExportError: If a weight has no place in fp16.
+        ExportError: If a weight is out of fp16's range.
     """
-    first = Path(OPENVINO.file)
+    first = Path(target.file)
     weights = first.with_suffix(".bin")
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:  # stored in fp16, cut to that
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:  # stored in fp16
             check_range(tensor.numpy(), name, leave_out="--target openvino")
     (folder / first).parent.mkdir()
     _convert(model, folder / first)
-    corrected = for_bf16(model, token_ids, folder=folder / "onnx")
+    corrected = correct_for_bf16(model, token_ids, folder=folder / "onnx")
     if corrected is model:
         return str(first), str(weights)
     second = first.with_stem("bf16")  # sentence-transformers warns of two named openvino*.xml
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / second.name
         _convert(corrected, path)
-        graph = _over_the_weights_of(folder / first, path)
+        graph = _reuse_constants(folder / first, path)
     (folder / second).write_text(graph, encoding="utf-8")
     return str(second), str(weights)
 
 
-def for_bf16(model: ir.Model, token_ids: Sequence[NDArray[np.int64]], *, folder: Path) -> ir.Model:
-    """Correct a graph's biases for bf16, if that brings vectors nearer to those of fp32.
+def correct_for_bf16(
+    model: ir.Model, token_ids: Sequence[NDArray[np.int64]], *, folder: Path
+) -> ir.Model:
+    """Correct a graph's biases for bf16, if that brings its vectors closer to those in fp32.
 
-    It does for seeded weights, whose hidden states are much alike: rounded as by `RoundProducts`,
-    ColBERT vectors of BGE-M3 came from 6.5 to 4.7 % of the distance between tokens. Those of
-    all-MiniLM-L6-v2, which is trained, were a tenth of that before, and went further away. So
-    half of the texts correct the biases, and the other half decide.
+    It does for random weights, whose hidden states are similar: with `RoundProducts`, the error of
+    BGE-M3's ColBERT vectors fell from 6.5 to 4.7 % of the distance between tokens. For the trained
+    all-MiniLM-L6-v2 it was a tenth of that, and grew. So half of the texts correct the biases, and
+    the other half decide.
 
     Args:
-        model: The graph; weights in files lie in ``folder``.
-        token_ids: Tokens of texts.
-        folder: Where graphs can be written for a moment.
+        model: The graph, with its weights in ``folder``.
+        token_ids: Tokens of the texts.
+        folder: Folder in which graphs are written for the runs.
 
     Returns:
-        The graph with corrected biases, or as it was.
+        The graph with corrected biases, or the graph as it was.
     """
 
     def corrected(texts: Sequence[NDArray[np.int64]]) -> ir.Model:
@@ -119,8 +122,11 @@ def _convert(model: ir.Model, path: Path) -> None:
         ov.save_model(ov.Core().read_model(file), path, compress_to_fp16=True)
 
 
-def _over_the_weights_of(other: Path, path: Path) -> str:
-    """Give a graph that reads its constants from another one's file, behind which new ones go."""
+def _reuse_constants(other: Path, path: Path) -> str:
+    """Return a graph that reads its constants from another graph's file.
+
+    Constants that the file lacks are appended to it.
+    """
     with other.with_suffix(".bin").open("r+b") as file, path.with_suffix(".bin").open("rb") as own:
         found = _CONSTANT.finditer(other.read_text("utf-8"))
         places = {_digest(_read(file, constant)): constant[1] for constant in found}

@@ -1,7 +1,7 @@
-"""Whether the encoder that transformers loaded is the one in the checkpoint's files.
+"""Check that transformers has loaded exactly the weights in the checkpoint's files.
 
-Its vectors are what graphs are compared with, so nothing else would notice a weight that was
-left out, filled at random or read in another way.
+Graphs are compared with the vectors of that encoder, so no later check would find a weight that
+transformers dropped, filled at random or read differently.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from bge_runtime.errors import ExportError
 from bge_runtime.sources import HEAD_FILES
 
 _PIECE = 8 << 20
-"""Numbers of a pickled tensor that are read at a time."""
+"""Numbers of a pickled tensor that are read at once."""
 
 
 def check_encoder(encoder: Any, checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
-    """Refuse an encoder that is not what its checkpoint holds.
+    """Refuse an encoder whose weights are not those of its checkpoint.
 
     Args:
-        encoder: What transformers made of the checkpoint, in fp32.
+        encoder: The encoder that transformers loaded, in fp32.
         checkpoint: The checkpoint.
-        report: What transformers says of loading it.
+        report: The loading info of transformers.
 
     Raises:
-        ExportError: If the checkpoint holds tensors that the encoder does not read, or lacks
-            some that it does; if one has another shape, or holds NaN or infinity; or if
-            transformers made something else of it.
+        ExportError: If the checkpoint has tensors that the encoder does not read, or lacks some
+            that it reads; if a tensor has another shape, or holds NaN or infinity; or if
+            transformers loaded other values.
     """
-    source, weights, reader = checkpoint.source, encoder.state_dict(), _open(checkpoint)
+    source, weights, reader = checkpoint.source, encoder.state_dict(), _open_weights(checkpoint)
     prefix = encoder.base_model_prefix
     match = match_weights(reader.names(), weights, prefix=prefix)
     if not is_own_code(encoder):
         _check_config_keys(encoder, checkpoint)
         require_match(match, weights, source=source)
     else:
-        # It may call weights otherwise than its files do: what it left out is what it says.
+        # Custom code may rename weights, so the loading info says what was left out.
         unread, missing = (
             sorted(key for key in report[kind] if not is_unused(key.removeprefix(f"{prefix}.")))
             for kind in ("unexpected_keys", "missing_keys")
@@ -81,11 +81,10 @@ def is_own_code(encoder: torch.nn.Module) -> bool:
 
 
 def restore_buffers(encoder: Any) -> None:
-    """Compute what an encoder holds besides its weights, as its code does.
+    """Fill an encoder's buffers that are in no file, as its own code computes them.
 
-    Version 5 of transformers makes models without memory, and leaves in buffers that are in no
-    file whatever the memory held. Its own models fill them afterwards; code that was written for
-    version 4 does not know that it has to.
+    Version 5 of transformers creates models without memory and leaves such buffers uninitialized.
+    Its own models fill them later; custom code written for version 4 does not.
 
     Raises:
         ExportError: If its code fails.
@@ -93,9 +92,9 @@ def restore_buffers(encoder: Any) -> None:
     try:
         with _weights_without_memory():
             fresh = type(encoder)(encoder.config)
-    except Exception as error:  # anybody's code
+    except Exception as error:  # custom code
         raise ExportError(
-            f"{type(encoder).__name__} cannot be made: {type(error).__name__}: {error}"
+            f"{type(encoder).__name__} cannot be created: {type(error).__name__}: {error}"
         ) from error
     held, kept = dict(encoder.named_buffers()), encoder.state_dict().keys()
     for name, buffer in fresh.named_buffers():
@@ -122,7 +121,7 @@ def _weights_without_memory() -> Iterator[None]:
 
 
 def _check_config_keys(encoder: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Refuse what a configuration asks of transformers that only earlier versions do."""
+    """Refuse configuration keys that only earlier versions of transformers support."""
     relative = any("distance_embedding" in name for name, _ in encoder.named_parameters())
     for key, default, done in (
         ("position_embedding_type", "absolute", relative),
@@ -145,13 +144,13 @@ class _Reader(Protocol):
 
 
 class _PickleReader:
-    """What `SafetensorsReader` is for safetensors files."""
+    """Reads pickled weight files, as `SafetensorsReader` reads safetensors files."""
 
     def __init__(self, checkpoint: Checkpoint, files: Collection[str]) -> None:
         self._tensors: dict[str, Any] = {}
         for name in files:
             path = checkpoint.folder / name
-            # PyTorch before 1.6 wrote files that cannot be mapped into memory.
+            # Files of PyTorch before 1.6 cannot be mapped into memory.
             mapped = zipfile.is_zipfile(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             if twice := sorted(self._tensors.keys() & state.keys()):
@@ -177,7 +176,7 @@ class _PickleReader:
             yield piece.float().numpy()
 
 
-def _open(checkpoint: Checkpoint) -> _Reader:
+def _open_weights(checkpoint: Checkpoint) -> _Reader:
     files = [name for name in checkpoint.weight_files if name not in HEAD_FILES]
     if all(name.endswith(".safetensors") for name in files):
         return SafetensorsReader(checkpoint.folder, files)
@@ -187,7 +186,7 @@ def _open(checkpoint: Checkpoint) -> _Reader:
 def _check_values(weight: torch.Tensor, reader: _Reader, name: str, *, source: str) -> None:
     held, start = weight.reshape(-1).numpy(), 0
     for piece in reader.pieces(name):
-        # What overflows becomes infinity, and is found as such.
+        # Overflow becomes infinity, which is found below.
         with np.errstate(over="ignore"):
             stored = piece.astype(np.float32, copy=False).reshape(-1)
         check_finite(stored, name)

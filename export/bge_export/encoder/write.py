@@ -1,4 +1,4 @@
-"""From traced graphs to the files of a bundle."""
+"""Lower the traced graphs to the form of each target, and write them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bge_export.checkpoint import identity
 from bge_export.encoder.calibration import watch_inputs
-from bge_export.encoder.conditional import choose_by_length
 from bge_export.encoder.openvino_ir import write_openvino
-from bge_export.passes import BLOCK, QuantizeMatrices
-from bge_export.targets import INT8, OPENVINO, PORTABLE, Target
+from bge_export.encoder.uniform_length import choose_by_length
+from bge_export.graph_builder import content_key
+from bge_export.passes import QuantizeMatrices
+from bge_export.targets import Passes, Target
 from bge_runtime.bundle import HEAD_OUTPUTS, Graph
 
 
@@ -29,62 +29,65 @@ def write_graphs(
     *,
     token_ids: Sequence[NDArray[np.int64]],
 ) -> dict[str, Graph]:
-    """Bring the traced graph into each target's form and write it.
+    """Lower the traced graphs to each target's form, and write them.
 
-    The portable graph is written first, with all weights in one file that the other
-    graphs refer to. Those in fp16 share another one.
+    The graph that stores the weights is written first. Graphs of the same trace refer to its file;
+    graphs in fp16 share another one.
 
     Args:
-        traced: The graph.
-        packed: Its form over texts that lie behind each other, if a target wants it.
-        folder: The bundle's.
+        traced: The graph over padded batches.
+        packed: The graph over packed texts, if a target needs it.
+        folder: The bundle.
         targets: Forms to write.
-        token_ids: Tokens of texts that quantisation may look at.
+        token_ids: Tokens of the texts that quantization uses.
 
     Returns:
         Descriptions of the graphs, by target.
     """
     (folder / "onnx").mkdir()
-    graphs = {}
-    portable = _lowered(traced, PORTABLE)
-    path = folder / PORTABLE.file
-    ir.save(portable, path, external_data=Path(PORTABLE.weights).name)
-    graphs[PORTABLE.name] = _describe(portable, PORTABLE)
-    written = ir.load(path).graph.initializers
+    (first,) = (target for target in targets if target.stores_weights)
+    model = _lower(traced, first)
+    ir.save(model, folder / first.file, external_data=Path(first.weights).name)
+    graphs = {first.name: _describe(model, first)}
+    stored = ir.load(folder / first.file).graph.initializers
     for target in targets:
-        if target.name == PORTABLE.name:
+        if target is first:
             continue
         source = packed if target.packed else traced
         assert source is not None
-        model = _lowered(source, target)
-        if target.weights != PORTABLE.weights:
+        model = _lower(source, target)
+        if target.weights != first.weights:
             _save_sharing(model, folder / target.file, folder / target.weights)
             onnx.checker.check_model(str(folder / target.file), full_check=True)
             graphs[target.name] = _describe(model, target)
             continue
         for name, value in model.graph.initializers.items():
-            if name in written and isinstance(written[name].const_value, ir.ExternalTensor):
-                value.const_value = written[name].const_value
-        if target is OPENVINO:
-            file, weights = write_openvino(model, folder, token_ids=token_ids)
-            graphs[target.name] = replace(_describe(model, target), file=file, weights=weights)
-            continue
-        block = None
-        if target.name == INT8.name:
-            channels = watch_inputs(model, token_ids, folder=path.parent)
-            QuantizeMatrices({x: found.largest for x, found in channels.items()})(model)
-            RemoveUnusedNodesPass()(model)
-            block = BLOCK
-        # What only this graph has stays inside it: a few bytes, or matrices in 8 bits.
-        ir.save(model, folder / target.file)
-        graphs[target.name] = replace(_describe(model, target), quantization_block=block)
+            if name in stored and isinstance(stored[name].const_value, ir.ExternalTensor):
+                value.const_value = stored[name].const_value
+        graphs[target.name] = _write_over_stored_weights(model, target, folder, token_ids)
     return graphs
 
 
-def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
-    """Save a graph with its weights in a file that another one may have written already.
+def _write_over_stored_weights(
+    model: ir.Model, target: Target, folder: Path, token_ids: Sequence[NDArray[np.int64]]
+) -> Graph:
+    """Write a graph whose weights are in the file that the first graph has stored."""
+    if target.format == "openvino":
+        file, weights = write_openvino(model, target, folder, token_ids=token_ids)
+        return replace(_describe(model, target), file=file, weights=weights)
+    if target.quantization_block is not None:
+        channels = watch_inputs(model, token_ids, folder=folder / "onnx")
+        QuantizeMatrices({x: found.largest for x, found in channels.items()})(model)
+        RemoveUnusedNodesPass()(model)
+    # Constants that only this graph has stay inside it: a few bytes, or matrices in 8 bits.
+    ir.save(model, folder / target.file)
+    return replace(_describe(model, target), quantization_block=target.quantization_block)
 
-    Two traces name their weights unlike: they are found by what they hold.
+
+def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
+    """Save a graph with its weights in a file that another graph may have written already.
+
+    Two traces name their weights differently, so they are matched by content.
     """
     if not weights.exists():
         ir.save(model, path, external_data=weights.name)
@@ -94,23 +97,28 @@ def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
         for value in ir.load(graph).graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.location == weights.name:
-                written[identity(tensor)] = tensor
+                written[content_key(tensor)] = tensor
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.const_value = written.get(identity(value.const_value), value.const_value)
+            value.const_value = written.get(content_key(value.const_value), value.const_value)
     ir.save(model, path)
 
 
-def _lowered(traced: ir.Model, target: Target) -> ir.Model:
+def _lower(traced: ir.Model, target: Target) -> ir.Model:
+    model = _run_passes(traced, target, target.passes)
+    if target.uniform_length is not None:
+        model = choose_by_length(model, _run_passes(traced, target, target.uniform_length))
+    return model
+
+
+def _run_passes(traced: ir.Model, target: Target, passes: Passes) -> ir.Model:
     model = traced.clone()
     for output in list(model.graph.outputs):
         if output.name not in (*target.outputs, *HEAD_OUTPUTS):
             model.graph.outputs.remove(output)
-    for graph_pass in target.passes():
+    for graph_pass in passes():
         graph_pass(model)
     RemoveUnusedNodesPass()(model)
-    if target.for_one_length is not None:
-        model = choose_by_length(model, _lowered(traced, target.for_one_length))
     return model
 
 

@@ -1,8 +1,12 @@
-"""Graph passes: from the one traced graph to the form each target wants.
+"""Graph passes: they lower the traced graph to the form that each target needs.
 
-One pass a file. A pass says what it requires and what it changes, changes the model
-in place, and is tested by running the graph before and after. To add one, write the
-file and put it into the list of the targets that want it, in `bge_export.targets`.
+The targets and the encoders' export use them. Each pass is one class in its own module. Its
+docstring says what it requires and what it changes. It changes the model in place, and a test runs
+the graph before and after.
+
+To add a pass: write its module here, in `attention` or in `precision`; hand it on below; add it to
+the passes of the targets that need it, in `bge_export.targets.encoder`; and add its test in the
+same place under ``tests/export/passes``.
 """
 
 from bge_export.passes.attention.attention_to_matmul import AttentionToMatMul

@@ -1,44 +1,44 @@
-"""Run feed-forward layers over a few thousand tokens at a time."""
+"""Run feed-forward layers over chunks of a few thousand tokens."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import GraphBuilder, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, find_free_name, is_op
 
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Tanh")
 
 
 class ChunkFeedForward(ir.passes.InPlacePass):
-    """Put ``MatMul, Gelu, MatMul`` of each layer into a Loop over parts of the sequence.
+    """Put ``MatMul, Gelu, MatMul`` of each layer into a Loop over chunks of the sequence.
 
-    The tensors between the two products are four times as wide as the layer's input: two of
-    128 MiB for one text of 8192 tokens of 1024 dimensions. Each token is computed by itself,
-    so the values stay what they are. A text of one part, as nearly all are, is one turn of
-    the loop. A branch for short texts would do without, but ONNX Runtime packs a weight
-    again for each product it stands in.
+    The tensors between the two products are four times as wide as the layer's input: two of 128 MiB
+    for one text of 8192 tokens of 1024 dimensions. Tokens do not depend on each other here, so
+    values stay the same. A text of one chunk, as nearly all are, is one iteration of the loop. A
+    branch without a loop for short texts would not pay: ONNX Runtime packs a weight for each
+    product that uses it.
 
     Requires: ``MatMul(elementwise(MatMul(x, W1)), W2)`` with ``x`` of shape
-    ``(batch, sequence, width)``, ``W2`` narrower than ``W1``, and elementwise operators of
-    that value and of constants that are the same for all tokens; an input ``input_ids``.
-    Changes: those nodes, and the Add of a bias behind them.
+    ``(batch, sequence, width)``, ``W2`` narrower than ``W1``, and elementwise operators of that
+    value and of constants that are the same for all tokens; an input ``input_ids``.
+    Changes: those nodes, and the Add of a bias after them.
     """
 
     def __init__(self, tokens: int) -> None:
-        """Choose the length of a part."""
+        """Choose the number of tokens in a chunk."""
         super().__init__()
         self.tokens = tokens
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass."""
         graph = model.graph
-        found = [layer for node in graph if (layer := _layer(node)) is not None]
+        found = [layer for node in graph if (layer := _find_layer(node)) is not None]
         if not found:
             return ir.passes.PassResult(model, modified=False)
-        edit = GraphBuilder()
+        builder = GraphBuilder()
         constants = {
-            name: edit.constant(value, unique_name(graph, f"parts.{name}"))
+            name: builder.constant(value, find_free_name(graph, f"parts.{name}"))
             for name, value in {
                 "tokens": np.array([self.tokens], np.int64),
                 "round_up": np.array([self.tokens - 1], np.int64),
@@ -48,19 +48,19 @@ class ChunkFeedForward(ir.passes.InPlacePass):
             }.items()
         }
         ids = next(value for value in graph.inputs if value.name == "input_ids")
-        length = edit.op("Shape", [ids], {"start": 1, "end": 2})
-        parts = edit.op(
-            "Div", [edit.op("Add", [length, constants["round_up"]]), constants["tokens"]]
+        length = builder.op("Shape", [ids], {"start": 1, "end": 2})
+        parts = builder.op(
+            "Div", [builder.op("Add", [length, constants["round_up"]]), constants["tokens"]]
         )
-        constants["parts"] = edit.op("Squeeze", [parts, constants["none"]])
-        edit.insert_before(graph[0])
+        constants["parts"] = builder.op("Squeeze", [parts, constants["none"]])
+        builder.insert_before(graph[0])
         for layer in found:
-            _loop(graph, layer, constants)
+            _replace_by_loop(graph, layer, constants)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _layer(node: ir.Node) -> list[ir.Node] | None:
-    """Give the nodes of the feed-forward layer that this MatMul ends, in order."""
+def _find_layer(node: ir.Node) -> list[ir.Node] | None:
+    """Return the nodes of the feed-forward layer that ends with this MatMul, in order."""
     if not is_op(node, "MatMul") or not _is_constant(node.inputs[1], rank=2):
         return None
     between: list[ir.Node] = []
@@ -102,11 +102,11 @@ def _layer(node: ir.Node) -> list[ir.Node] | None:
 
 
 def _widens(first: ir.Node, last: ir.Node) -> bool:
-    """Tell whether the values between two products are the wider ones."""
+    """Return whether the values between two products are wider than those around them."""
     source, wide, narrow = first.inputs[0], first.inputs[1], last.inputs[1]
     if source is None or source.shape is None or len(source.shape) != 3:
         return False
-    # One token a text, as in a layer of which only the first is computed, needs no parts.
+    # A layer with one token for each text, such as a pruned last layer, needs no chunks.
     if isinstance(source.shape[1], int) or not _is_constant(wide, rank=2):
         return False
     assert wide is not None
@@ -117,7 +117,7 @@ def _widens(first: ir.Node, last: ir.Node) -> bool:
     return between > before >= narrow.const_value.shape.numpy()[1]
 
 
-def _loop(graph: ir.Graph, layer: list[ir.Node], constants: dict[str, ir.Value]) -> None:
+def _replace_by_loop(graph: ir.Graph, layer: list[ir.Node], constants: dict[str, ir.Value]) -> None:
     source, result = layer[0].inputs[0], layer[-1].outputs[0]
     assert source is not None
     stem = f"{result.name}.parts"
@@ -137,16 +137,16 @@ def _loop(graph: ir.Graph, layer: list[ir.Node], constants: dict[str, ir.Value])
     still.shape, still.type = go_on.shape, go_on.type
     nodes = list(body.nodes)
     for number, node in enumerate(nodes):
-        # Unique in the whole model: left to itself, each graph counts from zero.
+        # Unique in the whole model; automatic names count from zero in each graph.
         node.name = f"{stem}.{number}"
         node.outputs[0].name = node.name
     parts = ir.Graph([turn, go_on, done], [still, joined], nodes=nodes, name=stem)
-    edit = GraphBuilder()
+    builder = GraphBuilder()
     none = constants["none"]
-    empty = edit.op("Slice", [source, none, none, constants["axis"]])
-    whole = edit.op("Loop", [constants["parts"], constants["true"], empty], {"body": parts})
+    empty = builder.op("Slice", [source, none, none, constants["axis"]])
+    whole = builder.op("Loop", [constants["parts"], constants["true"], empty], {"body": parts})
     whole.shape, whole.type = result.shape, result.type
-    edit.insert_before(layer[-1])
+    builder.insert_before(layer[-1])
     name = result.name
     ir.convenience.replace_all_uses_with(result, whole, replace_graph_outputs=True)
     graph.remove(list(reversed(layer)), safe=True)

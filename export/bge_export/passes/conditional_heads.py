@@ -1,4 +1,4 @@
-"""Compute M3's heads only where somebody asks for them."""
+"""Compute M3's heads only on request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
 
 
 class ConditionalHeads(ir.passes.InPlacePass):
-    """Put what only the heads need into a branch.
+    """Move the nodes that only the heads need into a branch.
 
-    ONNX Runtime computes every output of a graph, whichever are asked for: its run option
-    ``only_execute_path_to_fetches`` has no effect in the packages for inference (seen in the
-    profiles of 1.31 and 1.32). For M3 that is all but the first token of the last layer, and the
-    heads: 4 % of the arithmetic.
+    ONNX Runtime computes all outputs of a graph, even if only some are requested: its run option
+    ``only_execute_path_to_fetches`` has no effect in the inference packages (seen in profiles of
+    1.31 and 1.32). For M3 the heads, and all but the first token in the last layer, are 4 % of the
+    arithmetic.
 
-    Requires: outputs out of `HEAD_OUTPUTS`; without them nothing is done.
-    Changes: the nodes that lead to those outputs alone; unused ones go. There is a further input
-    ``compute_heads``, bool of shape ``()``; where it is false those outputs are empty.
+    Requires: outputs of `HEAD_OUTPUTS`; without them nothing changes.
+    Changes: the nodes that lead only to those outputs; removes unused nodes. Adds the input
+    ``compute_heads``, bool of shape ``()``; if it is false, those outputs are empty.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -31,10 +31,10 @@ class ConditionalHeads(ir.passes.InPlacePass):
         heads = [value for value in graph.outputs if value.name in HEAD_OUTPUTS]
         if not heads:
             return ir.passes.PassResult(model, modified=False)
-        # What other passes have left would stay, and read what is moved.
+        # Unused nodes that other passes left would read moved values.
         RemoveUnusedNodesPass()(model)
         others = [value for value in graph.outputs if value not in heads]
-        alone = _leading_to(graph, heads) - _leading_to(graph, others)
+        alone = _find_ancestors(graph, heads) - _find_ancestors(graph, others)
         moved = [node for node in graph if node in alone]
         asked = ir.Value(
             name=COMPUTE_HEADS, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL)
@@ -46,7 +46,7 @@ class ConditionalHeads(ir.passes.InPlacePass):
             head.name = f"{head.name}.computed"
         graph.remove(moved)
         computed = ir.Graph([], heads, nodes=moved, name="heads.computed")
-        branches = {"then_branch": computed, "else_branch": _nothing(heads)}
+        branches = {"then_branch": computed, "else_branch": _make_empty_branch(heads)}
         choice = ir.Node(
             "",
             "If",
@@ -59,7 +59,7 @@ class ConditionalHeads(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def _leading_to(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
+def _find_ancestors(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
     found: set[ir.Node] = set()
     waiting = list(values)
     while waiting:
@@ -67,12 +67,12 @@ def _leading_to(graph: ir.Graph, values: Iterable[ir.Value]) -> set[ir.Node]:
         if node is None or node in found or node.graph is not graph:
             continue
         found.add(node)
-        waiting += _read_by(node)
+        waiting += _list_inputs(node)
     return found
 
 
-def _read_by(node: ir.Node) -> list[ir.Value]:
-    """List what a node reads, in its branches and loops as well."""
+def _list_inputs(node: ir.Node) -> list[ir.Value]:
+    """Return the values that a node reads, also in its branches and loops."""
     read = [value for value in node.inputs if value is not None]
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -83,18 +83,18 @@ def _read_by(node: ir.Node) -> list[ir.Value]:
     return read
 
 
-def _nothing(heads: Iterable[ir.Value]) -> ir.Graph:
-    """Give the branch whose outputs have no elements, each of the rank of its own."""
-    edit = GraphBuilder()
+def _make_empty_branch(heads: Iterable[ir.Value]) -> ir.Graph:
+    """Return a branch with empty outputs of the heads' ranks."""
+    builder = GraphBuilder()
     empty = []
     for head in heads:
         assert head.shape is not None
         shape = [size if isinstance(size, int) else 0 for size in head.shape]
-        value = edit.op("Constant", [], {"value": ir.tensor(np.zeros(shape, np.float32))})
+        value = builder.op("Constant", [], {"value": ir.tensor(np.zeros(shape, np.float32))})
         value.name = str(head.name).replace(".computed", ".none")
         value.type, value.shape = head.type, ir.Shape(shape)
         empty.append(value)
-    nodes = list(edit.nodes)
+    nodes = list(builder.nodes)
     for value, node in zip(empty, nodes, strict=True):
         node.name = value.name
     return ir.Graph([], empty, nodes=nodes, name="heads.none")

@@ -1,4 +1,4 @@
-"""Say as one node what ONNX Runtime's CUDA provider has one kernel for."""
+"""Fuse nodes for which ONNX Runtime's CUDA provider has one kernel."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from bge_export.passes.attention.packed_attention import CONTRIB
 
 
 class FuseForCuda(ir.passes.InPlacePass):
-    """Join bias and Gelu, and bias, residual and norm: each was a pass over all tokens.
+    """Fuse bias and Gelu, and bias, residual and norm. Each was a separate pass over all tokens.
 
-    ONNX Runtime's own fusions look for the same, after another one of them has put the bias
-    into the matrix product, where a GPU adds it in a pass of its own.
+    ONNX Runtime has the same fusions, but an earlier one moves the bias into the matrix product,
+    where a GPU adds it in a separate pass.
 
     Requires: ``Gelu(Add(x, bias))`` in its exact form;
     ``LayerNormalization(Add(Add(x, bias), residual))`` over the last axis.
-    Changes: those nodes, into BiasGelu and SkipLayerNormalization. In fp16 the latter's default
-    kernel sums squares in fp16 (``skip_layer_norm_impl.cu``): the provider's option
-    ``enable_skip_layer_norm_strict_mode`` has to be on.
+    Changes: those nodes, to BiasGelu and SkipLayerNormalization. In fp16, the latter's default
+        kernel
+    sums squares in fp16 (``skip_layer_norm_impl.cu``), so the provider's option
+    ``enable_skip_layer_norm_strict_mode`` must be on.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -29,23 +30,23 @@ class FuseForCuda(ir.passes.InPlacePass):
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
-    edit = GraphBuilder()
+    builder = GraphBuilder()
     if is_op(node, "Gelu") and node.attributes.get_string("approximate", "none") == "none":
-        biased = _biased(node.inputs[0])
+        biased = _split_bias(node.inputs[0])
         if biased is None:
             return False
-        edit.op("BiasGelu", biased, domain=CONTRIB)
+        builder.op("BiasGelu", biased, domain=CONTRIB)
     elif is_op(node, "LayerNormalization") and node.attributes.get_int("axis", -1) == -1:
-        total = _only(node.inputs[0], "Add")
+        total = _find_only_producer(node.inputs[0], "Add")
         sides = list(total.inputs) if total is not None else []
-        found = next((side for side in sides if _biased(side) is not None), None)
-        biased = _biased(found)
+        found = next((side for side in sides if _split_bias(side) is not None), None)
+        biased = _split_bias(found)
         if biased is None or len(node.inputs) < 3:
             return False
         (residual,) = (side for side in sides if side is not found)
         epsilon = node.attributes.get_float("epsilon", 1e-5)
         product, bias = biased
-        edit.op(
+        builder.op(
             "SkipLayerNormalization",
             [product, residual, node.inputs[1], node.inputs[2], bias],
             {"epsilon": epsilon},
@@ -53,26 +54,26 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
         )
     else:
         return False
-    (fused,) = edit.nodes
+    (fused,) = builder.nodes
     old, new = node.outputs[0], fused.outputs[0]
     new.type, new.shape = old.type, old.shape
-    edit.insert_before(node)
+    builder.insert_before(node)
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     return True
 
 
-def _only(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """Give what makes a value, if it is this operator and one node uses it."""
+def _find_only_producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return a value's producer, if it is this operator and the value has one user."""
     node = value.producer() if value is not None else None
     if value is None or len(value.consumers()) != 1 or not is_op(node, op_type):
         return None
     return node
 
 
-def _biased(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    """Give ``x`` and ``bias`` of ``Add(x, bias)``."""
-    node = _only(value, "Add")
+def _split_bias(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
+    """Return ``x`` and ``bias`` of ``Add(x, bias)``; None for another value."""
+    node = _find_only_producer(value, "Add")
     if node is None:
         return None
     for bias, other in (node.inputs, reversed(node.inputs)):

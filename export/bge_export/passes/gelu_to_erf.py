@@ -1,4 +1,4 @@
-"""Spell Gelu out for opsets before 20."""
+"""Decompose Gelu for opsets before 20."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from bge_export.graph_builder import GraphBuilder, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, find_free_name, is_op
 
 
 class GeluToErf(ir.passes.InPlacePass):
     """Replace ``Gelu(x)`` by ``0.5 * x * (1 + erf(x / sqrt(2)))``.
 
-    Requires: exact Gelu (``approximate="none"``); the tanh form is left alone.
-    Changes: Gelu nodes into Div, Erf, Add and Mul. ONNX Runtime fuses that form back into one
-    node, and leaves the form that multiplies by ``1 / sqrt(2)`` as it is.
+    Requires: exact Gelu (``approximate="none"``); the tanh form stays.
+    Changes: Gelu nodes to Div, Erf, Add and Mul. ONNX Runtime fuses this form back into one node,
+        but
+    not the form that multiplies by ``1 / sqrt(2)``.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -27,20 +28,20 @@ class GeluToErf(ir.passes.InPlacePass):
         ]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
-        edit = GraphBuilder()
+        builder = GraphBuilder()
         graph = model.graph
-        half = edit.constant(np.float32(0.5), unique_name(graph, "gelu.half"))
-        one = edit.constant(np.float32(1), unique_name(graph, "gelu.one"))
-        root = edit.constant(np.float32(math.sqrt(2)), unique_name(graph, "gelu.root"))
-        edit.insert_before(nodes[0])
+        half = builder.constant(np.float32(0.5), find_free_name(graph, "gelu.half"))
+        one = builder.constant(np.float32(1), find_free_name(graph, "gelu.one"))
+        root = builder.constant(np.float32(math.sqrt(2)), find_free_name(graph, "gelu.root"))
+        builder.insert_before(nodes[0])
         for node in nodes:
             x = node.inputs[0]
-            spelled = GraphBuilder()
-            erf = spelled.op("Erf", [spelled.op("Div", [x, root])])
-            result = spelled.op(
-                "Mul", [spelled.op("Mul", [x, spelled.op("Add", [erf, one])]), half]
+            decomposed = GraphBuilder()
+            erf = decomposed.op("Erf", [decomposed.op("Div", [x, root])])
+            result = decomposed.op(
+                "Mul", [decomposed.op("Mul", [x, decomposed.op("Add", [erf, one])]), half]
             )
-            spelled.insert_before(node)
+            decomposed.insert_before(node)
             ir.convenience.replace_all_uses_with(node.outputs[0], result)
             graph.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=True)

@@ -1,12 +1,12 @@
-"""Declare an older opset, once nothing in the graph needs the newer one."""
+"""Declare an older opset, once no operator needs the newer one."""
 
 from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
 
-# Operators whose later versions differ from opset 18 only in the types they admit,
-# or in an attribute that is dropped here because it says what the older one did.
+# Operators whose later versions differ from opset 18 only in supported types, or in an attribute
+# whose value here is the older behaviour, so it is dropped.
 # fmt: off
 _ONLY_TYPES_ADDED = frozenset(
     (
@@ -25,8 +25,9 @@ _NEWER_DEFAULTS = {"Cast": {"saturate", "round_mode"}}
 class LowerOpset(ir.passes.InPlacePass):
     """Set the version of the standard operators.
 
-    Requires: only operators that mean the same in both versions; run the passes that
-    spell the others out first.
+    Requires: only operators with the same meaning in both versions; run the passes that decompose
+        the
+    others first.
     Changes: the opset import, and attributes that the older version does not have.
     """
 
@@ -39,12 +40,12 @@ class LowerOpset(ir.passes.InPlacePass):
         """Run the pass.
 
         Raises:
-            ValueError: If an operator changed its meaning in between, or is too new.
+            ValueError: If an operator is newer than the version, or changed its meaning in between.
         """
         current = model.opset_imports[""]
         for node in model.graph.all_nodes():
             if node.domain != "":
-                continue  # of another domain, which has a version of its own
+                continue  # other domains have their own versions
             then = onnx.defs.get_schema(node.op_type, current, "").since_version
             if then > self.version and node.op_type not in _ONLY_TYPES_ADDED:
                 raise ValueError(

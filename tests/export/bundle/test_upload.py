@@ -87,7 +87,7 @@ with local_hub() as hub:
     os.environ |= hub.environment(home)
     from huggingface_hub import constants
     constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.1
-    from bge_export.checkpoint.inspect import find_checkpoint
+    from bge_export.checkpoint.find import find_checkpoint
     from bge_runtime.errors import HubError
     from bge_runtime.sources.hub import find_snapshot
     slept = []
@@ -166,7 +166,7 @@ assert "torch" not in sys.modules
 
 FIND = """
 import sys
-from bge_export.checkpoint.inspect import find_checkpoint
+from bge_export.checkpoint.find import find_checkpoint
 print(*find_checkpoint(sys.argv[1], revision=sys.argv[2], offline=True))
 """
 

@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from bge_export import cli as exporter
-from bge_export.checkpoint.inspect import Checkpoint, check_tokenizer_files, inspect_checkpoint
+from bge_export.checkpoint.files import check_tokenizer_files
+from bge_export.checkpoint.inspect import Checkpoint, inspect_checkpoint
 from bge_runtime import FlagAutoModel
 from bge_runtime.cli import embed
 from bge_runtime.errors import ExportError

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bge_export.checkpoint.inspect import find_checkpoint, inspect_checkpoint
+from bge_export.checkpoint.find import find_checkpoint
+from bge_export.checkpoint.inspect import inspect_checkpoint
 from bge_runtime.errors import ExportError, HubError
 
 
@@ -227,7 +228,9 @@ def test_pooling_given_wins_over_the_folder(checkpoint: Path):
 )
 def test_other_pooling_is_refused(checkpoint: Path, config: dict):
     write_pooling(checkpoint, config)
-    with pytest.raises(ExportError, match=r"this version has cls, mean|pools the last token of"):
+    with pytest.raises(
+        ExportError, match=r"this version supports cls, mean|pools the last token of"
+    ):
         inspect(checkpoint, pooling=None)
 
 

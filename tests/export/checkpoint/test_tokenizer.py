@@ -406,8 +406,8 @@ def test_without_a_tokenizer_file_transformers_converts(tmp_path: Path):
         ({"padding_side": "left"}, "pads on the left"),
         ({"truncation_side": "left"}, "truncates on the left"),
         ({"pad_token": None}, "no padding token"),
-        ({"do_lower_case": "yes"}, r"tokenizer_config\.json says what no tokenizer can be"),
-        ({"added_tokens_decoder": ["<tag>"]}, r"tokenizer_config\.json says what no tokenizer"),
+        ({"do_lower_case": "yes"}, r"tokenizer_config\.json has invalid settings"),
+        ({"added_tokens_decoder": ["<tag>"]}, r"tokenizer_config\.json has invalid settings"),
         ({"tokenizer_class": "NoSuchTokenizer", "auto_map": {}}, None),
     ],
 )
@@ -463,7 +463,7 @@ def test_code_of_its_own_that_is_not_run_is_told(tmp_path: Path, caplog: pytest.
         "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]},
     }
     load_tokenizer(write(tmp_path / "checkpoint", Case(roberta(), settings)))
-    assert "has code of its own (auto_map in its tokenizer_config.json)" in caplog.text
+    assert "has custom code (auto_map in its tokenizer_config.json)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -544,9 +544,9 @@ def test_a_decoder_ends_as_its_settings_say(tmp_path: Path):
 
 
 def test_warnings_of_an_export_are_told(capsys: pytest.CaptureFixture):
-    from bge_export.cli import _warnings_told
+    from bge_export.cli import _print_warnings
 
     logger = logging.getLogger("bge_export.checkpoint.tokenizer")
-    with _warnings_told():
+    with _print_warnings():
         logger.warning("of %s", "two")
     assert capsys.readouterr().err == "bge-export: warning: of two\n"

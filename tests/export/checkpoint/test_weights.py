@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 from bge_export.bundle.staging import check_json_files
 from bge_export.checkpoint.config_keys import check_config_keys
 from bge_export.checkpoint.inspect import inspect_checkpoint
-from bge_export.checkpoint.safetensors import SafetensorsReader, write_external_data
+from bge_export.checkpoint.safetensors import SafetensorsReader
 from bge_export.decoder.config import DecoderConfig
+from bge_export.decoder.external_data import write_external_data
 from bge_export.decoder.weights import find_weights, plan_weights
 from bge_export.encoder.load import load_encoder, load_heads
 from bge_runtime.errors import ExportError
@@ -560,7 +561,7 @@ def heads(tmp_path: Path, name: str, state: Tensors) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"lora_A.weight": SQUARE}, "holds lora_A.weight besides"),
+        ({"lora_A.weight": SQUARE}, "holds lora_A.weight in addition to"),
         ({"bias": np.float32([np.nan])}, "bias in .* holds NaN"),
         ({"weight": np.full((1, 48), np.inf, np.float32)}, "weight in .* holds NaN or infinity"),
         ({"weight": np.ones((1, 47), np.float32)}, r"matrix of \(1, 47\)"),
@@ -725,11 +726,12 @@ def test_numbers_beyond_fp16_are_refused_for_openvino(tmp_path: Path, number: fl
 
     from bge_export.encoder.openvino_ir import write_openvino
     from bge_export.passes.precision.half_precision import check_range
+    from bge_export.targets import OPENVINO
 
     table = np.float32([[0, np.finfo(np.float32).min], [0, number]])
     value = ir.Value(name="table", const_value=ir.tensor(table))
     graph = ir.Graph([], [], nodes=[], initializers=[value], opset_imports={"": 21})
     with pytest.raises(ExportError, match=r"table holds 1e\+05, .* leave --target openvino out"):
-        write_openvino(ir.Model(graph, ir_version=10), tmp_path, token_ids=[])
+        write_openvino(ir.Model(graph, ir_version=10), OPENVINO, tmp_path, token_ids=[])
     # What a mask adds where there is no token.
     check_range(table[:1], "mask", leave_out="it")

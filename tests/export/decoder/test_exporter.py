@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_export.checkpoint.inspect import inspect_checkpoint, read_safetensors_header
-from bge_export.decoder import exporter, graph
+from bge_export.checkpoint.inspect import inspect_checkpoint
+from bge_export.checkpoint.safetensors import read_header
+from bge_export.decoder import exporter, graph, layerwise_gate
 from bge_export.targets import select_decoder_targets, select_targets
 from bge_runtime.bundle import FILE_NAME
 from bge_runtime.bundle.bundle import Bundle
@@ -30,7 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("whole_bytes", [0, 1 << 30], ids=["in parts", "in one piece"])
 def test_every_variant_is_proven(tmp_path: Path, monkeypatch, name: str, whole_bytes: int):
-    monkeypatch.setattr(exporter, "_WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(layerwise_gate, "_WHOLE_BYTES", whole_bytes)
     folder = write_tiny_decoder(tmp_path / "checkpoint", name)
     bundle = Bundle.open(export_decoder(folder, tmp_path / "bundle"))
     assert bundle.manifest.model.pooling == "last_token"
@@ -62,7 +63,7 @@ def test_opt_in_precisions_have_files_of_their_own(checkpoint: Path, tmp_path: P
 
 
 def test_a_broken_graph_is_not_written(checkpoint: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(exporter, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(layerwise_gate, "_WHOLE_BYTES", 0)
     monkeypatch.setattr(graph, "_MASKED", 0.0)  # every token sees every other
     with pytest.raises(ExportError, match="too far from PyTorch's vectors"):
         export_decoder(checkpoint, tmp_path / "bundle")
@@ -127,7 +128,7 @@ def test_a_tensor_of_another_shape(checkpoint: Path, tmp_path: Path):
 
 def test_not_a_number_in_the_weights(checkpoint: Path, tmp_path: Path):
     shard = shard_of(checkpoint)
-    place = read_safetensors_header(shard)["layers.0.mlp.up_proj.weight"]
+    place = read_header(shard)["layers.0.mlp.up_proj.weight"]
     data = bytearray(shard.read_bytes())
     data[place["start"] : place["start"] + 2] = struct.pack("<H", 0x7FC0)  # bf16's NaN
     shard.write_bytes(data)
@@ -181,11 +182,11 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import onnxruntime, openvino
-from bge_export import exporting
+from bge_export.bundle import parity_tokens
 from tests.helpers.decoders import export_decoder
 # Those that take most memory; with the others the gate would take twice as long.
-texts = tuple(sorted(exporting.PARITY_TEXTS, key=len)[-2:])
-exporting.PARITY_TEXTS = texts
+texts = tuple(sorted(parity_tokens.PARITY_TEXTS, key=len)[-2:])
+parity_tokens.PARITY_TEXTS = texts
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 export_decoder(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -9,91 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_export.checkpoint.safetensors import SafetensorsReader, write_external_data
 from bge_export.decoder.config import DecoderConfig
-from bge_export.decoder.graph import DecoderGraph
-from bge_export.decoder.weights import find_weights, plan_weights, stored_weights
-from bge_runtime.bundle import SENTENCE_EMBEDDING, past_names, present_names
+from bge_runtime.bundle import SENTENCE_EMBEDDING, present_names
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from bge_runtime.errors import ExportError
+from tests.helpers.decoder_graphs import Decoder, batch
 from tests.helpers.decoders import SHAPES, write_tiny_decoder
-
-WIDE = {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 50}
-"""A window and a cap that texts of 90 tokens come up against."""
-
-
-class Decoder:
-    """A tiny checkpoint with transformers' model and graphs of it."""
-
-    def __init__(self, folder: Path, name: str, *, write=write_tiny_decoder) -> None:
-        narrow = {"gemma2": WIDE, "mistral": {"sliding_window": 24}}
-        self.folder = write(folder, name, **narrow.get(name, {}))
-        self.json = json.loads((folder / "config.json").read_text())
-        self.config = DecoderConfig.from_json(self.json, source=name)
-        index = json.loads((folder / "model.safetensors.index.json").read_text())
-        self.reader = SafetensorsReader(folder, sorted(set(index["weight_map"].values())))
-        self.found = find_weights(self.config, self.reader, source=name)
-
-    def torch_vectors(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        import torch
-        from transformers import AutoModel
-
-        model = AutoModel.from_pretrained(
-            self.folder, attn_implementation="eager", dtype=torch.float32
-        ).eval()
-        seen = torch.from_numpy(mask)
-        if not self.config.causal:
-            seen = seen[:, None, None, :].expand(-1, 1, ids.shape[1], -1).float()
-            seen = (1 - seen) * torch.finfo(torch.float32).min
-        with torch.no_grad():
-            hidden = model(torch.from_numpy(ids), attention_mask=seen).last_hidden_state
-        return hidden[torch.arange(len(ids)), torch.from_numpy(mask).sum(1) - 1].numpy()
-
-    def session(self, config: DecoderConfig | None = None):
-        return self.opened(self.built(config))
-
-    def built(self, config: DecoderConfig | None = None, *, form=DecoderGraph, dtype="FLOAT"):
-        import onnx_ir as ir
-
-        plans = plan_weights(self.config, self.found, storage=ir.DataType[dtype])
-        data = self.folder / f"weights-{dtype}.onnx_data"
-        if not data.exists():
-            write_external_data(plans, self.reader, data)
-        weights = stored_weights(plans, folder=self.folder, location=data.name)
-        return form(config or self.config, weights, dtype=ir.DataType[dtype]).build()
-
-    def opened(self, model):
-        import onnx_ir as ir
-        import onnxruntime as ort
-
-        path = self.folder / "model.onnx"
-        ir.save(model, path)
-        return ort.InferenceSession(str(path))
-
-    def vectors(self, session, ids, mask, past=None) -> np.ndarray:
-        return session.run([SENTENCE_EMBEDDING], self.feeds(ids, mask, past))[0]
-
-    def feeds(self, ids, mask, past=None) -> dict[str, np.ndarray]:
-        config = self.config
-        empty = np.zeros((1, config.kv_heads, 0, config.head_dim), np.float32)
-        names = [n for layer in range(config.layers) for n in past_names(layer)]
-        given = dict.fromkeys(names, empty) if past is None else dict(zip(names, past, strict=True))
-        return {"input_ids": ids, "attention_mask": mask, **(given if config.causal else {})}
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def decoder(request, tmp_path_factory) -> Decoder:
     return Decoder(tmp_path_factory.mktemp(request.param), request.param)
-
-
-def batch(rows: int = 5, longest: int = 90, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of unlike length, from 1 on, padded on the right."""
-    random = np.random.default_rng(seed)
-    ids = random.integers(4, 8000, (rows, longest))
-    mask = np.zeros_like(ids)
-    for row, length in enumerate(np.linspace(longest, 1, rows).astype(int)):
-        mask[row, :length] = 1
-    return ids, mask
 
 
 def test_vectors_are_those_of_eager_attention(decoder: Decoder):

@@ -13,8 +13,8 @@ from bge_export.decoder.graph_tensorrt import TensorRtDecoderGraph
 from bge_export.passes import EmulateHalfPrecision
 from bge_runtime.bundle import present_names
 from bge_runtime.bundle.parity import TOLERANCES, compare
-from tests.export.decoder.test_graph import Decoder, batch
-from tests.helpers.decoders import SHAPES, write_tiny_decoder
+from tests.helpers.decoder_graphs import Decoder, batch, write_overflowing
+from tests.helpers.decoders import SHAPES
 
 SIXTEEN_BITS = {"FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
@@ -305,19 +305,6 @@ def test_every_operator_for_tensorrt_is_on_the_list(decoder: Decoder):
         assert node.domain == ""
         assert types <= TENSORRT_OPERATORS[node.op_type], node
         assert "FLOAT16" not in types
-
-
-def write_overflowing(folder: Path, name: str = "gemma2", **config) -> Path:
-    """Write a decoder whose feed-forward products have no place in fp16."""
-    from safetensors.torch import load_file, save_file
-
-    checkpoint = write_tiny_decoder(folder, name, **config)
-    (shard,) = checkpoint.glob("*.safetensors")
-    tensors = load_file(shard)
-    for part in ("gate_proj", "up_proj"):
-        tensors[f"layers.1.mlp.{part}.weight"] *= 300
-    save_file(tensors, shard)
-    return checkpoint
 
 
 def test_an_overflow_on_the_way_shows_on_the_cpu_as_well(tmp_path: Path):

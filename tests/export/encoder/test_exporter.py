@@ -112,14 +112,17 @@ def no_leftovers(tmp_path: Path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["ir.save", "integrity.file_sha256", "measure"])
+@pytest.mark.parametrize(
+    "module",
+    ["encoder.write.ir.save", "bundle.finish.file_hash.file_sha256", "bundle.gate.measure_parity"],
+)
 def test_failure_leaves_nothing(
     tiny_checkpoint: Path, no_leftovers: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"bge_export.encoder.exporter.{module}", full)
+    monkeypatch.setattr(f"bge_export.{module}", full)
     with pytest.raises(ExportError, match="No space left on device"):
         export(tiny_checkpoint, no_leftovers)
 
@@ -130,7 +133,7 @@ def test_interrupt_leaves_nothing(
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bge_export.encoder.exporter.prove", interrupt)
+    monkeypatch.setattr("bge_export.encoder.exporter.check_variant", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export(tiny_checkpoint, no_leftovers)
 
@@ -192,7 +195,7 @@ def test_failed_force_keeps_the_old_bundle(
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("bge_export.encoder.exporter.prove", fail)
+    monkeypatch.setattr("bge_export.encoder.exporter.check_variant", fail)
     with pytest.raises(ExportError, match="Input/output error"):
         export(tiny_checkpoint, bundle_copy, force=True)
     assert FlagModel(str(bundle_copy)).encode("still here").shape == (TINY.hidden_size,)
@@ -318,14 +321,16 @@ def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ExportError, match="trust_remote_code=True"):
         export(checkpoint, tmp_path / "bundle")
 
+    from bge_export.bundle import ExportOptions
     from bge_export.checkpoint.inspect import inspect_checkpoint
-    from bge_export.encoder.exporter import export_bundle
+    from bge_export.encoder.exporter import export_encoder
     from bge_export.targets import select_targets
 
     inspected = inspect_checkpoint(
         checkpoint, source=str(checkpoint), pooling="cls", trust_remote_code=True
     )
-    export_bundle(inspected, tmp_path / "bundle", select_targets([], []), trust_remote_code=True)
+    options = ExportOptions(trust_remote_code=True)
+    export_encoder(inspected, tmp_path / "bundle", select_targets([], []), options)
     assert Bundle.open(tmp_path / "bundle").manifest.model.architecture == "own"
 
 
@@ -370,14 +375,14 @@ def test_damaged_bundle_is_not_written_over(
 def test_tokenizer_that_the_runtime_reads_otherwise_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from bge_export.encoder import exporter
+    from bge_export.bundle import parity_tokens
 
-    encode = exporter.TextTokenizer.encode
+    encode = parity_tokens.TextTokenizer.encode
 
     def one_token_less(self, texts, **options):
         return [ids[:-1] for ids in encode(self, texts, **options)]
 
-    monkeypatch.setattr(exporter.TextTokenizer, "encode", one_token_less)
+    monkeypatch.setattr(parity_tokens.TextTokenizer, "encode", one_token_less)
     with pytest.raises(ExportError, match="otherwise than the checkpoint's"):
         export(tiny_checkpoint, tmp_path / "bundle")
 

@@ -16,15 +16,15 @@ REFUSED = "too far from PyTorch's vectors"
 def test_gate_refuses_wrong_pooling(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from bge_export.encoder import exporter
+    from bge_export.encoder import reference
 
-    vectors = exporter.reference_vectors
+    vectors = reference.reference_vectors
 
     def of_mean_pooling(encoder, token_ids):
         encoder.pooling = "mean"
         return vectors(encoder, token_ids)
 
-    monkeypatch.setattr(exporter, "reference_vectors", of_mean_pooling)
+    monkeypatch.setattr(reference, "reference_vectors", of_mean_pooling)
     with pytest.raises(ExportError, match=REFUSED):
         export(tiny_checkpoint, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -72,9 +72,9 @@ def test_gate_refuses_one_changed_weight_matrix(
     tiny_checkpoint: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     # Seeded weights are only worth something if each of them shows in the vectors.
-    from bge_export.encoder import exporter
+    from bge_export.encoder import reference
 
-    vectors = exporter.reference_vectors
+    vectors = reference.reference_vectors
 
     def of_changed_weights(encoder, token_ids):
         parameter = next(p for key, p in encoder.named_parameters() if name in key)
@@ -84,6 +84,6 @@ def test_gate_refuses_one_changed_weight_matrix(
         parameter.copy_(right)  # the graphs share it, and are written later
         return outputs
 
-    monkeypatch.setattr(exporter, "reference_vectors", of_changed_weights)
+    monkeypatch.setattr(reference, "reference_vectors", of_changed_weights)
     with pytest.raises(ExportError, match=REFUSED):
         export(tiny_checkpoint, tmp_path / "bundle")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_export.encoder import exporter, write
+from bge_export.encoder import emulation, exporter, reference, write
 from bge_export.passes import (
     DecomposePackedAttention,
     EmulateHalfPrecision,
@@ -23,7 +23,7 @@ from bge_export.passes import (
     PackAttention,
     PruneLastLayer,
 )
-from bge_export.targets import CUDA, CUDA_EVEN, TENSORRT, select_targets
+from bge_export.targets import CUDA, CUDA_UNIFORM, TENSORRT, select_targets
 from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES, compare
@@ -133,7 +133,7 @@ def traces(checkpoint: Path, pooling: str):
         padding_position,
         takes_token_types,
     )
-    from bge_export.encoder.trace import PooledEncoder
+    from bge_export.encoder.pooling import PooledEncoder
 
     keep_traces()
     has_heads = (checkpoint / "sparse_linear.pt").exists()
@@ -403,7 +403,7 @@ def test_the_last_feed_forward_layer_sees_one_row_a_text(tiny_checkpoint: Path):
     assert behind["Attention"] == 0
 
 
-def test_a_weight_without_place_in_fp16_is_refused(tmp_path: Path):
+def test_a_weight_beyond_fp16_is_refused(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     checkpoint = write_tiny_bert(tmp_path / "checkpoint", layers=1)
@@ -411,7 +411,7 @@ def test_a_weight_without_place_in_fp16_is_refused(tmp_path: Path):
     tensors = load_file(file)
     tensors["encoder.layer.0.output.dense.weight"][0, 0] = 1e6
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ExportError, match=r"1e\+06, which has no place in fp16"):
+    with pytest.raises(ExportError, match=r"1e\+06, which is out of fp16's range"):
         export(checkpoint, tmp_path / "bundle", targets=("cuda",))
     assert not (tmp_path / "bundle").exists()
 
@@ -419,25 +419,26 @@ def test_a_weight_without_place_in_fp16_is_refused(tmp_path: Path):
 def test_an_encoder_without_positions_is_refused_by_name(tiny_checkpoint: Path):
     import torch
 
-    from bge_export.encoder.trace import PooledEncoder, trace_packed
+    from bge_export.encoder.pooling import PooledEncoder
+    from bge_export.encoder.trace import trace_packed
 
     class Bag(torch.nn.Module):
         def forward(self, input_ids, attention_mask):
             """Take no positions."""
 
     wrapped = PooledEncoder(Bag(), pooling="cls", token_types=False)
-    with pytest.raises(ExportError, match=r"Bag cannot be told the positions.*--target cuda"):
+    with pytest.raises(ExportError, match=r"Bag does not take the positions.*--target cuda"):
         trace_packed(wrapped, padding_position=None, max_length=512)
 
 
 @WITHOUT_GPU
 @pytest.mark.parametrize("target", ["cuda", "tensorrt"])
-def test_variants_are_rehearsed_and_stay_unmeasured(tiny_checkpoint, tmp_path, target):
+def test_variants_are_emulated_and_stay_unmeasured(tiny_checkpoint, tmp_path, target):
     from bge_export.checkpoint.inspect import inspect_checkpoint
 
     inspected = inspect_checkpoint(tiny_checkpoint, source="tiny", pooling="cls")
     output = tmp_path / "bundle"
-    rows = exporter.export_bundle(inspected, output, select_targets([target], []))
+    rows = exporter.export_encoder(inspected, output, select_targets([target], []))
     bundle = Bundle.open(output)
     write = {"cuda": ["cuda", "cuda-even"]}.get(target, [target])
     halves = [row for row in rows if row.precision == "fp16"]
@@ -445,13 +446,13 @@ def test_variants_are_rehearsed_and_stay_unmeasured(tiny_checkpoint, tmp_path, t
     for row in halves:
         assert row.parity is None
         assert "has no" in row.provider
-        assert row.rehearsal.failures(TOLERANCES["fp16"]) == []
+        assert row.emulated.failures(TOLERANCES["fp16"]) == []
     variants = [v for v in bundle.manifest.variants if v.device == "cuda"]
     assert [variant.graph for variant in variants] == write
     for variant in variants:
         assert (variant.precision, variant.parity) == ("fp16", None)
         assert variant.engine == {"cuda": "onnxruntime"}.get(target, target)
-    assert not list(output.glob("onnx/rehearsal*"))
+    assert not list(output.glob("onnx/cpu_emulation*"))
 
 
 def spoil_norms(graph):
@@ -467,14 +468,14 @@ def spoil_norms(graph):
 @pytest.mark.parametrize("broken", ["pooling", "norm"])
 def test_a_broken_graph_is_not_written(tiny_checkpoint, tmp_path, monkeypatch, target, broken):
     if broken == "pooling":
-        vectors = exporter.reference_vectors
+        vectors = reference.reference_vectors
 
         def of_mean_pooling(encoder, token_ids):
             encoder.pooling = "mean"
             return vectors(encoder, token_ids)
 
         # The gate of the fp32 graphs would be first to refuse it.
-        monkeypatch.setattr(exporter, "reference_vectors", of_mean_pooling)
+        monkeypatch.setattr(reference, "reference_vectors", of_mean_pooling)
     else:
         real = HalfPrecision.call
 
@@ -491,9 +492,9 @@ def test_a_broken_graph_is_not_written(tiny_checkpoint, tmp_path, monkeypatch, t
 def test_a_broken_branch_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
     real = write.choose_by_length
 
-    def broken(packed, even):
-        spoil_norms(even.graph)
-        return real(packed, even)
+    def broken(packed, uniform):
+        spoil_norms(uniform.graph)
+        return real(packed, uniform)
 
     monkeypatch.setattr(write, "choose_by_length", broken)
     with pytest.raises(ExportError, match=r"model_cuda_fp16.*too far from PyTorch's vectors"):
@@ -512,7 +513,7 @@ def test_both_share_one_file_of_weights_in_fp16(request, name: str):
     assert weights["tensorrt"] == "onnx/model_fp16.onnx_data"
     whole = manifest.files["onnx/model.onnx_data"].size_bytes
     assert manifest.files["onnx/model_fp16.onnx_data"].size_bytes < 0.52 * whole
-    for target in (CUDA, CUDA_EVEN, TENSORRT):
+    for target in (CUDA, CUDA_UNIFORM, TENSORRT):
         inside = [
             value.const_value.nbytes
             for value in ir.load(bundle / target.file).graph.initializers.values()
@@ -525,7 +526,7 @@ def test_both_share_one_file_of_weights_in_fp16(request, name: str):
 @pytest.mark.parametrize("name", ["tiny_gpu_bundle", "tiny_gpu_m3"])
 @pytest.mark.parametrize(
     ("target", "known"),
-    [(CUDA, CUDA_KERNELS), (CUDA_EVEN, CUDA_KERNELS), (TENSORRT, TENSORRT_OPERATORS)],
+    [(CUDA, CUDA_KERNELS), (CUDA_UNIFORM, CUDA_KERNELS), (TENSORRT, TENSORRT_OPERATORS)],
 )
 def test_every_operator_is_on_a_list(request, name: str, target, known):
     import onnx
@@ -552,7 +553,7 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
     """What a GPU would compute, by the CPU, of 1 to 512 tokens."""
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.load import load_encoder
-    from bge_export.encoder.trace import PooledEncoder
+    from bge_export.encoder.pooling import PooledEncoder
 
     seen = {}
 
@@ -571,14 +572,14 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
     rng = np.random.default_rng(0)
     lengths = [*range(1, 33), *range(64, 513, 32)]
     texts = [np.r_[101, rng.integers(1000, 30000, length)][:length] for length in lengths]
-    real = exporter.measure
+    real = emulation.measure_parity
     targets = ("cuda", "tensorrt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "measure", measured)
+        patch.setattr(emulation, "measure_parity", measured)
         export(minilm_checkpoint, tmp_path / "bundle", pooling="mean", targets=targets)
     encoder = load_encoder(inspect_checkpoint(minilm_checkpoint, source="minilm", pooling="mean"))
     wrapped = PooledEncoder(encoder, pooling="mean", token_types=True)
-    vectors = exporter.reference_vectors(wrapped, texts)["sentence_embedding"]
+    vectors = reference.reference_vectors(wrapped, texts)["sentence_embedding"]
     assert set(seen) == {"cuda-fp16", "cuda-even-fp16", "tensorrt-fp16"}
     for found in seen.values():
         parity = compare(found, np.stack(vectors))

@@ -107,12 +107,12 @@ def test_gate_refuses_matrices_without_their_scales(
 ):
     from bge_export.passes.precision import quantize_matrices
 
-    quantise = quantize_matrices.quantise
+    quantize = quantize_matrices.quantize
 
     def one_scale_for_all(matrix):
-        values, scales = quantise(matrix)
+        values, scales = quantize(matrix)
         return values, np.full_like(scales, scales.mean())
 
-    monkeypatch.setattr(quantize_matrices, "quantise", one_scale_for_all)
+    monkeypatch.setattr(quantize_matrices, "quantize", one_scale_for_all)
     with pytest.raises(ExportError, match=r"model_int8\.onnx in int8 .* is too far"):
         export(tiny_checkpoint, tmp_path / "bundle", targets=(), precisions=("int8",))

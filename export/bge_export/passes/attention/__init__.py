@@ -1,1 +1,1 @@
-"""TODO."""
+"""Graph passes for attention. They are used through `bge_export.passes`."""

@@ -1,4 +1,4 @@
-"""How queries, keys and values are split into heads around an Attention node."""
+"""Helper of the attention passes: how an Attention node's inputs are split into heads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import onnx_ir as ir
 from bge_export.graph_builder import is_op
 
 
-def sources_of(node: ir.Node) -> list[ir.Value] | None:
-    """Give queries, keys and values before they were split into heads, if that can be seen."""
+def find_sources(node: ir.Node) -> list[ir.Value] | None:
+    """Return queries, keys and values before they are split into heads; None if unknown."""
     found = []
     for value in node.inputs[:3]:
-        if split_of(value) is None:
+        if find_split(value) is None:
             return None
         assert value is not None
         transpose = value.producer()
@@ -24,8 +24,8 @@ def sources_of(node: ir.Node) -> list[ir.Value] | None:
     return found
 
 
-def joined_of(node: ir.Node) -> ir.Value | None:
-    """Give ``Reshape(Transpose(output))``, with the heads side by side, if nothing else is used."""
+def find_joined(node: ir.Node) -> ir.Value | None:
+    """Return ``Reshape(Transpose(output))``, the joined heads, if the output has no other use."""
     value = node.outputs[0]
     for op_type in ("Transpose", "Reshape"):
         users = value.consumers()
@@ -35,8 +35,8 @@ def joined_of(node: ir.Node) -> ir.Value | None:
     return value
 
 
-def split_of(value: ir.Value | None) -> tuple[int, int] | None:
-    """Give number and width of the heads of ``Transpose(Reshape(x), (0, 2, 1, 3))``."""
+def find_split(value: ir.Value | None) -> tuple[int, int] | None:
+    """Return number and width of the heads of ``Transpose(Reshape(x), (0, 2, 1, 3))``."""
     transpose = value.producer() if value is not None else None
     if not is_op(transpose, "Transpose"):
         return None

@@ -1,4 +1,4 @@
-"""Compute in fp16."""
+"""Convert a graph to fp16."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from bge_runtime.errors import ExportError
 
 _LARGEST = float(np.finfo(np.float16).max)
 _NO_TOKEN = float(np.finfo(np.float32).min)
-"""What masks add, or put in the place of a score: fp16 has a number that serves as well."""
+"""The number that masks add to scores or replace them with. fp16's lowest number replaces it."""
 
 
 class HalfPrecision(ir.passes.InPlacePass):
-    """Turn float32 into fp16, from the weights to the outputs, which stay float32.
+    """Convert float32 to fp16 everywhere except in the outputs.
 
-    Nothing depends on flags of an engine: the graph says itself what is computed in which type.
-    Norms are one node each, inside of which engines sum in float32.
+    The graph itself sets the type of each operation, so engines need no flags. Each norm is one
+    node, in which engines sum in float32.
 
-    Requires: no float32 inputs; masks that add the lowest float32, or less than fp16's largest.
+    Requires: no float32 inputs; masks that add the lowest float32, or numbers within fp16's range.
     Changes: weights, constants, casts and the types of values; adds a Cast to each output.
     """
 
@@ -27,8 +27,8 @@ class HalfPrecision(ir.passes.InPlacePass):
         """Run the pass.
 
         Raises:
-            ExportError: If a weight has no place in fp16.
-            ValueError: If an operator makes float32 in a way this pass does not know.
+            ExportError: If a weight is out of fp16's range.
+            ValueError: If an operator creates float32 in an unsupported way.
         """
         graph = model.graph
         for value in graph.initializers.values():
@@ -48,27 +48,27 @@ class HalfPrecision(ir.passes.InPlacePass):
         for index, output in enumerate(graph.outputs):
             last = output.producer()
             assert last is not None
-            edit = GraphBuilder()
-            wide = edit.op("Cast", [output], {"to": ir.DataType.FLOAT})
+            builder = GraphBuilder()
+            wide = builder.op("Cast", [output], {"to": ir.DataType.FLOAT})
             wide.type, wide.shape = ir.TensorType(ir.DataType.FLOAT), output.shape
-            graph.insert_after(last, edit.nodes)
+            graph.insert_after(last, builder.nodes)
             output.name, wide.name = f"{output.name}_in_fp16", output.name
             graph.outputs[index] = wide
         return ir.passes.PassResult(model, modified=True)
 
 
 def check_range(array: np.ndarray, name: str, *, leave_out: str) -> None:
-    """Check that fp16 has room for a weight, or for what a mask adds.
+    """Check that a weight, or a mask's constant, is within fp16's range.
 
     Raises:
-        ExportError: If it has not; the message says which option to leave out.
+        ExportError: If it is not. The message names the option to leave out.
     """
     lowest, highest = float(array.min(initial=0)), float(array.max(initial=0))
     if lowest == _NO_TOKEN:
         lowest = float(np.where(array == np.float32(_NO_TOKEN), 0, array).min(initial=0))
     if (largest := max(highest, -lowest)) > _LARGEST:
         raise ExportError(
-            f"the weight {name} holds {largest:.4g}, which has no place in fp16. Nothing was "
+            f"the weight {name} holds {largest:.4g}, which is out of fp16's range. Nothing was "
             f"written; leave {leave_out} out"
         )
 

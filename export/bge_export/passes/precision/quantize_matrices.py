@@ -1,4 +1,4 @@
-"""Store matrices in 8 bits, with the outliers of what they multiply smoothed away."""
+"""Store matrices in 8 bits, with smoothed outliers in their inputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bge_export.graph_builder import GraphBuilder, is_op, unique_name
+from bge_export.graph_builder import GraphBuilder, find_free_name, is_op
 
 BLOCK = 128
-"""Inputs of a matrix that share a scale, and that an engine quantises together."""
+"""Inputs of a matrix that share a scale, and that engines quantize together."""
 
 _MIN_OUTPUTS = 16
-"""Narrower matrices, such as the head of lexical weights, are not worth it."""
+"""Matrices with fewer outputs, such as the head of lexical weights, stay as they are."""
 
 _LIMIT = 127
 
@@ -23,17 +23,17 @@ _LIMIT = 127
 class QuantizeMatrices(ir.passes.InPlacePass):
     """Replace ``MatMul(x, W)`` by ``MatMul(x / s, DequantizeLinear(s W in 8 bits))``.
 
-    The scales ``s`` move the outliers of single channels from what is multiplied, which an
-    engine rounds to 8 bits while it runs, into the matrix (SmoothQuant, arXiv:2211.10438, at
-    its alpha of 0.5). A text's vector does not depend on its batch mates: what is rounded
-    together is a block of one token's channels.
+    The scales ``s`` move outliers of single channels from the input, which engines round to 8 bits
+    at run time, into the matrix (SmoothQuant, arXiv:2211.10438, with alpha 0.5). A text's vector
+    does not depend on the other texts of the batch: engines round a block of one token's channels
+    together.
 
     Requires: opset 21, matrices as initializers.
-    Changes: matrices with inputs that divide into blocks of at least 16.
+    Changes: matrices whose inputs divide into blocks of at least 16.
     """
 
     def __init__(self, largest: Mapping[ir.Value, NDArray[np.float32]]) -> None:
-        """Take the largest magnitude of each channel, by what is multiplied."""
+        """Take the largest magnitude of each channel, by the value that is multiplied."""
         super().__init__()
         self.largest = largest
 
@@ -41,38 +41,38 @@ class QuantizeMatrices(ir.passes.InPlacePass):
         """Run the pass."""
         graph = model.graph
         for x, nodes in matrices_by_input(model).items():
-            matrices = [_matrix(node) for node in nodes]
+            matrices = [_read_matrix(node) for node in nodes]
             scales = smoothing_scales(self.largest[x], matrices)
-            edit = GraphBuilder()
-            inverse = edit.constant(1 / scales, unique_name(graph, f"{x.name}.smooth"))
-            smooth = edit.op("Mul", [x, inverse])
+            builder = GraphBuilder()
+            inverse = builder.constant(1 / scales, find_free_name(graph, f"{x.name}.smooth"))
+            smooth = builder.op("Mul", [x, inverse])
             for node, matrix in zip(nodes, matrices, strict=True):
                 name = str(node.inputs[1].name)  # type: ignore[union-attr]
-                values, block_scales = quantise(matrix * scales[:, None])
+                values, block_scales = quantize(matrix * scales[:, None])
                 block = len(matrix) // len(block_scales)
-                wide = edit.op(
+                wide = builder.op(
                     "DequantizeLinear",
                     [
-                        edit.constant(values, unique_name(graph, f"{name}.int8")),
-                        edit.constant(block_scales, unique_name(graph, f"{name}.scale")),
+                        builder.constant(values, find_free_name(graph, f"{name}.int8")),
+                        builder.constant(block_scales, find_free_name(graph, f"{name}.scale")),
                     ],
                     {"axis": 0, "block_size": block},
                 )
                 node.replace_input_with(0, smooth)
                 node.replace_input_with(1, wide)
-            edit.insert_before(nodes[0])
+            builder.insert_before(nodes[0])
         return ir.passes.PassResult(model, modified=True)
 
 
 def matrices_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
-    """Find the products with stored matrices that can be quantised, by what is multiplied."""
+    """Return the products with stored matrices that can be quantized, by their input."""
     found: dict[ir.Value, list[ir.Node]] = {}
     for node in model.graph:
         x, weight = (*node.inputs, None, None)[:2]
         if not is_op(node, "MatMul") or x is None or weight is None or weight.const_value is None:
             continue
         shape = weight.const_value.shape.numpy()
-        if len(shape) == 2 and shape[1] >= _MIN_OUTPUTS and _block(shape[0]) is not None:
+        if len(shape) == 2 and shape[1] >= _MIN_OUTPUTS and _choose_block(shape[0]) is not None:
             found.setdefault(x, []).append(node)
     return found
 
@@ -80,11 +80,11 @@ def matrices_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
 def smoothing_scales(
     largest: NDArray[np.float32], matrices: list[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Balance each channel between what is multiplied and the matrices.
+    """Balance the magnitude of each channel between the input and the matrices.
 
     Args:
-        largest: Its largest magnitude in what is multiplied. Shape: ``(inputs,)``.
-        matrices: Matrices that share it. Shape: ``(inputs, outputs)`` each.
+        largest: Largest magnitude of each channel in the input. Shape: ``(inputs,)``.
+        matrices: Matrices that multiply this input. Shape: ``(inputs, outputs)`` each.
 
     Returns:
         Factors for the rows of the matrices, with a geometric mean of 1. Shape: ``(inputs,)``.
@@ -96,8 +96,8 @@ def smoothing_scales(
     return balanced
 
 
-def quantise(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a matrix to 8 bits, with one scale for each block of inputs and output.
+def quantize(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a matrix to 8 bits, with one scale for each block of inputs and each output.
 
     Args:
         matrix: Shape: ``(inputs, outputs)``.
@@ -106,7 +106,7 @@ def quantise(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
         Whole numbers from -127 to 127, shape ``(inputs, outputs)``, and their scales, shape
         ``(inputs / block, outputs)``.
     """
-    block = _block(len(matrix))
+    block = _choose_block(len(matrix))
     assert block is not None
     blocks = matrix.reshape(-1, block, matrix.shape[1])
     peaks = np.abs(blocks).max(axis=1)
@@ -115,18 +115,18 @@ def quantise(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
     return whole.reshape(matrix.shape), scales.astype(np.float32)
 
 
-def _block(inputs: int) -> int | None:
+def _choose_block(inputs: int) -> int | None:
     return next((block for block in _blocks() if inputs % block == 0), None)
 
 
 def _blocks() -> Iterator[int]:
     block = BLOCK
-    while block >= 16:  # the least that ONNX Runtime's kernels take
+    while block >= 16:  # the smallest that ONNX Runtime's kernels support
         yield block
         block //= 2
 
 
-def _matrix(node: ir.Node) -> NDArray[Any]:
+def _read_matrix(node: ir.Node) -> NDArray[Any]:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None

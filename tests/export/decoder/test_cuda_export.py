@@ -1,4 +1,4 @@
-"""Decoders are exported for CUDA where there is none: rehearsed, and unmeasured."""
+"""Decoders are exported for CUDA without a GPU: emulated on the CPU, not measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.errors import ExportError
-from tests.export.decoder.test_graph_cuda import write_overflowing
+from tests.helpers.decoder_graphs import write_overflowing
 from tests.helpers.decoders import SHAPES, write_tiny_decoder
 
 
 def export(checkpoint: Path, output: Path, *arguments: list[str]):
-    """Export targets and precisions; gives the bundle and the rows."""
+    """Export targets and precisions. Return the bundle and the reports."""
     inspected = inspect_checkpoint(checkpoint, source=str(checkpoint))
     targets = select_decoder_targets(*arguments)
     rows = exporter.export_decoder(inspected, output, targets)
@@ -28,7 +28,7 @@ def export(checkpoint: Path, output: Path, *arguments: list[str]):
 
 def test_what_has_no_place_in_fp16_is_refused_in_fp16_only(tmp_path: Path):
     checkpoint = write_overflowing(tmp_path / "checkpoint")
-    with pytest.raises(ExportError, match="Its numbers outgrow fp16"):
+    with pytest.raises(ExportError, match="Its numbers exceed the range of fp16"):
         export(checkpoint, tmp_path / "bundle", ["cuda"], ["fp16"])
     assert not (tmp_path / "bundle").exists()
     export(checkpoint, tmp_path / "bundle", ["cuda"], ["bf16"])
@@ -50,7 +50,7 @@ def test_weights_that_have_no_place_in_fp16_are_refused(tmp_path: Path):
     "CUDAExecutionProvider" in OrtCpuEngine.load().get_available_providers(), reason="it has a GPU"
 )
 @pytest.mark.parametrize("name", list(SHAPES))
-def test_variants_are_rehearsed_and_stay_unmeasured(tmp_path: Path, name: str):
+def test_variants_are_emulated_and_stay_unmeasured(tmp_path: Path, name: str):
     checkpoint = write_tiny_decoder(tmp_path / "checkpoint", name)
     bundle, rows = export(checkpoint, tmp_path / "bundle", ["cuda"], [])
     found = [(v.name, v.device, v.engine, v.precision, v.parity) for v in bundle.manifest.variants]
@@ -61,8 +61,8 @@ def test_variants_are_rehearsed_and_stay_unmeasured(tmp_path: Path, name: str):
     for row in rows:
         assert row.parity is None
         assert "has no CUDAExecutionProvider" in row.provider
-        assert row.rehearsal is not None
-        assert row.rehearsal.failures(TOLERANCES[row.precision]) == []
+        assert row.emulated is not None
+        assert row.emulated.failures(TOLERANCES[row.precision]) == []
     assert {graph.opset for graph in bundle.manifest.graphs.values()} == {24}
     assert not list(bundle.path.glob("onnx/part*"))
 
@@ -77,8 +77,8 @@ def test_for_tensorrt_likewise(tmp_path: Path, name: str):
     (variant,) = bundle.manifest.variants
     assert (variant.name, variant.engine, variant.device) == ("tensorrt-bf16", "tensorrt", "cuda")
     assert variant.parity is None
-    assert row.rehearsal is not None
-    assert row.rehearsal.failures(TOLERANCES["bf16"]) == []
+    assert row.emulated is not None
+    assert row.emulated.failures(TOLERANCES["bf16"]) == []
     (graph,) = bundle.manifest.graphs.values()
     assert (graph.opset, graph.inputs) == (18, ("input_ids", "attention_mask"))
 

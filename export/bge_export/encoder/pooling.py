@@ -1,0 +1,163 @@
+"""Encoders with pooling and heads, as they are traced.
+
+To add a pooling method: add it to `bge_runtime.sources.POOLING_METHODS`, to both `_pool` methods
+here (texts with padding, and packed texts), and to `POOLING_MODES` in
+`bge_export.checkpoint.sentence_transformers_keys` if sentence-transformers has it. The parity gate
+then compares the graphs with PyTorch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bge_runtime.bundle import HEAD_OUTPUTS, SENTENCE_EMBEDDING
+
+
+class PooledEncoder(torch.nn.Module):
+    """An encoder with pooling and heads.
+
+    Vectors are not normalized, because ``truncate_dim`` comes before that.
+
+    Attributes:
+        output_names: Names of the outputs of ``forward``, in order.
+    """
+
+    def __init__(
+        self,
+        encoder: torch.nn.Module,
+        *,
+        pooling: str,
+        token_types: bool,
+        heads: Mapping[str, torch.nn.Linear] | None = None,
+    ) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: Takes ``input_ids`` and ``attention_mask``, returns ``last_hidden_state``.
+            pooling: ``"cls"``, ``"mean"`` or ``"last_token"``.
+            token_types: Whether it takes ``token_type_ids`` as well.
+            heads: M3's heads ``"sparse"`` and ``"colbert"``, if the model has them.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.token_types = token_types
+        self.heads = torch.nn.ModuleDict(dict(heads or {}))
+        self.output_names = ("last_hidden_state", SENTENCE_EMBEDDING) + (
+            HEAD_OUTPUTS if self.heads else ()
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Encode and pool.
+
+        Args:
+            input_ids: int64. Shape: ``(batch, sequence)``.
+            attention_mask: int64, 1 for a token. Shape: ``(batch, sequence)``.
+            token_type_ids: int64, or None. Shape: ``(batch, sequence)``.
+
+        Returns:
+            Hidden states, shape ``(batch, sequence, dim)``; vectors, shape
+            ``(batch, dim)``. With heads also token weights, shape ``(batch, sequence)``, and
+            vectors of all tokens but the first, shape ``(batch, sequence - 1, colbert_dim)``;
+            both are undefined at padding.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.token_types:
+            inputs["token_type_ids"] = token_type_ids
+        hidden = self.encoder(**inputs, return_dict=True).last_hidden_state
+        outputs = (hidden, self._pool(hidden, attention_mask))
+        if not self.heads:
+            return outputs
+        weights = torch.relu(self.heads["sparse"](hidden)).squeeze(-1)
+        return (*outputs, weights, self.heads["colbert"](hidden[:, 1:]))
+
+    def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "last_token":
+            last = attention_mask.sum(dim=1) - 1
+            index = last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+            return hidden.gather(1, index).squeeze(1)
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class PackedEncoder(torch.nn.Module):
+    """The same encoder over packed texts: all in one row, without padding.
+
+    It attends across texts. `bge_export.passes.PackAttention` replaces the attention in the graph.
+    """
+
+    def __init__(self, pooled: PooledEncoder, *, padding_position: int | None) -> None:
+        """Wrap a pooled encoder.
+
+        Args:
+            pooled: The encoder. Its inner model takes ``position_ids``.
+            padding_position: From `bge_export.encoder.load.padding_position`. It is also the
+                padding id, which a text may contain.
+        """
+        super().__init__()
+        self.pooled = pooled
+        self.padding_position = padding_position
+        self.output_names = pooled.output_names[1:]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cumulative_lengths: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Encode and pool.
+
+        Args:
+            input_ids: int64, of all texts. Shape: ``(tokens,)``.
+            position_ids: int64, from 0 in each text. Shape: ``(tokens,)``.
+            cumulative_lengths: int32, the start of each text, and the end of the last one.
+                Shape: ``(texts + 1,)``.
+
+        Returns:
+            Vectors, shape ``(texts, dim)``. With heads also token weights, shape
+            ``(tokens,)``, and vectors of all tokens, shape ``(tokens, colbert_dim)``.
+        """
+        row = input_ids[None]
+        positions = self._encoder_positions(input_ids, position_ids)[None]
+        inputs = {"input_ids": row, "position_ids": positions}
+        # Passed even if there is one type only: an encoder's own zeros are as long as one text.
+        if "token_type_ids" in inspect.signature(self.pooled.encoder.forward).parameters:
+            inputs["token_type_ids"] = torch.zeros_like(row)
+        hidden = self.pooled.encoder(**inputs, return_dict=True).last_hidden_state
+        vectors = self._pool(hidden, cumulative_lengths)
+        if not self.pooled.heads:
+            return (vectors,)
+        weights = torch.relu(self.pooled.heads["sparse"](hidden)).flatten()
+        return (vectors, weights, self.pooled.heads["colbert"](hidden).squeeze(0))
+
+    def _encoder_positions(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        if self.padding_position is None:
+            return position_ids
+        counts = (input_ids != self.padding_position).to(torch.int64)
+        through = torch.cumsum(counts, 0)
+        first = torch.arange(position_ids.shape[0]) - position_ids
+        return (through - (through - counts)[first]) * counts + self.padding_position
+
+    def _pool(self, hidden: torch.Tensor, cumulative_lengths: torch.Tensor) -> torch.Tensor:
+        starts, ends = cumulative_lengths[:-1], cumulative_lengths[1:]
+        if self.pooled.pooling == "cls":
+            return hidden.index_select(1, starts).squeeze(0)
+        if self.pooled.pooling == "last_token":
+            return hidden.index_select(1, ends - 1).squeeze(0)
+        tokens = torch.arange(hidden.shape[1], dtype=starts.dtype)
+        within = (tokens >= starts[:, None]) & (tokens < ends[:, None])
+        shares = within.to(hidden.dtype) / (ends - starts)[:, None].to(hidden.dtype)
+        return shares @ hidden[0]

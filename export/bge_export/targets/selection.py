@@ -1,0 +1,114 @@
+"""Select the graphs to write from the tables, by ``--target`` and ``--precision``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from bge_export.targets.base import AnyTarget
+from bge_export.targets.decoder import DECODER_TARGETS, DecoderTarget
+from bge_export.targets.encoder import PORTABLE, TARGETS, Target
+from bge_runtime.errors import ExportError
+
+_AnyTarget = TypeVar("_AnyTarget", bound="AnyTarget")
+
+
+def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Target]:
+    """Select the graphs to write of an encoder.
+
+    The portable graph is always among them: it holds the weights that the others share, and other
+    tools open it.
+
+    Args:
+        names: Names of targets; empty for all.
+        precisions: Names of precisions; empty for all.
+
+    Raises:
+        ExportError: If a combination does not exist; the message holds the table.
+    """
+    selected: list[Target] = []
+    for target in _select(TARGETS, names, precisions):
+        pair = (target, target.written_with) if target.written_with else (target,)
+        selected += [each for each in pair if each not in selected and each is not PORTABLE]
+    return [*selected, PORTABLE]
+
+
+def select_decoder_targets(names: Sequence[str], precisions: Sequence[str]) -> list[DecoderTarget]:
+    """Select the graphs to write of a decoder; by default the first one.
+
+    Args:
+        names: Names of targets; empty for ``cpu``.
+        precisions: Names of precisions; empty for all of the targets that are named.
+
+    Raises:
+        ExportError: As `select_targets`.
+    """
+    precisions = precisions or (() if names else ("fp32",))
+    return _select(DECODER_TARGETS, names or ("cpu",), precisions)
+
+
+def _select(
+    table: Sequence[_AnyTarget], names: Sequence[str], precisions: Sequence[str]
+) -> list[_AnyTarget]:
+    known_names = {target.name for target in table}
+    if precisions:
+        known_names |= {engine for target in table for _, engine, _ in target.variants}
+    for asked, known, option in (
+        (names, known_names, "target"),
+        (precisions, {target.precision for target in table}, "precision"),
+    ):
+        unknown = sorted(set(asked) - known)
+        if unknown:
+            raise ExportError(
+                f"requested --{option} {', '.join(unknown)}, which this version does not write "
+                f"of such a model. It writes:\n{target_table(table)}"
+            )
+    if not names or not precisions:
+        return [
+            target
+            for target in table
+            if target.name in names
+            or target.precision in precisions
+            or not (names or precisions or target.on_request)
+        ]
+    found = {
+        (name, precision): matching
+        for name in names
+        for precision in precisions
+        if (matching := _find_matching(table, name, precision))
+    }
+    # Each target and each precision must be written at least once, not every pair.
+    if not {*names, *precisions} <= {word for pair in found for word in pair}:
+        missing = {(name, precision) for name in names for precision in precisions} - {*found}
+        pairs = ", ".join(f"{name} in {precision}" for name, precision in sorted(missing))
+        raise ExportError(
+            f"requested {pairs}, which this version does not write of such a model. It "
+            f"writes:\n{target_table(table)}"
+        )
+    return [target for target in table if any(target in matching for matching in found.values())]
+
+
+def _find_matching(table: Sequence[_AnyTarget], name: str, precision: str) -> list[_AnyTarget]:
+    """Return the targets of a name and a precision.
+
+    If no target of that precision has the name, it may be that of a device or an engine:
+    ``--target cpu --precision int8`` selects the target int8, which runs on a CPU.
+    """
+    written = [target for target in table if target.precision == precision]
+    return (
+        [target for target in written if target.name == name]
+        or [target for target in written if target.device == name]
+        or [
+            target
+            for target in written
+            if any((engine, form) == (name, precision) for _, engine, form in target.variants)
+        ]
+    )
+
+
+def target_table(table: Sequence[AnyTarget] = (*TARGETS, *DECODER_TARGETS)) -> str:
+    """Return the table of targets as text, one line each."""
+    return "\n".join(
+        f"  --target {target.name:<9} --precision {target.precision:<5} {target.description}"
+        for target in table
+    )
