@@ -1,47 +1,47 @@
-"""Everything bge-runtime raises on purpose.
+"""The errors of bge-runtime.
 
 ::
 
     BgeError
-    ├── ModelNotFoundError       (FileNotFoundError)  no bundle where one was asked for
-    │   └── HubError             the hub does not give the model
-    ├── BundleError              a folder that is not a usable bundle
+    ├── ModelNotFoundError       (FileNotFoundError)  there is no such model
+    │   └── HubError             the hub does not have it, or cannot be reached
+    ├── BundleError              a folder is not a usable bundle
     │   ├── BundleVersionError   written by a newer bge-runtime
-    │   └── BundleIntegrityError a file is missing, short or changed
+    │   └── BundleIntegrityError a file is missing, truncated or changed
     ├── PoolingError             (ValueError)  the bundle pools differently
     ├── EngineError
     │   ├── EngineNotInstalledError  (ImportError)
     │   ├── DeviceError          (ValueError)  unknown device, or no variant for it
     │   ├── PrecisionError       (ValueError)  no variant of that precision
-    │   ├── ProviderError        the session runs elsewhere than asked
+    │   ├── ProviderError        the session runs on another provider than requested
     │   └── InferenceError       (RuntimeError)  the engine failed on a batch
-    │       ├── OutOfMemoryError it does not fit into the device's memory
-    │       └── NotFiniteError   a text's vector holds NaN or infinity
-    └── ExportError              ``bge-export`` could not, or would not, write a bundle
+    │       ├── OutOfMemoryError a batch does not fit into the device's memory
+    │       └── NotFiniteError   a text's vector contains NaN or infinity
+    └── ExportError              ``bge-export`` wrote no bundle
 
-Each message says what was asked, what was found and what to do. Wrong argument
-types and values raise the plain ``TypeError`` and ``ValueError``.
+Each message says what was requested, what was found and what to do. Arguments of a wrong type or
+value raise ``TypeError`` or ``ValueError``.
 """
 
 
 class BgeError(Exception):
-    """Base of every error that bge-runtime raises on purpose."""
+    """Base class of the errors of bge-runtime."""
 
 
 class ModelNotFoundError(BgeError, FileNotFoundError):
-    """There is no bundle where one was asked for."""
+    """There is no such model, or no bundle of it."""
 
     def __str__(self) -> str:
-        # OSError would print "[Errno None] None" style text for one argument.
+        # OSError would print "[Errno None] None" for a single argument.
         return str(self.args[0]) if self.args else ""
 
 
 class HubError(ModelNotFoundError):
-    """The hub does not give the model, or cannot be reached."""
+    """The hub does not have the model, or cannot be reached."""
 
 
 class BundleError(BgeError):
-    """A folder is not a bundle that this version can use."""
+    """A folder is not a usable bundle."""
 
 
 class BundleVersionError(BundleError):
@@ -49,15 +49,15 @@ class BundleVersionError(BundleError):
 
 
 class BundleIntegrityError(BundleError):
-    """A file of the bundle is missing, short or changed."""
+    """A file of the bundle is missing, truncated or changed."""
 
 
 class PoolingError(BgeError, ValueError):
-    """The bundle's graphs do not contain the pooling that was asked for."""
+    """The bundle's graphs do not have the requested pooling."""
 
 
 class EngineError(BgeError):
-    """An engine cannot be used as asked."""
+    """An engine cannot be used as requested."""
 
 
 class EngineNotInstalledError(EngineError, ImportError):
@@ -65,15 +65,15 @@ class EngineNotInstalledError(EngineError, ImportError):
 
 
 class DeviceError(EngineError, ValueError):
-    """The device is unknown, or the bundle has nothing that runs on it."""
+    """The device is unknown, or the bundle has no variant for it."""
 
 
 class PrecisionError(EngineError, ValueError):
-    """The bundle has no variant of the precision that was asked for."""
+    """The bundle has no variant of the requested precision."""
 
 
 class ProviderError(EngineError):
-    """The engine runs on another provider than the one asked for."""
+    """The engine runs on another provider than requested."""
 
 
 class InferenceError(EngineError, RuntimeError):
@@ -85,8 +85,8 @@ class OutOfMemoryError(InferenceError):
 
 
 class NotFiniteError(InferenceError):
-    """What the engine computed of a text holds NaN or infinity."""
+    """The vector of a text contains NaN or infinity."""
 
 
 class ExportError(BgeError):
-    """An export was refused or failed; nothing was written."""
+    """An export was rejected or failed; nothing was written."""

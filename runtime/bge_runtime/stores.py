@@ -1,7 +1,7 @@
-"""BGE-M3's lexical weights and ColBERT vectors in the form that vector stores take.
+"""Convert BGE-M3's lexical weights and ColBERT vectors to the types of vector stores.
 
-Each function takes what ``encode`` returned: for one text, or for a list of them, and gives
-one value or a list. Dense vectors need no conversion.
+Each function takes the output of ``encode`` for one text or for a list, and returns one value or
+a list. Dense vectors need no conversion.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def to_qdrant_sparse(weights: Mapping[Any, Any]) -> QdrantSparseVector: ...
 @overload
 def to_qdrant_sparse(weights: LexicalRows) -> list[QdrantSparseVector]: ...
 def to_qdrant_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
-    """Make Qdrant's ``SparseVector``, for points and for queries.
+    """Return lexical weights as Qdrant's ``SparseVector``, for points and queries.
 
     Raises:
         ImportError: If qdrant-client is not installed.
@@ -36,7 +36,7 @@ def to_qdrant_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
         from qdrant_client.models import SparseVector
     except ImportError as error:
         raise ImportError(
-            f"Qdrant's SparseVector is in its client ({error}). Run `pip install qdrant-client`"
+            f"Qdrant's SparseVector needs its client ({error}). Run `pip install qdrant-client`"
         ) from error
     rows = [SparseVector(indices=ids, values=values) for ids, values in _sorted_rows(weights)]
     return rows[0] if isinstance(weights, Mapping) else rows
@@ -47,14 +47,14 @@ def to_qdrant_multivector(vectors: NDArray[np.floating]) -> list[list[float]]: .
 @overload
 def to_qdrant_multivector(vectors: Sequence[NDArray[np.floating]]) -> list[list[list[float]]]: ...
 def to_qdrant_multivector(vectors: Any) -> Any:
-    """Make a multivector of Qdrant: one list for each token.
+    """Return ColBERT vectors as a multivector of Qdrant: one list per token.
 
-    Its collection needs a ``MultiVectorConfig`` that compares by ``MAX_SIM``. Qdrant sums
-    over the query's tokens, where ``colbert_score`` takes the mean; the order is the same.
+    The collection needs a ``MultiVectorConfig`` with ``MAX_SIM``. Qdrant sums over the query's
+    tokens, and ``colbert_score`` takes the mean, so results have the same order.
 
     Raises:
-        TypeError: If they are no arrays of a vector for each token.
-        ValueError: If a number is not finite.
+        TypeError: If they are not arrays with a vector per token.
+        ValueError: If a component is not finite.
     """
     single = isinstance(vectors, np.ndarray) and vectors.ndim == 2
     name, wanted = "colbert_vecs", "an array or a list of arrays"
@@ -68,7 +68,7 @@ def to_qdrant_multivector(vectors: Any) -> Any:
         if (token := find_not_finite(row)) is not None:
             raise ValueError(
                 f"{name}[{index}] has NaN or infinity in the vector of token {token}, and stores "
-                "take finite numbers only"
+                "accept only finite numbers"
             )
     lists = [row.tolist() for row in rows]
     return lists[0] if single else lists
@@ -79,9 +79,9 @@ def to_milvus_sparse(weights: Mapping[Any, Any]) -> dict[int, float]: ...
 @overload
 def to_milvus_sparse(weights: LexicalRows) -> list[dict[int, float]]: ...
 def to_milvus_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
-    """Make rows for a ``SPARSE_FLOAT_VECTOR`` field of Milvus, or for a search in one.
+    """Return lexical weights for a ``SPARSE_FLOAT_VECTOR`` field of Milvus, or a search in it.
 
-    A text none of whose tokens has weight becomes an empty row, which Milvus refuses.
+    A text without weights becomes an empty row, which Milvus rejects.
 
     Raises:
         ValueError: If a key is not a token id.
@@ -95,9 +95,9 @@ def to_chroma_sparse(weights: Mapping[Any, Any]) -> ChromaSparseVector: ...
 @overload
 def to_chroma_sparse(weights: LexicalRows) -> list[ChromaSparseVector]: ...
 def to_chroma_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
-    """Make Chroma's ``SparseVector``, for metadata and for ``Knn`` queries.
+    """Return lexical weights as Chroma's ``SparseVector``, for metadata and ``Knn`` queries.
 
-    Chroma indexes them in its cloud only, as of 1.5.9.
+    As of 1.5.9, only Chroma's cloud indexes them.
 
     Raises:
         ImportError: If chromadb is not installed.
@@ -107,7 +107,7 @@ def to_chroma_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
         from chromadb import SparseVector
     except ImportError as error:
         raise ImportError(
-            f"Chroma's SparseVector is in its client ({error}). Run `pip install chromadb`"
+            f"Chroma's SparseVector needs its client ({error}). Run `pip install chromadb`"
         ) from error
     rows = [SparseVector(indices=ids, values=values) for ids, values in _sorted_rows(weights)]
     return rows[0] if isinstance(weights, Mapping) else rows
@@ -116,10 +116,10 @@ def to_chroma_sparse(weights: Mapping[Any, Any] | LexicalRows) -> Any:
 def _sorted_rows(
     weights: Mapping[Any, Any] | LexicalRows,
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Give the ids of each text, in ascending order, and their weights.
+    """Yield the token ids of each text, in ascending order, and their weights.
 
     Raises:
-        TypeError: If they are no dictionaries.
+        TypeError: If they are not dictionaries.
         ValueError: If a key is not a token id, or a weight is not finite.
     """
     if not isinstance(weights, LexicalWeights):
@@ -128,8 +128,8 @@ def _sorted_rows(
     if (entry := find_not_finite(weights.weights)) is not None:
         raise ValueError(
             f"lexical_weights[{np.searchsorted(ends, entry, side='right') - 1}] has weight "
-            f"{weights.weights[entry]} for token {weights.token_ids[entry]}, and stores take "
-            "finite numbers only"
+            f"{weights.weights[entry]} for token {weights.token_ids[entry]}, and stores "
+            "accept only finite numbers"
         )
     order = np.lexsort((weights.token_ids, np.repeat(np.arange(len(weights)), np.diff(ends))))
     ids, values = weights.token_ids[order].tolist(), weights.weights[order].tolist()

@@ -182,7 +182,7 @@ def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
 
 
 def test_what_it_does_not_know_is_refused(tiny_bundle: Path):
-    with pytest.raises(ValueError, match=r"'prompt', .* knows batch_size, max_length"):
+    with pytest.raises(ValueError, match=r"'prompt', .* accepts batch_size, max_length"):
         BgeEmbeddings(model_name=str(tiny_bundle), encode_kwargs={"prompt": "query: "})
     with pytest.raises(ValueError, match="made_up"):
         BgeEmbeddings(model_name=str(tiny_bundle), made_up=True)
@@ -244,7 +244,7 @@ def test_a_device_of_torch_is_taken(tiny_bundle: Path, embeddings: BgeEmbeddings
         ({"encode_kwargs": {"prompt_name": "query"}}, "'prompt_name', .* query_instruction"),
         ({"encode_kwargs": {"truncate_dim": 16}}, "'truncate_dim', .* model_kwargs"),
         ({"encode_kwargs": {"pool": {"processes": []}}}, "'pool', .* model_kwargs"),
-        ({"encode_kwargs": {"made_up": None}}, "'made_up', .* knows batch_size"),
+        ({"encode_kwargs": {"made_up": None}}, "'made_up', .* accepts batch_size"),
         ({"model_kwargs": {"prompts": {"query": "q"}}}, "prompts=.* instructions have arguments"),
         ({"model_kwargs": {"default_prompt_name": "query"}}, "default_prompt_name='query'"),
         ({"model_kwargs": {"backend": "openvino"}}, "backend='openvino'.*engine"),

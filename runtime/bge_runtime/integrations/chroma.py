@@ -1,8 +1,8 @@
 """Chroma: embedding functions for dense vectors and for BGE-M3's lexical weights.
 
-Chroma keeps an embedding function's name and configuration with the collection and makes it
-anew when the collection is opened, by looking its name up among the classes that it has seen.
-So import this module before you open a collection that was made with it.
+Chroma stores the name and configuration of an embedding function with the collection. When it
+opens the collection, it looks the name up among the registered classes. So import this module
+before you open a collection that uses it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ except ImportError as error:
 
 
 @once(maxsize=8)
-def _opened(config: str) -> AnyFlagModel:
-    """Open a model once: Chroma makes a new embedding function for many a call."""
+def _open_once(config: str) -> AnyFlagModel:
+    """Open a model once, since Chroma often creates a new embedding function for a call."""
     options = json.loads(config)
     return open_model(
         options["model_name"],
@@ -43,7 +43,7 @@ def _opened(config: str) -> AnyFlagModel:
 
 
 class _Bge:
-    """What both functions have: a configuration, and the model that it describes."""
+    """What both functions share: a configuration, and the model that it describes."""
 
     def __init__(
         self,
@@ -53,19 +53,20 @@ class _Bge:
         max_length: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Take note of a model, which is opened when it is first used.
+        """Store the configuration. The model is opened on first use.
 
-        Functions of one configuration share one opened model, as do a dense and a sparse one.
+        Functions with the same configuration share one model, also a dense and a sparse one.
 
         Args:
-            model_name: Bundle, or hub id or folder of a checkpoint; see
-                `bge_runtime.FlagModel`. It is kept in the collection as it is given.
+            model_name: A bundle, or a checkpoint's folder or Hub ID; see
+                `bge_runtime.FlagModel`. The collection stores it as given.
             query_instruction: Put before each query. None for the one that the model's
                 authors recommend, ``""`` for none.
-            max_length: Tokens a text is cut to; None for as many as the model's folder says.
-            model_kwargs: ``device`` and what `bge_runtime.FlagAutoModel.from_finetuned`
-                takes, as far as JSON can hold it. ``{"use_fp16": True}`` asks for more
-                speed: 16 bit, where the processor computes in it and parity was measured.
+            max_length: Tokens that a text is cut to; None for the model folder's setting.
+            model_kwargs: ``device`` and arguments of
+                `bge_runtime.FlagAutoModel.from_finetuned` that JSON can hold.
+                ``{"use_fp16": True}`` computes in 16 bits, if the processor supports it and
+                parity was measured.
 
         Raises:
             TypeError: If JSON cannot hold ``model_kwargs``.
@@ -80,27 +81,27 @@ class _Bge:
 
     @property
     def model(self) -> AnyFlagModel:
-        """The model behind it; ``model.engine.info`` tells what is in force."""
-        return _opened(self._key)
+        """The model. ``model.engine.info`` shows the engine in force."""
+        return _open_once(self._key)
 
     def get_config(self) -> dict[str, Any]:
-        """Give what the collection keeps: the constructor's arguments."""
+        """Return the constructor's arguments, which the collection stores."""
         return {**self._options, "max_length": self.max_length}
 
 
 @register_embedding_function
 class BgeEmbeddingFunction(_Bge, EmbeddingFunction[Documents]):
-    """Dense vectors for Chroma, in fp32 unless told otherwise."""
+    """Dense vectors for Chroma, in fp32 by default."""
 
     def __init__(
         self, model_name: str, *, normalize_embeddings: bool = False, **options: Any
     ) -> None:
-        """Take note of a model, which is opened when it is first used.
+        """Store the configuration. The model is opened on first use.
 
         Args:
             model_name: As in `BgeM3SparseEmbeddingFunction`.
-            normalize_embeddings: Scale vectors to unit length where the model's folder does not;
-                the folders of most models do.
+            normalize_embeddings: Scale vectors to unit length even if the model folder's
+                settings do not. Those of most models do.
             **options: As in `BgeM3SparseEmbeddingFunction`.
 
         Raises:
@@ -114,7 +115,7 @@ class BgeEmbeddingFunction(_Bge, EmbeddingFunction[Documents]):
         return self._embed(input, queries=False)
 
     def embed_query(self, input: Documents) -> list[NDArray[np.float32]]:  # noqa: A002
-        """Embed queries, behind the instruction. Shape of each: ``(dim,)``."""
+        """Embed queries, after the instruction. Shape of each: ``(dim,)``."""
         return self._embed(input, queries=True)
 
     def _embed(self, texts: Sequence[str], *, queries: bool) -> list[NDArray[np.float32]]:
@@ -129,34 +130,34 @@ class BgeEmbeddingFunction(_Bge, EmbeddingFunction[Documents]):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Give what the collection keeps: the constructor's arguments."""
+        """Return the constructor's arguments, which the collection stores."""
         return {**super().get_config(), "normalize_embeddings": self.normalize_embeddings}
 
     @staticmethod
     def name() -> str:
-        """Give the name by which collections remember the class."""
+        """Return the name under which collections store the class."""
         return "bge_runtime"
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> BgeEmbeddingFunction:
-        """Make it from what a collection remembers."""
+        """Create the function from a stored configuration."""
         return BgeEmbeddingFunction(**config)
 
     def default_space(self) -> str:
-        """Compare by cosine, unless the collection says otherwise."""
+        """Return the default metric of collections."""
         return "cosine"
 
 
 @register_sparse_embedding_function
 class BgeM3SparseEmbeddingFunction(_Bge, SparseEmbeddingFunction[Documents]):
-    """BGE-M3's lexical weights for Chroma, which indexes them in its cloud only, as of 1.5.9."""
+    """BGE-M3's lexical weights for Chroma. As of 1.5.9, only its cloud indexes them."""
 
     def __call__(self, input: Documents) -> list[SparseVector]:  # noqa: A002  # Chroma's
-        """Weigh the tokens of documents."""
+        """Return the lexical weights of documents."""
         return self._weigh(input, queries=False)
 
     def embed_query(self, input: Documents) -> list[SparseVector]:  # noqa: A002
-        """Weigh the tokens of queries, behind the instruction, if one is set."""
+        """Return the lexical weights of queries, after the instruction, if one is set."""
         return self._weigh(input, queries=True)
 
     def _weigh(self, texts: Sequence[str], *, queries: bool) -> list[SparseVector]:
@@ -167,10 +168,10 @@ class BgeM3SparseEmbeddingFunction(_Bge, SparseEmbeddingFunction[Documents]):
 
     @staticmethod
     def name() -> str:
-        """Give the name by which collections remember the class."""
+        """Return the name under which collections store the class."""
         return "bge_runtime_m3_sparse"
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> BgeM3SparseEmbeddingFunction:
-        """Make it from what a collection remembers."""
+        """Create the function from a stored configuration."""
         return BgeM3SparseEmbeddingFunction(**config)

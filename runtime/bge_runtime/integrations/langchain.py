@@ -1,4 +1,4 @@
-"""LangChain: ``BgeEmbeddings`` in the place of ``HuggingFaceBgeEmbeddings``."""
+"""LangChain: ``BgeEmbeddings``, which replaces ``HuggingFaceBgeEmbeddings``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import Any
 
 from bge_runtime.encoding import as_text, as_text_list, resolve_devices
 from bge_runtime.integrations import not_installed
-from bge_runtime.integrations._models import (
-    PREFIX,
+from bge_runtime.integrations._arguments import (
     Check,
     any_value,
+    device_name,
+    no_value,
+    one_of,
+)
+from bge_runtime.integrations._models import (
+    PREFIX,
     as_lists,
     default_prompt,
     dense_vectors,
-    no_value,
-    one_of,
     open_model,
-    plain_device,
 )
 from bge_runtime.models import AnyFlagModel
 
@@ -46,29 +48,28 @@ _ACCEPTED: dict[str, tuple[Check, str]] = {
     "prompt_name": (one_of(), _INSTRUCTIONS),
     "truncate_dim": (one_of(), _IN_MODEL_KWARGS),
 }
-"""Further arguments of ``SentenceTransformer.encode``: which values change nothing, and what is
-said of others."""
+"""Further arguments of ``SentenceTransformer.encode``: which values change nothing, and the error
+for others."""
 
 
 class BgeEmbeddings(BaseModel, Embeddings):
     """BGE for LangChain, with the constructor of ``HuggingFaceBgeEmbeddings``.
 
-    Vectors are that class's: in fp32, with its instructions, and with a space for each line
-    break; cut, scaled and with what else the model's folder asks of sentence-transformers. The
-    asynchronous methods compute in a thread.
+    Vectors equal that class's: in fp32, with its instructions, a space for each line break, and
+    the settings of the model's sentence-transformers files. The asynchronous methods compute in a
+    thread.
 
     Attributes:
-        model_name: Bundle, or hub id or folder of a checkpoint; see `bge_runtime.FlagModel`.
+        model_name: A bundle, or a checkpoint's folder or Hub ID; see `bge_runtime.FlagModel`.
         cache_folder: Folder of the hub's cache.
-        model_kwargs: ``device`` and what `bge_runtime.FlagAutoModel.from_finetuned` takes.
-            ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor computes
-            in it and parity was measured.
-        encode_kwargs: ``batch_size``, ``show_progress_bar``, ``max_length``, which is otherwise
-            that of the model's folder, and ``normalize_embeddings``, which makes no difference
-            to BGE's own models: their folders scale to unit length whatever it says.
-        query_instruction: Put before each query; ``""`` for none, which BGE-M3 wants. By
-            default that of LangChain, whatever the model; the Chinese one if the model's
-            name holds ``-zh``.
+        model_kwargs: ``device`` and arguments of `bge_runtime.FlagAutoModel.from_finetuned`.
+            ``{"use_fp16": True}`` computes in 16 bits, if the processor supports it and parity
+            was measured.
+        encode_kwargs: ``batch_size``, ``show_progress_bar``, ``max_length`` (default: the model
+            folder's setting) and ``normalize_embeddings``. The last one has no effect on BGE's
+            own models, whose settings always scale to unit length.
+        query_instruction: Put before each query; ``""`` for none, as BGE-M3 needs. The default is
+            LangChain's for all models, in Chinese if the model's name contains ``-zh``.
         embed_instruction: Put before each document.
         show_progress: Show a progress bar.
         multi_process: Must be False.
@@ -91,22 +92,22 @@ class BgeEmbeddings(BaseModel, Embeddings):
         """Open the model.
 
         Raises:
-            ValueError: If an argument would be lost.
+            ValueError: If an argument would have no effect.
             BgeError: As `bge_runtime.FlagModel`.
         """
         if self.multi_process:
             raise ValueError(
-                "multi_process=True asks for processes, and there are none: all cores compute "
-                "anyway. Pass several devices as devices=[...] in model_kwargs"
+                "multi_process=True is not supported: one process uses all cores. Pass several "
+                "devices as devices=[...] in model_kwargs"
             )
         for name, value in self.encode_kwargs.items():
             known = name in _ACCEPTED or name in _ENCODE_OPTIONS
-            accepted, advice = _ACCEPTED.get(name, (any_value, "is not among them"))
+            accepted, advice = _ACCEPTED.get(name, (any_value, "is unknown"))
             if not known or (value is not None and not accepted(value)):
                 raise ValueError(
-                    f"encode_kwargs holds {name!r}, which {advice}: BgeEmbeddings knows "
+                    f"encode_kwargs holds {name!r}, which {advice}: BgeEmbeddings accepts "
                     f"{', '.join(_ENCODE_OPTIONS)}. Instructions go into query_instruction and "
-                    "embed_instruction, all that concerns the model into model_kwargs"
+                    "embed_instruction, arguments of the model into model_kwargs"
                 )
         if "query_instruction" not in self.model_fields_set and "-zh" in self.model_name:
             self.query_instruction = QUERY_INSTRUCTION_ZH
@@ -119,7 +120,7 @@ class BgeEmbeddings(BaseModel, Embeddings):
                 **self.model_kwargs,
             },
         )
-        device = plain_device(self.encode_kwargs.get("device"))
+        device = device_name(self.encode_kwargs.get("device"))
         if device is not None and resolve_devices(device) != self._model.target_devices:
             raise ValueError(
                 f"encode_kwargs holds device={device!r}, and the model was opened on "
@@ -132,13 +133,13 @@ class BgeEmbeddings(BaseModel, Embeddings):
         return self._model
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents, behind ``embed_instruction``.
+        """Embed documents, after ``embed_instruction``.
 
         Returns:
-            A list for each text, in their order.
+            A list for each text, in order.
 
         Raises:
-            TypeError: If they are no list of strings.
+            TypeError: If they are not a list of strings.
         """
         texts = as_text_list(texts, name="texts")
         before = default_prompt(self._model) + self.embed_instruction
@@ -146,13 +147,13 @@ class BgeEmbeddings(BaseModel, Embeddings):
         return as_lists(dense_vectors(self._model, texts, prompt="", **self._options()))
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query, behind ``query_instruction``.
+        """Embed a query, after ``query_instruction``.
 
         Raises:
-            TypeError: If it is no string.
+            TypeError: If it is not a string.
         """
         text = as_text(text, name="text")
-        # People set it on the finished object, too.
+        # Users may also change it after the model is opened.
         instruction = default_prompt(self._model) + self.query_instruction
         self._model.query_instruction_for_retrieval = instruction or None
         texts = [text.replace("\n", " ")]

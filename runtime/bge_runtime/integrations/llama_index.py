@@ -34,13 +34,13 @@ except ImportError as error:
 
 
 class _Bge(BaseModel):
-    """What both classes have: a model, and LlamaIndex's methods on top of one."""
+    """What both classes share: a model, and LlamaIndex's methods on top of one of ours."""
 
-    # LlamaIndex's own base classes drop what they do not know.
+    # LlamaIndex's own base classes ignore unknown arguments.
     model_config = ConfigDict(extra="forbid")
 
     model_name: str
-    # LlamaIndex's 10 would fill no batch.
+    # LlamaIndex's default of 10 would not fill a batch.
     embed_batch_size: int = Field(default=256, gt=0, le=2048)
     query_instruction: str | None = None
     text_instruction: str | None = None
@@ -56,21 +56,21 @@ class _Bge(BaseModel):
     @model_validator(mode="before")  # type: ignore[untyped-decorator]
     @classmethod
     def _check_arguments(cls, arguments: Any) -> Any:
-        """Drop arguments of ``HuggingFaceEmbedding`` at their defaults; say where others go."""
+        """Drop arguments of ``HuggingFaceEmbedding`` with default values; reject unknown ones."""
         if not isinstance(arguments, Mapping):
             return arguments
         kept = dict(arguments)
         for name, default in (("parallel_process", False), ("target_devices", None)):
             if kept.pop(name, default) != default:
                 raise ValueError(
-                    f"{name} asks for processes, and there are none: all cores compute anyway. "
-                    "Several devices go into model_kwargs={'devices': [...]}"
+                    f"{name} is not supported: one process uses all cores. Several devices go into "
+                    "model_kwargs={'devices': [...]}"
                 )
         unknown = sorted(set(kept) - set(cls.model_fields) - {"class_name"})
         if unknown:
             raise ValueError(
-                f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}. What concerns "
-                f"the model goes into model_kwargs={{{unknown[0]!r}: ...}}; it has itself "
+                f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}. Arguments of "
+                f"the model go into model_kwargs={{{unknown[0]!r}: ...}}; its own are "
                 f"{', '.join(cls.model_fields)}"
             )
         return kept
@@ -79,7 +79,7 @@ class _Bge(BaseModel):
         """Open the model.
 
         Raises:
-            ValueError: If an argument is given twice, or would be lost.
+            ValueError: If an argument is given twice, or would have no effect.
             BgeError: As `bge_runtime.FlagModel`.
         """
         super().model_post_init(context)
@@ -103,12 +103,12 @@ class _Bge(BaseModel):
 
     @property
     def model(self) -> AnyFlagModel:
-        """The model behind it; ``model.engine.info`` tells what is in force."""
+        """The model. ``model.engine.info`` shows the engine in force."""
         return self._model
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name that LlamaIndex keeps of it."""
+        """Return the name under which LlamaIndex stores it."""
         return cls.__name__
 
     def _encode_options(self, *, queries: bool) -> dict[str, Any]:
@@ -116,13 +116,13 @@ class _Bge(BaseModel):
             "queries": queries,
             "prompt": self.text_instruction,
             "max_length": self.max_length,
-            # None leaves it to the number of texts and the terminal.
+            # None depends on the number of texts and the terminal.
             "show_progress_bar": self.show_progress_bar or None,
         }
 
     @abstractmethod
     def _embed(self, texts: list[str], *, queries: bool) -> list[Any]:
-        """Give what LlamaIndex wants for each text."""
+        """Return the embeddings in LlamaIndex's type."""
 
     def _get_query_embedding(self, query: str) -> Any:
         return self._embed([query], queries=True)[0]
@@ -133,12 +133,12 @@ class _Bge(BaseModel):
     def _get_text_embeddings(self, texts: list[str]) -> list[Any]:
         return self._embed(texts, queries=False)
 
-    # LlamaIndex itself iterates over what these are given, be it a string or a table.
+    # LlamaIndex would iterate over any argument of these, even a string or a table.
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Any]:
-        """Embed texts; as LlamaIndex says, for a list of strings only."""
+        """Embed texts, as in LlamaIndex, but only a list of strings."""
         return super().get_text_embedding_batch(  # type: ignore[no-any-return]
             as_text_list(texts, name="texts"), show_progress, **kwargs
         )
@@ -146,17 +146,17 @@ class _Bge(BaseModel):
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Any]:
-        """Embed texts; as LlamaIndex says, for a list of strings only."""
+        """Embed texts, as in LlamaIndex, but only a list of strings."""
         return await super().aget_text_embedding_batch(  # type: ignore[no-any-return]
             as_text_list(texts, name="texts"), show_progress, **kwargs
         )
 
     def get_agg_embedding_from_queries(self, queries: list[str], agg_fn: Any = None) -> Any:
-        """Embed queries together; as LlamaIndex says, for a list of strings only."""
+        """Embed queries together, as in LlamaIndex, but only a list of strings."""
         return super().get_agg_embedding_from_queries(as_text_list(queries, name="queries"), agg_fn)
 
     async def aget_agg_embedding_from_queries(self, queries: list[str], agg_fn: Any = None) -> Any:
-        """Embed queries together; as LlamaIndex says, for a list of strings only."""
+        """Embed queries together, as in LlamaIndex, but only a list of strings."""
         return await super().aget_agg_embedding_from_queries(
             as_text_list(queries, name="queries"), agg_fn
         )
@@ -172,26 +172,26 @@ class _Bge(BaseModel):
 
 
 class BgeEmbedding(_Bge, BaseEmbedding):
-    """Dense vectors for LlamaIndex, in fp32 unless told otherwise.
+    """Dense vectors for LlamaIndex, in fp32 by default.
 
     The asynchronous methods compute in a thread.
 
     Attributes:
-        model_name: Bundle, or hub id or folder of a checkpoint; see `bge_runtime.FlagModel`.
-        embed_batch_size: Texts that are handed over together; batches are made of them by
-            their tokens.
+        model_name: A bundle, or a checkpoint's folder or Hub ID; see `bge_runtime.FlagModel`.
+        embed_batch_size: Texts that LlamaIndex passes at a time. Batches are then formed by
+            tokens.
         query_instruction: Put before each query. None for the one that the model's authors
             recommend, ``""`` for none.
-        text_instruction: Put before each other text. None for what the model's folder says.
-        max_length: Tokens a text is cut to; None for as many as the model's folder says.
-        normalize: Scale vectors to unit length, which the folders of most models do anyway.
+        text_instruction: Put before each other text. None for the model folder's prompt.
+        max_length: Tokens that a text is cut to; None for the model folder's setting.
+        normalize: Scale vectors to unit length, even if the model folder's settings do not.
         device: Where to compute; None for the CPU.
         cache_folder: Folder of the hub's cache.
         trust_remote_code: As in `bge_runtime.FlagModel`.
         show_progress_bar: Show a progress bar.
-        model_kwargs: What else `bge_runtime.FlagAutoModel.from_finetuned` takes.
-            ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor computes
-            in it and parity was measured.
+        model_kwargs: Other arguments of `bge_runtime.FlagAutoModel.from_finetuned`.
+            ``{"use_fp16": True}`` computes in 16 bits, if the processor supports it and parity
+            was measured.
     """
 
     normalize: bool = True
@@ -204,15 +204,15 @@ class BgeEmbedding(_Bge, BaseEmbedding):
 class BgeM3SparseEmbedding(_Bge, BaseSparseEmbedding):
     """BGE-M3's lexical weights for LlamaIndex, by token id.
 
-    The attributes are those of `BgeEmbedding`, but for ``normalize``; the model must be of M3's
-    class.
+    The attributes are those of `BgeEmbedding`, except for ``normalize``. The model must be an M3
+    model.
     """
 
     def model_post_init(self, context: Any, /) -> None:
         """Open the model.
 
         Raises:
-            BundleError: If it weighs no tokens, and as `bge_runtime.FlagModel`.
+            BundleError: If it is not an M3 model, and as `bge_runtime.FlagModel`.
         """
         super().model_post_init(context)
         check_m3(self._model)

@@ -1,4 +1,4 @@
-"""mteb: ``BgeEncoder``, so that ``mteb.evaluate`` scores a bundle."""
+"""mteb: ``BgeEncoder``, with which ``mteb.evaluate`` scores a bundle."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from bge_runtime.encoding import as_text_list, type_name
 from bge_runtime.integrations import not_installed
 from bge_runtime.integrations._models import (
+    default_max_length,
     default_prompt,
     dense_vectors,
     document_prompt,
-    longest,
     open_model,
     query_prompt,
     settings_of,
-    width,
+    vector_dim,
 )
 from bge_runtime.models import AnyFlagModel, FlagICLModel, FlagLLMModel
 from bge_runtime.sources import find_model
@@ -40,12 +40,12 @@ _FRAMEWORKS = {"onnxruntime": "ONNX", "openvino": "OpenVINO"}
 
 
 class BgeEncoder(AbsEncoder):
-    """A model for mteb, in fp32 unless told otherwise.
+    """A model for mteb, in fp32 by default.
 
     Attributes:
-        model: The model behind it; ``model.engine.info`` tells what is in force.
-        mteb_model_meta: What mteb files results under: ``bge-runtime/NAME``, a hash of the
-            bundle, and how it is run, so that they mix with nobody else's.
+        model: The model. ``model.engine.info`` shows the engine in force.
+        mteb_model_meta: Under what mteb stores results: ``bge-runtime/NAME``, a hash of the
+            bundle, and the engine in force, so that results of different bundles never mix.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class BgeEncoder(AbsEncoder):
         """Open a model.
 
         Args:
-            model_name: Bundle, or hub id or folder of a checkpoint; see
+            model_name: A bundle, or a checkpoint's folder or Hub ID; see
                 `bge_runtime.FlagModel`.
             revision: Branch, tag or commit on the hub.
             device: Where to compute; None for the CPU.
-            query_instruction: Put before each query, ``""`` for none. None for what the model's
-                folder has for the task or for queries, or what its authors recommend; a language
-                model gets each task's own, also for texts of which the task does not say
-                whether they are queries.
-            max_length: Tokens a text is cut to; None for as many as the model's folder says.
-            model_kwargs: What `bge_runtime.FlagAutoModel.from_finetuned` takes.
-                ``{"use_fp16": True}`` asks for more speed: 16 bit, where the processor
-                computes in it and parity was measured.
+            query_instruction: Put before each query, ``""`` for none. None for the model folder's
+                prompt for the task or for queries, or the one that its authors recommend. A
+                language model then gets each task's instruction, also if the task does not say
+                whether texts are queries.
+            max_length: Tokens that a text is cut to; None for the model folder's setting.
+            model_kwargs: Arguments of `bge_runtime.FlagAutoModel.from_finetuned`.
+                ``{"use_fp16": True}`` computes in 16 bits, if the processor supports it and
+                parity was measured.
 
         Raises:
             BgeError: As `bge_runtime.FlagModel`.
@@ -86,7 +86,7 @@ class BgeEncoder(AbsEncoder):
         self._per_task = query_instruction is None and isinstance(
             self.model, FlagLLMModel | FlagICLModel
         )
-        # By the names of mteb's tasks and of their types as well.
+        # The folder's prompts may also have names of mteb's tasks or of their types.
         self.model_prompts = {
             "document": document_prompt(self.model),
             **settings_of(self.model).prompts,
@@ -106,35 +106,35 @@ class BgeEncoder(AbsEncoder):
         show_progress_bar: bool | None = None,
         precision: str = "float32",
     ) -> NDArray[np.float32]:
-        """Embed what mteb hands over.
+        """Embed the texts of mteb's batches.
 
         Args:
             inputs: Batches of texts.
             task_metadata: The task.
             hf_split: Split of its data.
             hf_subset: Subset of its data.
-            prompt_type: Whether they are queries or documents, where the task says so.
-            batch_size: Most texts in a batch, of which mteb makes 32 unless told otherwise.
+            prompt_type: Whether they are queries or documents, if the task says so.
+            batch_size: Most texts of a batch; mteb passes 32 by default.
             show_progress_bar: As in ``encode`` of the model.
-            precision: ``"float32"``; mteb's word for vectors that are quantised.
+            precision: Must be ``"float32"``. It is mteb's option to quantise vectors.
 
         Returns:
             Shape: ``(texts, dim)``.
 
         Raises:
-            TypeError: If they are no such batches.
-            ValueError: If ``precision`` is another one.
+            TypeError: If the inputs are not such batches.
+            ValueError: If ``precision`` is not ``"float32"``.
         """
         if precision != "float32":
             raise ValueError(
-                f"requested precision={precision!r}, and BgeEncoder gives float32 vectors. Leave "
-                "it out; arithmetic is chosen with model_kwargs"
+                f"requested precision={precision!r}, but BgeEncoder returns float32 vectors. Leave "
+                "it out, and choose the arithmetic with model_kwargs"
             )
         texts: list[str] = []
         for number, batch in enumerate(inputs):
             if not isinstance(batch, Mapping) or "text" not in batch:
                 raise TypeError(
-                    f"inputs[{number}] must be a batch of mteb's with a 'text', not "
+                    f"inputs[{number}] must be a batch of mteb with a 'text', not "
                     f"{type_name(batch)}. Pass [{{'text': texts}}]"
                 )
             texts += as_text_list(batch["text"], name=f"inputs[{number}]['text']")
@@ -152,13 +152,13 @@ class BgeEncoder(AbsEncoder):
         )
 
     def _instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str | None:
-        """Give the instruction that is joined in the model's form; None leaves it to `_prompt`."""
+        """Return the instruction to join in the model's format; None to use `_prompt` instead."""
         if self._per_task and prompt_type != PromptType.document:
             return str(self.get_instruction(task, prompt_type))
         return self._own_instruction if prompt_type == PromptType.query else None
 
     def _prompt(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
-        """Give what the model's folder has texts of a task begin with."""
+        """Return the model folder's prompt for texts of a task."""
         name = self.get_prompt_name(task, prompt_type)
         return default_prompt(self.model) if name is None else self.model_prompts[name]
 
@@ -176,8 +176,8 @@ class BgeEncoder(AbsEncoder):
             languages=None,
             n_parameters=None,
             memory_usage_mb=None,
-            max_tokens=self.max_length or longest(self.model),
-            embed_dim=width(self.model),
+            max_tokens=self.max_length or default_max_length(self.model),
+            embed_dim=vector_dim(self.model),
             license=None,
             open_weights=None,
             public_training_code=None,
@@ -191,7 +191,7 @@ class BgeEncoder(AbsEncoder):
                 "engine": info.engine,
                 "device": info.device,
                 "precision": info.precision,
-                "max_length": self.max_length or longest(self.model),
+                "max_length": self.max_length or default_max_length(self.model),
                 "query_instruction": "per task" if self._per_task else instruction,
             },
         )
