@@ -70,7 +70,9 @@ sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its Op
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
-	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest tests/runtime/engines/test_gpu_engines.py
+	PYTHONPATH=$(GPU_WHEEL) $(BIN)/pytest \
+	    tests/runtime/engines/test_gpu_errors.py tests/runtime/engines/test_cuda_graphs.py \
+	    tests/runtime/engines/test_uniform_length.py tests/runtime/engines/test_tensorrt.py
 
 tensorrt-rtx: $(VENV)/.ready  ## NVIDIA's builder makes engines of TensorRT's graphs: needs wine, no GPU
 	@command -v wine >/dev/null || { echo "make $@ needs wine; on Debian: apt install wine"; exit 1; }

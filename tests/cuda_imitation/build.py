@@ -1,9 +1,9 @@
-"""Build libraries that bear the names of CUDA's, for ONNX Runtime's CUDA provider to be loaded.
+"""Build libraries that imitate CUDA's, so that ONNX Runtime's CUDA provider can be loaded.
 
     python tests/cuda_imitation/build.py PROVIDER FOLDER
 
-reads off the provider which functions it takes from which library, and writes those libraries into
-the folder. Needs a C compiler and readelf.
+reads from the provider which functions it imports, and writes libraries that have them into the
+folder. Needs a C compiler and readelf.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LIBRARIES = (
 
 
 def build(provider: Path, folder: Path) -> None:
-    """Write all of them, each with all functions: a name is looked up by library and version."""
+    """Write all libraries, each with all functions: symbols are resolved by library and version."""
     listing = ["readelf", "--dyn-syms", "--wide", str(provider)]
     listed = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
     wanted = set(re.findall(r"UND ((?:__cuda|cuda|cublas|curand|cu[A-Z])\w*)", listed))
-    # cuDNN is opened by name, and so are its functions.
+    # The provider opens cuDNN by name and looks up its functions by name.
     wanted |= {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)\0", provider.read_bytes())}
     source = SOURCE.read_text("utf-8")
     for name in sorted(wanted):

@@ -1,8 +1,8 @@
-"""Tell what the engine for a GPU calls of CUDA, with libraries that only imitate it.
+"""Count the calls of the GPU's engine into CUDA, with libraries that imitate CUDA's.
 
     LD_LIBRARY_PATH=FOLDER python tests/cuda_imitation/count_calls.py FOLDER BUNDLE
 
-prints a JSON document. The vectors mean nothing: no kernel computes anything.
+prints a JSON document. No kernel computes anything, so the vectors are meaningless.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FUNCTIONS = {
 
 
 def main(folder: Path, path: Path) -> None:
-    """Print what is called when a bundle is opened, and for some runs."""
+    """Print the number of calls when a bundle is opened, and for some batches."""
     runtime = ctypes.CDLL(str(folder / "libcudart.so.13"))
     cublas = ctypes.CDLL(str(folder / "libcublas.so.13"))
     runtime.calls.restype = cublas.calls.restype = ctypes.c_long
@@ -47,7 +47,7 @@ def main(folder: Path, path: Path) -> None:
         work()
         return {key: value - before[key] for key, value in counts().items()}
 
-    # Nothing is computed, and so nothing can be proven.
+    # Nothing is computed, so that a parity check would fail.
     same = Parity(texts=1, min_cosine=1.0, mean_cosine=1.0, max_error=0.0, error_share=0.0)
     selection.cached_parity = lambda *_: same
 

@@ -1,9 +1,9 @@
-/* What ONNX Runtime's CUDA provider needs of CUDA 13 to open and run a session without a GPU.
+/* The functions of CUDA 13 that ONNX Runtime's CUDA provider needs to run a session without a GPU.
  *
- * Device memory is the host's, copies copy, and kernels and matrix products do nothing: what is
- * computed means nothing, but that ONNX Runtime takes a graph, its options and the order of
- * calls can be seen. `calls("cudaGraphLaunch")` tells how often a function was called. The
- * functions that only have to succeed are added by build.py. Layouts: CUDA 13.0's headers. */
+ * Device memory is host memory, copies copy, and kernels and matrix products do nothing. Results
+ * are meaningless, but tests see whether ONNX Runtime accepts a graph and its options, and the
+ * order of its calls. `calls("cudaGraphLaunch")` returns how often a function was called.
+ * build.py adds the functions that only have to succeed. Layouts: CUDA 13.0's headers. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,7 +37,7 @@ long calls(const char *name) {
     return 0;
 }
 
-/* Keep the names of what is called from here on; gives those kept so far. */
+/* Start or stop recording the names of calls, and return those recorded so far. */
 const char *keep(int on) {
     keeping = on;
     return order;
@@ -99,7 +99,7 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     case 75: *value = 9; break;          /* major */
     case 76: *value = 0; break;          /* minor */
     case 16: *value = 132; break;        /* multiprocessors */
-    case 97: *value = 227 << 10; break;  /* shared memory by choice */
+    case 97: *value = 227 << 10; break;  /* opt-in shared memory */
     default: *value = 1024;
     }
     return 0;
@@ -135,12 +135,12 @@ int cudaMemsetAsync(void *where, int value, size_t size, void *stream) {
 int cudaPointerGetAttributes(int *found, const void *where) {
     note(__func__);
     memset(found, 0, 88);
-    found[0] = 2; /* of the device */
+    found[0] = 2; /* device memory */
     ((const void **)found)[1] = ((const void **)found)[2] = where;
     return 0;
 }
 
-/* ---- streams, events, graphs: handles that differ */
+/* ---- streams, events, graphs: unique handles */
 
 static int handle(void **made) {
     *made = calloc(1, 64);

@@ -1,4 +1,4 @@
-"""Variants for CUDA on a machine without it: never taken unasked, and an error by name."""
+"""A bundle with variants for CUDA on a machine without it: unused, and errors with their cause."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cuda_only(bundle: Path, tmp_path: Path) -> Path:
-    """What an export for CUDA alone gives."""
+    """A bundle that was exported for CUDA only."""
 
     def keep(data):
         data["variants"] = [v for v in data["variants"] if v["device"] == "cuda"]
@@ -58,15 +58,13 @@ def variant(bundle: Path, name: str):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_fp16": False}, {"precision": "fp32"}])
-def test_it_is_never_taken_unasked(bundle: Path, options: dict):
+def test_cuda_is_never_used_unless_requested(bundle: Path, options: dict):
     assert FlagLLMModel(str(bundle), **options).engine.info.device == "cpu"
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", 0])
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"use_bf16": True}])
-def test_by_the_name_of_the_device_it_is_an_error_that_tells_the_cause(
-    bundle: Path, device, options: dict
-):
+def test_requesting_cuda_is_an_error_with_its_cause(bundle: Path, device, options: dict):
     with pytest.raises(
         ProviderError,
         match=rf"requested device 'cuda', where variant 'cuda-\w+' .*{NO_PROVIDER}.*"
@@ -75,7 +73,7 @@ def test_by_the_name_of_the_device_it_is_an_error_that_tells_the_cause(
         FlagLLMModel(str(bundle), devices=device, **options)
 
 
-def test_a_precision_that_only_cuda_has_is_an_error_that_says_so(bundle: Path):
+def test_requesting_a_precision_of_cuda_variants_only_is_an_error(bundle: Path):
     with pytest.raises(
         PrecisionError,
         match=rf"'fp16' on cpu.*cuda-fp16 has it\. Pass devices='cuda' \(.*{NO_PROVIDER}\)",
@@ -83,24 +81,24 @@ def test_a_precision_that_only_cuda_has_is_an_error_that_says_so(bundle: Path):
         FlagLLMModel(str(bundle), precision="fp16")
 
 
-def test_another_engine_there_is_an_error(bundle: Path):
+def test_requesting_another_engine_on_cuda_is_an_error(bundle: Path):
     with pytest.raises(EngineError, match=r"'openvino' on cuda.*has variants for onnxruntime"):
         FlagLLMModel(str(bundle), devices="cuda", engine="openvino")
 
 
-def test_a_bundle_for_cuda_alone_says_where_it_can_run(cuda_only: Path):
+def test_a_bundle_for_cuda_only_names_the_device_to_pass(cuda_only: Path):
     with pytest.raises(
         DeviceError, match=rf"'cpu'.*variants for cuda only\. Pass devices='cuda' \(.*{NO_PROVIDER}"
     ):
         FlagLLMModel(str(cuda_only))
 
 
-def test_measuring_it_says_the_same(bundle: Path):
+def test_measuring_a_cuda_variant_is_an_error_with_its_cause(bundle: Path):
     with pytest.raises(ProviderError, match=NO_PROVIDER):
         measure_parity(Bundle.open(bundle), variant(bundle, "cuda-bf16"))
 
 
-def test_doctor_verifies_what_runs_here_and_says_what_does_not(bundle: Path):
+def test_doctor_verifies_what_runs_and_reports_what_does_not(bundle: Path):
     result = CliRunner().invoke(doctor.main, ["doctor", "--verify", str(bundle)])
     assert result.exit_code == 0, result.output
     rows = {line.split()[0]: line for line in result.output.splitlines() if line}
@@ -111,7 +109,7 @@ def test_doctor_verifies_what_runs_here_and_says_what_does_not(bundle: Path):
         assert "not measured" in rows[name]
 
 
-def test_doctor_says_why_nothing_of_a_bundle_runs(cuda_only: Path):
+def test_doctor_reports_why_no_variant_runs(cuda_only: Path):
     result = CliRunner().invoke(doctor.main, ["doctor", "--verify", str(cuda_only)])
     assert result.exit_code == 1
     assert (
@@ -121,7 +119,7 @@ def test_doctor_says_why_nothing_of_a_bundle_runs(cuda_only: Path):
     assert "has no CUDAExecutionProvider" in result.output
 
 
-def test_a_provider_without_a_driver_is_told_apart(bundle: Path, monkeypatch):
+def test_a_missing_driver_is_named_as_the_cause(bundle: Path, monkeypatch):
     ort = OrtCpuEngine.load()
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: both)
@@ -133,7 +131,7 @@ def test_a_provider_without_a_driver_is_told_apart(bundle: Path, monkeypatch):
 
 
 def test_a_session_that_falls_back_is_an_error(bundle: Path, monkeypatch):
-    # As where the provider is there and cannot be loaded: ONNX Runtime goes on without it.
+    # As if the provider could not be loaded: ONNX Runtime then continues without it.
     monkeypatch.setattr(OrtCudaEngine, "unavailable_reason", staticmethod(lambda _: None))
     with (
         warnings.catch_warnings(action="ignore"),
@@ -148,7 +146,7 @@ def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
 
     class Session(ort.InferenceSession):
         def __init__(self, path, options, providers, enable_fallback):
-            assert not enable_fallback  # which would go on with the CPU by itself
+            assert not enable_fallback  # which would continue on the CPU
             asked.extend(providers)
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
@@ -162,7 +160,7 @@ def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_a_kind_of_device_that_an_engine_does_not_know(bundle: Path, engine: str):
+def test_an_unknown_kind_of_device_is_an_error(bundle: Path, engine: str):
     unknown = replace(variant(bundle, "cuda-bf16"), device="tpu", engine=engine)
     assert f"{engine} engine serves c" in str(unavailable_reason(unknown))
     with pytest.raises(DeviceError, match="tpu"):

@@ -1,4 +1,4 @@
-"""int8: asked for by name, computed in 8 bits, near on trained weights, alone or in a batch."""
+"""int8: chosen by name only, computed in 8 bits, and accurate on trained weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trained(minilm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
 
 
-def test_it_is_written_only_where_it_is_named(tiny_bundle: Path, trained: Path):
+def test_it_is_exported_only_if_requested(tiny_bundle: Path, trained: Path):
     assert "int8" not in {
         variant.precision for variant in Bundle.open(tiny_bundle).manifest.variants
     }
@@ -55,20 +55,20 @@ def test_trained_weights_against_flag_embedding(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_vector_does_not_depend_on_batch_mates(trained: Path, engine: str):
+def test_a_vector_does_not_depend_on_other_texts_of_its_batch(trained: Path, engine: str):
     engine_in_force = FlagModel(str(trained), engine=engine, precision="int8").engine
     rng = np.random.default_rng(0)
     text = rng.integers(1000, 20000, (1, 24))
     # Repeated tokens and [PAD] as a word give the largest hidden states.
-    mates = np.concatenate([np.zeros((1, 24), dtype=np.int64), np.full((6, 24), 1012)])
+    others = np.concatenate([np.zeros((1, 24), dtype=np.int64), np.full((6, 24), 1012)])
 
     def vector(ids: np.ndarray) -> np.ndarray:
         rows = engine_in_force.run(ids, np.ones_like(ids), ["sentence_embedding"])[0]
         return rows[0] / np.linalg.norm(rows[0])
 
     alone = vector(text)
-    together = vector(np.concatenate([text, mates]))
-    # A scale for the whole batch (quantize_dynamic) moves a vector by 0.05 and more.
+    together = vector(np.concatenate([text, others]))
+    # One scale for the whole batch (quantize_dynamic) would move a vector by 0.05 and more.
     assert np.linalg.norm(alone - together) < 5e-3
 
 
@@ -89,7 +89,7 @@ def test_onnxruntime_multiplies_in_8_bits(trained: Path, tmp_path: Path):
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         assert attributes["bits"] == 8
         assert attributes["block_size"] == 128
-        assert attributes["accuracy_level"] == 4  # what is multiplied is rounded, too
+        assert attributes["accuracy_level"] == 4  # activations are rounded as well
 
 
 def test_openvino_multiplies_in_8_bits(trained: Path):

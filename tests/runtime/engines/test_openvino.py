@@ -1,4 +1,4 @@
-"""OpenVINO as the second engine: chosen, in force, and as near as its precision allows."""
+"""OpenVINO: when it is chosen, how it runs, and parity within the tolerance of its precision."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def trained(full_minilm_bundle: Path) -> Path:
         ({"precision": "fp32"}, ("onnxruntime", "fp32", "cpu-fp32")),
     ],
 )
-def test_what_is_asked_for_is_in_force(bundle: Path, options: dict, expected: tuple):
+def test_the_requested_engine_and_precision_run(bundle: Path, options: dict, expected: tuple):
     model = FlagModel(str(bundle), **options)
     info = model.engine.info
     assert (info.engine, info.precision, info.variant) == expected
@@ -61,7 +61,7 @@ def test_what_is_asked_for_is_in_force(bundle: Path, options: dict, expected: tu
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_auto_takes_onnxruntime_where_openvino_is_missing(
+def test_auto_uses_onnxruntime_where_openvino_is_missing(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -70,21 +70,21 @@ def test_auto_takes_onnxruntime_where_openvino_is_missing(
         FlagModel(str(bundle), engine="openvino")
 
 
-def test_auto_takes_openvino_in_fp32_where_onnxruntime_is_missing(
+def test_auto_uses_openvino_in_fp32_where_onnxruntime_is_missing(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert FlagModel(str(bundle), use_fp16=False).engine.info.variant == "openvino-fp32"
 
 
-def test_processor_without_bf16(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_processor_without_bf16_runs_fp32(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(openvino, "cpu_capabilities", lambda: ("FP32",))
     assert FlagModel(str(bundle)).engine.info.variant == "cpu-fp32"
     with pytest.raises(PrecisionError, match="neither AVX512-BF16 nor AMX"):
         FlagModel(str(bundle), use_bf16=True)
 
 
-def test_export_on_a_processor_without_bf16_leaves_it_unmeasured(
+def test_an_export_without_bf16_hardware_does_not_measure_bf16(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from bge_runtime.bundle.bundle import Bundle
@@ -95,7 +95,7 @@ def test_export_on_a_processor_without_bf16_leaves_it_unmeasured(
     variants = {v.name: v for v in Bundle.open(tmp_path / "bundle").manifest.variants}
     assert variants["openvino-bf16"].parity is None
     assert variants["openvino-fp32"].parity is not None
-    # A processor that could measures it, and takes it.
+    # A processor with bf16 measures the variant and uses it.
     expected = "openvino-bf16" if "BF16" in openvino.cpu_capabilities() else "cpu-fp32"
     assert FlagModel(str(tmp_path / "bundle")).engine.info.variant == expected
 
@@ -130,17 +130,17 @@ def test_corrected_biases_share_the_weights_with_the_graph_for_other_tools(bundl
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         found = compiled(feeds | {"token_type_ids": np.zeros_like(ids)})["sentence_embedding"]
         vectors.append(found / np.linalg.norm(found))
-    # In fp32 the correction is an error, as large as what it mends in bf16.
+    # In fp32 the correction is an error, as large as the one it corrects in bf16.
     assert 1e-4 < np.abs(vectors[0] - vectors[1]).max() < 1e-2
 
 
-def test_another_precision_in_force_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+def test_running_in_another_precision_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     import openvino
 
     compile_model = openvino.Core.compile_model
 
     class InAnotherPrecision:
-        """A compiled model that says so; a processor without bf16 would refuse to be."""
+        """A compiled model that reports bf16, which not every processor could compile."""
 
         def __init__(self, compiled):
             self.compiled = compiled
@@ -186,7 +186,7 @@ def test_gate_refuses_an_ignored_mask_in_bf16(
         export(tiny_checkpoint, tmp_path / "bundle", targets=())
 
 
-def test_threads_get_what_one_thread_gets(bundle: Path):
+def test_concurrent_calls_return_what_single_calls_do(bundle: Path):
     model = FlagModel(str(bundle), engine="openvino", use_fp16=False)
     calls = [[f"text {n} of call {call}" * n for n in range(1, 9)] for call in range(8)]
     expected = [model.encode(texts) for texts in calls]
@@ -195,7 +195,7 @@ def test_threads_get_what_one_thread_gets(bundle: Path):
             np.testing.assert_allclose(found, alone, atol=1e-6)
 
 
-def test_failed_run_leaves_the_model_usable(bundle: Path):
+def test_a_model_works_after_a_failed_run(bundle: Path):
     model = FlagModel(str(bundle), engine="openvino", use_fp16=False)
     before = model.encode("text")
     with pytest.raises(InferenceError, match="batch of 1 texts"):
@@ -203,13 +203,13 @@ def test_failed_run_leaves_the_model_usable(bundle: Path):
     np.testing.assert_array_equal(model.encode("text"), before)
 
 
-@computes_bf16  # elsewhere OpenVINO is given the graph that has no others
+@computes_bf16  # elsewhere OpenVINO opens a graph without other outputs
 def test_hidden_states_are_not_computed(bundle: Path):
     engine = FlagModel(str(bundle), engine="openvino").engine
     (output,) = engine._model.compiled.outputs
     assert output.any_name == "sentence_embedding"
     batch = np.ones((1, 3), np.int64)
-    (hidden,) = engine.run(batch, batch, ["last_hidden_state"])  # but for whoever asks
+    (hidden,) = engine.run(batch, batch, ["last_hidden_state"])  # unless requested
     assert hidden.shape == (1, 3, 48)
     with pytest.raises(InferenceError):
         engine.run(batch, batch, ["no such output"])
@@ -235,7 +235,7 @@ print(psutil.Process().memory_info().rss - before)
 """
 
 
-def test_memory_does_not_grow_with_the_shapes_that_were_met(bundle: Path):
+def test_memory_does_not_grow_with_the_number_of_shapes(bundle: Path):
     def growth(kept: str) -> int:
         return int(
             subprocess.run(
@@ -247,7 +247,7 @@ def test_memory_does_not_grow_with_the_shapes_that_were_met(bundle: Path):
     assert growth("ours") < growth("5000") / 3
 
 
-def test_forked_child_opens_its_own(bundle: Path, tmp_path: Path):
+def test_a_forked_child_opens_its_own_engine(bundle: Path, tmp_path: Path):
     program = f"""
 import os, signal, sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Parity that was not measured when the bundle was made is measured here, once."""
+"""Parity that was not measured during the export is measured on this machine, once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measured(monkeypatch, tmp_path):
 
 @pytest.fixture
 def unmeasured(bundle_copy):
-    """A bundle made where no variant could be run."""
+    """A bundle from a machine that could not run any of its variants."""
 
     def forget(data):
         for variant in data["variants"]:
@@ -62,12 +62,12 @@ def test_an_unmeasured_variant_is_measured_once(unmeasured, measured, model):
     assert measured == ["cpu-fp32"]
 
 
-def test_a_measured_one_is_not_measured_again(tiny_bundle, measured):
+def test_a_measured_variant_is_not_measured_again(tiny_bundle, measured):
     FlagModel(str(tiny_bundle))
     assert measured == []
 
 
-def test_a_note_that_cannot_be_read_is_measured_again(unmeasured, measured, tmp_path):
+def test_an_unreadable_cached_result_is_measured_again(unmeasured, measured, tmp_path):
     FlagModel(str(unmeasured))
     (note,) = (tmp_path / "cache" / "bge-runtime" / "parity").iterdir()
     for content in ("", "[]", "null", "{}", '{"texts": "many"}', "[" * 100_000, "\udcff"):
@@ -77,7 +77,7 @@ def test_a_note_that_cannot_be_read_is_measured_again(unmeasured, measured, tmp_
         assert measured == ["cpu-fp32"]
 
 
-def test_another_graph_is_measured_anew(unmeasured, measured):
+def test_another_graph_is_measured_again(unmeasured, measured):
     FlagModel(str(unmeasured))
     graph = unmeasured / "onnx" / "model_cpu_fp32.onnx"
     # A field that protobuf does not know changes the file and nothing else.
@@ -86,15 +86,15 @@ def test_another_graph_is_measured_anew(unmeasured, measured):
     assert measured == ["cpu-fp32", "cpu-fp32"]
 
 
-def test_another_processor_of_the_same_name_is_measured_anew(unmeasured, measured, monkeypatch):
-    # Virtual machines call them alike, and a home may be shared by all of them.
+def test_another_processor_of_the_same_name_is_measured_again(unmeasured, measured, monkeypatch):
+    # Virtual machines report one name for all, and may share a home folder.
     for extensions in (("avx2",), ("avx2", "avx512f"), ("avx2",)):
         monkeypatch.setattr(parity_check, "vector_extensions", lambda found=extensions: found)
         FlagModel(str(unmeasured))
     assert measured == ["cpu-fp32", "cpu-fp32"]
 
 
-def test_another_wheel_of_the_engine_is_measured_anew(unmeasured, measured, monkeypatch):
+def test_another_wheel_of_the_engine_is_measured_again(unmeasured, measured, monkeypatch):
     def wheel(name, version):
         wheels = {} if name is None else {name: version}
         monkeypatch.setattr(
@@ -116,14 +116,14 @@ def test_another_wheel_of_the_engine_is_measured_anew(unmeasured, measured, monk
     measured.clear()
     wheel("onnxruntime", "1.32.0")
     FlagModel(str(unmeasured), engine=ENGINE)
-    # A wheel whose origin nobody knows goes by the version that it tells.
+    # A wheel of unknown origin is identified by the version that it reports.
     wheel(None, None)
     monkeypatch.setattr(ort_providers.load(), "__version__", "1.99")
     FlagModel(str(unmeasured), engine=ENGINE)
     assert measured == ["cpu-fp32"]
 
 
-def test_another_gpu_is_measured_anew(tiny_bundle, measured, monkeypatch):
+def test_another_gpu_is_measured_again(tiny_bundle, measured, monkeypatch):
     bundle = Bundle.at(tiny_bundle)
     variant = replace(bundle.manifest.variants[0], device="cuda")
     asked = []
@@ -141,7 +141,7 @@ def test_another_gpu_is_measured_anew(tiny_bundle, measured, monkeypatch):
     assert asked == ["NVIDIA H100", "NVIDIA L4"]
 
 
-def test_one_that_is_too_far_is_passed_over_with_a_warning(unmeasured, measured):
+def test_a_variant_that_fails_is_skipped_with_a_warning(unmeasured, measured):
     scramble_reference(unmeasured)
     with (
         pytest.warns(UserWarning, match="skipping variant .* fails the parity check") as given,
@@ -151,7 +151,7 @@ def test_one_that_is_too_far_is_passed_over_with_a_warning(unmeasured, measured)
     assert len(given) == len(measured) == len(set(measured))
 
 
-def test_parity_is_not_asked_of_a_precision_that_is_named(unmeasured, measured, model):
+def test_a_requested_precision_is_used_without_a_parity_check(unmeasured, measured, model):
     scramble_reference(unmeasured)
     with warnings.catch_warnings(action="error"):
         named = FlagModel(str(unmeasured), precision="fp32")
