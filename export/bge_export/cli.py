@@ -253,13 +253,13 @@ def _export(request: _Request, output: Path, progress: _Progress) -> list[Varian
     with ExitStack() as stack:
         if request.random_weights:
             # Imports torch, which takes seconds, so it comes after most of what can fail.
-            from bge_export.synthetic import random_model_facts, write_random_checkpoint
+            from bge_export.synthetic import find_random_model, write_random_checkpoint
 
-            facts, revision = random_model_facts(request.model), request.revision
+            spec, revision = find_random_model(request.model), request.revision
             progress.step("making random weights")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_random_checkpoint(
-                facts,
+                spec,
                 folder,
                 seed=request.seed,
                 tokenizer=request.tokenizer,

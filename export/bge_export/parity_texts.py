@@ -1,7 +1,7 @@
-"""The texts that an export proves itself on. Written for this project.
+"""The texts on which the parity gate compares graphs with PyTorch, written for this project.
 
-Short ones in many languages and scripts, since a tokenizer or an embedding table goes
-wrong in one script at a time; and the edges: nothing, one token, a text that is cut.
+There are short texts in many languages and scripts, because errors of a tokenizer or an embedding
+table often affect one script only; and edge cases: an empty text, one token, truncated texts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PARITY_TEXTS: tuple[str, ...] = (
     " ".join([_LONG] * 14),
     "图书馆的旧账本从一九三一年开始，记录了每一次水位的变化。" * 30,
 )
-"""Shortest and longest of any kind; the last two exceed 512 tokens."""
+"""Texts of all lengths; the last two exceed 512 tokens."""
 
 TOKENIZER_TEXTS: tuple[str, ...] = (
     "Mixed CASE İ ß ǅ ΌΣΟΣ",
@@ -65,4 +65,4 @@ TOKENIZER_TEXTS: tuple[str, ...] = (
     "\u2581meta \u0120byte",
     "中文English混排 漢字かな交じり",
 )
-"""What shows a normaliser, a pre-tokeniser or a post-processor that is not the checkpoint's."""
+"""Texts that reveal a wrong normalizer, pre-tokenizer or post-processor."""

@@ -28,9 +28,9 @@ def checkpoint(
     The other commands take it with --checkpoint, and need not make it again each time.
     """
     with one_line_errors(), quiet():
-        from bge_export.synthetic import random_model_facts, write_random_checkpoint
+        from bge_export.synthetic import find_random_model, write_random_checkpoint
 
-        facts = random_model_facts(model)
+        facts = find_random_model(model)
         if folder.exists():
             raise BenchError(f"{folder} is already there; name another folder, or remove it")
         # Renamed once it is whole: it may be cut off.

@@ -61,9 +61,9 @@ def _find(bundle: Bundle) -> Path:
 
 def _make_random(bundle: Bundle, seed: int, folder: Path) -> None:
     with quiet():
-        from bge_export.synthetic import random_model_facts, write_random_checkpoint
+        from bge_export.synthetic import find_random_model, write_random_checkpoint
 
-        facts = random_model_facts(bundle.manifest.provenance.source)
+        facts = find_random_model(bundle.manifest.provenance.source)
         layers = bundle.manifest.model.layers  # it may have been made with fewer
         write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path, layers=layers)
 

@@ -41,7 +41,7 @@ class VariantReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as `bge-export --json` prints it."""
         document = asdict(self)
-        document["rehearsal"] = document.pop("emulated")  # the key that scripts read
+        document["rehearsal"] = document.pop("emulated")  # the key since 0.1
         return document
 
 

@@ -38,7 +38,7 @@ def _find_other_task(config: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def check_decoder(
-    config: Mapping[str, Any], source: str, facts: ModelSpec | None, model_class: str
+    config: Mapping[str, Any], source: str, spec: ModelSpec | None, model_class: str
 ) -> None:
     """Check that a configuration is that of a decoder that can be exported.
 
@@ -52,7 +52,7 @@ def check_decoder(
             f"{source} is of type {config.get('model_type')!r}, and this version exports decoders "
             f"of type {', '.join(DECODERS)} as {model_class}"
         )
-    if config.get("auto_map") and facts is None:
+    if config.get("auto_map") and spec is None:
         raise ExportError(
             f"{source} brings its own model code (auto_map in its config.json), and a decoder's "
             f"graph is built as transformers' own {config['model_type']}. If that code computes "
@@ -61,7 +61,7 @@ def check_decoder(
 
 
 def check_encoder(
-    config: Mapping[str, Any], source: str, facts: ModelSpec | None, *, trust_remote_code: bool
+    config: Mapping[str, Any], source: str, spec: ModelSpec | None, *, trust_remote_code: bool
 ) -> None:
     """Check that a configuration is that of an encoder that can be exported.
 
@@ -76,7 +76,7 @@ def check_encoder(
     if config.get("is_decoder"):
         raise ExportError(f"{source} is a decoder (is_decoder in its config.json), not an encoder")
     model_type = config.get("model_type")
-    own_code = config.get("auto_map") or (facts is not None and facts.trust_remote_code)
+    own_code = config.get("auto_map") or (spec is not None and spec.trust_remote_code)
     if model_type in ENCODERS and not config.get("auto_map"):
         return
     if not own_code:

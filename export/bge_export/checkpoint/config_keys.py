@@ -11,11 +11,11 @@ from typing import Any
 
 from bge_runtime.errors import ExportError
 
-_QUANTISED = "its weights are quantised. Export the checkpoint that it was made from"
+_QUANTIZED = "its weights are quantized. Export the checkpoint that it was made from"
 
 _REFUSED = {
-    "quantization_config": _QUANTISED,
-    "compression_config": _QUANTISED,
+    "quantization_config": _QUANTIZED,
+    "compression_config": _QUANTIZED,
     "transformers_weights": "the weights are in another file than model.safetensors. Rename it, "
     "and leave the key out",
     "add_cross_attention": "it is a decoder that attends to an encoder, not an embedder",

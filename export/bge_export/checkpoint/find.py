@@ -23,7 +23,7 @@ _IGNORED_FILES = ["onnx/*", "openvino/*"]
 def find_checkpoint(
     source: str, *, revision: str | None = None, offline: bool = False
 ) -> tuple[Path, str | None]:
-    """Locate a local folder, or download a repository from the hub.
+    """Locate a local folder, or download a repository from the Hub.
 
     Args:
         source: Path of a folder, or a Hub ID such as ``BAAI/bge-large-en-v1.5``.
@@ -40,13 +40,13 @@ def find_checkpoint(
     folder = local_path(source, error=ExportError)
     if folder.exists():
         if revision is not None:
-            raise ExportError(f"revision={revision!r} is for hub ids, and {source} is a local path")
+            raise ExportError(f"revision={revision!r} is for Hub IDs, and {source} is a local path")
         return folder, None
     if not is_hub_id(source):
-        facts = find_model(source)
-        meant = facts.hub_id if facts and "/" not in source else hub_id_in(source)
+        spec = find_model(source)
+        meant = spec.hub_id if spec and "/" not in source else hub_id_in(source)
         hint = f"; did you mean {meant}?" if meant else ""
-        raise ExportError(f"{source} is neither a folder nor a hub id such as OWNER/NAME{hint}")
+        raise ExportError(f"{source} is neither a folder nor a Hub ID such as OWNER/NAME{hint}")
     # Imported here: slow, and not needed for a local folder.
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 

@@ -97,7 +97,7 @@ def inspect_checkpoint(
     own.check_dim(config.get("hidden_size"))
     check_config_keys(config, source=source)
     identity = identify(source, folder, config, class_is_given=model_class is not None)
-    facts = identity.spec
+    spec = identity.spec
     chosen_class = model_class or identity.model_class or ENCODER_ONLY_BASE
     if chosen_class not in SUPPORTED_MODEL_CLASSES:
         raise ExportError(
@@ -106,20 +106,20 @@ def inspect_checkpoint(
         )
     decoder = chosen_class in DECODER_CLASSES
     if decoder:
-        check_decoder(config, source, facts, chosen_class)
-        chosen_pooling = _choose_pooling(own, source, facts, default="last_token")
+        check_decoder(config, source, spec, chosen_class)
+        chosen_pooling = _choose_pooling(own, source, spec, default="last_token")
     else:
-        check_encoder(config, source, facts, trust_remote_code=trust_remote_code)
+        check_encoder(config, source, spec, trust_remote_code=trust_remote_code)
         certain = model_class is not None or chosen_class == ENCODER_ONLY_M3
-        default = "cls" if certain and facts is None else None
-        chosen_pooling = _choose_pooling(own, source, facts, default=default)
+        default = "cls" if certain and spec is None else None
+        chosen_pooling = _choose_pooling(own, source, spec, default=default)
     last = chosen_pooling == "last_token"
     if (decoder and not last) or (last and not decoder and chosen_class != ENCODER_ONLY_M3):
         raise ExportError(
             f"FlagEmbedding pools the last token of decoders, and may of {ENCODER_ONLY_M3}; "
             f"{source} is of class {chosen_class}, and its pooling would be {chosen_pooling}"
         )
-    instruction_format = facts.query_instruction_format if facts else "{}{}"
+    instruction_format = spec.query_instruction_format if spec else "{}{}"
     heads = check_heads(folder, source) if chosen_class == ENCODER_ONLY_M3 else ()
     return Checkpoint(
         folder=folder,
@@ -130,12 +130,12 @@ def inspect_checkpoint(
         config=config,
         model_class=chosen_class,
         pooling=chosen_pooling,
-        query_instruction=(facts and facts.query_instruction)
+        query_instruction=(spec and spec.query_instruction)
         or _extract_instruction(own.settings.prompts.get("query"), instruction_format),
         query_instruction_format=instruction_format,
         weight_files=(*check_weights(folder, source), *heads),
         sentence_transformers=own.settings,
-        published=facts is not None,
+        published=spec is not None,
     )
 
 
@@ -156,14 +156,14 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
 def _choose_pooling(
     folder: SentenceTransformersFolder,
     source: str,
-    facts: ModelSpec | None,
+    spec: ModelSpec | None,
     *,
     default: str | None = None,
 ) -> str:
     if folder.pooling is not None:
         return folder.pooling
-    if facts is not None or default is not None:
-        return default or facts.pooling  # type: ignore[union-attr]
+    if spec is not None or default is not None:
+        return default or spec.pooling  # type: ignore[union-attr]
     raise ExportError(
         f"nothing says how {source} pools: it has no 1_Pooling folder and its name is not a "
         "known model's. Pass pooling_method='cls' (as BGE is trained) or "

@@ -30,7 +30,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 """Floating-point types of weights, by their names in a safetensors file."""
 
 _TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}
-"""Bytes per number of the types that checkpoints without quantised weights have."""
+"""Bytes per number of the types that checkpoints without quantized weights have."""
 
 _PIECE_BYTES = 32 << 20
 """Size of the pieces in which `SafetensorsReader.pieces` reads."""
@@ -46,7 +46,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         By tensor name: ``dtype``, ``shape`` and ``start``, the offset in the file.
 
     Raises:
-        ExportError: If the file is damaged or short, or its weights are quantised.
+        ExportError: If the file is damaged or short, or its weights are quantized.
     """
     check_not_pointer(path, error=ExportError)
     try:
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             dtype, shape = str(tensor["dtype"]), tuple(tensor["shape"])
             if dtype not in _TYPE_BYTES:
                 raise ExportError(
-                    f"{name} in {path} is of type {dtype}, which quantised weights have. Export "
+                    f"{name} in {path} is of type {dtype}, which quantized weights have. Export "
                     "the checkpoint that it was made from"
                 )
             if 8 + length + first != end or last - first != math.prod(shape) * _TYPE_BYTES[dtype]:

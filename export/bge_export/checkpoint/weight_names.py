@@ -35,10 +35,10 @@ _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 _ADVICE = {
     r"lora_|\.base_layer\.|\.original_module\.|modules_to_save|ia3_|hada_|oft_|adapter": (
-        "They are of an adapter: merge it (peft's merge_and_unload) and save the model anew"
+        "They are of an adapter: merge it (peft's merge_and_unload) and save the model again"
     ),
     r"qweight|qzeros|g_idx|\.scales$|_scale$|weight_(packed|shape|format)|zero_point|absmax|quant_"
-    r"|\.SCB$": "They are of quantised weights: export the checkpoint that was quantised",
+    r"|\.SCB$": "They are of quantized weights: export the checkpoint that was quantized",
     r"distance_embedding|relative_attention_bias|rel_embeddings": (
         "They are of relative positions, which config.json has to ask for "
         "(position_embedding_type), and transformers before version 5 computes"
@@ -47,7 +47,7 @@ _ADVICE = {
 }
 """Advice about unread tensors, by a pattern in their names."""
 
-_SAVE_ANEW = (
+_SAVE_AGAIN = (
     "If vectors are to be made without them, load the model with transformers and save it with "
     "save_pretrained, which leaves them out"
 )
@@ -134,10 +134,10 @@ def _advise(match: Match, read: Collection[str]) -> str:
         return "They are named as of a model within another: save that one alone (save_pretrained)"
     count = len(_layers(read))
     if count and _layers(unread) - _layers(read):
-        return f"num_hidden_layers in its config.json is {count}, and it has more. {_SAVE_ANEW}"
+        return f"num_hidden_layers in its config.json is {count}, and it has more. {_SAVE_AGAIN}"
     if match.missing:
         return "It is damaged, or of another type or size than its config.json says"
-    return _SAVE_ANEW
+    return _SAVE_AGAIN
 
 
 def _layers(names: Iterable[str]) -> set[str]:

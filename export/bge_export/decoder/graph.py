@@ -9,7 +9,7 @@ prefix that was run before, or an empty one.
 
     input_ids, attention_mask      (batch, sequence)   right-padded
     past_key_values.N.key, .value  (1, kv_heads, past, head_dim)
-    sentence_embedding             (batch, hidden_size): the last token's, not normalised
+    sentence_embedding             (batch, hidden_size): the last token's, not normalized
     present.N.key, .value          (batch, kv_heads, sequence, head_dim): the new tokens'
 
 A shared past is never copied for each row: the scores of queries against the past and against the
@@ -269,8 +269,8 @@ class DecoderGraph(OperatorWriter):
         scores = self._op("MatMul", query, self._op("Transpose", key, perm=[0, 1, 3, 2]))
         if past is not None:
             past = self._narrow(past[0]), self._narrow(past[1])
-            turned = self._op("Transpose", past[0], perm=[0, 1, 3, 2])
-            scores = self._op("Concat", self._op("MatMul", query, turned), scores, axis=-1)
+            transposed = self._op("Transpose", past[0], perm=[0, 1, 3, 2])
+            scores = self._op("Concat", self._op("MatMul", query, transposed), scores, axis=-1)
         scores = self._softcap(self._wide(scores))
         total = self._op("Shape", scores, start=3, end=4)
         queries = self._ints([1]) if is_last else shared.sequence
@@ -344,9 +344,9 @@ class DecoderGraph(OperatorWriter):
         axis, ends = self._ints([3]), (self._ints([0]), self._ints([half]), self._ints([2 * half]))
         first = self._op("Slice", heads, ends[0], ends[1], axis)
         second = self._op("Slice", heads, ends[1], ends[2], axis)
-        turned_first = self._op("Sub", self._op("Mul", first, cos), self._op("Mul", second, sin))
-        turned_second = self._op("Add", self._op("Mul", second, cos), self._op("Mul", first, sin))
-        return self._op("Concat", turned_first, turned_second, axis=-1)
+        rotated_first = self._op("Sub", self._op("Mul", first, cos), self._op("Mul", second, sin))
+        rotated_second = self._op("Add", self._op("Mul", second, cos), self._op("Mul", first, sin))
+        return self._op("Concat", rotated_first, rotated_second, axis=-1)
 
     def _feed_forward(self, name: str, hidden: ir.Value) -> ir.Value:
         gate = self._linear(hidden, name + "gate_proj")

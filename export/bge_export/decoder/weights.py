@@ -43,7 +43,7 @@ class Weight(NamedTuple):
 
 
 def decoder_weights(config: DecoderConfig) -> Iterator[Weight]:
-    """List the weights that a decoder's vectors depend on."""
+    """Yield the weights that a decoder's vectors depend on."""
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     yield Weight("embed_tokens", (config.vocab_size, width), "embedding")
@@ -72,7 +72,7 @@ def decoder_weights(config: DecoderConfig) -> Iterator[Weight]:
 def find_weights(
     config: DecoderConfig, reader: SafetensorsReader, *, source: str
 ) -> dict[str, str]:
-    """Find each weight in a checkpoint.
+    """Return each weight's name in a checkpoint.
 
     Returns:
         Its name there, by its name in the graph.

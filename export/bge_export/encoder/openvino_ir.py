@@ -22,7 +22,7 @@ from bge_runtime.bundle import COLBERT_VECS, SENTENCE_EMBEDDING, compare
 from bge_runtime.engines import OpenVinoEngine
 
 _CONSTANT = re.compile(r'offset="(\d+)" size="(\d+)"')
-"""Place of a constant in the file of weights, as a graph gives it."""
+"""Place of a constant in the file of weights, in a graph's XML."""
 
 _ALIGNMENT = 64
 

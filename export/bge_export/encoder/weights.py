@@ -67,7 +67,7 @@ def check_encoder(encoder: Any, checkpoint: Checkpoint, report: Mapping[str, Any
             )
     if report["mismatched_keys"]:
         raise ExportError(
-            f"{source} holds weights of other shapes than its code gives them: "
+            f"{source} holds weights of other shapes than its code has: "
             f"{min(map(str, report['mismatched_keys']))}"
         )
     for own, name in match.found.items():
@@ -169,7 +169,7 @@ class _PickleReader:
         tensor = self._tensors[name]
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             raise ExportError(
-                f"{name} is of type {tensor.dtype}, which quantised weights have. Export the "
+                f"{name} is of type {tensor.dtype}, which quantized weights have. Export the "
                 "checkpoint that it was made from"
             )
         for piece in tensor.reshape(-1).split(_PIECE):

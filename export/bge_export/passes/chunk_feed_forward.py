@@ -11,7 +11,7 @@ _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Tanh")
 
 
 class ChunkFeedForward(ir.passes.InPlacePass):
-    """Put ``MatMul, Gelu, MatMul`` of each layer into a Loop over chunks of the sequence.
+    """Move ``MatMul, Gelu, MatMul`` of each layer into a Loop over chunks of the sequence.
 
     The tensors between the two products are four times as wide as the layer's input: two of 128 MiB
     for one text of 8192 tokens of 1024 dimensions. Tokens do not depend on each other here, so

@@ -186,7 +186,7 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 
 
 def _is_weight(value: ir.Value | None, *, rank: int) -> bool:
-    """Tell a constant of at most this rank; of rank 1, it is the same for every token."""
+    """Return whether a value is a constant of at most this rank (1: the same for all tokens)."""
     return (
         value is not None
         and value.is_initializer()

@@ -1,8 +1,11 @@
-"""TODO."""
+"""Write checkpoints with random weights: an architecture without its training.
 
-from bge_export.synthetic.encoder import random_model_facts, write_random_checkpoint
+The command line and the benchmarks use it. It imports torch, which takes seconds.
+"""
+
+from bge_export.synthetic.encoder import find_random_model, write_random_checkpoint
 
 __all__ = [
-    "random_model_facts",
+    "find_random_model",
     "write_random_checkpoint",
 ]

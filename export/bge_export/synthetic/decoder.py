@@ -1,4 +1,4 @@
-"""Seeded decoders of any size, written piece by piece: see `bge_export.synthetic.encoder`."""
+"""Write decoders of any size with random weights, piece by piece."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECE_ROWS = 4096
 
 
 def decoder_config(shape: DecoderShape) -> dict[str, Any]:
-    """Give the ``config.json`` of a decoder of some shape."""
+    """Return the ``config.json`` of a decoder of some shape."""
     names = {"mistral": "Mistral", "gemma2": "Gemma2", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     config: dict[str, Any] = {
         "architectures": [f"{names[shape.architecture]}Model"],
@@ -56,10 +56,10 @@ def decoder_config(shape: DecoderShape) -> dict[str, Any]:
 
 
 def write_random_decoder(shape: DecoderShape, folder: Path, *, seed: int) -> None:
-    """Write configuration and weights, the latter in bf16 and in shards.
+    """Write a decoder's configuration, and its weights in bf16 and in shards.
 
     Args:
-        shape: Its size.
+        shape: The shape.
         folder: An empty folder.
         seed: Seed of the weights. The same seed gives the same weights.
     """
@@ -99,19 +99,20 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for number, weight in shard:
-            for piece in _values(weight, config, np.random.default_rng([seed, number])):
+            for piece in _draw_weight(weight, config, np.random.default_rng([seed, number])):
                 file.write(piece.astype(ml_dtypes.bfloat16).view(np.uint8).data)
 
 
-def _values(
+def _draw_weight(
     weight: Weight, config: DecoderConfig, random: np.random.Generator
 ) -> Iterator[NDArray[np.float32]]:
-    """Draw a weight, some rows at a time.
+    """Yield a random weight, some rows at a time.
 
-    Each matrix keeps the scale of what it multiplies; queries and keys are wider, so that
-    attention prefers some tokens to others. Twice as wide, Gemma 2's scores come near their
-    cap, where bf16's steps are a fifth of a unit and its vectors are 14 % of the distance
-    between texts off.
+    Each matrix keeps the scale of its input. Queries and keys have a larger spread, so that
+    attention prefers some tokens. With twice that spread, Gemma 2's scores come close to their
+    softcap, where bf16's steps are a fifth of a unit, and its vectors are off by 14 % of the
+    distance between
+    texts.
     """
     mean, spread = 0.0, 0.1
     if weight.kind == "norm":

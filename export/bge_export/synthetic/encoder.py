@@ -1,9 +1,9 @@
-"""Checkpoints at full size with seeded random weights, for where no hub is.
+"""Write checkpoints at full size with seeded random weights, for benchmarks and tests.
 
-They have the architecture's speed, memory and numerics, and embed nothing. Weights are
-wider than an untrained model's: with those, every token attends alike and the residual
-stream drowns the rest, so that a graph which ignores the mask, or has two layers
-swapped, gives nearly the same vectors.
+They have an architecture's speed, memory and numerics, but their vectors mean nothing. Weights have
+a larger spread than an untrained model's. With the usual spread, all tokens attend alike and the
+residual stream dominates, so a graph that ignores the mask, or has two layers swapped, would return
+nearly the same vectors.
 """
 
 from __future__ import annotations
@@ -44,71 +44,69 @@ _SPECIAL = {
     "qwen2": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
     "qwen3": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
 }
-"""Ids of the published vocabularies; BERT's English and Chinese ones share theirs. XLM-R's
-mask is its last id. The decoders' are of the sentence-piece kind, whatever their own."""
+"""Special tokens as in the published vocabularies; BERT's English and Chinese ones are the same.
+XLM-R's mask is its last id. Decoders have those of sentence-piece, whatever their own are."""
 
 _TAGS = ("<instruct>", "<query>")
-"""What bge-multilingual-gemma2 adds to its vocabulary, at its end."""
+"""Tokens that bge-multilingual-gemma2 adds at the end of its vocabulary."""
 
 _EXAMPLE_TAGS = (*_TAGS, "<response>")
-"""What bge-en-icl adds."""
+"""Tokens that bge-en-icl adds."""
 
 
-def random_model_facts(source: str) -> ModelSpec:
-    """Look up a model that can be made with random weights.
+def find_random_model(source: str) -> ModelSpec:
+    """Return a known model that can be written with random weights.
 
     Raises:
-        ExportError: If the name is not one of them; the message lists them.
+        ExportError: If the name is not one of them. The message lists them.
     """
-    facts = find_model(source)
-    if facts is None or facts.shape is None:
+    spec = find_model(source)
+    if spec is None or spec.shape is None:
         names = ", ".join(name for name, known in MODELS.items() if known.shape)
-        raise ExportError(
-            f"--random-weights makes the architectures {names}; it does not know {source}"
-        )
-    return facts
+        raise ExportError(f"--random-weights supports the architectures {names}, not {source}")
+    return spec
 
 
 def write_random_checkpoint(
-    facts: ModelSpec,
+    spec: ModelSpec,
     folder: Path,
     *,
     seed: int,
     tokenizer: Path | None = None,
     layers: int | None = None,
 ) -> None:
-    """Write a whole checkpoint: configuration, weights and tokenizer.
+    """Write a complete checkpoint: configuration, weights and tokenizer.
 
     Args:
-        facts: A model with a shape.
+        spec: A model with a shape.
         folder: An empty folder.
         seed: Seed of the weights. The same seed gives the same weights.
-        tokenizer: Folder to take the tokenizer from; None makes one of the right size.
-        layers: How many layers; None for all that the model has.
+        tokenizer: Folder with the tokenizer; None for a generated one of the right size.
+        layers: Number of layers; None for all of the model's.
 
     Raises:
         ExportError: If the tokenizer has more ids than the model has embeddings.
     """
-    assert facts.shape is not None
-    shape = facts.shape if layers is None else replace(facts.shape, layers=layers)
+    assert spec.shape is not None
+    shape = spec.shape if layers is None else replace(spec.shape, layers=layers)
     decoder = isinstance(shape, DecoderShape)
     own = None if tokenizer is None else load_tokenizer(tokenizer, right_padding=not decoder)
     if own is not None and len(own.vocabulary) > shape.vocab_size:
         raise ExportError(
-            f"the tokenizer in {tokenizer} has {len(own.vocabulary):,} ids, and {facts.name} has "
-            f"embeddings for {shape.vocab_size:,}; pass one of its own family"
+            f"the tokenizer in {tokenizer} has {len(own.vocabulary):,} ids, and {spec.name} has "
+            f"embeddings for {shape.vocab_size:,}; pass a tokenizer of the same family"
         )
     if isinstance(shape, DecoderShape):
         write_random_decoder(shape, folder, seed=seed)
     else:
         random_encoder(shape, seed=seed).save_pretrained(folder)
-    if facts.model_class == ENCODER_ONLY_M3:
+    if spec.model_class == ENCODER_ONLY_M3:
         write_random_heads(folder, shape.hidden_size, seed=seed)
     if own is None:
         made = make_tokenizer(
             shape.vocab_size,
             shape.architecture,
-            reads_examples=facts.model_class == DECODER_ONLY_ICL,
+            reads_examples=spec.model_class == DECODER_ONLY_ICL,
             max_length=shape.max_length,
         )
         made.save_pretrained(folder)
@@ -117,9 +115,9 @@ def write_random_checkpoint(
 
 
 def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
-    """Make an encoder with seeded weights wide enough to matter."""
+    """Return an encoder with random weights of a large spread."""
     roberta = shape.architecture == "xlm-roberta"
-    # RoBERTa counts positions from the padding id on, which is 1.
+    # RoBERTa counts positions from the padding id, 1.
     options = {"pad_token_id": 1, "type_vocab_size": 1} if roberta else {}
     config = (XLMRobertaConfig if roberta else BertConfig)(
         vocab_size=shape.vocab_size,
@@ -130,7 +128,7 @@ def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaMode
         max_position_embeddings=shape.max_length + 2 * roberta,
         **options,
     )
-    # Made on the meta device: the default initialisation would take as long again.
+    # Created on the meta device: the default initialization would double the time.
     with torch.device("meta"):
         model = (XLMRobertaModel if roberta else BertModel)(config, add_pooling_layer=False)
     model.to_empty(device="cpu")
@@ -141,7 +139,7 @@ def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaMode
 def write_random_heads(
     folder: Path, width: int, *, seed: int, colbert_dim: int | None = None
 ) -> None:
-    """Write M3's heads, seeded: about half of the tokens get a weight, up to about 0.5."""
+    """Write random heads of M3. About half of the tokens get a weight, up to about 0.5."""
     generator = torch.Generator().manual_seed(seed)
     for name, rows, spread in (("sparse", 1, 0.15), ("colbert", colbert_dim or width, 1.0)):
         state = {
@@ -153,10 +151,10 @@ def write_random_heads(
 
 @torch.no_grad()
 def widen(model: torch.nn.Module, *, seed: int) -> None:
-    """Fill an encoder's weights from a seed.
+    """Fill an encoder's weights with random numbers of a large spread.
 
-    Each matrix keeps the scale of what it multiplies; queries and keys are wider, so
-    that attention prefers some tokens to others; norms and biases are not all alike.
+    Each matrix keeps the scale of its input. Queries and keys have a larger spread, so that
+    attention prefers some tokens. Norms and biases differ between channels.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -184,18 +182,17 @@ def make_tokenizer(
     reads_examples: bool = False,
     max_length: int = 512,
 ) -> PreTrainedTokenizerFast:
-    """Make a WordPiece tokenizer with exactly this many ids.
+    """Return a WordPiece tokenizer with exactly this many ids.
 
-    Its pieces are single characters (ASCII and the common Chinese ones) and the
-    shortest strings of Latin letters, so that real text becomes several known pieces a
-    word.
+    Its pieces are single characters (ASCII and the common Chinese ones) and the shortest strings of
+    Latin letters, so that words of real text become several known pieces.
 
     Args:
         vocab_size: Number of ids.
-        architecture: Whose special tokens it has. A decoder's have those of
-            bge-multilingual-gemma2.
-        reads_examples: Whether it has those of bge-en-icl.
-        max_length: Tokens that it cuts texts to, unless told otherwise.
+        architecture: Architecture whose special tokens it has. For a decoder, those of
+            bge-multilingual-gemma2 too.
+        reads_examples: Whether it has those of bge-en-icl instead.
+        max_length: Tokens to which it truncates by default.
     """
     special = dict(_SPECIAL[architecture])
     decoder = architecture in DECODERS
@@ -204,18 +201,18 @@ def make_tokenizer(
     pad, unk, cls, sep, mask = (
         ("<pad>", "<unk>", "<s>", "</s>", "<mask>") if "<s>" in special else special
     )
-    pieces = iter(dict.fromkeys(_pieces()))
+    pieces = iter(dict.fromkeys(_list_pieces()))
     vocabulary = dict(special)
     for number in range(vocab_size):
         if number not in special.values():
-            # The first hundred ids are unused in BERT's published vocabularies, too.
+            # The first hundred ids are unused, as in BERT's published vocabularies.
             piece = next(pieces, None) if number > special[unk] else None
             vocabulary[piece or f"[unused{number}]"] = number
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing((sep, special[sep]), (cls, special[cls]))
-    # RoBERTa's names for the two are others, and FlagEmbedding asks for eos_token.
+    # RoBERTa has other names for these two, and FlagEmbedding reads eos_token.
     more = {"bos_token": cls, "eos_token": sep} if "<s>" in special else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -228,7 +225,7 @@ def make_tokenizer(
     )  # fmt: skip
 
 
-def _pieces() -> list[str]:
+def _list_pieces() -> list[str]:
     ascii_characters = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     pairs = [a + b for a in letters for b in letters]

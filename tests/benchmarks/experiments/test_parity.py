@@ -135,7 +135,7 @@ class TestRandomWeights:
     @pytest.fixture(autouse=True)
     def _tiny_is_a_known_model(self, monkeypatch):
         facts = ModelSpec(hub_id="BAAI/tiny", shape=TINY)
-        monkeypatch.setattr("bge_export.synthetic.random_model_facts", lambda source: facts)
+        monkeypatch.setattr("bge_export.synthetic.find_random_model", lambda source: facts)
 
     def test_are_made_anew_from_the_seed(self, bundle_copy):
         edit_provenance(bundle_copy, source="tiny", random_seed=0)

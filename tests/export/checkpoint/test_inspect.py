@@ -263,7 +263,7 @@ def test_pooling_of_published_folders(shared_data: Path, name: str):
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c", "nowhere"])
 def test_unknown_source(source: str):
-    with pytest.raises(ExportError, match="neither a folder nor a hub id"):
+    with pytest.raises(ExportError, match="neither a folder nor a Hub ID"):
         find_checkpoint(source)
 
 

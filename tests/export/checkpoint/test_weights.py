@@ -117,11 +117,11 @@ LEFT_OVERS = {
             f"{ATTENTION}query.qweight": np.ones((6, 48), np.int32),
             f"{ATTENTION}query.scales": np.ones((1, 48), np.float32),
         },
-        r"query\.qweight.*quantised",
+        r"query\.qweight.*quantized",
     ),
     "bitsandbytes of 8 bits": (
         adding(**{f"{ATTENTION}query.SCB": ROW}),
-        r"query\.SCB.*quantised",
+        r"query\.SCB.*quantized",
     ),
     "cross-attention": (
         adding(**{"encoder.layer.0.crossattention.self.query.weight": SQUARE}),
@@ -198,8 +198,8 @@ def test_layers_beyond_the_configuration_are_refused(deep: Path, tmp_path: Path)
         (keep, {"max_position_embeddings": 1024}, r"position_embeddings.* \(512, 48\), .* \(1024"),
         (keep, {"type_vocab_size": 1}, r"token_type_embeddings.* \(2, 48\)"),
         (keep, {"intermediate_size": 128}, r"intermediate\.dense.* \(96.* \(128"),
-        (only(QUERY, lambda x: x.astype(np.int8)), {}, r"query\.weight.*I8, which quantised"),
-        (only(QUERY, lambda x: x.astype(np.uint8)), {}, r"query\.weight.*U8, which quantised"),
+        (only(QUERY, lambda x: x.astype(np.int8)), {}, r"query\.weight.*I8, which quantized"),
+        (only(QUERY, lambda x: x.astype(np.uint8)), {}, r"query\.weight.*U8, which quantized"),
         (only(QUERY, lambda x: x.astype(FP8)), {}, r"query\.weight.*F8_E4M3, which"),
         (only(QUERY, lambda x: x.astype(np.int32)), {}, r"cannot load|type I32"),
     ],
@@ -214,9 +214,9 @@ def test_weights_that_the_configuration_does_not_call_for_are_refused(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "weights are quantised"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "weights are quantised"),
-        ({"compression_config": {"format": "int"}}, "weights are quantised"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "weights are quantized"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "weights are quantized"),
+        ({"compression_config": {"format": "int"}}, "weights are quantized"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"layer_norm_eps": float("nan")}, "holds NaN or Infinity"),
@@ -630,7 +630,7 @@ DECODER_LEFT_OVERS = {
     ),
     "a reward head": ("mistral", adding(**{"score.weight": VECTOR}), r"score\.weight"),
     "GPTQ": (
-        "mistral", adding(**{"layers.0.mlp.up_proj.scales": VECTOR}), r"up_proj\.scales.*quantised",
+        "mistral", adding(**{"layers.0.mlp.up_proj.scales": VECTOR}), r"up_proj\.scales.*quantized",
     ),
     "a wrapper": (
         "mistral", renaming(lambda name: f"base_model.{name}"), r"base_model\.embed_tokens.*lacks",
@@ -640,10 +640,10 @@ DECODER_LEFT_OVERS = {
         lambda tensors: tensors | {f"model.{name}": x for name, x in tensors.items()},
         "with and without a prefix",
     ),
-    "quantised": (
+    "quantized": (
         "mistral",
         only("layers.0.mlp.up_proj.weight", lambda x: x.astype(ml_dtypes.float8_e5m2)),
-        r"up_proj\.weight in .* F8_E5M2, which quantised",
+        r"up_proj\.weight in .* F8_E5M2, which quantized",
     ),
 }  # fmt: skip
 
@@ -661,7 +661,7 @@ def test_what_a_decoders_graph_does_not_read_is_refused(decoders, tmp_path: Path
         ("mistral", {"num_hidden_layers": 4}, r"lacks .*layers\.3\."),
         ("mistral", {"num_hidden_layers": 2}, r"layers\.2\..*num_hidden_layers .* is 2"),
         ("mistral", {"vocab_size": 9001}, r"embed_tokens\.weight .* \(9000, 64\), .* \(9001, 64\)"),
-        ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "weights are quantised"),
+        ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "weights are quantized"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen3", {"layer_types": ["linear_attention"] * 3}, "'linear_attention'"),
         ("mistral", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rotary"),

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bge_export.synthetic.encoder import (
+    find_random_model,
     make_tokenizer,
     random_encoder,
-    random_model_facts,
     write_random_checkpoint,
 )
 from bge_runtime.errors import ExportError
@@ -21,12 +21,12 @@ def test_eighteen_models_have_a_shape():
     names = [name for name, facts in MODELS.items() if facts.shape]
     assert len(names) == 18
     assert {"bge-m3", "bge-en-icl", "bge-multilingual-gemma2"} < set(names)
-    assert random_model_facts("BAAI/bge-large-zh").shape == random_model_facts(names[5]).shape
+    assert find_random_model("BAAI/bge-large-zh").shape == find_random_model(names[5]).shape
 
 
 def test_other_names_are_refused_with_the_list():
-    with pytest.raises(ExportError, match=r"bge-small-en-v1\.5.*does not know thenlper/gte-large"):
-        random_model_facts("thenlper/gte-large")
+    with pytest.raises(ExportError, match=r"bge-small-en-v1\.5.*not thenlper/gte-large"):
+        find_random_model("thenlper/gte-large")
 
 
 @pytest.mark.parametrize("name", ["bge-base-en-v1.5", "bge-base-en", "bge-small-zh-v1.5"])

@@ -38,7 +38,7 @@ def check_token_types(tokenizer: CheckpointTokenizer, *, source: str) -> None:
     for encoding in tokenizer.backend_tokenizer.encode_batch(list(PARITY_TEXTS)):
         if any(encoding.type_ids):
             raise ExportError(
-                f"the tokenizer of {source} gives a text the token types "
+                f"the tokenizer of {source} assigns a text the token types "
                 f"{encoding.type_ids[:8]}, and this version exports models whose token types are "
                 f"all 0. If it was trained with 0, write that as each type_id of post_processor's "
                 f'"single" in a copy of its {TOKENIZER_FILE}'

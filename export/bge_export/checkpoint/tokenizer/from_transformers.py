@@ -115,7 +115,7 @@ def compare_with_transformers(
         if own == other:
             continue
         difference = (
-            f"{version} tokenises {text[:40]!r} as {_shorten_ids(other)}, where the files in "
+            f"{version} tokenizes {text[:40]!r} as {_shorten_ids(other)}, where the files in "
             f"{folder} say {_shorten_ids(own)}"
         )
         if unknown:

@@ -31,7 +31,7 @@ class CorrectBiases(ir.passes.InPlacePass):
     """
 
     def __init__(self, means: Mapping[ir.Value, NDArray[np.float32]]) -> None:
-        """Take the mean of each channel over tokens, by the value that is multiplied."""
+        """Set the mean of each channel over tokens, by the value that is multiplied."""
         super().__init__()
         self.means = means
 

@@ -33,7 +33,7 @@ class QuantizeMatrices(ir.passes.InPlacePass):
     """
 
     def __init__(self, largest: Mapping[ir.Value, NDArray[np.float32]]) -> None:
-        """Take the largest magnitude of each channel, by the value that is multiplied."""
+        """Set the largest magnitude of each channel, by the value that is multiplied."""
         super().__init__()
         self.largest = largest
 
