@@ -31,8 +31,8 @@ _SPECIAL_TOKENS = 16
 class FlagICLModel(DenseEmbedder):
     r"""A decoder embedder that takes examples, with the interface of FlagEmbedding 1.4.2's.
 
-    Positional order, defaults and results follow ``FlagEmbedding.FlagICLModel``; what is
-    keyword-only here is our own. Differences, each on purpose: those of `FlagLLMModel`, and
+    Positional order, defaults and results follow ``FlagEmbedding.FlagICLModel``; keyword-only
+    arguments are our own. Intended differences: those of `FlagLLMModel`, and
     examples that lack something are an error.
 
     Attributes:
@@ -55,12 +55,12 @@ class FlagICLModel(DenseEmbedder):
         examples_instruction_format: How instruction, query and response of an example
             are joined: three ``{}``. A literal ``\n`` is a newline.
         trust_remote_code: As in `bge_runtime.FlagModel`.
-        cache_dir: Folder of the hub's cache.
-        batch_size: Most texts in a batch.
-        query_max_length: Tokens a query is cut to, instruction and suffix included,
+        cache_dir: Folder of the Hub's cache.
+        batch_size: Maximum texts in a batch.
+        query_max_length: Tokens at which a query is cut, instruction and suffix included,
             examples not.
-        passage_max_length: Tokens a passage is cut to, and a text of ``encode``.
-        convert_to_numpy: False gives torch tensors, if torch is installed.
+        passage_max_length: Tokens at which a passage is cut, and a text of ``encode``.
+        convert_to_numpy: False returns torch tensors, if torch is installed.
         truncate_dim: Components to keep, before normalisation.
         pooling_method: ``"last_token"``, or None for it.
         engine: As in `bge_runtime.FlagModel`.
@@ -186,11 +186,11 @@ class FlagICLModel(DenseEmbedder):
 
         Args:
             queries: A query, or a list of queries; the list may be empty.
-            batch_size: Most texts in a batch; None for the model's.
-            max_length: Most tokens of instruction, query and suffix; None for
+            batch_size: Maximum texts in a batch; None for the model's.
+            max_length: Maximum tokens of instruction, query and suffix; None for
                 ``query_max_length``.
-            convert_to_numpy: False gives a torch tensor; None for the model's.
-            pad_to_multiple_of: Taken for compatibility; padding changes no vector.
+            convert_to_numpy: False returns a torch tensor; None for the model's.
+            pad_to_multiple_of: Accepted for compatibility; padding changes no vector.
             show_progress_bar: None shows one for ``batch_size`` texts or more, on a
                 terminal.
 

@@ -14,8 +14,8 @@ from bge_runtime.sources import DECODER_CLASSES
 class FlagLLMModel(DenseEmbedder):
     """A decoder embedder, with the interface of FlagEmbedding 1.4.2's.
 
-    Positional order, defaults and results follow ``FlagEmbedding.FlagLLMModel``; what is
-    keyword-only here is our own. Differences, each on purpose: an empty list gives an empty
+    Positional order, defaults and results follow ``FlagEmbedding.FlagLLMModel``; keyword-only
+    arguments are our own. Intended differences: an empty list returns an empty
     array, one call computes each text once, what texts begin with is computed once for all
     calls, and a ``max_length`` that an instruction fills is an error.
 
@@ -28,12 +28,12 @@ class FlagLLMModel(DenseEmbedder):
         query_instruction_format: How instruction and query are joined: two ``{}``.
         devices: Device or devices. None means the CPU.
         trust_remote_code: As in `bge_runtime.FlagModel`.
-        cache_dir: Folder of the hub's cache.
-        batch_size: Most texts in a batch.
-        query_max_length: Tokens a query is cut to, instruction and special tokens
+        cache_dir: Folder of the Hub's cache.
+        batch_size: Maximum texts in a batch.
+        query_max_length: Tokens at which a query is cut, instruction and special tokens
             included.
         passage_max_length: The same for a passage, and for ``encode``.
-        convert_to_numpy: False gives torch tensors, if torch is installed.
+        convert_to_numpy: False returns torch tensors, if torch is installed.
         truncate_dim: Components to keep, before normalisation.
         pooling_method: ``"last_token"``, or None for it.
         engine: As in `bge_runtime.FlagModel`.

@@ -17,10 +17,10 @@ from bge_runtime.sources import ENCODER_ONLY_BASE, ENCODER_ONLY_M3, HEAD_FILES
 class BGEM3FlagModel(M3Embedder):
     """BGE-M3, with the interface of FlagEmbedding 1.4.2's.
 
-    Positional order, defaults and results follow ``FlagEmbedding.BGEM3FlagModel``; what is
-    keyword-only here is our own. Differences, each on purpose: an empty list gives empty
+    Positional order, defaults and results follow ``FlagEmbedding.BGEM3FlagModel``; keyword-only
+    arguments are our own. Intended differences: an empty list returns empty
     results, scores of pairs do not depend on their batch (``clip_padded_colbert=True``
-    gives FlagEmbedding's), and ColBERT scores are NumPy scalars.
+    returns FlagEmbedding's), and ColBERT scores are NumPy scalars.
 
     Args:
         model_name_or_path: As in `bge_runtime.FlagModel`.
@@ -33,13 +33,13 @@ class BGEM3FlagModel(M3Embedder):
         pooling_method: Of the dense vectors: ``"cls"``, ``"mean"`` or ``"last_token"``.
             None takes the bundle's; another one than the bundle's is an error.
         trust_remote_code: As in `bge_runtime.FlagModel`.
-        cache_dir: Folder of the hub's cache.
+        cache_dir: Folder of the Hub's cache.
         colbert_dim: Components of a ColBERT vector; another number than the model's
             is an error. -1 takes the model's.
-        batch_size: Most texts in a batch.
-        query_max_length: Tokens a query is cut to, special tokens included.
+        batch_size: Maximum texts in a batch.
+        query_max_length: Tokens at which a query is cut, special tokens included.
         passage_max_length: The same for a passage, and for ``encode``.
-        return_dense: Whether calls that do not say give dense vectors.
+        return_dense: Return dense vectors by default.
         return_sparse: Likewise, lexical weights.
         return_colbert_vecs: Likewise, ColBERT vectors.
         truncate_dim: Components of dense and ColBERT vectors to keep, before
@@ -214,17 +214,17 @@ class BGEM3FlagModel(M3Embedder):
 
         Args:
             sentences: As in `FlagModel.encode`.
-            batch_size: Most texts in a batch; None for the model's.
-            max_length: Most tokens of a text, up to 8192; None for
+            batch_size: Maximum texts in a batch; None for the model's.
+            max_length: Maximum tokens of a text, up to 8192; None for
                 ``passage_max_length``.
-            return_dense: Give dense vectors; None for the model's choice.
-            return_sparse: Give lexical weights; None for the model's choice.
-            return_colbert_vecs: Give ColBERT vectors; None for the model's choice.
-            sparse_format: ``"csr"`` gives the lexical weights as one SciPy matrix.
+            return_dense: Return dense vectors; None for the model's choice.
+            return_sparse: Return lexical weights; None for the model's choice.
+            return_colbert_vecs: Return ColBERT vectors; None for the model's choice.
+            sparse_format: ``"csr"`` returns the lexical weights as one SciPy matrix.
             instruction: Put before each text.
             instruction_format: How it is put there; needed with ``instruction``.
-            convert_to_numpy: Taken for compatibility; FlagEmbedding ignores it, too.
-            pad_to_multiple_of: Taken for compatibility; padding changes no vector.
+            convert_to_numpy: Accepted for compatibility; FlagEmbedding ignores it, too.
+            pad_to_multiple_of: Accepted for compatibility; padding changes no vector.
             show_progress_bar: None shows one for ``batch_size`` texts or more, on a
                 terminal.
 
