@@ -124,13 +124,13 @@ def test_a_collection_that_is_reopened_without_this_module_says_so(tiny_bundle: 
             client.get_collection("passages").query(query_texts=[QUERY])
 
 
-def test_a_model_that_is_gone_is_an_error_at_its_first_use(tmp_path: Path):
+def test_a_missing_model_is_an_error_at_first_use(tmp_path: Path):
     function = BgeEmbeddingFunction(str(tmp_path / "gone"))
     with pytest.raises(ModelNotFoundError):
         function(["text"])
 
 
-def test_options_that_a_collection_cannot_keep_are_refused(tiny_bundle: Path):
+def test_options_that_a_collection_cannot_store_are_rejected(tiny_bundle: Path):
     with pytest.raises(TypeError, match="JSON"):
         BgeEmbeddingFunction(str(tiny_bundle), model_kwargs={"devices": object()})
 
@@ -144,7 +144,7 @@ def test_the_model_is_opened_once(tiny_m3_bundle: Path):
     assert other.model is not dense.model
 
 
-def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
+def test_model_kwargs_choose_a_faster_precision(full_tiny_bundle: Path):
     fast = BgeEmbeddingFunction(str(full_tiny_bundle), model_kwargs={"use_fp16": True})
     assert fast.model.engine.info == FlagModel(str(full_tiny_bundle)).engine.info
 
@@ -172,7 +172,7 @@ def test_sparse_vectors_are_m3s_lexical_weights(tiny_m3_bundle: Path):
         assert_same_weights(([r.indices for r in rows], [r.values for r in rows]), expected)
 
 
-def test_a_model_that_weighs_no_tokens_is_refused(tiny_bundle: Path):
+def test_a_model_without_lexical_weights_is_rejected(tiny_bundle: Path):
     with pytest.raises(BundleError, match="without lexical weights"):
         BgeM3SparseEmbeddingFunction(str(tiny_bundle))(["text"])
 
@@ -225,7 +225,7 @@ def test_a_collection_with_such_a_schema_makes_sparse_vectors_of_its_documents(
     assert_same_weights(([r.indices for r in rows], [r.values for r in rows]), expected)
 
 
-def test_what_is_no_list_of_texts_is_refused(tiny_m3_bundle: Path):
+def test_anything_but_a_list_of_texts_is_rejected(tiny_m3_bundle: Path):
     dense = BgeEmbeddingFunction(str(tiny_m3_bundle))
     sparse = BgeM3SparseEmbeddingFunction(str(tiny_m3_bundle))
     for embed in (dense, dense.embed_query, sparse, sparse.embed_query):
@@ -237,7 +237,7 @@ def test_what_is_no_list_of_texts_is_refused(tiny_m3_bundle: Path):
                 embed(make())
 
 
-def test_threads_that_come_first_at_once_open_one_model(tiny_bundle: Path, monkeypatch):
+def test_threads_that_start_at_once_open_one_model(tiny_bundle: Path, monkeypatch):
     opened, start = [], threading.Barrier(8)
     real = chroma.open_model
 

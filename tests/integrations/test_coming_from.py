@@ -81,7 +81,7 @@ def original(published: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("section", REPLACED)
-def test_vectors_are_those_of_what_is_replaced(section: str, tiny_bundle: Path, original):
+def test_vectors_equal_those_of_the_replaced_tool(section: str, tiny_bundle: Path, original):
     need(section)
     ours, theirs = run(BLOCKS[section], tiny_bundle), original(section)
     names = {"queries", "passages"} & set(theirs)

@@ -134,7 +134,7 @@ def test_a_chinese_model_gets_the_chinese_instruction(
     assert own.query_instruction == "问："
 
 
-def test_the_instruction_may_be_set_afterwards(tiny_bundle: Path, model: FlagModel):
+def test_the_instruction_may_be_changed_later(tiny_bundle: Path, model: FlagModel):
     embeddings = BgeEmbeddings(model_name=str(tiny_bundle))
     embeddings.query_instruction = "Find: "
     np.testing.assert_allclose(
@@ -173,7 +173,7 @@ def test_model_kwargs_reach_the_model(tiny_bundle: Path):
     assert len(embeddings.embed_query(QUERY)) == 16
 
 
-def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
+def test_model_kwargs_choose_a_faster_precision(full_tiny_bundle: Path):
     fast = BgeEmbeddings(model_name=str(full_tiny_bundle), model_kwargs={"use_fp16": True})
     reference = FlagModel(str(full_tiny_bundle))  # whose default that is
     assert fast.model.engine.info == reference.engine.info
@@ -181,7 +181,7 @@ def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
     assert_fp32_on_cpu(slow.model)
 
 
-def test_what_it_does_not_know_is_refused(tiny_bundle: Path):
+def test_unknown_arguments_are_rejected(tiny_bundle: Path):
     with pytest.raises(ValueError, match=r"'prompt', .* accepts batch_size, max_length"):
         BgeEmbeddings(model_name=str(tiny_bundle), encode_kwargs={"prompt": "query: "})
     with pytest.raises(ValueError, match="made_up"):
@@ -215,7 +215,7 @@ CHANGE_NOTHING = [
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of arguments that have other names by now
 @pytest.mark.parametrize("options", CHANGE_NOTHING, ids=str)
-def test_an_argument_that_changes_nothing_is_taken(
+def test_an_argument_that_changes_nothing_is_accepted(
     published: Path, tiny_bundle: Path, embeddings: BgeEmbeddings, options
 ):
     original(model_name=str(published), **copy.deepcopy(options)).embed_query(QUERY)
@@ -223,7 +223,7 @@ def test_an_argument_that_changes_nothing_is_taken(
     assert ours.embed_query(QUERY) == embeddings.embed_query(QUERY)
 
 
-def test_a_device_of_torch_is_taken(tiny_bundle: Path, embeddings: BgeEmbeddings):
+def test_a_torch_device_is_accepted(tiny_bundle: Path, embeddings: BgeEmbeddings):
     import torch
 
     for name in ("model_kwargs", "encode_kwargs"):
@@ -257,7 +257,9 @@ def test_a_device_of_torch_is_taken(tiny_bundle: Path, embeddings: BgeEmbeddings
     ],
     ids=str,
 )
-def test_an_argument_that_would_be_lost_is_refused_by_name(tiny_bundle: Path, options, message):
+def test_an_argument_that_would_have_no_effect_is_rejected_by_name(
+    tiny_bundle: Path, options, message
+):
     with pytest.raises(ValueError, match=message):
         BgeEmbeddings(model_name=str(tiny_bundle), **options)
 
@@ -325,7 +327,7 @@ def test_the_event_loop_stays_responsive_while_two_callers_embed(embeddings: Bge
         assert_responsive(took, longest_pause)
 
 
-def test_what_is_no_list_of_texts_is_refused(tiny_bundle):
+def test_anything_but_a_list_of_texts_is_rejected(tiny_bundle):
     embeddings = BgeEmbeddings(model_name=str(tiny_bundle))
     for make, message in [*NO_LIST.values(), (lambda: "one", "a string")]:
         with pytest.raises(TypeError, match=f"texts must be a list of strings, not {message}"):

@@ -72,7 +72,7 @@ def test_queries_get_the_instruction_that_the_models_authors_recommend(full_tiny
         assert_same(embedding.get_text_embedding(QUERY), model.encode(QUERY))
 
 
-def test_texts_are_handed_over_in_batches(tiny_bundle: Path, monkeypatch):
+def test_texts_are_passed_in_batches(tiny_bundle: Path, monkeypatch):
     embedding = BgeEmbedding(model_name=str(tiny_bundle), embed_batch_size=5)
     handed_over = []
     encode = embedding.model.encode
@@ -109,7 +109,7 @@ def test_sparse_vectors_are_m3s_lexical_weights(sparse: BgeM3SparseEmbedding, ti
     assert sparse.similarity(found[2], found[3]) == pytest.approx(1)
 
 
-def test_a_model_that_weighs_no_tokens_is_refused(tiny_bundle: Path):
+def test_a_model_without_lexical_weights_is_rejected(tiny_bundle: Path):
     with pytest.raises(BundleError, match=r"without lexical weights.* Pass an M3 model"):
         BgeM3SparseEmbedding(model_name=str(tiny_bundle))
 
@@ -121,7 +121,7 @@ def test_an_unknown_option_is_refused(tiny_bundle: Path, tiny_m3_bundle: Path):
         BgeM3SparseEmbedding(model_name=str(tiny_m3_bundle), normalise=False)
 
 
-def test_arguments_of_the_class_that_people_come_from_are_taken(
+def test_arguments_of_the_replaced_class_are_accepted(
     tiny_bundle: Path, embedding: BgeEmbedding, tmp_path: Path
 ):
     ours = BgeEmbedding(
@@ -165,12 +165,12 @@ def test_progress_is_shown_when_asked_for(tiny_bundle: Path, capsys):
         ({"model_kwargs": {"backend": "openvino"}}, "backend='openvino'.*engine"),
     ],
 )
-def test_an_argument_that_would_be_lost_says_where_it_goes(tiny_bundle: Path, options, message):
+def test_the_error_for_a_misplaced_argument_says_where_it_goes(tiny_bundle: Path, options, message):
     with pytest.raises(ValueError, match=message):
         BgeEmbedding(model_name=str(tiny_bundle), **options)
 
 
-def test_more_speed_is_asked_for_in_model_kwargs(full_tiny_bundle: Path):
+def test_model_kwargs_choose_a_faster_precision(full_tiny_bundle: Path):
     fast = BgeEmbedding(model_name=str(full_tiny_bundle), model_kwargs={"use_fp16": True})
     assert fast.model.engine.info == FlagModel(str(full_tiny_bundle)).engine.info
 
@@ -251,7 +251,7 @@ def test_the_event_loop_stays_responsive_while_two_callers_embed(
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_what_is_no_list_of_texts_is_refused(kind, embedding, sparse):
+def test_anything_but_a_list_of_texts_is_rejected(kind, embedding, sparse):
     embed = embedding if kind == "dense" else sparse
     wanted = "must be a list of strings, not"
     for make, message in [*NO_LIST.values(), (lambda: "one", "a string")]:

@@ -40,7 +40,7 @@ def test_a_missing_package_is_named_with_its_extra(module, package):
 
 
 @pytest.mark.parametrize(("module", "package"), PACKAGES.items())
-def test_an_adapter_imports_no_other_ecosystem(module, package):
+def test_an_integration_imports_no_other_library(module, package):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     others = sorted(set(PACKAGES.values()) - {package})

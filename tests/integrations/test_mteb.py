@@ -239,7 +239,7 @@ def test_dense_vectors_of_m3_are_scored(tiny_m3_bundle: Path, similarity):
     assert "cosine_spearman" in scores(BgeEncoder(str(tiny_m3_bundle)), similarity)
 
 
-def test_the_metadata_tells_what_was_run(full_tiny_bundle: Path):
+def test_the_metadata_describes_the_run(full_tiny_bundle: Path):
     encoder = BgeEncoder(str(full_tiny_bundle), max_length=64, model_kwargs={"truncate_dim": 16})
     meta = encoder.mteb_model_meta
     assert meta.name == "bge-runtime/bge-small-en-v1.5"
@@ -250,7 +250,7 @@ def test_the_metadata_tells_what_was_run(full_tiny_bundle: Path):
     assert encoder.model.engine.info.engine == meta.experiment_kwargs["engine"] == "onnxruntime"
 
 
-def test_results_are_filed_apart_by_bundle_and_by_how_it_is_run(
+def test_results_are_stored_separately_by_bundle_and_engine(
     full_tiny_bundle: Path, similarity, tmp_path: Path
 ):
     cache = mteb.ResultCache(tmp_path / "cache")
@@ -300,7 +300,7 @@ def test_the_example_of_the_page_scores(
     assert float(capsys.readouterr().out) > 0.7
 
 
-def test_what_is_no_batch_of_texts_is_refused(tiny_bundle: Path, tmp_path: Path):
+def test_anything_but_a_batch_of_texts_is_rejected(tiny_bundle: Path, tmp_path: Path):
     encoder = BgeEncoder(str(tiny_bundle))
     task = metadata("LocalSTS", "STS", "cosine_spearman", tmp_path)
 

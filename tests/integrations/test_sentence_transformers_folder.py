@@ -280,7 +280,7 @@ def test_mteb(opened):
             assert_same(ours.similarity(expected, expected), theirs.similarity(expected, expected))
 
 
-def test_flag_model_is_flag_embeddings_whatever_the_folder_says(opened):
+def test_flag_model_ignores_the_folders_settings_as_flag_embedding_does(opened):
     folder, _, bundle = opened
     model = FlagModel(str(bundle), use_fp16=False)
     said = read_folder(folder, str(folder))
@@ -289,7 +289,7 @@ def test_flag_model_is_flag_embeddings_whatever_the_folder_says(opened):
 
 
 @pytest.mark.parametrize("name", ["Qwen3-Embedding-0.6B", "mine"])
-def test_a_language_models_prompts_stand_there_once(tmp_path: Path, name: str):
+def test_a_language_models_prompt_is_added_once(tmp_path: Path, name: str):
     # Of the first the form of an instruction is known, of the second it is not.
     pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
     from bge_runtime.integrations.llama_index import BgeEmbedding
@@ -357,7 +357,9 @@ LOST = [
 
 
 @pytest.mark.parametrize(("file", "document"), LOST)
-def test_what_would_be_lost_is_an_error_that_names_it(tmp_path: Path, file: str, document: Any):
+def test_settings_that_would_be_lost_are_an_error_that_names_them(
+    tmp_path: Path, file: str, document: Any
+):
     write_files(tmp_path, {**PLAIN, file: document})
     with pytest.raises(ExportError) as raised:
         read_folder(tmp_path, "me/mine")
@@ -416,12 +418,12 @@ def test_pooling_for_another_width_is_an_error(one_layer: Path, tmp_path: Path):
         export(folder, tmp_path / "bundle", pooling=None)
 
 
-def test_pooling_that_is_given_is_in_the_place_of_the_folders(tmp_path: Path):
+def test_a_given_pooling_replaces_the_folders(tmp_path: Path):
     write_files(tmp_path, {**PLAIN, POOLING: pooled("cls_token", include_prompt=False)})
     assert read_folder(tmp_path, "me/mine", pooling="mean").pooling == "mean"
 
 
-def test_every_key_of_the_installed_version_is_known():
+def test_every_key_of_the_installed_version_is_handled():
     from sentence_transformers.sentence_transformer.modules import (
         Dropout,
         Normalize,
@@ -443,7 +445,7 @@ def test_every_key_of_the_installed_version_is_known():
         assert keys - {"model_name_or_path", "backend"} <= set(known)
 
 
-def test_a_bundle_of_before_has_no_settings_and_is_read_as_then(tiny_bundle: Path, tmp_path: Path):
+def test_a_bundle_without_settings_is_read_as_before(tiny_bundle: Path, tmp_path: Path):
     from bge_runtime.integrations._models import dense_vectors, open_model
     from tests.helpers.runtime import edit_manifest
 

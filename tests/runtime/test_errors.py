@@ -24,7 +24,7 @@ def drawn_tree():
 TREE = list(drawn_tree())
 
 
-def test_the_docstring_draws_every_error():
+def test_the_docstring_lists_every_error():
     defined = {
         name
         for name, value in vars(errors).items()

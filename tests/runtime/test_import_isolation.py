@@ -68,7 +68,7 @@ def test_nothing_heavy_is_imported(tiny_bundle, body, also_banned):
     assert loaded == []
 
 
-def test_a_model_encodes_where_nothing_heavy_is_installed(tiny_bundle):
+def test_a_model_encodes_without_heavy_packages(tiny_bundle):
     # Caught here would be an import that is tried and whose failure is swallowed.
     hidden = f"import sys\nsys.modules.update(dict.fromkeys({BANNED}))\nimport bge_runtime\n"
     python(hidden + ENCODE, str(tiny_bundle))

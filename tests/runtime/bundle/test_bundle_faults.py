@@ -57,14 +57,14 @@ def test_a_missing_file_is_noticed(bundle_copy, name):
         FlagModel(str(bundle_copy))
 
 
-def test_every_file_of_a_bundle_is_watched(bundle_copy):
+def test_every_file_of_a_bundle_is_checked(bundle_copy):
     on_disk = [path for path in bundle_copy.rglob("*") if path.is_file()]
     names = sorted(str(path.relative_to(bundle_copy)) for path in on_disk)
     assert names == sorted([*bundle_files(bundle_copy), "bge.json"])
 
 
 @pytest.mark.parametrize("name", [GRAPH, WEIGHTS, "tokenizer.json"])
-def test_a_short_file_is_noticed_by_its_size(bundle_copy, name):
+def test_a_truncated_file_is_noticed_by_its_size(bundle_copy, name):
     path = bundle_copy / name
     size = path.stat().st_size
     os.truncate(path, size - 1)
@@ -72,7 +72,7 @@ def test_a_short_file_is_noticed_by_its_size(bundle_copy, name):
         FlagModel(str(bundle_copy))
 
 
-def test_a_folder_in_place_of_a_file_is_an_integrity_error(bundle_copy):
+def test_a_folder_instead_of_a_file_is_an_integrity_error(bundle_copy):
     path = bundle_copy / "config.json"
     path.unlink()
     path.mkdir()
@@ -81,7 +81,7 @@ def test_a_folder_in_place_of_a_file_is_an_integrity_error(bundle_copy):
 
 
 @pytest.mark.parametrize("name", [GRAPH, WEIGHTS, "tokenizer.json", "parity.npz", "bge.json"])
-def test_a_git_lfs_pointer_in_place_of_a_file_is_told(bundle_copy, name):
+def test_a_git_lfs_pointer_instead_of_a_file_is_an_error_that_says_so(bundle_copy, name):
     # As a clone of a repository leaves it where Git LFS is not installed.
     (bundle_copy / name).write_text(POINTER)
     with pytest.raises(BundleError, match=rf"{name} is a Git LFS pointer .*`git lfs pull`"):
@@ -111,9 +111,7 @@ def link_folder(bundle, blobs):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("link", [link_weights, link_all_files, link_folder])
-def test_files_that_are_links_out_of_the_bundle_are_opened(
-    bundle_copy, tmp_path, model, engine, link
-):
+def test_symlinks_out_of_the_bundle_are_opened(bundle_copy, tmp_path, model, engine, link):
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     link(bundle_copy, blobs)
@@ -125,7 +123,7 @@ def test_files_that_are_links_out_of_the_bundle_are_opened(
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_weights_that_are_linked_to_where_no_link_can_be_made_are_told(
+def test_weights_that_cannot_be_linked_are_an_error_that_says_so(
     bundle_copy, tmp_path, monkeypatch, engine
 ):
     def refuse(*arguments, **options):
@@ -144,7 +142,7 @@ def test_weights_that_are_linked_to_where_no_link_can_be_made_are_told(
         assert [path.name for path in blobs.iterdir()] == ["weights"]
 
 
-def test_a_link_to_nothing_is_told(bundle_copy):
+def test_a_dangling_link_is_an_error_that_says_so(bundle_copy):
     (bundle_copy / WEIGHTS).unlink()
     (bundle_copy / WEIGHTS).symlink_to("gone")
     with pytest.raises(BundleIntegrityError, match=r"a link to gone, which does not exist; copy"):
@@ -179,7 +177,7 @@ def test_keys_of_a_later_minor_version_are_ignored(bundle_copy, model):
         ('{"format": "bge-runtime bundle", "format_version": 1}', "is damaged"),
     ],
 )
-def test_a_manifest_that_is_none_is_a_bundle_error(bundle_copy, content, message):
+def test_an_invalid_manifest_is_a_bundle_error(bundle_copy, content, message):
     (bundle_copy / "bge.json").write_text(content)
     with pytest.raises(BundleError, match=f"bge.json {message}"):
         FlagModel(str(bundle_copy))
@@ -219,19 +217,19 @@ def test_a_missing_key_is_a_bundle_error(bundle_copy, keys):
 
 @pytest.mark.parametrize("key", ["model", "graphs", "variants", "files", "provenance"])
 @pytest.mark.parametrize("value", [None, 3, "text"], ids=repr)
-def test_a_section_of_the_wrong_kind_is_a_bundle_error(bundle_copy, key, value):
+def test_a_section_of_the_wrong_type_is_a_bundle_error(bundle_copy, key, value):
     edit_manifest(bundle_copy, lambda data: data.update({key: value}))
     with pytest.raises(BundleError, match=r"bge.json is damaged"):
         FlagModel(str(bundle_copy))
 
 
-def test_a_graph_without_a_hash_is_not_trusted(bundle_copy):
+def test_a_graph_without_a_hash_is_rejected(bundle_copy):
     edit_manifest(bundle_copy, lambda data: data["files"].pop(GRAPH))
     with pytest.raises(BundleIntegrityError, match=f"lists no size and hash for {GRAPH}"):
         FlagModel(str(bundle_copy))
 
 
-def test_a_variant_of_no_graph_is_a_bundle_error(bundle_copy):
+def test_a_variant_of_an_unknown_graph_is_a_bundle_error(bundle_copy):
     edit_manifest(bundle_copy, lambda data: data["variants"][0].update(graph="lost"))
     with pytest.raises(BundleError, match=r"names a graph 'lost' that it does not describe"):
         FlagModel(str(bundle_copy))
@@ -299,13 +297,13 @@ def test_a_name_without_a_folder_is_not_found_and_the_message_names_the_command(
         " BAAI/bge-m3\n",
     ],
 )
-def test_an_address_of_a_hub_page_is_told_the_hub_id(asked):
+def test_the_error_for_a_hub_url_shows_the_hub_id(asked):
     with pytest.raises(ModelNotFoundError, match=r"did you mean the Hub ID BAAI/bge-m3\?"):
         FlagModel(asked)
 
 
 @pytest.mark.parametrize("asked", ["my--org/x", "a/..b", "a/b.git", f"a/{'x' * 97}"])
-def test_what_no_hub_id_can_be_is_not_put_down_to_the_network(asked):
+def test_an_invalid_hub_id_is_not_blamed_on_the_network(asked):
     with pytest.raises(
         HubError, match=rf"no folder '{re.escape(asked)}'; {re.escape(asked)} is not a valid Hub ID"
     ) as caught:
@@ -313,13 +311,13 @@ def test_what_no_hub_id_can_be_is_not_put_down_to_the_network(asked):
     assert "network" not in str(caught.value)
 
 
-def test_a_file_in_place_of_a_folder_is_not_found(tmp_path):
+def test_a_file_instead_of_a_folder_is_not_found(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelNotFoundError):
         FlagModel(str(tmp_path / "file"))
 
 
-def test_a_path_object_and_a_later_change_of_directory_do_no_harm(
+def test_a_path_object_and_a_later_change_of_directory_work(
     bundle_copy, model, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(bundle_copy.parent)
@@ -378,7 +376,7 @@ def test_a_wrong_hash_of_weights_is_remembered_as_well(bundle_copy, hashed, own_
     assert hashed.count("model.onnx_data") == 1
 
 
-def test_a_damaged_note_of_a_hash_is_ignored(bundle_copy, hashed, own_cache):
+def test_a_damaged_cache_entry_of_a_hash_is_ignored(bundle_copy, hashed, own_cache):
     Bundle.open(bundle_copy)
     notes = list(own_cache.rglob("*.json"))
     assert len(notes) == 1

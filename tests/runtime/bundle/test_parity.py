@@ -18,7 +18,7 @@ FIGURES = ("min_cosine", "max_error", "error_share")
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("figure", FIGURES)
-def test_of_two_the_one_that_is_no_number_is_worse(figure: str, precision: str):
+def test_nan_is_worse_than_any_number(figure: str, precision: str):
     bad = replace(GOOD, **{figure: math.nan})
     for parity in (bad, bad.worst(GOOD), GOOD.worst(bad), bad.worst(bad)):
         assert parity.failures(TOLERANCES[precision])
@@ -26,7 +26,7 @@ def test_of_two_the_one_that_is_no_number_is_worse(figure: str, precision: str):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_number_that_is_none_fails(value: float):
+def test_a_single_nan_fails(value: float):
     reference = np.random.default_rng(0).standard_normal((4, 8), np.float32)
     vectors = reference.copy()
     vectors[3, 7] = value
@@ -36,7 +36,7 @@ def test_one_number_that_is_none_fails(value: float):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_json_has_null_for_what_is_no_number(value: float):
+def test_json_has_null_for_nan(value: float):
     parity = replace(GOOD, error_share=value)
     text = json.dumps(parity.to_json(), allow_nan=False)
     assert json.loads(text)["error_share"] is None

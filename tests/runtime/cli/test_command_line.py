@@ -31,7 +31,7 @@ def default_handlers():
 
 
 @pytest.mark.parametrize("name", ENDING)
-def test_a_signal_unwinds_and_gives_the_status_of_a_shell(default_handlers: None, name: str):
+def test_a_signal_cleans_up_and_exits_with_the_status_of_a_shell(default_handlers: None, name: str):
     number = getattr(signal, name)
     done = []
 
@@ -53,7 +53,7 @@ def test_a_signal_unwinds_and_gives_the_status_of_a_shell(default_handlers: None
 
 
 @pytest.mark.parametrize("error", [None, ValueError()])
-def test_a_command_that_no_signal_ended_leaves_the_handlers_as_they_were(
+def test_signal_handlers_are_restored_after_a_command(
     default_handlers: None, error: Exception | None
 ):
     before = [signal.getsignal(getattr(signal, name)) for name in ENDING]
@@ -63,7 +63,7 @@ def test_a_command_that_no_signal_ended_leaves_the_handlers_as_they_were(
     assert [signal.getsignal(getattr(signal, name)) for name in ENDING] == before
 
 
-def test_another_signal_some_time_later_is_heard_again(
+def test_a_signal_some_time_after_another_counts(
     default_handlers: None, monkeypatch: pytest.MonkeyPatch
 ):
     now = 0.0
@@ -83,7 +83,7 @@ def test_another_signal_some_time_later_is_heard_again(
         work()
 
 
-def test_what_nohup_ignores_stays_ignored(default_handlers: None):
+def test_signals_that_nohup_ignores_stay_ignored(default_handlers: None):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with command_line("test"):
         signal.raise_signal(signal.SIGHUP)
@@ -117,7 +117,7 @@ with command_line("test"):
     return subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
 
 
-def test_what_is_opened_takes_no_closed_standard_stream_s_place(tmp_path: Path):
+def test_opened_files_do_not_get_the_descriptors_of_closed_standard_streams(tmp_path: Path):
     """Else what a library prints goes into the result."""
     done = run(
         f"""
@@ -137,7 +137,7 @@ def test_what_is_opened_takes_no_closed_standard_stream_s_place(tmp_path: Path):
     assert (tmp_path / "file").read_bytes() == b"result"
 
 
-def test_standard_error_that_cannot_be_written_ends_nothing(tmp_path: Path):
+def test_a_command_goes_on_if_standard_error_cannot_be_written(tmp_path: Path):
     done = run(
         """
     print("a message", file=sys.stderr, flush=True)
@@ -164,7 +164,7 @@ def test_standard_output_that_cannot_be_written_is_no_traceback(
     assert (done.returncode, done.stderr.decode()) == (status, stderr)
 
 
-def test_a_reader_that_has_left_gives_the_status_of_sigpipe():
+def test_a_closed_pipe_exits_with_the_status_of_sigpipe():
     read, write = os.pipe()
     os.close(read)
     code = (

@@ -50,7 +50,7 @@ def without(monkeypatch, *packages):
     )
 
 
-def test_the_table_is_that_of_the_exporter():
+def test_the_standard_variants_match_the_exporters_targets():
     exported = [
         (engine, precision)
         for target in TARGETS
@@ -61,7 +61,7 @@ def test_the_table_is_that_of_the_exporter():
     assert exported == [(v.engine, v.precision) for v in doctor.STANDARD_VARIANTS]
 
 
-def test_a_sound_installation():
+def test_a_healthy_installation():
     result = examine()
     assert result.exit_code == 0, result.output
     assert "WRONG" not in result.output
@@ -155,7 +155,7 @@ def test_the_owners_of_an_engine_are_known_by_their_files(tmp_path, monkeypatch,
     assert versions.owners("engine") == ({name: "1.0"} if owns else {})
 
 
-def test_what_is_not_there_has_no_owners():
+def test_a_missing_package_has_no_owners():
     assert versions.owners("no_such_engine") == {}
     assert list(versions.owners("tokenizers")) == ["tokenizers"]
 
@@ -190,9 +190,7 @@ def test_an_engine_that_cannot_be_imported_is_wrong(monkeypatch):
 
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
 @pytest.mark.parametrize("package", ["openvino", "onnxruntime"])
-def test_one_that_cannot_be_imported_takes_nothing_else_down(
-    full_tiny_bundle, tmp_path, package, error
-):
+def test_a_broken_engine_does_not_break_anything_else(full_tiny_bundle, tmp_path, package, error):
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(f"raise {error}('libtbb.so.12: not found')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -221,7 +219,7 @@ def test_one_that_cannot_be_imported_takes_nothing_else_down(
         assert expected in opened.stdout
 
 
-def test_a_relative_cache_is_the_current_folder_s(monkeypatch, tmp_path):
+def test_a_relative_cache_is_in_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "not/there/yet")
     result = examine()
@@ -229,7 +227,7 @@ def test_a_relative_cache_is_the_current_folder_s(monkeypatch, tmp_path):
     assert "cannot be written" not in result.output
 
 
-def test_no_home_is_told_and_takes_nothing_else_down(full_tiny_bundle, monkeypatch):
+def test_a_missing_home_folder_is_reported_and_breaks_nothing_else(full_tiny_bundle, monkeypatch):
     def unknown():
         raise RuntimeError("Could not determine home directory.")
 
@@ -273,7 +271,7 @@ def findings():
     ]
 
 
-def test_a_sound_gpu_is_shown_and_no_finding(with_gpu):
+def test_a_working_gpu_is_shown_without_a_finding(with_gpu):
     with_gpu()
     assert findings() == []
     output = examine().output
@@ -282,7 +280,7 @@ def test_a_sound_gpu_is_shown_and_no_finding(with_gpu):
     assert row(output, "tensorrt")[1] == "10.14.1"
 
 
-def test_files_of_the_wheel_for_cpus_over_those_of_the_other_are_wrong(with_gpu):
+def test_files_overwritten_by_the_cpu_package_are_wrong(with_gpu):
     with_gpu(providers=(CPU,))
     ((wrong, text),) = findings()
     assert wrong
@@ -291,7 +289,7 @@ def test_files_of_the_wheel_for_cpus_over_those_of_the_other_are_wrong(with_gpu)
 
 
 @pytest.mark.parametrize("wheel", ["onnxruntime", "onnxruntime-qnn"])
-def test_a_gpu_beside_a_wheel_without_it_is_a_note(with_gpu, wheel):
+def test_a_gpu_that_the_package_does_not_support_is_a_note(with_gpu, wheel):
     with_gpu(providers=(CPU,), packages=(wheel,))
     ((wrong, text),) = findings()
     assert not wrong
@@ -331,7 +329,7 @@ def test_a_tensorrt_too_new_is_a_note(with_gpu, monkeypatch):
     assert "pip install tensorrt-cu13-libs==10." in text
 
 
-def test_a_library_that_only_bears_the_drivers_name_is_told(monkeypatch):
+def test_another_library_with_the_drivers_name_is_reported(monkeypatch):
     # Any library will do.
     monkeypatch.setattr(nvidia, "DRIVER_LIBRARY", ctypes.util.find_library("c"))
     assert "is not NVIDIA's driver" in nvidia.find_driver()
@@ -372,7 +370,7 @@ def test_verify_hashes_weights_again(bundle, monkeypatch):
     assert hashed == [{"hash_weights": True}]
 
 
-def test_a_variant_that_is_too_far_fails(bundle):
+def test_a_variant_that_is_too_far_from_pytorch_fails(bundle):
     scramble_reference(bundle)
     result = examine("--verify", bundle)
     assert result.exit_code == 1
@@ -389,7 +387,7 @@ def test_other_tokens_fail(bundle):
     assert "gives other tokens for" in result.output
 
 
-def test_a_variant_that_this_machine_cannot_run_is_said_and_is_no_failure(bundle, monkeypatch):
+def test_a_variant_that_this_machine_cannot_run_is_reported_but_not_a_failure(bundle, monkeypatch):
     monkeypatch.setattr(openvino, "cpu_capabilities", lambda: ("FP32",))
     result = examine("--verify", bundle)
     assert result.exit_code == 0, result.output

@@ -68,7 +68,7 @@ def test_jsonl_keeps_other_fields(tiny_bundle: Path, model: FlagModel, tmp_path:
 
 
 @pytest.mark.parametrize("characters", [1, 300, 1 << 18])
-def test_colbert_vectors_are_in_memory_for_so_many_characters_at_a_time(
+def test_colbert_vectors_in_memory_are_limited_by_characters(
     tiny_m3_bundle: Path, tmp_path: Path, characters: int, monkeypatch: pytest.MonkeyPatch
 ):
     model = BGEM3FlagModel(str(tiny_m3_bundle))
@@ -100,7 +100,7 @@ def test_colbert_vectors_are_in_memory_for_so_many_characters_at_a_time(
 
 
 @pytest.mark.parametrize("name", ["lexical_weights", "colbert_vecs"])
-def test_a_field_where_a_result_is_to_go_is_not_overwritten(tiny_m3_bundle: Path, name: str):
+def test_a_field_with_the_name_of_a_result_is_not_overwritten(tiny_m3_bundle: Path, name: str):
     result = run(
         tiny_m3_bundle, "--jsonl", "--sparse", "--colbert", stdin=f'{{"text": "a", "{name}": 1}}'
     )
@@ -127,7 +127,7 @@ def test_options_reach_the_model(tiny_bundle: Path, model: FlagModel):
     assert "onnxruntime" in result.stderr
 
 
-def test_no_input_is_no_rows(tiny_bundle: Path, tmp_path: Path):
+def test_empty_input_gives_no_rows(tiny_bundle: Path, tmp_path: Path):
     assert run(tiny_bundle, stdin="").stdout == ""
     result = run(tiny_bundle, "-o", tmp_path / "out.npy", stdin="")
     assert result.exit_code == 0, result.output
@@ -270,14 +270,14 @@ def test_bad_rows_are_skipped_on_request(tiny_bundle: Path, model: FlagModel):
 
 @pytest.mark.usefixtures("refusing")
 @pytest.mark.parametrize("bad", [b"caf\xe9", b"refused"])
-def test_what_came_before_a_bad_row_is_not_lost(tiny_bundle: Path, bad: bytes):
+def test_rows_before_a_bad_row_are_not_lost(tiny_bundle: Path, bad: bytes):
     result = run(tiny_bundle, stdin=b"one\ntwo\n" + bad + b"\nthree\n")
     assert result.exit_code == 1
     assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == [0, 1]
     assert "standard input, line 3 " in result.stderr
 
 
-def test_no_row_at_all_is_an_error(tiny_bundle: Path):
+def test_only_bad_rows_are_an_error(tiny_bundle: Path):
     result = run(
         tiny_bundle,
         "--jsonl",
@@ -320,7 +320,7 @@ def test_a_closed_stream_loses_no_result(
         ("</dev/null >&-", "standard output is closed; name a file with --output"),
     ],
 )
-def test_a_closed_stream_that_is_needed_is_one_sentence(closed: str, message: str):
+def test_a_closed_stream_that_is_needed_is_an_error_of_one_sentence(closed: str, message: str):
     done = in_shell(["no such model"], closed)
     assert (done.returncode, done.stderr.splitlines()) == (1, [f"bge-embed: {message}"])
 
@@ -337,7 +337,7 @@ def test_full_disk(tiny_bundle: Path):
     ]
 
 
-def test_a_warning_is_one_sentence_in_the_commands_words(tiny_bundle: Path):
+def test_a_warning_is_one_sentence_with_the_commands_options(tiny_bundle: Path):
     arguments = ["--max-length", "100000", "--truncate-dim", "100"]
     done = subprocess.run(
         [*COMMAND, str(tiny_bundle), *arguments], input="a\nb\n", capture_output=True,
@@ -350,7 +350,7 @@ def test_a_warning_is_one_sentence_in_the_commands_words(tiny_bundle: Path):
 
 
 @pytest.mark.timeout(120)  # else it may wait for ever
-def test_lines_come_out_as_they_come_in(tiny_bundle: Path):
+def test_lines_are_written_as_they_arrive(tiny_bundle: Path):
     command = [*COMMAND, str(tiny_bundle), "--jsonl"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -367,7 +367,7 @@ def test_lines_come_out_as_they_come_in(tiny_bundle: Path):
 
 
 @pytest.mark.timeout(120)  # else it may wait for ever
-def test_a_reader_that_has_had_enough_is_no_error(tiny_bundle: Path):
+def test_a_reader_that_stops_early_is_not_an_error(tiny_bundle: Path):
     with subprocess.Popen(
         [*COMMAND, str(tiny_bundle)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -30,7 +30,7 @@ def lines_of(data: bytes) -> list[Row | None]:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.booleans())
-def test_rows_are_what_is_between_newlines(text: str, bom: bool):
+def test_rows_are_the_text_between_newlines(text: str, bom: bool):
     text = text.removeprefix("\ufeff")
     lines = text.split("\n")
     if not lines[-1]:
@@ -127,7 +127,7 @@ def test_every_line_is_a_row_or_a_bad_one_and_rows_are_json(parts: list[list[byt
     assert len(rows) + bad_rows.count + blank == len(lines)
 
 
-def test_bad_rows_are_told_one_by_one_only_at_first(capsys: pytest.CaptureFixture[str]):
+def test_only_the_first_bad_rows_are_reported_one_by_one(capsys: pytest.CaptureFixture[str]):
     bad_rows = BadRows("input", skip=True)
     assert list(read_lines(io.BytesIO(b"\xe9\n" * 1000), bad_rows)) == []
     with pytest.raises(InputError, match="no line of input could be embedded"):
@@ -145,7 +145,7 @@ def pipe(tmp_path: Path) -> Iterator[tuple[io.FileIO, io.FileIO]]:
         yield reader, writer
 
 
-def test_long_lines_come_in_short_chunks_whatever_of_them_is_long():
+def test_long_texts_or_fields_make_short_chunks():
     lines = [{"text": "a" * 600}, {"text": "b", "body": "c" * 600}, {"text": "d"}, {"text": "e"}]
     data = "\n".join(map(json.dumps, lines)).encode()
     rows = read_jsonl(io.BytesIO(data), "text", ["embedding"], BadRows("input", skip=False))
@@ -154,7 +154,7 @@ def test_long_lines_come_in_short_chunks_whatever_of_them_is_long():
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_lines_of_a_pipe_are_handed_on_when_it_pauses(
+def test_lines_of_a_pipe_are_yielded_when_it_pauses(
     pipe: tuple[io.FileIO, io.FileIO], blocking: bool
 ):
     reader, writer = pipe
@@ -203,6 +203,6 @@ def test_rows_that_were_read_before_an_error_are_not_lost(pipe: tuple[io.FileIO,
         ("/proc/self/mem", "Input/output error"),
     ],
 )
-def test_what_cannot_be_read_is_one_sentence(source: str, reason: str):
+def test_unreadable_input_is_an_error_of_one_sentence(source: str, reason: str):
     with pytest.raises(InputError, match=f"cannot read .*: {reason}"), open_input(source) as file:
         list(read_lines(file, BadRows(source, skip=True)))

@@ -84,7 +84,7 @@ def _drafts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("_drafts")
 @pytest.mark.parametrize("name", ["out.jsonl", "out.ndjson", "out.npy", f"{'長' * 83}.npy"])
 @pytest.mark.parametrize("before", [None, b"", b"an older and longer result" * 10])
-def test_a_file_is_there_when_it_is_whole(name: str, before: bytes | None):
+def test_a_file_appears_when_it_is_complete(name: str, before: bytes | None):
     path = Path(name)
     if before is not None:
         path.write_bytes(before)
@@ -97,7 +97,7 @@ def test_a_file_is_there_when_it_is_whole(name: str, before: bytes | None):
 
 @pytest.mark.usefixtures("_drafts")
 @pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt(), ValueError()])
-def test_nothing_is_left_of_one_that_is_not_whole(end: BaseException):
+def test_nothing_is_left_of_an_incomplete_file(end: BaseException):
     Path("out.npy").write_bytes(b"old")
 
     def write_and_end():
@@ -125,7 +125,7 @@ def test_a_killed_process_leaves_nothing_where_files_need_no_name():
 
 
 @pytest.mark.usefixtures("_drafts")
-def test_links_stay_and_what_they_lead_to_is_written():
+def test_links_stay_and_their_targets_are_written():
     os.makedirs("store/deep")
     Path("store/old.npy").write_bytes(b"old")
     os.symlink("store/old.npy", "there.npy")
@@ -181,7 +181,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("output", "what", "message"), WRONG, ids=[f"{row[0][:20]}: {row[2]}" for row in WRONG]
 )
-def test_what_is_wrong_is_found_at_once(
+def test_an_unusable_output_is_found_before_anything_is_written(
     output: str, what: str | None, message: str, tmp_path: Path
 ):
     if what is not None:
@@ -200,7 +200,7 @@ def test_what_is_wrong_is_found_at_once(
 
 
 @pytest.mark.parametrize(("folder", "file"), [(0o555, 0o666), (0o777, 0o444)])
-def test_what_is_protected_is_not_written(open_folder: Path, folder: int, file: int):
+def test_a_protected_file_is_not_written(open_folder: Path, folder: int, file: int):
     Path("out.npy").write_bytes(b"old")
     os.chmod("out.npy", file)
     os.chmod(open_folder, folder)
@@ -264,7 +264,7 @@ def test_a_file_that_cannot_be_replaced_is_written_in_place(
 
 
 @pytest.mark.usefixtures("_drafts")
-def test_a_result_that_cannot_be_put_in_place_is_kept(monkeypatch: pytest.MonkeyPatch):
+def test_a_result_that_cannot_replace_the_file_is_kept(monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -303,7 +303,7 @@ def test_a_file_has_the_permissions_of_what_it_replaces_or_of_any_new_one():
     assert modes == [0o600, 0o666, 0o640]
 
 
-def test_a_descriptor_is_written_where_it_stands():
+def test_a_descriptor_is_written_at_its_position():
     """Opened anew by its name it would begin at the beginning."""
     Path("log.txt").write_bytes(b"before\n")
     with open("log.txt", "ab") as log:

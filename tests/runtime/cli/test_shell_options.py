@@ -48,12 +48,12 @@ def test_arguments_become_options_of_the_command_that_runs(message, exporting, e
         assert not re.search(r"\w=['T]", spelt(exporter.main, message))
 
 
-def test_what_a_program_runs_leaves_the_words_to_it(monkeypatch):
+def test_an_export_for_a_program_keeps_the_arguments_of_python(monkeypatch):
     monkeypatch.setenv(FOR_PYTHON, "1")
     assert spelt(exporter.main, "Pass pooling_method='cls'") == "Pass pooling_method='cls'"
 
 
-def test_what_no_command_has_an_option_for_stays_as_it_is():
+def test_arguments_without_an_option_stay_as_they_are():
     assert spelt(doctor.main, "pass engine='openvino'") == "pass engine='openvino'"
     assert spelt(doctor.main, "pooling_method='cls'") == "bge-export's --pooling cls"
 

@@ -56,7 +56,9 @@ def identity(checkpoint):
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("layout", PLACES.values(), ids=PLACES)
-def test_a_published_model_is_known_wherever_it_lies(bundles, tmp_path, monkeypatch, layout, kind):
+def test_a_published_model_is_recognised_in_every_place(
+    bundles, tmp_path, monkeypatch, layout, kind
+):
     place = layout(tmp_path, kind)
     kind.write(place.folder)
     monkeypatch.chdir(place.standing_in)
@@ -70,7 +72,7 @@ def test_a_published_model_is_known_wherever_it_lies(bundles, tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("name", [RENAMED, f"models--me--{RENAMED}/snapshots/{COMMIT}"])
-def test_of_an_unknown_name_the_files_tell_the_class(bundles, tmp_path, kind, name):
+def test_files_show_the_class_of_an_unknown_name(bundles, tmp_path, kind, name):
     folder = kind.write(tmp_path / name)
     if kind is KINDS["bert"]:  # nothing says how it pools
         with pytest.raises(ExportError, match="pooling_method='cls'"):
@@ -104,7 +106,7 @@ def test_of_an_unknown_name_the_files_tell_the_class(bundles, tmp_path, kind, na
         ("bge-m3/checkpoint-4", "sentence-transformers", "of class encoder-only-m3, but lacks"),
     ],
 )
-def test_a_name_that_the_files_contradict_is_an_error_or_means_nothing(
+def test_a_name_that_contradicts_the_files_is_an_error_or_ignored(
     bundles, tmp_path, name, kind, message
 ):
     kind = KINDS[kind]
@@ -124,7 +126,7 @@ def test_a_name_that_the_files_contradict_is_an_error_or_means_nothing(
     assert exported(lambda: opens(folder))["--model-class"] == kind.model_class
 
 
-def test_the_heads_of_m3_may_lie_in_a_module_of_its_own(tmp_path):
+def test_the_heads_of_m3_may_be_in_a_module_folder(tmp_path):
     folder = KINDS["m3"].write(tmp_path / "tuned" / "0_Transformer").parent
     modules = [
         {"path": path, "type": f"sentence_transformers.models.{path[2:]}"}
@@ -155,7 +157,7 @@ OPENED = {
 @pytest.mark.parametrize("by_auto", [False, True], ids=["class", "auto"])
 @pytest.mark.parametrize("model", WRITERS)
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_model_of_another_class_is_refused_before_it_is_exported(
+def test_a_model_of_another_class_is_rejected_before_the_export(
     bundles, tmp_path, monkeypatch, name, model, by_auto
 ):
     cls = CLASSES[name]
@@ -176,7 +178,7 @@ def test_a_model_of_another_class_is_refused_before_it_is_exported(
 
 @pytest.mark.parametrize("model_type", ["llama", "t5", ["bert"], None])
 @pytest.mark.parametrize("name", CLASSES)
-def test_of_an_unknown_type_the_exporter_says_what_it_is(bundles, tmp_path, name, model_type):
+def test_the_exporter_reports_an_unknown_model_type(bundles, tmp_path, name, model_type):
     folder = KINDS["bert"].write(tmp_path / RENAMED)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     options = exported(lambda: CLASSES[name](str(folder)))
@@ -185,7 +187,7 @@ def test_of_an_unknown_type_the_exporter_says_what_it_is(bundles, tmp_path, name
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_class_that_is_named_brings_flagembeddings_pooling(bundles, tmp_path, upstream, name):
+def test_a_given_class_brings_flagembeddings_pooling(bundles, tmp_path, upstream, name):
     kind = KINDS[OPENED[name][0]]
     folder = kind.write(tmp_path / "output" / "checkpoint-1200")
     cls = CLASSES[name]
@@ -202,7 +204,7 @@ def test_a_class_that_is_named_brings_flagembeddings_pooling(bundles, tmp_path, 
         assert found.pooling == "mean"
 
 
-def test_a_default_taken_for_one_class_is_not_found_by_who_named_none(bundles, tmp_path):
+def test_a_bundle_with_a_classs_default_pooling_is_not_used_without_that_class(bundles, tmp_path):
     folder = str(KINDS["bert"].write(tmp_path / RENAMED))
     entry = exported(lambda: FlagModel(folder))["--output"]
     assert exported(lambda: FlagModel(folder, pooling_method="cls"))["--output"] != entry
@@ -235,7 +237,7 @@ def test_every_class_that_opens_a_model_shares_its_bundle(bundles, tmp_path, kin
     assert len(outputs) == 1
 
 
-def test_the_same_files_under_another_name_are_another_bundle(bundles, tmp_path):
+def test_the_same_files_with_another_name_are_another_bundle(bundles, tmp_path):
     # An instruction goes with the name.
     folders = [KINDS["bert"].write(tmp_path / name) for name in (RENAMED, "bge-base-en-v1.5")]
     folders.append(KINDS["bert"].write(tmp_path / "bge-base-en" / "checkpoint-1"))
@@ -256,7 +258,9 @@ def test_the_same_files_under_another_name_are_another_bundle(bundles, tmp_path)
         ({"devices": "cuda", "engine": "openvino"}, EngineError, "for onnxruntime, tensorrt there"),
     ],
 )
-def test_what_no_export_brings_is_refused_before_it(bundles, tmp_path, options, error, message):
+def test_what_no_export_provides_is_rejected_before_the_export(
+    bundles, tmp_path, options, error, message
+):
     folder = str(KINDS["bert"].write(tmp_path / RENAMED))
     for opens in (FlagModel, FlagAutoModel.from_finetuned):
         with pytest.raises(error, match=message):
@@ -264,7 +268,7 @@ def test_what_no_export_brings_is_refused_before_it(bundles, tmp_path, options, 
     assert not bundles.exists()
 
 
-def test_what_this_machine_does_not_run_is_refused_before_an_export(bundles, tmp_path, monkeypatch):
+def test_what_this_machine_cannot_run_is_rejected_before_the_export(bundles, tmp_path, monkeypatch):
     from bge_runtime.sources import export_targets
 
     monkeypatch.setattr(
@@ -289,7 +293,7 @@ def test_what_this_machine_does_not_run_is_refused_before_an_export(bundles, tmp
         ("decoder", {"use_bf16": True}, []),
     ],
 )
-def test_an_export_brings_what_was_asked_for(bundles, tmp_path, monkeypatch, kind, options, told):
+def test_an_export_has_the_requested_graphs(bundles, tmp_path, monkeypatch, kind, options, told):
     from bge_runtime.sources import export_targets
 
     monkeypatch.setattr(export_targets, "unavailable_reason", lambda variant: None)
@@ -308,7 +312,7 @@ def test_an_export_brings_what_was_asked_for(bundles, tmp_path, monkeypatch, kin
     assert (caught.value.args[2] == plain) == (not told)
 
 
-def test_the_table_of_what_exports_bring_is_the_exporters():
+def test_the_table_of_export_targets_matches_the_exporters():
     from bge_export.targets import (
         DECODER_TARGETS,
         TARGETS,
@@ -335,7 +339,7 @@ def test_the_table_of_what_exports_bring_is_the_exporters():
             assert (way.device, way.engine, way.precision) in ways(chosen) | unasked
 
 
-def test_an_unknown_model_on_the_hub_is_told_by_its_files(tmp_path):
+def test_files_show_the_class_of_an_unknown_model_on_the_hub(tmp_path):
     program = """
 import sys
 from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel

@@ -147,9 +147,7 @@ def test_a_bundle_on_the_hub_is_used_without_pytorch(
     assert hub.requests == []
 
 
-def test_a_hub_that_is_away_is_no_hindrance_to_a_filled_cache(
-    tiny_bundle: Path, tmp_path: Path, expected
-):
+def test_a_filled_cache_works_without_the_hub(tiny_bundle: Path, tmp_path: Path, expected):
     with local_hub() as hub:
         hub.add_folder("someone/tiny", tiny_bundle)
         environment = hub.environment(tmp_path)
@@ -157,7 +155,7 @@ def test_a_hub_that_is_away_is_no_hindrance_to_a_filled_cache(
     assert_same(embed("someone/tiny", tmp_path, environment), expected)
 
 
-def test_a_new_commit_is_fetched_and_an_old_one_can_be_asked_for(
+def test_a_new_commit_is_fetched_and_an_old_one_can_be_requested(
     hub: LocalHub, tiny_bundle: Path, tiny_mean_bundle: Path, tmp_path: Path, expected
 ):
     environment = hub.environment(tmp_path)
@@ -197,7 +195,7 @@ except FileNotFoundError as error:
 """
 
 
-def test_offline_with_an_empty_cache_asks_nobody_and_says_why(hub: LocalHub, tmp_path: Path):
+def test_offline_with_an_empty_cache_is_an_error_without_a_request(hub: LocalHub, tmp_path: Path):
     environment = {**hub.environment(tmp_path), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", OFFLINE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -279,7 +277,7 @@ def test_pooling_is_part_of_what_is_exported(checkpoint, exports):
     assert len(exports) == 2
 
 
-def test_pooling_counts_where_no_list_of_modules_names_it(checkpoint, exports):
+def test_pooling_counts_without_a_list_of_modules(checkpoint, exports):
     assert not (checkpoint / "modules.json").exists()
     first = find_bundle(checkpoint)
     (checkpoint / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
@@ -314,7 +312,7 @@ def test_a_fine_tune_of_flagembedding_pools_as_there(
     assert_same(vectors, expected)
 
 
-def test_a_precision_on_request_is_exported_where_it_is_asked_for(checkpoint, exports):
+def test_a_precision_on_request_is_exported_when_requested(checkpoint, exports):
     model = FlagModel(str(checkpoint), precision="int8")
     assert model.engine.info.precision == "int8"
     assert FlagModel(str(checkpoint), use_fp16=False).bundle.path != model.bundle.path
@@ -322,7 +320,7 @@ def test_a_precision_on_request_is_exported_where_it_is_asked_for(checkpoint, ex
     assert len(exports) == 2
 
 
-def test_what_a_killed_exporter_left_is_not_used_and_goes(checkpoint, exports, own_cache):
+def test_remains_of_a_killed_exporter_are_not_used_and_are_removed(checkpoint, exports, own_cache):
     entry = find_bundle(checkpoint)
     (entry / "bge.json").unlink()
     partial = own_cache / f".{entry.name}.partial-killed"
@@ -344,7 +342,9 @@ def test_what_a_killed_exporter_left_is_not_used_and_goes(checkpoint, exports, o
         ("1_Pooling/config.json", None),
     ],
 )
-def test_a_damaged_bundle_of_the_cache_is_made_again(checkpoint, exports, own_cache, name, content):
+def test_a_damaged_bundle_in_the_cache_is_exported_again(
+    checkpoint, exports, own_cache, name, content
+):
     entry = find_bundle(checkpoint)
     path = entry / name
     path.unlink()
@@ -357,7 +357,9 @@ def test_a_damaged_bundle_of_the_cache_is_made_again(checkpoint, exports, own_ca
     Bundle.open(entry)
 
 
-def test_a_changed_bundle_of_the_cache_says_that_it_can_go(checkpoint, exports, own_cache):
+def test_the_error_for_a_changed_bundle_in_the_cache_says_to_delete_it(
+    checkpoint, exports, own_cache
+):
     entry = find_bundle(checkpoint)
     graph = next((entry / "onnx").glob("*.onnx"))
     graph.write_bytes(bytes(graph.stat().st_size))
@@ -367,7 +369,7 @@ def test_a_changed_bundle_of_the_cache_says_that_it_can_go(checkpoint, exports, 
     assert FlagModel(str(checkpoint)).encode("text").shape == (48,)
 
 
-def test_without_a_home_a_checkpoint_asks_for_a_cache_and_a_bundle_opens(
+def test_without_a_home_folder_a_checkpoint_is_an_error_and_a_bundle_opens(
     checkpoint, tiny_bundle, monkeypatch
 ):
     def unknown():
@@ -389,7 +391,7 @@ def test_a_file_system_without_locks_is_an_error_that_names_the_cache(checkpoint
         FlagModel(str(checkpoint))
 
 
-def test_last_words_of_an_exporter_that_says_nothing_of_an_error_are_shown(
+def test_last_lines_of_an_exporter_without_an_error_message_are_shown(
     checkpoint, own_cache, monkeypatch
 ):
     monkeypatch.setattr(export_subprocess, "run_export", lambda *_: (-9, ["loading", "tracing"]))
@@ -470,7 +472,7 @@ def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tiny_bundle, tm
     assert len(list(bundles.glob("tiny-*"))) == 1
 
 
-def test_warnings_of_an_export_on_the_spot_are_passed_on(caplog: pytest.LogCaptureFixture):
+def test_warnings_of_an_on_demand_export_are_logged(caplog: pytest.LogCaptureFixture):
     told = "bge-export: warning: two opinions"
     lines = f"import sys; print('a step', {told!r}, sep='\\n', file=sys.stderr)"
     with caplog.at_level(logging.INFO):

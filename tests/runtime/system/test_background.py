@@ -50,7 +50,7 @@ def run_interrupted(folder, body, *arguments):
 
 
 @pytest.mark.parametrize("interrupts", ["0.3", "0.3 0.3 0.3 0.1"], ids=["one", "several"])
-def test_no_batch_is_under_way_when_encode_has_ended(tiny_bundle, tmp_path, interrupts):
+def test_no_batch_is_running_when_encode_has_ended(tiny_bundle, tmp_path, interrupts):
     # Python 3.11 and 3.12 take a thread for ended once a join of it is interrupted.
     run_interrupted(
         tmp_path,
@@ -75,7 +75,7 @@ def test_no_batch_is_under_way_when_encode_has_ended(tiny_bundle, tmp_path, inte
     )
 
 
-def test_no_window_is_tokenised_when_encode_has_ended(tiny_bundle, tmp_path):
+def test_no_text_is_being_tokenised_when_encode_has_ended(tiny_bundle, tmp_path):
     run_interrupted(
         tmp_path,
         """
@@ -100,7 +100,9 @@ def test_no_window_is_tokenised_when_encode_has_ended(tiny_bundle, tmp_path):
     )
 
 
-def test_a_run_on_a_thread_of_the_sessions_is_over_when_it_is_interrupted(tiny_bundle, tmp_path):
+def test_an_interrupted_run_on_a_session_thread_is_over_when_encode_has_ended(
+    tiny_bundle, tmp_path
+):
     # ONNX Runtime writes into what it was given, and calls back into Python.
     run_interrupted(
         tmp_path,
@@ -127,7 +129,7 @@ def test_a_run_on_a_thread_of_the_sessions_is_over_when_it_is_interrupted(tiny_b
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_model_works_on_after_interrupts_at_any_time(tiny_bundle, tmp_path, threads):
+def test_a_model_keeps_working_after_interrupts_at_any_time(tiny_bundle, tmp_path, threads):
     # A semaphore of Python's was left locked by one of some hundred.
     run_interrupted(
         tmp_path,
@@ -270,14 +272,14 @@ def test_a_call_may_be_waited_for_twice_and_gives_its_result():
     failing.wait()
 
 
-def test_completion_is_seen_by_whoever_comes_late():
+def test_a_completion_that_is_already_set_does_not_block():
     completion = Completion()
     completion.set()
     completion.wait()
     completion.wait()
 
 
-def test_a_call_is_noted_with_its_result():
+def test_call_and_note_appends_the_result():
     lock, noted = threading.Lock(), []
     call_and_note(noted, lock.acquire, False)
     call_and_note(noted, lock.acquire, False)

@@ -140,7 +140,7 @@ def memory_limit(version: int, limit: int, used: int = 0, idle: int = 0) -> dict
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("where", ["own", "above", "both", "other"])
-def test_the_tightest_limit_of_ones_own_groups_counts(show, layout, where):
+def test_the_tightest_limit_of_a_process_and_its_parent_groups_counts(show, layout, where):
     root = show(layout)
     write(root / layout.own, {})
     if where in ("own", "both"):
@@ -181,7 +181,7 @@ V2, V1 = LAYOUTS["version 2 on the machine itself"], LAYOUTS["version 1 on the m
         (V1, {"cpu.cfs_quota_us": "250000"}, CPUS),
     ],
 )
-def test_a_quota_is_rounded_up_and_what_is_none_is_no_limit(show, layout, files, count):
+def test_a_quota_is_rounded_up_and_a_missing_quota_is_no_limit(show, layout, files, count):
     write(show(layout) / layout.own, files)
     assert cpus.usable_cpus() == count
 
@@ -200,7 +200,7 @@ def test_a_quota_is_rounded_up_and_what_is_none_is_no_limit(show, layout, files,
         (V1, memory_limit(1, int(HUGE), 2000, 300), FREE),
     ],
 )
-def test_memory_that_a_limit_leaves(show, layout, files, left):
+def test_available_memory_is_what_the_limit_leaves(show, layout, files, left):
     write(show(layout) / layout.own, files)
     assert memory.available_memory() == left
 
@@ -213,7 +213,7 @@ def test_the_affinity_mask_counts(show, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cgroup", "mountinfo"])
 @pytest.mark.parametrize("content", [None, "", "nonsense\n", "0:\n:::\n - cgroup2\n", "\udcff"])
-def test_a_system_that_does_not_say_has_no_limits(show, tmp_path, name, content):
+def test_a_system_without_control_groups_has_no_limits(show, tmp_path, name, content):
     write(show(V2) / V2.own, cpu_limit(2, 1))
     (tmp_path / name).unlink()
     if content is not None:
@@ -222,12 +222,12 @@ def test_a_system_that_does_not_say_has_no_limits(show, tmp_path, name, content)
 
 
 @pytest.mark.parametrize("content", ["", "MemAvailable: much"])
-def test_a_system_that_tells_no_memory(show, tmp_path, content):
+def test_a_system_without_memory_information_returns_none(show, tmp_path, content):
     show(V2)
     (tmp_path / "meminfo").write_text(content)
     assert memory.available_memory() is None
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says")
-def test_this_machine_has_some_left():
+def test_this_machine_has_available_memory():
     assert memory.available_memory() > 1 << 20

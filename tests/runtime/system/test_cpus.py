@@ -24,7 +24,7 @@ def test_omp_num_threads_lowers_the_number_of_threads(monkeypatch, value, thread
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_engines_take_as_many_threads_unless_told_otherwise(full_tiny_bundle, monkeypatch, engine):
+def test_engines_use_the_default_number_of_threads(full_tiny_bundle, monkeypatch, engine):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for threads, expected in ((None, 1), (2, 2)):
         model = FlagModel(str(full_tiny_bundle), engine=engine, use_fp16=False, threads=threads)
@@ -46,7 +46,9 @@ ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd {}\n"
         ("", (), True),
     ],
 )
-def test_what_the_processor_can_do(tmp_path, monkeypatch, info, extensions, in_8_bits):
+def test_the_processors_vector_extensions_are_read(
+    tmp_path, monkeypatch, info, extensions, in_8_bits
+):
     monkeypatch.setattr(cpus, "_CPU_INFO", tmp_path / "cpuinfo")
     assert cpus.vector_extensions() == ()  # no such file, as on other systems
     (tmp_path / "cpuinfo").write_text(info)

@@ -53,7 +53,7 @@ def check_one_sentence(message: str, *, about: str) -> None:
         (b"\x80\x04\x95", "it is not UTF-8"),
     ],
 )
-def test_json_that_is_none_is_one_sentence(tmp_path: Path, content: bytes, said: str):
+def test_invalid_json_is_an_error_of_one_sentence(tmp_path: Path, content: bytes, said: str):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(BundleError) as caught:
@@ -63,7 +63,7 @@ def test_json_that_is_none_is_one_sentence(tmp_path: Path, content: bytes, said:
     assert str(caught.value).endswith("do this") != ("git lfs pull" in said)
 
 
-def test_a_list_where_a_list_belongs_and_a_mark_where_it_may_be(tmp_path: Path):
+def test_the_kind_of_json_is_checked_and_utf8_sig_is_accepted(tmp_path: Path):
     path = tmp_path / "list.json"
     path.write_bytes("\ufeff[1]".encode())
     assert read_json(path, error=BundleError, kind=list, encoding="utf-8-sig") == [1]
@@ -72,7 +72,9 @@ def test_a_list_where_a_list_belongs_and_a_mark_where_it_may_be(tmp_path: Path):
         read_json(path, error=BundleError, kind=list)
 
 
-def test_a_folder_in_place_of_json_is_one_sentence_and_no_file_is_for_the_caller(tmp_path: Path):
+def test_a_folder_instead_of_json_is_one_sentence_and_a_missing_file_is_left_to_the_caller(
+    tmp_path: Path,
+):
     with pytest.raises(BundleError) as caught:
         read_json(tmp_path, error=BundleError)
     check_one_sentence(str(caught.value), about=f"cannot read {tmp_path}: ")
@@ -108,7 +110,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_leads_nowhere_is_one_sentence(tmp_path: Path, name: str):
+def test_an_unusable_name_is_an_error_of_one_sentence(tmp_path: Path, name: str):
     make, said = NAMES[name]
     model = make(tmp_path)
     for opens in (FlagModel, FlagAutoModel.from_finetuned):
@@ -125,7 +127,7 @@ def test_a_name_that_leads_nowhere_is_one_sentence(tmp_path: Path, name: str):
     "opens",
     [FlagModel, BGEM3FlagModel, FlagLLMModel, FlagICLModel, FlagAutoModel.from_finetuned],
 )
-def test_what_names_no_model_is_a_type_error_that_shows_it(opens, name):
+def test_a_name_of_the_wrong_type_is_a_type_error_that_shows_it(opens, name):
     with pytest.raises(TypeError, match="a model is a folder or a Hub ID") as caught:
         opens(name)
     assert repr(name) in str(caught.value)
@@ -145,7 +147,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path):
+def test_an_unreadable_folder_is_an_error_of_one_sentence(tmp_path: Path):
     closed = tmp_path / "closed"
     (closed / "model").mkdir(parents=True)
     (closed / "model" / "config.json").touch()
@@ -167,7 +169,7 @@ def test_a_folder_that_may_not_be_read_is_one_sentence(tmp_path: Path):
     assert folder == f"cannot read {closed}: permission denied"
 
 
-def test_a_deleted_current_folder_is_one_sentence(tmp_path: Path, monkeypatch):
+def test_a_deleted_current_folder_is_an_error_of_one_sentence(tmp_path: Path, monkeypatch):
     def gone():
         raise FileNotFoundError(2, "No such file or directory")
 
@@ -251,7 +253,9 @@ def test_a_folder_without_a_model_says_what_it_is_and_what_to_pass(tmp_path: Pat
         check_one_sentence(str(caught.value), about=said)
 
 
-def test_a_damaged_bundle_says_how_to_get_it_again_by_where_it_lies(tmp_path: Path, monkeypatch):
+def test_the_error_for_a_damaged_bundle_says_how_to_restore_it_depending_on_its_place(
+    tmp_path: Path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     snapshot = tmp_path / "models--a--b" / "snapshots" / COMMIT
     cached = tmp_path / "cache" / "bge-runtime" / "bundles" / "b-1"
