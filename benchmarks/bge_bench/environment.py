@@ -1,4 +1,4 @@
-"""What a result was measured with: versions, hardware and command line."""
+"""The versions, hardware and command line that a result was measured with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Collect what somebody needs to repeat a measurement, ready for JSON."""
+    """Return what is needed to repeat a measurement, ready for JSON."""
     driver = nvidia.find_driver()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -52,5 +52,5 @@ def describe_environment() -> dict[str, Any]:
 
 
 def busy_percent() -> float:
-    """Tell how busy all programs together keep the processors, over one second."""
+    """Return the CPU usage of all programs together, measured over one second."""
     return psutil.cpu_percent(interval=1.0)

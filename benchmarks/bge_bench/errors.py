@@ -6,4 +6,4 @@ from bge_runtime.errors import BgeError
 
 
 class BenchError(BgeError):
-    """A comparison cannot be made, or would not be a fair one."""
+    """A comparison is impossible, or would be unfair."""

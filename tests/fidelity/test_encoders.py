@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bge_bench.systems.base import SideSpec, open_side
+from bge_bench.systems.base import SystemSpec, open_system
 from bge_export.parity_texts import PARITY_TEXTS
 from bge_runtime import FlagModel
 from bge_runtime.bundle.parity import TOLERANCES, compare
@@ -27,10 +27,10 @@ LARGER_SHAPES = [
 
 def flag_embedding(checkpoint: Path, texts: list[str], *, pooling: str) -> np.ndarray:
     """Embed with FlagEmbedding, in fp32 on the CPU, as the benchmarks do it."""
-    spec = SideSpec(
-        side="flagembedding", model=str(checkpoint), pooling=pooling, max_length=512, batch_size=4
+    spec = SystemSpec(
+        system="flagembedding", model=str(checkpoint), pooling=pooling, max_length=512, batch_size=4
     )
-    return open_side(spec).encode(texts)
+    return open_system(spec).encode(texts)
 
 
 def real_texts(sentences: int, paragraphs: int) -> list[str]:

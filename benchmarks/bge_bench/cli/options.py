@@ -1,4 +1,4 @@
-"""Options that several commands of ``bge-bench`` have."""
+"""Options that several commands of ``bge-bench`` share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ device_option = click.option(
     default="cpu",
     show_default=True,
     metavar="NAME",
-    help="Of all sides; cuda:0 for a GPU, where baselines compute in fp16.",
+    help="Of all systems; cuda:0 for a GPU, where baselines compute in fp16.",
 )
 json_option = click.option(
     "--json",
@@ -31,7 +31,7 @@ json_option = click.option(
     help="Write everything measured to FILE; - prints it in place of the table.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="For all sides. Default: all usable CPUs."
+    "--threads", type=click.IntRange(min=1), help="For all systems. Default: all usable CPUs."
 )
 timeout_option = click.option(
     "--timeout",
@@ -39,5 +39,5 @@ timeout_option = click.option(
     default=1800.0,
     show_default=True,
     type=click.FloatRange(min=1),
-    help="Seconds to wait for any one answer of a side.",
+    help="Seconds to wait for an answer of a system.",
 )

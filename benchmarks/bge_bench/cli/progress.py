@@ -1,4 +1,4 @@
-"""One progress bar on stderr, where that is a terminal."""
+"""A progress bar on stderr, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 @contextmanager
 def progress(steps: int | None) -> Iterator[Callable[[str], object]]:
-    """Show a bar of so many steps; None shows how many there were.
+    """Show a progress bar of ``steps`` steps, or of an unknown number for None.
 
     Yields:
-        A function to call with a few words at the beginning of each step.
+        A function to call with a short message at the start of each step.
     """
     with tqdm(total=steps, desc="bench", unit="step", disable=None, leave=False) as bar:
         begun = 0

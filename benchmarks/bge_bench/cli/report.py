@@ -14,7 +14,7 @@ from bge_bench.errors import BenchError
 from bge_bench.reports.tables import ROWS, markdown, notes
 
 BEGIN, END = "<!-- bge-bench report: begin -->", "<!-- bge-bench report: end -->"
-"""Between these lines of a page stands what ``--into`` writes."""
+"""Lines of a page between which ``--into`` writes."""
 
 
 @click.command()
@@ -55,10 +55,10 @@ def report(files: Sequence[Path], folder: Path | None, page: Path | None, check:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Read what ``--json`` wrote.
+    """Return a document that ``--json`` wrote.
 
     Raises:
-        BenchError: If it is something else.
+        BenchError: If the file is not such a document.
     """
     try:
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -71,14 +71,14 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def section(path: Path, document: dict[str, Any]) -> str:
-    """Write one document in Markdown: what, the table, the notes."""
+    """Return a document in Markdown: title, table and notes."""
     hardware = document["hardware"]
     title = f"**{document['model']}, {document['kind']}**"
     if "texts" in document:
         title += f" on {', '.join(document['texts'])}"
     if document.get("repeated_to"):
         title += f", repeated to {document['repeated_to']:,} texts"
-    # A virtual machine may call all processors of a maker alike.
+    # A virtual machine may report the same name for all processors of a vendor.
     extensions = hardware.get("vector_extensions", ())
     able = f" with {' '.join(extensions)}" if extensions else ""
     gpus = hardware.get("nvidia", {}).get("gpus", ())
@@ -93,10 +93,10 @@ def section(path: Path, document: dict[str, Any]) -> str:
 
 
 def with_tables(page: str, tables: str, *, name: str) -> str:
-    """Put tables between a page's two marks.
+    """Return a page with the tables between its two marks.
 
     Raises:
-        BenchError: If it does not have both.
+        BenchError: If the page lacks a mark.
     """
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)

@@ -14,8 +14,8 @@ from bge_bench.cli.options import checkpoint_option, data_option, json_option
 from bge_bench.cli.progress import progress
 from bge_bench.datasets.catalogue import DATASETS, data_folder
 from bge_bench.experiments.retrieval import (
-    REFERENCES,
     SCORE_LIMITS,
+    SCORE_REFERENCES,
     measure_retrieval,
     runnable_precisions,
 )
@@ -48,9 +48,9 @@ from bge_runtime.bundle import TOLERANCES, Bundle
 )
 @click.option(
     "--reference",
-    default=REFERENCES[0],
+    default=SCORE_REFERENCES[0],
     show_default=True,
-    type=click.Choice(REFERENCES),
+    type=click.Choice(SCORE_REFERENCES),
     help="What computes PyTorch's scores, in fp32.",
 )
 @json_option
@@ -63,7 +63,7 @@ def retrieval(
     reference: str,
     json_file: Path | None,
 ) -> None:
-    """Score the search and the similarities that BUNDLE gives, beside PyTorch's.
+    """Score search and similarity with the vectors of BUNDLE, and with PyTorch's.
 
     Exits with 1 where a score is further from PyTorch's than its precision may be.
     """
@@ -81,7 +81,7 @@ def retrieval(
             "tasks": [{"name": task.name, **task.counts, "sha256": task.sha256} for task in tasks],
             "query_instruction": opened.manifest.model.query_instruction,
             "reference": {"name": result.reference, "in_force": result.reference_in_force},
-            "sides": [side.to_json() for side in result.sides],
+            "sides": [system.to_json() for system in result.systems],
             "limits": {name: asdict(limit) for name, limit in SCORE_LIMITS.items()},
             "passed": result.passed,
         }

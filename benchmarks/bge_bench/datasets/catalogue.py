@@ -1,7 +1,7 @@
-"""The public texts that retrieval is measured on: which they are, and whether they are there.
+"""The published datasets that retrieval is measured on.
 
-Nothing of them is part of this project, whose licence is another. `bge_bench.datasets.fetching`
-gets them from where their authors publish them, pinned to a commit and a hash.
+They are not part of this project, which has another licence. `bge_bench.datasets.fetching`
+downloads them from their authors, pinned to a commit and a hash.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from bge_runtime.system import cache_folder, file_hash
 CORPUS = "corpus.jsonl"
 QUERIES = "queries.jsonl"
 QRELS = "qrels.tsv"
-"""Files of a retrieval task, as BEIR lays them out."""
+"""Files of a retrieval task in BEIR's format."""
 
 Kind = Literal["retrieval", "sts"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Published texts with a gold standard.
+    """A published dataset.
 
     Attributes:
-        name: What it is called on the command line.
-        kind: ``"retrieval"``: questions and the passages that answer them; ``"sts"``: pairs
-            of sentences, with how alike people found them.
-        path: Where it lies in a data folder: a folder for retrieval, a file for sts.
+        name: Name on the command line.
+        kind: ``"retrieval"`` for questions and passages that answer them; ``"sts"`` for pairs of
+            sentences with a similarity given by people.
+        path: Path in a data folder: a folder for retrieval, a file for sts.
         url: The published file, pinned to a commit.
-        size_bytes: Of that file.
-        sha256: Of that file.
-        files: Path in a data folder, and sha256, of each file that is made of it.
-        id_prefix: Begins the ids of passages; the published files give them none.
-        licence: What its authors ask for.
+        size_bytes: Size of that file.
+        sha256: Hash of that file.
+        files: Path in a data folder and sha256 of each file that is converted from it.
+        id_prefix: Prefix of the passages' ids, which the published files lack.
+        licence: Licence of the dataset.
     """
 
     name: str
@@ -86,11 +86,10 @@ def _stsb(language: str, size: int, sha256: str) -> Dataset:
     )
 
 
-# Of the published files, size and sha256 are those that Hugging Face `datasets` recorded when
-# it fetched them (dataset_infos.json of xquad, cmrc2018, stsb_multi_mt), and that other
-# projects recorded for these commits; Japanese STS-B is the one that neither holds, so its
-# hash is of a copy that was taken at this commit. Those of what is made of the files were
-# computed from copies of the texts that came another way: they tell that conversion is right.
+# Size and sha256 of the published files are those that Hugging Face `datasets` recorded
+# (dataset_infos.json of xquad, cmrc2018, stsb_multi_mt) and that other projects recorded for these
+# commits. Japanese STS-B is in neither, so its hash is that of a copy of this commit. The hashes of
+# the converted files were computed from copies from another source, so they verify the conversion.
 _ALL = (
     _xquad(
         "en",
@@ -159,16 +158,16 @@ _ALL = (
 )
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType({dataset.name: dataset for dataset in _ALL})
-"""Every published text that the benchmarks know, by name."""
+"""All datasets by name."""
 
 
 def data_folder() -> Path:
-    """Where they lie unless another folder is named: ``data`` in bge-runtime's cache."""
+    """Return the default data folder: ``data`` in bge-runtime's cache."""
     return cache_folder() / "data"
 
 
 def problems(dataset: Dataset, folder: Path) -> list[str]:
-    """Tell what keeps a data folder from holding those very texts; an empty list if it does."""
+    """Return what is missing or wrong in a data folder; an empty list if nothing is."""
     found = []
     for name, expected in dataset.files.items():
         try:
@@ -177,15 +176,15 @@ def problems(dataset: Dataset, folder: Path) -> list[str]:
             found.append(f"{name}: {error.strerror}")
             continue
         if sha256 != expected:
-            found.append(f"{name}: its sha256 is {sha256[:12]}…, and {expected[:12]}… is right")
+            found.append(f"{name}: its sha256 is {sha256[:12]}…, not {expected[:12]}…")
     return found
 
 
 def check(dataset: Dataset, folder: Path) -> None:
-    """Make sure that a data folder holds a dataset, with the right content.
+    """Raise an error unless a data folder holds a dataset with the right content.
 
     Raises:
-        BenchError: If it does not.
+        BenchError: If files are missing or wrong.
     """
     if found := problems(dataset, folder):
         raise BenchError(

@@ -1,8 +1,7 @@
-"""Paragraphs to measure speed on, made here from words of our own.
+"""Generate paragraphs to measure speed on.
 
-Their lengths are spread as evenly over the orders of magnitude as real collections
-are: from 4 words to 500, each as many times the one before. They come in a fixed
-arbitrary order, since callers do not sort by length either.
+Their lengths are spread evenly over the orders of magnitude, as in real collections: from 4 words
+to 500 in a geometric series. Their order is fixed and arbitrary, since callers do not sort either.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from bge_bench.errors import BenchError
 
 PARAGRAPHS = 200
-"""Paragraphs of the default corpus."""
+"""Number of paragraphs of the default corpus."""
 
 _SHORTEST_WORDS = 4
 _LONGEST_WORDS = 500
@@ -116,13 +115,13 @@ _COMMON = (
     "story fact month lot right study book eye job word business side kind head house service "
     "friend father power hour game line end law car city name team body back face door art war"
 )
-"""Each one token of most vocabularies."""
+"""Words that are one token each in most vocabularies."""
 
 _LINKS = ("", "", "", "Still,", "By then", "As a rule,", "Once more", "That week", "In the end")
 
 
 def paragraphs(count: int = PARAGRAPHS) -> list[str]:
-    """Make a corpus. The same count gives the same texts, always.
+    """Return a generated corpus, always the same for the same count.
 
     Args:
         count: Number of paragraphs, at least 2.
@@ -134,29 +133,28 @@ def paragraphs(count: int = PARAGRAPHS) -> list[str]:
 
 
 def short_texts(count: int, *, words: int) -> list[str]:
-    """Make texts of so many words each, no two alike as far as chance will have it."""
+    """Return generated texts of ``words`` words each, with few duplicates."""
     chance = random.Random(words)  # noqa: S311  # no secret
     return [_paragraph(chance, words) for _ in range(count)]
 
 
 def texts_of_every_length(most: int = 510) -> list[str]:
-    """Make a text of no word, of one, and so on: of nearly as many tokens each."""
+    """Return a text for each number of words from 0 to ``most``, with about one token a word."""
     chance, common = random.Random(most), _COMMON.split()  # noqa: S311  # no secret
     return [" ".join(chance.choices(common, k=words)) for words in range(most + 1)]
 
 
 def lengths_words(count: int) -> list[int]:
-    """Give the lengths of a corpus of so many paragraphs, in words, shortest first."""
+    """Return the lengths of ``count`` paragraphs in words, shortest first."""
     ratio = _LONGEST_WORDS / _SHORTEST_WORDS
     return [round(_SHORTEST_WORDS * ratio ** (index / (count - 1))) for index in range(count)]
 
 
 def read_texts(path: Path) -> list[str]:
-    """Read a file with one text a line; blank lines are left out.
+    """Return the texts of a file with one text a line, without blank lines.
 
     Raises:
-        BenchError: If it is not UTF-8, or holds fewer than the two texts that a
-            comparison needs.
+        BenchError: If it is not UTF-8, or has fewer than two different texts.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -171,7 +169,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def spread_sample(texts: Sequence[str], count: int) -> list[str]:
-    """Take so many texts, evenly over the whole; all, if there are no more."""
+    """Return at most ``count`` texts, evenly spaced over all."""
     count = min(count, len(texts))
     return [texts[index * len(texts) // count] for index in range(count)]
 

@@ -21,24 +21,24 @@ from bge_runtime.system import file_hash
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 30.0
 _ARRIVING = ".arriving"
-"""Folder, in a data folder, of downloads that are not complete."""
+"""Folder of incomplete downloads in a data folder."""
 
 
 def fetch(dataset: Dataset, folder: Path) -> bool:
-    """Bring a dataset into a data folder, unless it is there.
+    """Download a dataset into a data folder, unless it is there.
 
-    The published file is downloaded, or what is missing of it from an earlier attempt, and
-    its hash compared. A file of the data folder comes into being whole and right, or not.
+    A download continues where an earlier one stopped, and its hash is verified. Files of the data
+    folder are written atomically.
 
     Args:
-        dataset: What to fetch.
-        folder: Where to; it is made.
+        dataset: The dataset.
+        folder: The data folder, which is created.
 
     Returns:
-        Whether anything had to be fetched.
+        Whether the dataset was downloaded.
 
     Raises:
-        BenchError: If it cannot be had, or is not what was published.
+        BenchError: If the download fails, or is not the published file.
     """
     try:
         arriving = folder / _ARRIVING
@@ -62,12 +62,12 @@ def fetch(dataset: Dataset, folder: Path) -> bool:
 
 
 def _download(dataset: Dataset, file: Path) -> None:
-    """Download to a file, going on where an earlier attempt has ended."""
+    """Download to a file, continuing an earlier attempt."""
     try:
         _receive(dataset, file)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the answer, too
+            error.close()  # it is also the response
         raise BenchError(
             f"cannot fetch {dataset.url}: {error}. What has arrived is kept, and goes on from "
             "there when this is run again. Without a network, copy the texts from a machine that "
@@ -93,7 +93,7 @@ def _receive(dataset: Dataset, file: Path) -> None:
     begun = file.stat().st_size if file.exists() else 0
     if begun >= dataset.size_bytes:
         return
-    # Compressed, a part of the file would be no part of it.
+    # A range of a compressed response would not be a range of the file.
     headers = {"Accept-Encoding": "identity", "User-Agent": "bge-bench"}
     if begun:
         headers["Range"] = f"bytes={begun}-"
@@ -119,7 +119,7 @@ def _receive(dataset: Dataset, file: Path) -> None:
 
 
 def _convert(dataset: Dataset, raw: bytes) -> dict[str, bytes]:
-    """Make the files of a data folder, which are to have the hashes known."""
+    """Return the files of a data folder, whose hashes are verified."""
     if dataset.kind == "sts":
         made = {dataset.path: raw}
     else:
@@ -137,11 +137,11 @@ def _convert(dataset: Dataset, raw: bytes) -> dict[str, bytes]:
 
 
 def beir_from_squad(squad: Mapping[str, Any], *, id_prefix: str) -> dict[str, bytes]:
-    """Turn questions on paragraphs into a search for the paragraph of each question.
+    """Return a retrieval task made from questions on paragraphs.
 
     Args:
-        squad: A document of SQuAD's form.
-        id_prefix: Begins the ids of paragraphs, which have none in that form.
+        squad: A document in SQuAD's format.
+        id_prefix: Prefix of the paragraphs' ids, which SQuAD lacks.
 
     Returns:
         Content of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels.tsv``.

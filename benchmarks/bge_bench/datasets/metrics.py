@@ -1,4 +1,4 @@
-"""Exact search, and the scores of what it finds, as trec_eval defines them."""
+"""Exact search, and its scores as trec_eval defines them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK_SCORES = 1 << 24
-"""Dot products in memory at once: 64 MB of them."""
+"""Dot products in memory at once: 64 MB."""
 
 
 def search(
     queries: NDArray[np.float32], corpus: NDArray[np.float32], *, depth: int
 ) -> NDArray[np.int64]:
-    """Find the nearest passages of each query by their dot product, all of them compared.
+    """Return the passages with the largest dot products for each query, by exact search.
 
     Args:
         queries: Shape: ``(n, dim)``.
@@ -22,8 +22,8 @@ def search(
         depth: Passages to find for each query.
 
     Returns:
-        Rows of the corpus, the nearest first; of equally near ones the earlier row comes
-        first. Shape: ``(n, min(depth, m))``.
+        Rows of the corpus, nearest first; ties are in the order of the corpus. Shape: ``(n,
+        min(depth, m))``.
     """
     depth = min(depth, len(corpus))
     found = np.empty((len(queries), depth), dtype=np.int64)
@@ -41,7 +41,7 @@ def search(
 def ndcg(
     found: NDArray[np.int64], grades: Sequence[Mapping[int, int]], *, at: int
 ) -> NDArray[np.float64]:
-    """Normalised discounted cumulative gain of the first ``at`` passages of each query.
+    """Return the normalised discounted cumulative gain of the first ``at`` passages.
 
     The gain of a passage is its grade, divided by the logarithm to base 2 of one more than
     its rank.
@@ -67,7 +67,7 @@ def ndcg(
 def recall(
     found: NDArray[np.int64], grades: Sequence[Mapping[int, int]], *, at: int
 ) -> NDArray[np.float64]:
-    """Share of the relevant passages that are among the first ``at``; arguments of `ndcg`."""
+    """Return the share of relevant passages among the first ``at``; arguments as for `ndcg`."""
     scores = np.empty(len(found))
     for number, (row, graded) in enumerate(zip(found[:, :at], grades, strict=True)):
         relevant = [passage for passage, grade in graded.items() if grade > 0]
@@ -78,7 +78,7 @@ def recall(
 def reciprocal_rank(
     found: NDArray[np.int64], grades: Sequence[Mapping[int, int]], *, at: int
 ) -> NDArray[np.float64]:
-    """One by the rank of the first relevant passage, 0 behind ``at``; arguments of `ndcg`."""
+    """Return 1 / rank of the first relevant passage, or 0 after ``at``; arguments as for `ndcg`."""
     scores = np.zeros(len(found))
     for number, (row, graded) in enumerate(zip(found[:, :at], grades, strict=True)):
         relevant = [graded.get(int(passage), 0) > 0 for passage in row]
@@ -88,14 +88,14 @@ def reciprocal_rank(
 
 
 def rank_correlation(values: NDArray[np.float64], gold: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation; tied values share the mean of their ranks."""
+    """Return Spearman's rank correlation; ties get the mean of their ranks."""
     from scipy.stats import spearmanr
 
     return float(spearmanr(values, gold).statistic)
 
 
 def linear_correlation(values: NDArray[np.float64], gold: NDArray[np.float64]) -> float:
-    """Pearson's correlation."""
+    """Return Pearson's correlation."""
     from scipy.stats import pearsonr
 
     return float(pearsonr(values, gold).statistic)

@@ -1,1 +1,4 @@
-"""TODO."""
+"""The measurements: speed, parity, retrieval and the costs of single features.
+
+Used by `reports` and `cli`.
+"""

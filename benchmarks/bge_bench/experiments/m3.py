@@ -1,6 +1,6 @@
-"""What BGE-M3 costs beside its encoder: heads, post-processing and matching of weights.
+"""Time what BGE-M3 adds to its encoder: heads, post-processing and matching of weights.
 
-All in one process, the two sides of a ratio turn by turn.
+Everything runs in one process; the two sides of a ratio take turns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bge_runtime.engines import Engine
 from bge_runtime.m3 import LexicalWeights
 
 TOKENS = 512
-"""Tokens of each text, here and in the figures of issue trackers."""
+"""Tokens of each text, as in measurements that users have reported."""
 
 _EXCLUDED = (0, 1, 2, 3)
 """Ids of XLM-RoBERTa's [CLS], padding, end and unknown tokens."""
@@ -38,14 +38,14 @@ Batch = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Seconds of two ways to do one thing, one entry a round.
+    """Seconds of two ways to do the same work, one entry for each round.
 
     Attributes:
-        what: What is done.
-        mine: Seconds of the way that is judged.
-        other: Seconds of the way it is held against.
-        names: What the two are, the judged one first.
-        largest_difference: Between the results of the two.
+        what: The work.
+        mine: Seconds of the first way.
+        other: Seconds of the way it is compared with.
+        names: Names of the two.
+        largest_difference: Largest difference between their results.
     """
 
     what: str
@@ -56,12 +56,12 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """The other's seconds by mine: the median of the rounds' own ratios."""
+        """Seconds of the other way divided by mine: the median over the rounds."""
         pairs = zip(self.other, self.mine, strict=True)
         return statistics.median(other / mine for other, mine in pairs)
 
     def to_json(self) -> dict[str, Any]:
-        """Make a document of it."""
+        """Return a dictionary with all numbers and the ratio."""
         return {**asdict(self), "times_faster": self.ratio}
 
 
@@ -80,9 +80,9 @@ def measure_heads(
         folder: The model's bundle.
         headless: Bundle of the same checkpoint, exported as ``encoder-only-base``.
         precision: As for `BGEM3FlagModel`.
-        rounds: How often each is timed.
+        rounds: Number of times that each is timed.
         texts: Texts of `TOKENS` tokens in the batch.
-        step: Told of each of ``3 + rounds`` steps when it begins.
+        step: Called with a message before each of ``3 + rounds`` steps.
 
     Raises:
         BenchError: If the two do not run on the same engine in the same precision.
@@ -90,7 +90,7 @@ def measure_heads(
     dense, every = (SENTENCE_EMBEDDING,), (SENTENCE_EMBEDDING, TOKEN_WEIGHTS, COLBERT_VECS)
 
     def m3(*, all_outputs: bool) -> BGEM3FlagModel:
-        # OpenVINO compiles what a model is opened for, so each way has a model of its own.
+        # OpenVINO compiles a model for its outputs, so each way has its own model.
         return BGEM3FlagModel(
             str(folder),
             return_sparse=all_outputs,
@@ -146,7 +146,7 @@ def measure_heads(
 
 
 def passages(count: int) -> list[Batch]:
-    """Make up token ids and weights: repeats as in text, and half of the weights positive.
+    """Return random token ids and weights; ids repeat as in text, half of the weights are positive.
 
     The id of rank r is drawn in proportion to 1 / (r + 10) ** 1.3, Zipf's law in Mandelbrot's
     form. 297 of a text's ids are different; in XQuAD's paragraphs, by XLM-RoBERTa's tokenizer,
@@ -170,9 +170,9 @@ def measure_postprocessing(
 
     Args:
         folder: A bundle, for its tokenizer.
-        batches: What the graph gives, batch by batch.
-        rounds: How often each is timed.
-        step: Told of each of ``rounds`` steps when it begins.
+        batches: Outputs of the graph, batch by batch.
+        rounds: Number of times that each is timed.
+        step: Called with a message before each of ``rounds`` steps.
     """
     theirs = _flagembedding(folder, batches)
     count = sum(len(ids) for ids, _ in batches)
@@ -239,10 +239,10 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _flagembedding(folder: Path, batches: Sequence[Batch]) -> Callable[..., Any]:
-    """Give a call of FlagEmbedding's own post-processing; with ``process=False``, all but that.
+    """Return a function that runs FlagEmbedding's post-processing; ``process=False`` omits it.
 
-    It is the end of ``M3Embedder.encode_single_device``. Tokens and model before it hand out
-    what was made up; the tokenizer that it asks for special tokens, text by text, is real.
+    The post-processing is the end of ``M3Embedder.encode_single_device``. Tokens and outputs of the
+    model are random; the tokenizer that it asks for special tokens, text by text, is the real one.
     """
     with quiet():
         import torch
@@ -281,7 +281,7 @@ def _flagembedding(folder: Path, batches: Sequence[Batch]) -> Callable[..., Any]
             self.use_bf16 = False
 
         def __del__(self) -> None:
-            """Leave out a collection of all garbage, which would be timed."""
+            """Skip FlagEmbedding's garbage collection, which would be timed."""
 
     embedder = Embedder()
 

@@ -1,4 +1,4 @@
-"""Run every variant of a bundle, and the libraries it stands for, on the same texts."""
+"""Compare the vectors of every variant of a bundle with those of PyTorch libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_bench.systems.base import SideSpec, open_side, quiet
+from bge_bench.systems.base import SystemSpec, open_system, quiet
 from bge_bench.systems.lineup import variants_here
 from bge_runtime import FlagModel
 from bge_runtime.bundle import TOLERANCES, Bundle, Parity, compare
@@ -22,10 +22,10 @@ _ROWS = 4
 """Texts in a padded batch."""
 
 _BATCH_SIZES = {"flagembedding": 16, "transformers": 1}
-"""transformers sees one text at a time, unpadded; FlagEmbedding batches and pads."""
+"""transformers runs one text at a time, unpadded; FlagEmbedding batches and pads."""
 
-REFERENCES = tuple(_BATCH_SIZES)
-"""What a bundle's vectors can be held against."""
+VECTOR_REFERENCES = tuple(_BATCH_SIZES)
+"""Systems that a bundle's vectors can be compared with."""
 
 FLAG_MODEL = "FlagModel"
 ALONE = "FlagModel, one by one, CUDA graphs"
@@ -55,7 +55,7 @@ class Row:
     failures: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Make a document of it, with the tolerance beside the figures."""
+        """Return a dictionary with the figures and their tolerance."""
         tolerance = asdict(TOLERANCES[self.info.precision])
         return {**asdict(self), "tolerance": tolerance, "passed": not self.failures}
 
@@ -74,59 +74,34 @@ def measure_parity(
     Args:
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
-        references: Names out of `REFERENCES`.
+        references: Names from `VECTOR_REFERENCES`.
         texts: At least two different texts.
-        device: Where all run; the references in fp32.
-        step: Told what comes next.
+        device: Device of all; the references compute in fp32.
+        step: Called with a message before each step.
 
     Returns:
-        For ``FlagModel`` and for each variant of the device that this machine runs, one row a
-        reference.
+        One row for each reference and for ``FlagModel``, and for each variant of the device that
+        this machine runs.
 
     Raises:
-        BenchError: If there are none that this machine runs.
-        BgeError: If one cannot be run.
+        BenchError: If this machine runs none of the variants.
+        BgeError: If a variant or reference fails.
     """
     model = bundle.manifest.model
     here = variants_here(bundle, device)
     max_length = min(model.max_length, 512)
-
-    expected: list[tuple[str, str, NDArray[np.float32]]] = []
-    for name in references:
-        step(f"running {name}")
-        side = open_side(
-            SideSpec(
-                side=name,
-                model=str(checkpoint),
-                pooling=model.pooling,
-                max_length=max_length,
-                batch_size=_BATCH_SIZES[name],
-                device=device,
-            )
-        )
-        expected.append((side.name, side.in_force, side.encode(texts)))
-        del side  # so that two copies of the weights are never held at once
-
+    expected = [
+        _reference(bundle, checkpoint, name, texts, device=device, step=step) for name in references
+    ]
     rows: list[Row] = []
 
     def add(call: str, engine: Engine, vectors: NDArray[np.float32]) -> None:
-        for reference, in_force, reference_vectors in expected:
-            parity = compare(vectors, reference_vectors)
-            rows.append(
-                Row(
-                    call=call,
-                    info=engine.info,
-                    reference=reference,
-                    reference_in_force=in_force,
-                    parity=parity,
-                    failures=tuple(parity.failures(TOLERANCES[engine.info.precision])),
-                )
-            )
+        rows.extend(_compare(call, engine.info, vectors, reference) for reference in expected)
 
     step("running FlagModel")
 
     def opened(**options: Any) -> FlagModel:
-        with quiet():  # random weights are this package's daily bread
+        with quiet():  # without the warning about random weights, which are common here
             return FlagModel(
                 str(bundle.path), devices=device, passage_max_length=max_length, **options
             )
@@ -147,3 +122,49 @@ def measure_parity(
         vectors = padded_vectors(engine, tokens, pad_token_id=model.pad_token_id)
         add(PADDED, engine, vectors)
     return rows
+
+
+@dataclass(frozen=True)
+class _Reference:
+    name: str
+    in_force: str
+    vectors: NDArray[np.float32]
+
+
+def _reference(
+    bundle: Bundle,
+    checkpoint: Path,
+    name: str,
+    texts: Sequence[str],
+    *,
+    device: str,
+    step: Callable[[str], object],
+) -> _Reference:
+    """Return a reference's vectors. Its weights are freed, so that two copies are never held."""
+    step(f"running {name}")
+    model = bundle.manifest.model
+    system = open_system(
+        SystemSpec(
+            system=name,
+            model=str(checkpoint),
+            pooling=model.pooling,
+            max_length=min(model.max_length, 512),
+            batch_size=_BATCH_SIZES[name],
+            device=device,
+        )
+    )
+    return _Reference(system.name, system.in_force, system.encode(texts))
+
+
+def _compare(
+    call: str, info: EngineInfo, vectors: NDArray[np.float32], reference: _Reference
+) -> Row:
+    parity = compare(vectors, reference.vectors)
+    return Row(
+        call=call,
+        info=info,
+        reference=reference.name,
+        reference_in_force=reference.in_force,
+        parity=parity,
+        failures=tuple(parity.failures(TOLERANCES[info.precision])),
+    )

@@ -1,10 +1,10 @@
-"""What a prefix that is computed once saves: queries behind an instruction and examples."""
+"""Time queries whose shared prefix, an instruction and examples, is computed once."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,19 @@ EXAMPLES = [
         "one another, so that each filling of a lock serves two.",
     },
 ]
-"""Of our own, about as long as those on FlagEmbedding's page."""
+"""Written here, about as long as those in FlagEmbedding's documentation."""
 
 _WORDS = 13
-"""Of a query: about 20 tokens of Mistral's."""
+"""Words of a query: about 20 tokens of Mistral's tokenizer."""
 
 _BATCH_SIZE, _BATCH_SIZE_ON_GPU = 8, 256
-"""FlagEmbedding's default is the latter, which on a CPU pads more than it gains."""
+"""FlagEmbedding's default is 256; on a CPU its padding costs more than it gains."""
+
+_REUSED = "prefix computed once"
 
 
 def read_examples(path: Path) -> list[dict[str, str]]:
-    """Read examples from a JSON file: a list of objects as ``FlagICLModel`` takes them.
+    """Return the examples of a JSON file: a list of objects in the form of ``FlagICLModel``.
 
     Raises:
         BenchError: If it cannot be read.
@@ -76,36 +78,37 @@ def measure_prefix(
     step: Callable[[str], object],
     device: str = "cpu",
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """Time queries with their prefix computed once, for each of them, and by FlagEmbedding.
+    """Time queries with their prefix computed once, with it computed each time, and FlagEmbedding.
 
-    Each round begins with an empty cache, so that computing the prefix is part of it.
+    Each round starts with an empty cache, so it includes computing the prefix.
 
     Args:
-        bundle: A decoder's; the examples are of use to bge-en-icl only.
+        bundle: Bundle of a decoder.
         checkpoint: The checkpoint it was made from.
-        count: Queries.
-        examples: Put before each of them, if the model takes any.
-        precision: Of the bundle.
-        rounds: How often everything is measured, turn by turn.
-        step: Told of each of ``rounds * 3`` steps when it begins.
+        count: Number of queries.
+        examples: Examples before each query; only bge-en-icl uses them.
+        precision: Precision of the bundle.
+        rounds: Number of times that everything is measured, in turns.
+        step: Called with a message before each of ``rounds * 3`` steps.
         device: Device of all; on a GPU FlagEmbedding computes in fp16, its default.
 
     Returns:
-        Two pairs, and what was in force and saved.
+        Two pairs, and facts about what ran and what the cache saved.
 
     Raises:
-        BenchError: If the bundle is not a decoder's.
+        BenchError: If the bundle's model is not a decoder.
     """
     model_class = bundle.manifest.model.model_class
     if model_class not in DECODER_CLASSES:
         raise BenchError(
-            f"{bundle.path.name} is an encoder, whose tokens see those behind them, so that no "
-            "prefix of it can be computed once"
+            f"{bundle.path.name} is an encoder, whose tokens attend to those after them, so no "
+            "prefix can be computed once. Pass the bundle of a decoder"
         )
+    queries = short_texts(count, words=_WORDS)
+    batch_size = _BATCH_SIZE if device == "cpu" else _BATCH_SIZE_ON_GPU
     options: dict[str, Any] = {"query_instruction_for_retrieval": INSTRUCTION}
     if model_class == DECODER_ONLY_ICL:
         options["examples_for_task"] = list(examples)
-    queries = short_texts(count, words=_WORDS)
 
     def ours(cache_mb: int) -> Any:
         return getattr(bge_runtime, CLASSES[model_class])(
@@ -113,38 +116,20 @@ def measure_prefix(
             **options,
         )  # fmt: skip
 
-    batch_size = _BATCH_SIZE if device == "cpu" else _BATCH_SIZE_ON_GPU
     with quiet():
-        reusing, running = ours(1024), ours(0)
-        theirs = flagembedding(
-            str(checkpoint), model_class, device=device, use_fp16=device != "cpu",
-            batch_size=batch_size, **options,
-        )  # fmt: skip
-        for model in (reusing, running, theirs):
+        reusing = ours(1024)
+        models = {
+            _REUSED: reusing,
+            "every token run": ours(0),
+            "FlagEmbedding": flagembedding(
+                str(checkpoint), model_class, device=device, use_fp16=device != "cpu",
+                batch_size=batch_size, **options,
+            ),
+        }  # fmt: skip
+        for model in models.values():
             model.encode_queries(queries[:2])
-    names = ("prefix computed once", "every token run", "FlagEmbedding")
-    models = dict(zip(names, (reusing, running, theirs), strict=True))
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    vectors: dict[str, NDArray[np.float32]] = {}
-    for number in range(rounds):
-        for name in names[number % 3 :] + names[: number % 3]:
-            step(f"prefix: {name}, round {number + 1} of {rounds}")
-            reusing.prefix_cache.clear()
-            with quiet():
-                start = time.perf_counter()
-                vectors[name] = models[name].encode_queries(queries)
-                seconds[name].append(time.perf_counter() - start)
+    pairs = _time_in_turns(models, queries, rounds=rounds, step=step)
     lengths = [len(ids) for ids in reusing.tokenizer.encode(queries, max_length=512)]
-    pairs = [
-        Pair(
-            what=f"{count} queries",
-            names=(names[0], other),
-            mine=seconds[names[0]],
-            other=seconds[other],
-            largest_difference=float(np.abs(vectors[names[0]] - vectors[other]).max()),
-        )
-        for other in names[1:]
-    ]
     reusing.prefix_cache.clear()
     with quiet():
         reusing.encode_queries(queries)
@@ -155,3 +140,34 @@ def measure_prefix(
         "median_query_tokens": float(np.median(lengths)),
         "prefix_cache": str(reusing.prefix_cache.stats),
     }
+
+
+def _time_in_turns(
+    models: Mapping[str, Any],
+    queries: Sequence[str],
+    *,
+    rounds: int,
+    step: Callable[[str], object],
+) -> list[Pair]:
+    """Time the models' queries in turn, and pair the first model with each of the others."""
+    names = list(models)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for number in range(rounds):
+        for name in names[number % 3 :] + names[: number % 3]:
+            step(f"prefix: {name}, round {number + 1} of {rounds}")
+            models[_REUSED].prefix_cache.clear()
+            with quiet():
+                start = time.perf_counter()
+                vectors[name] = models[name].encode_queries(queries)
+                seconds[name].append(time.perf_counter() - start)
+    return [
+        Pair(
+            what=f"{len(queries)} queries",
+            names=(_REUSED, other),
+            mine=seconds[_REUSED],
+            other=seconds[other],
+            largest_difference=float(np.abs(vectors[_REUSED] - vectors[other]).max()),
+        )
+        for other in names[1:]
+    ]

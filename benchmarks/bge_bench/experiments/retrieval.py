@@ -1,8 +1,8 @@
-"""How well a bundle retrieves and ranks, beside PyTorch on the same texts.
+"""Compare retrieval and ranking scores of a bundle with those of PyTorch.
 
-Parity says how far vectors are from PyTorch's; this says what that does to what they are
-for. Both sides embed the same questions and passages, or pairs of sentences; the scores
-are the field's usual ones, and what is judged is the difference.
+Parity measures how far vectors are from PyTorch's; this measures what the difference does to search
+and similarity. Both embed the same questions and passages, or pairs of sentences. The scores are
+the usual ones, and the difference is judged.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
 from bge_bench.experiments.tasks import Task, Values
-from bge_bench.systems.base import OURS, SideSpec, open_side
-from bge_runtime.bundle import Bundle
+from bge_bench.systems.base import OURS, SystemSpec, open_system
+from bge_runtime.bundle import Bundle, Model
 from bge_runtime.engines import unavailable_reason
 from bge_runtime.sources import DECODER_CLASSES, DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
-REFERENCES = ("flagembedding", "transformers")
-"""Sides that PyTorch computes in fp32; the second one knows encoders only."""
+SCORE_REFERENCES = ("flagembedding", "transformers")
+"""Systems that compute on PyTorch in fp32; transformers supports encoders only."""
 
 _REFERENCE_BATCH_SIZE = 8
 _OUR_BATCH_SIZE = 256
-"""FlagModel's default; it fills batches by tokens."""
+"""FlagModel's default. Batches are limited by tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class ScoreLimit:
 
     Attributes:
         difference: Largest difference, in either direction.
-        standard_errors: What is taken off the difference first, in standard errors of the
-            mean over the questions: chance.
-        reason: Why these figures and no others.
+        standard_errors: Allowance for chance, subtracted from the difference first, in standard
+            errors of the mean over the questions.
+        reason: Why the limit has these values.
     """
 
     difference: float
@@ -71,20 +71,20 @@ SCORE_LIMITS: Mapping[str, ScoreLimit] = MappingProxyType(
         ),
     }
 )
-"""Limits by precision, for every score. A precision that is not here is measured, not judged."""
+"""Limits by precision, for every score. Other precisions are measured, but not judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One score of ours beside PyTorch's.
+    """A score of bge-runtime, compared with PyTorch's.
 
     Attributes:
         score: Ours.
         reference: PyTorch's.
         standard_error: Of the mean difference over the questions.
-        better: Questions for which ours is higher.
-        worse: Questions for which it is lower. These three are 0 for a score that is one
-            value for all.
+        better: Questions with a higher score than PyTorch's.
+        worse: Questions with a lower score. These three are 0 for a score that is not a mean
+            over questions.
     """
 
     score: float
@@ -112,20 +112,19 @@ class Difference:
         )
 
     def within(self, limit: ScoreLimit) -> bool:
-        """Tell whether it keeps to a limit. A NaN does not."""
+        """Return whether the difference is within a limit; NaN is not."""
         chance = limit.standard_errors * self.standard_error
         return abs(self.difference) - chance <= limit.difference
 
 
 @dataclass(kw_only=True)
-class SideScores:
-    """The scores of one way to run the bundle.
+class SystemScores:
+    """The scores of a bundle in one configuration.
 
     Attributes:
-        precision: Arithmetic in force.
-        in_force: What executed it.
-        asked: Precisions that it was asked for by; ``"auto"`` is what users get who do not
-            choose.
+        precision: Precision in force.
+        in_force: Description of what ran.
+        asked: Requested precisions that led to it; ``"auto"`` is the default.
         scores: By task, then by score.
     """
 
@@ -150,7 +149,7 @@ class SideScores:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Make a document of it, with the limit beside the figures."""
+        """Return a dictionary with the scores and their limit."""
         limit = SCORE_LIMITS.get(self.precision)
         return {
             **asdict(self),
@@ -168,26 +167,26 @@ class SideScores:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """All sides.
+    """The scores of all configurations.
 
     Attributes:
         reference: Name and version of the library whose scores are the reference.
-        reference_in_force: What executed it.
-        sides: Each way to run the bundle.
+        reference_in_force: Description of what ran it.
+        systems: The scores of each configuration of the bundle.
     """
 
     reference: str
     reference_in_force: str
-    sides: tuple[SideScores, ...]
+    systems: tuple[SystemScores, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether no score misses its limit."""
-        return not any(side.failures for side in self.sides)
+        """Whether all scores are within their limits."""
+        return not any(system.failures for system in self.systems)
 
 
 def runnable_precisions(bundle: Bundle) -> list[str]:
-    """Give the precisions of a bundle that this machine's CPU can run, preferred ones first."""
+    """Return the precisions of a bundle that this CPU can run, preferred ones first."""
     variants = [variant for variant in bundle.manifest.variants if variant.device == "cpu"]
     return list(dict.fromkeys(v.precision for v in variants if unavailable_reason(v) is None))
 
@@ -198,7 +197,7 @@ def measure_retrieval(
     tasks: Sequence[Task],
     *,
     precisions: Sequence[str],
-    reference: str = REFERENCES[0],
+    reference: str = SCORE_REFERENCES[0],
     step: Callable[[str], object],
 ) -> RetrievalResult:
     """Score a bundle and PyTorch, one after another in this process.
@@ -206,37 +205,28 @@ def measure_retrieval(
     Args:
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
-        tasks: What to score them on.
-        precisions: Of the bundle; ``"auto"`` is what users get who do not choose. Where two
-            run the same, it is run once.
-        reference: One of `REFERENCES`.
-        step: Told what comes next, at most ``(1 + len(precisions)) * len(tasks)`` times.
+        tasks: The tasks.
+        precisions: Precisions of the bundle; ``"auto"`` is the default. Two that run the same
+            variant are run once.
+        reference: One of `SCORE_REFERENCES`.
+        step: Called with a message before each step, at most
+            ``(1 + len(precisions)) * len(tasks)`` times.
 
     Raises:
         BgeError: If a precision cannot be run here, the reference does not know the model, or
             two tasks have one name.
     """
     model = bundle.manifest.model
-    if model.model_class == DECODER_ONLY_ICL or (
-        model.model_class in DECODER_CLASSES and reference != "flagembedding"
-    ):
-        raise BenchError(
-            f"{model.name} is of class {model.model_class}, which cannot be compared with "
-            f"{reference} here: encoders can with {' and '.join(REFERENCES)}, {DECODER_ONLY_BASE} "
-            "with flagembedding"
-        )
-
-    if len({task.name for task in tasks}) < len(tasks):
-        raise BenchError(f"two tasks are called the same: {', '.join(task.name for task in tasks)}")
+    _check_comparable(model, tasks, reference)
 
     def instruct(question: str) -> str:
         if model.query_instruction is None:
             return question
         return model.query_instruction_format.format(model.query_instruction, question)
 
-    def spec(side: str, folder: Path, batch_size: int, precision: str) -> SideSpec:
-        return SideSpec(
-            side=side,
+    def spec(system: str, folder: Path, batch_size: int, precision: str) -> SystemSpec:
+        return SystemSpec(
+            system=system,
             model=str(folder),
             pooling=model.pooling,
             max_length=min(model.max_length, 512),
@@ -245,30 +235,45 @@ def measure_retrieval(
             model_class=model.model_class,
         )
 
-    side = open_side(spec(reference, checkpoint, _REFERENCE_BATCH_SIZE, "fp32"))
-    reference_name, reference_in_force = side.name, side.in_force
+    system = open_system(spec(reference, checkpoint, _REFERENCE_BATCH_SIZE, "fp32"))
+    reference_name, reference_in_force = system.name, system.in_force
     expected: dict[str, Values] = {}
     for task in tasks:
         step(f"{reference}: {task.name}")
-        expected[task.name] = task.measure(side, instruct)
-    del side  # so that two copies of the weights are never held at once
+        expected[task.name] = task.measure(system, instruct)
+    del system  # so that two copies of the weights are never held at once
 
-    results: dict[str, SideScores] = {}
+    results: dict[str, SystemScores] = {}
     for precision in precisions:
-        side = open_side(spec(OURS, bundle.path, _OUR_BATCH_SIZE, precision))
+        system = open_system(spec(OURS, bundle.path, _OUR_BATCH_SIZE, precision))
         result = results.setdefault(
-            side.in_force, SideScores(precision=side.precision, in_force=side.in_force)
+            system.in_force, SystemScores(precision=system.precision, in_force=system.in_force)
         )
         result.asked.append(precision)
         for task in tasks if not result.scores else ():
             step(f"{precision}: {task.name}")
             result.scores[task.name] = {
                 name: Difference.between(values, expected[task.name][name])
-                for name, values in task.measure(side, instruct).items()
+                for name, values in task.measure(system, instruct).items()
             }
-        del side
+        del system
     return RetrievalResult(
         reference=reference_name,
         reference_in_force=reference_in_force,
-        sides=tuple(results.values()),
+        systems=tuple(results.values()),
     )
+
+
+def _check_comparable(model: Model, tasks: Sequence[Task], reference: str) -> None:
+    """Raise `BenchError` if a reference does not support a model, or two tasks share a name."""
+    if model.model_class == DECODER_ONLY_ICL or (
+        model.model_class in DECODER_CLASSES and reference != "flagembedding"
+    ):
+        raise BenchError(
+            f"{model.name} is of class {model.model_class}, which cannot be compared with "
+            f"{reference} here: encoders can with {' and '.join(SCORE_REFERENCES)}, "
+            f"{DECODER_ONLY_BASE} with flagembedding"
+        )
+
+    if len({task.name for task in tasks}) < len(tasks):
+        raise BenchError(f"two tasks are called the same: {', '.join(task.name for task in tasks)}")

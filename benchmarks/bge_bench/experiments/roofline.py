@@ -1,4 +1,4 @@
-"""The machine's own rate of matrix multiplication, and the arithmetic that a model needs."""
+"""Measure the machine's rate of matrix multiplication, and count the operations of a model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bge_runtime.engines import cpu_capabilities
 _ROWS, _INPUTS, _OUTPUTS = 2048, 1024, 4096
 _GPU_SIZE = 8192
 _REPEATS, _LEAST_REPEATS, _ENOUGH_S = 9, 3, 3.0
-"""Times that a product is taken, and how often where that takes longer than this."""
+"""Number of timed products, and the minimum once they have taken longer than this."""
 _BLOCK = 128
 
 
 def needed_flop(config: Mapping[str, Any], pooling: str, lengths: Sequence[int]) -> float:
-    """Count the operations that an encoder's vectors need, a multiplication and its sum as two.
+    """Return the operations that an encoder's vectors need; a multiply-add counts as two.
 
-    Matrices and attention count, of tokens and not of padding. With [CLS] pooling the last
-    layer needs keys and values of all tokens and the rest of one.
+    Matrix products and attention count, without padding. With [CLS] pooling the last layer needs
+    keys and values of all tokens, and everything else of the first token only.
 
     Args:
         config: The encoder's ``config.json``.
@@ -47,14 +47,14 @@ def needed_flop(config: Mapping[str, Any], pooling: str, lengths: Sequence[int])
 
 
 def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
-    """Measure the rate of large products in a process of its own.
+    """Return the rates of large matrix products, measured in their own process.
 
-    fp32 and bf16 as PyTorch or OpenVINO multiplies them, one product with all threads or one with
-    each, whichever is fastest, int8 as OpenVINO multiplies matrices of 8 bits with what it rounds
-    while it runs. On a GPU PyTorch's products in fp32 (without TF32), bf16 and fp16.
+    For fp32 and bf16 it is the faster of PyTorch and OpenVINO, with one product on all threads or
+    one on each. For int8 it is OpenVINO, with 8-bit weights and activations quantised at run time.
+    On a GPU it is PyTorch in fp32 (without TF32), bf16 and fp16.
 
     Returns:
-        Operations a second by precision; of bf16 only where the processor computes in it.
+        Operations per second by precision; bf16 only if the processor supports it.
 
     Raises:
         BenchError: If that process fails.
@@ -72,7 +72,7 @@ def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
 
 
 def _fastest(make: Callable[[int, int], Callable[[], object]], threads: int) -> float:
-    """Measure one product with all threads, and one with each of them, side by side."""
+    """Return the higher rate: one product on all threads, or one on each thread in parallel."""
     together = _rate(make(threads, 1))
     if threads == 1:
         return together
@@ -94,7 +94,7 @@ def _rate(run: Callable[[], object]) -> float:
         times.append(time.perf_counter() - start)
         if len(times) > _LEAST_REPEATS and time.perf_counter() - begin > _ENOUGH_S:
             break
-    # The first ones find cold caches and idle threads.
+    # The first ones run with cold caches and idle threads.
     times = times[min(3, len(times) - _LEAST_REPEATS) :]
     return 2 * _ROWS * _INPUTS * _OUTPUTS / statistics.median(times)
 
@@ -182,7 +182,7 @@ def main() -> None:
         names["fp16"] = "float16"
         sys.stdout.write(json.dumps({key: _on_gpu(name, device) for key, name in names.items()}))
         return
-    if "BF16" not in cpu_capabilities():  # OpenVINO would take fp32, and PyTorch spell it out
+    if "BF16" not in cpu_capabilities():  # OpenVINO would use fp32, and PyTorch emulate bf16
         del names["bf16"]
     rates = {
         precision: max(

@@ -1,8 +1,8 @@
-"""Time a bundle against baselines: one run, a process each, turn by turn.
+"""Time a bundle against baselines, each in its own process, in turns.
 
-Each round asks one side after another for the same thing, so that a machine that slows
-down slows all; a ratio is taken within a round, and the median of those is reported.
-Never do two compute at once.
+In each round the systems do the same work one after another, so that a machine that slows down
+slows all of them. Ratios are computed within a round, and their median is reported. Two systems
+never compute at the same time.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import numpy as np
 
 from bge_bench.errors import BenchError
 from bge_bench.experiments.timing import measure_reference, take_turns
-from bge_bench.systems.base import GPU_BASELINES, PYTORCH, SideSpec
-from bge_bench.systems.lineup import Entrant, baseline_side, our_side
+from bge_bench.systems.base import GPU_BASELINES, PYTORCH, SystemSpec
+from bge_bench.systems.lineup import Candidate, baseline_system, our_system
 from bge_bench.workers.journal import Journal
 from bge_bench.workers.pool import QUERY, LazyWorker, Settings, open_workers, start_cold
 from bge_runtime.bundle import TOLERANCES, Bundle, Parity, compare
 from bge_runtime.sources import DECODER_CLASSES, ENCODER_ONLY_M3
 
 MEASURES = ("corpus_s", "query_p50_ms", "query_p95_ms", "first_vector_s", "process_s")
-"""What is timed, in the order of a table."""
+"""The measured times, in the order of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What all sides are asked to do.
+    """The work that all systems do.
 
     Attributes:
         texts: The corpus; at least two different texts.
-        rounds: How often everything is measured.
-        query_calls: Calls of one query in a round.
-        warm_up_texts: Texts of the corpus to embed before anything is timed.
-        timeout_s: Longest wait for any one answer.
+        rounds: Number of times that everything is measured.
+        query_calls: Calls with one query in a round.
+        warm_up_texts: Texts of the corpus to embed before the timing.
+        timeout_s: Longest wait for an answer.
     """
 
     texts: Sequence[str]
@@ -49,29 +49,28 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineup:
-    """Who is compared.
+    """The systems of a comparison.
 
     Attributes:
-        ours: How to open the bundle.
-        baselines: How to open each baseline; at least one, and another side each.
-        reference: Whose vectors all are held against: PyTorch's in fp32, from the checkpoint,
-            so that a bundle cannot be its own witness. It has a process of its own, which is
-            not timed.
+        ours: Spec of bge-runtime with the bundle.
+        baselines: Spec of each baseline; at least one, all different systems.
+        reference: Spec of the system whose vectors all are compared with: PyTorch in fp32, which
+            reads the checkpoint and not the bundle. It has its own process, which is not timed.
     """
 
-    ours: SideSpec
-    baselines: tuple[SideSpec, ...]
-    reference: SideSpec
+    ours: SystemSpec
+    baselines: tuple[SystemSpec, ...]
+    reference: SystemSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideResult:
-    """The raw numbers of one side, one entry a round.
+class SystemResult:
+    """The raw numbers of one system, one entry for each round.
 
     Attributes:
         name: Package and version.
-        precision: Arithmetic in force, whose tolerance applies.
-        in_force: What executed it.
+        precision: Precision in force, whose tolerance applies.
+        in_force: Description of what ran.
         corpus_s: Seconds of one ``encode`` of the corpus.
         query_ms: Milliseconds of each call of the query.
         first_vector_s: Seconds from before the import to the first vector, in a new
@@ -93,11 +92,11 @@ class SideResult:
 
     @property
     def failures(self) -> list[str]:
-        """Limits of its tolerance that are missed. If there are any, its times mean nothing."""
+        """Limits of its tolerance that are missed. If there are any, its times are invalid."""
         return self.parity.failures(TOLERANCES[self.precision])
 
     def series(self, measure: str) -> list[float]:
-        """Give one of `MEASURES`, one value a round."""
+        """Return one of `MEASURES`, one value for each round."""
         percent = {"query_p50_ms": 50, "query_p95_ms": 95}.get(measure)
         if percent is not None:
             return [float(np.percentile(calls, percent)) for calls in self.query_ms]
@@ -105,11 +104,11 @@ class SideResult:
         return values
 
     def median(self, measure: str) -> float:
-        """Give the median of one of `MEASURES` over the rounds."""
+        """Return the median of one of `MEASURES` over the rounds."""
         return statistics.median(self.series(measure))
 
     def to_json(self) -> dict[str, Any]:
-        """Make a document of it, with medians, tolerance and all raw numbers."""
+        """Return a dictionary with medians, tolerance and all raw numbers."""
         return {
             **asdict(self),
             "median": {measure: self.median(measure) for measure in MEASURES},
@@ -120,41 +119,41 @@ class SideResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All sides, and whether they computed the same.
+    """The results of all systems, and whether their vectors agree.
 
     Attributes:
         ours: The bundle's numbers.
         baselines: Each baseline's numbers.
-        reference: Name of the side whose vectors are the reference.
-        reference_in_force: What executed that.
+        reference: Name of the reference.
+        reference_in_force: Description of what ran it.
     """
 
-    ours: SideResult
-    baselines: tuple[SideResult, ...]
+    ours: SystemResult
+    baselines: tuple[SystemResult, ...]
     reference: str
     reference_in_force: str
 
     @property
-    def comparable(self) -> list[SideResult]:
-        """Baselines that there are ratios against: all whose parity holds, if ours does."""
+    def comparable(self) -> list[SystemResult]:
+        """Baselines that have a ratio: those within their tolerance, if bge-runtime is."""
         if self.ours.failures:
             return []
         return [baseline for baseline in self.baselines if not baseline.failures]
 
-    def ratio(self, baseline: SideResult, measure: str) -> float:
-        """How many times faster ours is: the median of the rounds' own ratios."""
+    def ratio(self, baseline: SystemResult, measure: str) -> float:
+        """Return how many times faster bge-runtime is: the median of the ratios of all rounds."""
         pairs = zip(baseline.series(measure), self.ours.series(measure), strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def to_json(self) -> dict[str, Any]:
-        """Make a document of it, with medians, ratios and all raw numbers."""
+        """Return a dictionary with medians, ratios and all raw numbers."""
         comparable = self.comparable
         return {
             "ours": self.ours.to_json(),
             "baselines": [
                 {
                     **baseline.to_json(),
-                    # As in the table: a side whose parity failed has no speed.
+                    # As in the table: a system that fails its tolerance has no speed.
                     "times_faster": {m: self.ratio(baseline, m) for m in MEASURES}
                     if baseline in comparable
                     else None,
@@ -177,21 +176,21 @@ def line_up(
     all_outputs: bool = False,
     device: str = "cpu",
 ) -> Lineup:
-    """Describe a bundle and baselines that do the same work with the same means.
+    """Return the specs of a bundle and of baselines that do the same work.
 
     Args:
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
         baselines: Names out of `bge_bench.systems.base.BASELINES`; the first that PyTorch
-            computes is the reference. If none is, transformers is asked beside them.
-        baseline_batch_size: Most texts in a batch of a baseline's.
-        threads: Threads of each side.
-        precision: Arithmetic of the sides that have a choice; ``"auto"`` is their own.
-        all_outputs: Of BGE-M3, time lexical weights and ColBERT vectors too.
-        device: Device of all sides.
+            computes is the reference. Without one, transformers is the reference.
+        baseline_batch_size: Most texts in a batch of a baseline.
+        threads: Threads of each system.
+        precision: Precision of the systems that offer a choice; ``"auto"`` is their default.
+        all_outputs: For BGE-M3, also time lexical weights and ColBERT vectors.
+        device: Device of all systems.
 
     Raises:
-        BenchError: If a side does not have all outputs, or does not run on the device.
+        BenchError: If a system does not have all outputs, or does not run on the device.
     """
     model = bundle.manifest.model
     alone = set(baselines) == {"flagembedding"}
@@ -212,19 +211,19 @@ def line_up(
             f"{', '.join(GPU_BASELINES)}"
         )
     ours = replace(
-        our_side(bundle, threads=threads, device=device),
+        our_system(bundle, threads=threads, device=device),
         precision=precision,
         all_outputs=all_outputs,
     )
 
-    def other(side: str) -> SideSpec:
-        spec = baseline_side(ours, side, checkpoint)
+    def other(system: str) -> SystemSpec:
+        spec = baseline_system(ours, system, checkpoint)
         return replace(spec, batch_size=baseline_batch_size)
 
-    reference = next((side for side in baselines if side in PYTORCH), "transformers")
+    reference = next((system for system in baselines if system in PYTORCH), "transformers")
     return Lineup(
         ours=ours,
-        baselines=tuple(other(side) for side in baselines),
+        baselines=tuple(other(system) for system in baselines),
         reference=other(reference)
         if device == "cpu"
         else replace(other(reference), precision="fp32"),
@@ -238,16 +237,16 @@ def measure_speed(
     step: Callable[[str], object],
     journal: Journal | None = None,
 ) -> Comparison:
-    """Time all sides in turn.
+    """Time all systems in turns.
 
     Args:
-        lineup: Who is compared.
-        workload: What to ask of each.
-        step: Told of each of `step_count` steps when it begins.
-        journal: Where measurements are kept, and those of a stopped run found.
+        lineup: The systems.
+        workload: The work of each.
+        step: Called with a message before each of `step_count` steps.
+        journal: Journal that keeps the measurements, and holds those of a stopped run.
 
     Raises:
-        BenchError: If a side dies, does not answer in time, or computes in a precision
+        BenchError: If a system dies, does not answer in time, or computes in a precision
             that has no tolerance.
     """
     settings = Settings(
@@ -259,25 +258,25 @@ def measure_speed(
     reference, expected = measure_reference(lineup.reference, workload.texts, settings)
 
     def corpus(worker: LazyWorker) -> dict[str, Any]:
-        step(f"{worker.entrant.label}: corpus")
+        step(f"{worker.candidate.label}: corpus")
         seconds, vectors = worker.embed(workload.texts)
         parity = asdict(compare(vectors, expected))
         return {"seconds": seconds, "peak": worker.state()["peak_bytes"], "parity": parity}
 
     def query(worker: LazyWorker) -> list[float]:
-        step(f"{worker.entrant.label}: query")
+        step(f"{worker.candidate.label}: query")
         worker.query_ms([QUERY], calls=5)
         return worker.query_ms([QUERY], calls=workload.query_calls)
 
     def start(worker: LazyWorker) -> dict[str, Any]:
-        worker.state()  # whose process has read the files once, in a run that goes on as well
-        return start_cold(worker.entrant, settings)
+        worker.state()  # starts its process, so that the files are cached in a resumed run as well
+        return start_cold(worker.candidate, settings)
 
     specs = (lineup.ours, *lineup.baselines)
-    entrants = [Entrant(label=spec.side, spec=spec, in_full=True) for spec in specs]
+    candidates = [Candidate(label=spec.system, spec=spec, in_full=True) for spec in specs]
     kinds = {"corpus": corpus, "query": query, "start": start}
     warm_up = workload.texts[: workload.warm_up_texts]
-    with open_workers(entrants, settings, warm_up=warm_up) as workers:
+    with open_workers(candidates, settings, warm_up=warm_up) as workers:
         rows = [worker.row() for worker in workers]
         found = take_turns(workers, kinds, lambda worker, measure: measure(worker), settings)
     ours, *baselines = (_result(row, found[row["label"]]) for row in rows)
@@ -290,13 +289,13 @@ def measure_speed(
 
 
 def step_count(lineup: Lineup, rounds: int) -> int:
-    """Count the steps that `measure_speed` reports; one that goes on has fewer."""
+    """Return the number of steps of `measure_speed`; a resumed run has fewer."""
     of_the_reference = 2
     return of_the_reference + (1 + len(lineup.baselines)) * (1 + 3 * rounds)
 
 
-def _result(row: dict[str, Any], found: dict[str, list[Any]]) -> SideResult:
-    return SideResult(
+def _result(row: dict[str, Any], found: dict[str, list[Any]]) -> SystemResult:
+    return SystemResult(
         **{name: row[name] for name in ("name", "precision", "in_force")},
         corpus_s=[entry["seconds"] for entry in found["corpus"]],
         query_ms=found["query"],

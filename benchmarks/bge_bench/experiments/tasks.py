@@ -1,4 +1,4 @@
-"""What vectors are scored on: a search for answers, or pairs of sentences that people compared."""
+"""Tasks that vectors are scored on: retrieval, and similarity of sentences."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bge_bench.datasets import metrics
 from bge_bench.datasets.catalogue import CORPUS, DATASETS, QUERIES, check
 from bge_bench.datasets.data import load_retrieval, load_sts, qrels_file
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import Side
+from bge_bench.systems.base import System
 from bge_runtime.system import file_hash
 
 _DEPTH = 100
 """Passages found for each question: as many as the deepest score looks at."""
 
 Values = dict[str, NDArray[np.float64]]
-"""Each score by its name, as the values that it is the mean of: one a question."""
+"""The values of each score, one for each question, whose mean is the score."""
 
 
 class Task(Protocol):
-    """Something to embed, and how to score it.
+    """Texts to embed, and how to score their vectors.
 
     Attributes:
-        name: What it is called.
-        counts: How much of what it holds.
+        name: Name of the task.
+        counts: Number of its texts, by kind.
         sha256: Hash of each of its files, by the file's name.
     """
 
@@ -36,18 +36,18 @@ class Task(Protocol):
     counts: dict[str, int]
     sha256: dict[str, str]
 
-    def measure(self, side: Side, instruct: Callable[[str], str]) -> Values:
-        """Embed and score.
+    def measure(self, system: System, instruct: Callable[[str], str]) -> Values:
+        """Return the scores of a system.
 
         Args:
-            side: What embeds.
-            instruct: Puts the model's instruction before a question.
+            system: The system that embeds.
+            instruct: Adds the model's instruction to a question.
         """
         ...
 
 
 class RetrievalTask:
-    """Search for the passages that answer a question, among all."""
+    """Search all passages for those that answer a question."""
 
     def __init__(self, name: str, folder: Path) -> None:
         """Read the task; see `load_retrieval`."""
@@ -67,10 +67,10 @@ class RetrievalTask:
             {rows[passage]: grade for passage, grade in qrels[query].items()} for query in judged
         ]
 
-    def measure(self, side: Side, instruct: Callable[[str], str]) -> Values:
-        """Embed questions and passages, and score the search."""
-        questions = side.encode([instruct(question) for question in self._questions])
-        found = metrics.search(questions, side.encode(self._passages), depth=_DEPTH)
+    def measure(self, system: System, instruct: Callable[[str], str]) -> Values:
+        """Return the scores of a search for the passages of each question."""
+        questions = system.encode([instruct(question) for question in self._questions])
+        found = metrics.search(questions, system.encode(self._passages), depth=_DEPTH)
         return {
             "nDCG@10": metrics.ndcg(found, self._grades, at=10),
             "Recall@100": metrics.recall(found, self._grades, at=100),
@@ -79,7 +79,7 @@ class RetrievalTask:
 
 
 class StsTask:
-    """Rank pairs of sentences by how alike they are."""
+    """Rank pairs of sentences by similarity."""
 
     def __init__(self, name: str, file: Path) -> None:
         """Read the task; see `load_sts`."""
@@ -88,10 +88,10 @@ class StsTask:
         self.counts = {"pairs": len(self._pairs.gold)}
         self.sha256 = {file.name: file_hash.file_sha256(file)}
 
-    def measure(self, side: Side, instruct: Callable[[str], str]) -> Values:  # noqa: ARG002  # neither sentence is a question
-        """Embed the sentences, and correlate their cosines with the scores given by people."""
+    def measure(self, system: System, instruct: Callable[[str], str]) -> Values:  # noqa: ARG002  # neither sentence is a question
+        """Return the correlation of cosines with the scores that people gave."""
         first, second = (
-            side.encode(sentences).astype(np.float64)
+            system.encode(sentences).astype(np.float64)
             for sentences in (self._pairs.first, self._pairs.second)
         )
         cosines = np.einsum("nd,nd->n", first, second)
@@ -102,15 +102,15 @@ class StsTask:
 
 
 def open_task(name: str, folder: Path) -> Task:
-    """Read a task.
+    """Return a task read from its files.
 
     Args:
-        name: One of `bge_bench.datasets.catalogue.DATASETS`, whose content is then checked; else
-            the path of a folder in BEIR's form, or of a CSV file of pairs with their scores.
-        folder: Data folder that holds the former.
+        name: A key of `bge_bench.datasets.catalogue.DATASETS`, whose files are verified; or the
+            path of a folder in BEIR's format, or of a CSV file of pairs with their scores.
+        folder: Data folder of the published datasets.
 
     Raises:
-        BenchError: If it is not there or of another form.
+        BenchError: If it is missing or has another format.
     """
     dataset = DATASETS.get(name)
     if dataset is not None:

@@ -1,8 +1,8 @@
-"""What the tables are made of: each measure asks all entrants in turn, round by round.
+"""The measurements behind the tables: all candidates take turns, round by round.
 
-Another one begins each round, since what runs first may find the machine in another state.
-Everything goes through a journal, so that a run can be stopped and resumed. Where only a
-sample of the texts is timed of a slow entrant, ours is timed on that sample as well.
+A different candidate starts each round, because the first one may find the machine in another
+state. Everything is saved in a journal, so that a run can be stopped and resumed. Slow candidates
+are timed on a sample of the texts; bge-runtime is timed on all texts and on the sample.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import SideSpec
-from bge_bench.systems.lineup import Entrant
+from bge_bench.systems.base import SystemSpec
+from bge_bench.systems.lineup import Candidate
 from bge_bench.workers.pool import LazyWorker, Settings, open_workers, start_cold
 from bge_runtime.bundle import compare
 
 Work = TypeVar("Work")
 
 _TUNING_TEXTS = 32
-"""Texts on which a baseline's batch size is chosen, from a sample."""
+"""Texts of the sample that a baseline's batch size is chosen on."""
 
 _TUNING_GROUPS = 4
-"""For a baseline that is timed on all texts they are so many groups of neighbours in length, each
-as large as the largest batch: there batches of neighbours are hardly padded, and in a sample they
-would be."""
+"""A baseline that is timed on all texts is tuned on this many groups of texts of similar length,
+each as large as the largest batch. In a full run such batches have little padding; a sparse sample
+would have more."""
 
 _HOPELESS = 1.3
-"""A batch size so many times slower than a smaller one ends the search: what is lost to padding
-and caches grows with the size. With bge-large on AVX2 the largest took four times as long as the
-next, and two thirds of the time of choosing."""
+"""The search ends at a batch size this many times slower than the best so far, because the cost of
+padding and of cache misses grows with the size. For bge-large on AVX2 the largest size took four
+times as long as the next, and two thirds of the tuning time."""
 
 _WARM_UP_TEXTS = 8
 
@@ -49,25 +49,25 @@ def take_turns(
     *,
     takes_part: Callable[[LazyWorker, str], bool] = lambda _worker, _kind: True,
 ) -> dict[str, dict[str, list[Any]]]:
-    """Measure each kind of work with everyone, round by round.
+    """Measure each kind of work with every candidate, round by round.
 
     Args:
-        workers: Everyone's process. Another one begins each round.
-        kinds: What to do of each kind.
-        measure: Does it with a process.
-        settings: What all measures share.
-        takes_part: Whether a process has a part in a kind.
+        workers: Process of each candidate. A different one starts each round.
+        kinds: The work of each kind.
+        measure: Measures work with a process.
+        settings: Settings of all measurements.
+        takes_part: Whether a process does a kind of work.
 
     Returns:
-        What was measured: by label and kind, one entry a round.
+        The measurements by label and kind, one for each round.
     """
-    found: dict[str, dict[str, list[Any]]] = {worker.entrant.label: {} for worker in workers}
+    found: dict[str, dict[str, list[Any]]] = {worker.candidate.label: {} for worker in workers}
     for number in range(settings.rounds):
         first = number * max(1, len(workers) // settings.rounds) % len(workers)
         for kind, work in kinds.items():
             for worker in (*workers[first:], *workers[:first]):
                 if takes_part(worker, kind):
-                    label = worker.entrant.label
+                    label = worker.candidate.label
                     value = settings.journal.get(
                         f"{kind}/{label}/{number}", partial(measure, worker, work)
                     )
@@ -76,8 +76,8 @@ def take_turns(
 
 
 def measure_throughput(
-    entrants: Sequence[Entrant],
-    reference: SideSpec,
+    candidates: Sequence[Candidate],
+    reference: SystemSpec,
     texts: Sequence[str],
     sample: Sequence[str],
     *,
@@ -87,51 +87,53 @@ def measure_throughput(
     """Time ``encode`` of a corpus, and compare the vectors with PyTorch's.
 
     Args:
-        entrants: Who is timed.
-        reference: How to open what computes the vectors that all are held against.
-        texts: The corpus, for those that are timed in full.
-        sample: Some of it, for all.
-        batch_sizes: Out of which a baseline gets the one that it is fastest with.
-        settings: What all measures share.
+        candidates: The candidates.
+        reference: Spec of the system whose vectors all are compared with.
+        texts: The corpus, for candidates that are timed in full.
+        sample: Part of the corpus, for all candidates.
+        batch_sizes: Sizes to try; each baseline gets the fastest.
+        settings: Settings of all measurements.
 
     Returns:
-        One document an entrant.
+        One row for each candidate.
     """
     if settings.pool is not None:
-        _warm_up_like_baselines(entrants, texts, sample, batch_sizes, settings)
+        _warm_up_like_baselines(candidates, texts, sample, batch_sizes, settings)
     specs = [
-        entrant.spec
-        if entrant.ours
+        candidate.spec
+        if candidate.ours
         else replace(
-            entrant.spec,
+            candidate.spec,
             batch_size=_best(
-                entrant,
-                _tuning_texts(entrant, texts, sample, largest=max(batch_sizes)),
+                candidate,
+                _tuning_texts(candidate, texts, sample, largest=max(batch_sizes)),
                 batch_sizes,
                 settings,
             ),
         )
-        for entrant in entrants
+        for candidate in candidates
     ]
     _, expected = measure_reference(reference, sample, settings)
 
     def timed(worker: LazyWorker, corpus: Sequence[str]) -> dict[str, Any]:
-        settings.step(f"{worker.entrant.label}: {len(corpus)} texts")
+        settings.step(f"{worker.candidate.label}: {len(corpus)} texts")
         seconds, vectors = worker.embed(corpus)
         measured: dict[str, Any] = {"seconds": seconds, **worker.state()}
         if corpus is sample:
             measured["parity"] = asdict(compare(vectors, expected))
         return measured
 
-    with open_workers(entrants, settings, specs=specs, warm_up=sample[:_WARM_UP_TEXTS]) as workers:
+    with open_workers(
+        candidates, settings, specs=specs, warm_up=sample[:_WARM_UP_TEXTS]
+    ) as workers:
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
         found = take_turns(
             workers,
-            # A sample is too short for what a process does once in a long run.
+            # In full first: a sample is too short for the one-time costs of a long run.
             {"full": texts, "sample": sample},
             timed,
             settings,
-            takes_part=lambda worker, kind: kind == "sample" or worker.entrant.in_full,
+            takes_part=lambda worker, kind: kind == "sample" or worker.candidate.in_full,
         )
     for row in rows:
         runs = found[row["label"]]
@@ -146,8 +148,8 @@ def measure_throughput(
 
 
 def measure_latency(
-    entrants: Sequence[Entrant],
-    reference: SideSpec,
+    candidates: Sequence[Candidate],
+    reference: SystemSpec,
     points: Sequence[tuple[str, Sequence[str]]],
     *,
     calls: int,
@@ -157,19 +159,19 @@ def measure_latency(
     """Time calls of ``encode`` with few texts.
 
     Args:
-        entrants: Who is timed.
-        reference: How to open what computes the vectors that all are held against.
-        points: A name and the texts of one call, for each kind of call.
+        candidates: The candidates.
+        reference: Spec of the system whose vectors all are compared with.
+        points: Name and texts of each kind of call.
         calls: Calls of each kind in a round.
-        budget_s: Where they take longer than that together, fewer.
-        settings: What all measures share.
+        budget_s: Seconds after which a round makes no further calls of a kind.
+        settings: Settings of all measurements.
 
     Returns:
-        One document an entrant.
+        One row for each candidate.
     """
 
     def timed(worker: LazyWorker, texts: Sequence[str]) -> list[float]:
-        settings.step(f"{worker.entrant.label}: {len(texts)} short text(s)")
+        settings.step(f"{worker.candidate.label}: {len(texts)} short text(s)")
         worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
         return worker.query_ms(texts, calls=calls, budget_s=budget_s)
 
@@ -178,39 +180,41 @@ def measure_latency(
     )
 
     def parity(worker: LazyWorker) -> dict[str, Any]:
-        settings.step(f"{worker.entrant.label}: the vectors")
-        # By the calls that were timed: a few texts at once may go another way than one.
+        settings.step(f"{worker.candidate.label}: the vectors")
+        # With the same calls that were timed, since a few texts may take another path than one.
         vectors = np.concatenate([worker.embed(texts)[1] for _, texts in points])
         return asdict(compare(vectors, expected))
 
-    with open_workers(entrants, settings) as workers:
+    with open_workers(candidates, settings) as workers:
         rows = [worker.row() for worker in workers]
         found = take_turns(workers, dict(points), timed, settings)
         for worker, row in zip(workers, rows, strict=True):
-            label = worker.entrant.label
+            label = worker.candidate.label
             row["ms"] = found[label]
             row["parity"] = settings.journal.get(f"parity/{label}", partial(parity, worker))
     return rows
 
 
-def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> list[dict[str, Any]]:
-    """Time new processes, from before the import to the first vector and to the end.
+def measure_cold_start(
+    candidates: Sequence[Candidate], *, settings: Settings
+) -> list[dict[str, Any]]:
+    """Time new processes, from before the import to the first vector and to their end.
 
     Returns:
-        One document an entrant, with the peak of memory at its first vector.
+        One row for each candidate, with the peak of memory at its first vector.
     """
-    numbers = range(-1, settings.rounds)  # the first one reads files that the others find cached
+    numbers = range(-1, settings.rounds)  # the first one reads files into the cache of the system
     for number in numbers:
-        for entrant in entrants:
-            key = f"start/{entrant.label}/{number}"
-            settings.journal.get(key, partial(start_cold, entrant, settings))
+        for candidate in candidates:
+            key = f"start/{candidate.label}/{number}"
+            settings.journal.get(key, partial(start_cold, candidate, settings))
     rows = []
-    for entrant in entrants:
-        runs = [settings.journal.get(f"start/{entrant.label}/{n}", dict) for n in numbers][1:]
+    for candidate in candidates:
+        runs = [settings.journal.get(f"start/{candidate.label}/{n}", dict) for n in numbers][1:]
         rows.append(
             {
-                "label": entrant.label,
-                "ours": entrant.ours,
+                "label": candidate.label,
+                "ours": candidate.ours,
                 **{name: runs[0][name] for name in ("name", "precision", "in_force")},
                 **{
                     name: [run[name] for run in runs]
@@ -222,7 +226,7 @@ def measure_cold_start(entrants: Sequence[Entrant], *, settings: Settings) -> li
 
 
 def measure_scaling(
-    entrants: Sequence[Entrant],
+    candidates: Sequence[Candidate],
     texts: Sequence[str],
     sizes: Sequence[int],
     *,
@@ -231,69 +235,69 @@ def measure_scaling(
     """Time ``encode`` of corpora of growing size.
 
     Args:
-        entrants: Who is timed.
-        texts: The largest corpus; the others are its beginnings.
+        candidates: The candidates.
+        texts: The largest corpus; the smaller ones are its first texts.
         sizes: Texts in each corpus.
-        settings: What all measures share.
+        settings: Settings of all measurements.
 
     Returns:
-        One document an entrant.
+        One row for each candidate.
     """
 
     def timed(worker: LazyWorker, corpus: Sequence[str]) -> float:
-        settings.step(f"{worker.entrant.label}: {len(corpus)} texts")
+        settings.step(f"{worker.candidate.label}: {len(corpus)} texts")
         return worker.embed(corpus)[0]
 
     corpora = {str(size): texts[:size] for size in sizes}
-    with open_workers(entrants, settings, warm_up=texts[:_WARM_UP_TEXTS]) as workers:
+    with open_workers(candidates, settings, warm_up=texts[:_WARM_UP_TEXTS]) as workers:
         rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
         found = take_turns(workers, corpora, timed, settings)
     return [row | {"seconds": found[row["label"]]} for row in rows]
 
 
 def measure_memory(
-    entrants: Sequence[Entrant],
+    candidates: Sequence[Candidate],
     chunks: Callable[[], Iterator[Sequence[str]]],
     *,
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """Watch resident memory over a long run, one entrant after another.
+    """Record resident memory over a long run, one candidate after another.
 
-    Nothing of it can be resumed within an entrant's run: a new process has held nothing yet.
+    A stopped run is resumed at the next candidate, because a new process starts with no memory.
 
     Args:
-        entrants: Who is watched.
-        chunks: Gives the texts of each call of ``encode``.
-        settings: What all measures share.
+        candidates: The candidates.
+        chunks: Returns the texts of each call of ``encode``.
+        settings: Settings of all measurements.
 
     Returns:
-        One document an entrant, with bytes held before the first call and after each; on a GPU
-        with those in use there as well, as the driver's ``nvidia-smi`` tells.
+        One row for each candidate, with the bytes held before the first call and after each; on
+        a GPU also the bytes in use there, as reported by ``nvidia-smi``.
     """
     rows = []
-    for entrant in entrants:
+    for candidate in candidates:
 
-        def watch(entrant: Entrant = entrant) -> dict[str, Any]:
-            with open_workers([entrant], settings) as (worker,):
-                row, on_gpu = worker.row(), entrant.spec.device != "cpu"
+        def watch(candidate: Candidate = candidate) -> dict[str, Any]:
+            with open_workers([candidate], settings) as (worker,):
+                row, on_gpu = worker.row(), candidate.spec.device != "cpu"
                 held, texts = [worker.state()["held_bytes"]], 0
-                on_it = [_gpu_bytes(entrant.spec.device)] if on_gpu else []
+                on_it = [_gpu_bytes(candidate.spec.device)] if on_gpu else []
                 for chunk in chunks():
-                    settings.step(f"{entrant.label}: texts {texts} to {texts + len(chunk)}")
+                    settings.step(f"{candidate.label}: texts {texts} to {texts + len(chunk)}")
                     worker.embed(chunk)
                     texts += len(chunk)
                     held.append(worker.state()["held_bytes"])
-                    on_it += [_gpu_bytes(entrant.spec.device)] if on_gpu else []
+                    on_it += [_gpu_bytes(candidate.spec.device)] if on_gpu else []
                 peak = worker.state()["peak_bytes"]
             more = {"gpu_bytes": on_it} if on_gpu else {}
             return {**row, "texts": texts, "held_bytes": held, "peak_memory_bytes": peak, **more}
 
-        rows.append(settings.journal.get(f"memory/{entrant.label}", watch))
+        rows.append(settings.journal.get(f"memory/{candidate.label}", watch))
     return rows
 
 
 def _gpu_bytes(device: str) -> int:
-    """Tell the bytes in use on a GPU, by whatever uses it."""
+    """Return the bytes in use on a GPU by all programs."""
     index = device.rpartition(":")[2] if ":" in device else "0"
     asked = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.used", "--format=csv,noheader"]
     try:
@@ -306,9 +310,9 @@ def _gpu_bytes(device: str) -> int:
 
 
 def _tuning_texts(
-    entrant: Entrant, texts: Sequence[str], sample: Sequence[str], *, largest: int
+    candidate: Candidate, texts: Sequence[str], sample: Sequence[str], *, largest: int
 ) -> list[str]:
-    if not entrant.in_full:
+    if not candidate.in_full:
         return list(sample[:: max(1, len(sample) // _TUNING_TEXTS)][:_TUNING_TEXTS])
     group = min(largest, max(1, len(texts) // _TUNING_GROUPS))
     by_length = sorted(texts, key=len)
@@ -320,17 +324,17 @@ def _tuning_texts(
 
 
 def _warm_up_like_baselines(
-    entrants: Sequence[Entrant],
+    candidates: Sequence[Candidate],
     texts: Sequence[str],
     sample: Sequence[str],
     batch_sizes: Sequence[int],
     settings: Settings,
 ) -> None:
-    """Let ours embed what baselines embed while their batch size is chosen, once a size."""
-    for entrant in entrants:
-        if entrant.ours:
-            given = _tuning_texts(entrant, texts, sample, largest=max(batch_sizes))
-            with open_workers([entrant], settings) as (worker,):
+    """Embed with bge-runtime what the baselines embed while their batch size is chosen."""
+    for candidate in candidates:
+        if candidate.ours:
+            given = _tuning_texts(candidate, texts, sample, largest=max(batch_sizes))
+            with open_workers([candidate], settings) as (worker,):
                 for _ in batch_sizes:
                     worker.embed(given)
 
@@ -342,15 +346,17 @@ def _one_batch_a_group(texts: Sequence[str], size: int) -> list[str]:
     ]
 
 
-def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings: Settings) -> int:
-    """Choose the batch size that a baseline is fastest with, from the smallest on."""
+def _best(
+    candidate: Candidate, texts: Sequence[str], sizes: Sequence[int], settings: Settings
+) -> int:
+    """Return the batch size that a baseline is fastest with, tried from the smallest up."""
     if len(sizes) == 1:
         return sizes[0]
 
     def seconds(worker: LazyWorker, size: int) -> float:
-        settings.step(f"{entrant.label}: batches of {size}")
-        # The first ones find a cold process, and on a GPU libraries that choose how to go about
-        # each new shape: there a batch of each length is enough.
+        settings.step(f"{candidate.label}: batches of {size}")
+        # Warm up: the process is cold, and on a GPU libraries choose an algorithm for each new
+        # shape, for which one batch of each length is enough.
         if settings.pool is not None:
             worker.embed(_one_batch_a_group(texts, size), batch_size=size)
         elif size == min(sizes):
@@ -358,9 +364,9 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
         return worker.embed(texts, batch_size=size)[0]
 
     taken: dict[int, float] = {}
-    with open_workers([entrant], settings, warm_up=texts[:2]) as (worker,):
+    with open_workers([candidate], settings, warm_up=texts[:2]) as (worker,):
         for size in sorted(sizes):
-            key = f"tune/{entrant.label}/{size}"
+            key = f"tune/{candidate.label}/{size}"
             taken[size] = settings.journal.get(key, partial(seconds, worker, size))
             if taken[size] > _HOPELESS * min(taken.values()):
                 break
@@ -368,22 +374,22 @@ def _best(entrant: Entrant, texts: Sequence[str], sizes: Sequence[int], settings
 
 
 def measure_reference(
-    reference: SideSpec, texts: Sequence[str], settings: Settings
+    reference: SystemSpec, texts: Sequence[str], settings: Settings
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """Let the reference embed texts.
+    """Return the vectors of the reference.
 
     Args:
-        reference: How to open it.
+        reference: Spec of the reference.
         texts: The texts.
-        settings: What all measures share.
+        settings: Settings of all measurements.
 
     Returns:
-        Its name, its precision and what is in force, and the vectors that all are held against.
+        Its name, its precision and what is in force, and the vectors that all are compared with.
         Shape: ``(len(texts), dim)``.
     """
-    entrant = Entrant(label="the reference", spec=reference, in_full=False)
+    candidate = Candidate(label="the reference", spec=reference, in_full=False)
 
-    with open_workers([entrant], settings) as (worker,):
+    with open_workers([candidate], settings) as (worker,):
 
         def vectors() -> dict[str, Any]:
             settings.step(f"the reference's vectors of {len(texts)} texts")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Tables and plots of what the experiments measured. Used by `cli`."""

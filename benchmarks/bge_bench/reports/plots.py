@@ -1,4 +1,4 @@
-"""Plots of what was measured."""
+"""Plots of the documents that ``--json`` writes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _MARKERS = "osD^vPX*h<>"
 
 
 def plot(document: Document, folder: Path, stem: str) -> list[Path]:
-    """Draw a document, as PNG and SVG.
+    """Draw a document as PNG and SVG.
 
     Args:
-        document: What ``--json`` wrote.
-        folder: Where the files go.
-        stem: Of their names.
+        document: A document that ``--json`` wrote.
+        folder: Folder for the files.
+        stem: Stem of their names.
 
     Returns:
-        The files; none of a kind that has no plot.
+        The files; empty for a kind without a plot.
     """
     draw = _PLOTS.get(document["kind"])
     if draw is None:
         return []
-    # The same figures give the same file: no dates, no random ids.
+    # Without dates and random ids the same numbers give the same file.
     with mpl.rc_context({"svg.hashsalt": stem, "font.size": 9}):
         figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
         draw(axes, document)
@@ -62,7 +62,7 @@ def _throughput(axes: Axes, document: Document) -> None:
             continue
         part = "full" if row["full_s"] else "sample"
         rate = document[part]["tokens"] / statistics.median(row[f"{part}_s"])
-        # fp32's distance to 1 is rounding; one place for all of it.
+        # In fp32 the distance is rounding error, so all of it is drawn at one place.
         distance = max(1 - row["parity"]["min_cosine"], 1e-7)
         axes.scatter(distance, rate, s=70 if row["ours"] else 40, zorder=3, **style)
     axes.set_xscale("log")

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-from bge_bench.experiments.retrieval import SCORE_LIMITS, RetrievalResult, SideScores
+from bge_bench.experiments.retrieval import SCORE_LIMITS, RetrievalResult, SystemScores
 from bge_runtime.system import format_table
 
 
 def retrieval_table(result: RetrievalResult) -> str:
-    """Lay out a line for each score: PyTorch's, then each side's and its difference to that."""
-    first, *_ = result.sides
-    header = ["task", "score", result.reference, *(_heading(side) for side in result.sides)]
+    """Return a table of scores: PyTorch's, then each configuration's with its difference."""
+    first, *_ = result.systems
+    header = ["task", "score", result.reference, *(_heading(system) for system in result.systems)]
     rows = [
         [
             task,
             name,
             f"{found.reference:.5f}",
-            *(_cell(side, task, name) for side in result.sides),
+            *(_cell(system, task, name) for system in result.systems),
         ]
         for task, scores in first.scores.items()
         for name, found in scores.items()
     ]
     notes = [f"{result.reference} is {result.reference_in_force}"]
-    notes += [f"{_heading(side)} is {side.in_force}" for side in result.sides]
+    notes += [f"{_heading(system)} is {system.in_force}" for system in result.systems]
     notes.append("In brackets: questions whose own score is higher and lower than PyTorch's.")
     notes += [
-        f"{side.precision} has no limit, and is not judged."
-        for side in result.sides
-        if side.precision not in SCORE_LIMITS
+        f"{system.precision} has no limit, and is not judged."
+        for system in result.systems
+        if system.precision not in SCORE_LIMITS
     ]
-    notes += [f"FAIL: {_heading(side)}, {why}" for side in result.sides for why in side.failures]
+    notes += [
+        f"FAIL: {_heading(system)}, {why}" for system in result.systems for why in system.failures
+    ]
     return "\n".join([format_table([header, *rows]), "", *notes])
 
 
-def _heading(side: SideScores) -> str:
-    """Say how it was asked for; where that leaves it open, what was chosen."""
-    asked = ", ".join(side.asked)
-    return asked if side.precision in side.asked else f"{asked} ({side.precision})"
+def _heading(system: SystemScores) -> str:
+    """Return the requested precisions, and the one in force if it was not among them."""
+    asked = ", ".join(system.asked)
+    return asked if system.precision in system.asked else f"{asked} ({system.precision})"
 
 
-def _cell(side: SideScores, task: str, name: str) -> str:
-    found = side.scores[task][name]
+def _cell(system: SystemScores, task: str, name: str) -> str:
+    found = system.scores[task][name]
     changed = f" ({found.better}/{found.worse})" if found.better or found.worse else ""
     return f"{found.score:.5f} {found.difference:+.5f}{changed}"

@@ -1,4 +1,4 @@
-"""Tables of what was measured, from the documents that ``--json`` writes."""
+"""Tables of the documents that ``--json`` writes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Rows = list[list[str]]
 
 
 def failures(row: Document) -> list[str]:
-    """Name the limits that an entrant's vectors miss, where they were compared."""
+    """Return the limits that a candidate's vectors miss, if they were compared."""
     if "parity" not in row:
         return []
     return Parity.from_json(row["parity"]).failures(TOLERANCES[row["precision"]])
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
-    """Tell how many times faster we are: the median of the ratios of each round."""
+    """Return how many times faster bge-runtime is: the median of the ratios of all rounds."""
     return statistics.median(theirs / ours for ours, theirs in zip(mine, other, strict=True))
 
 
 def best_of_ours(document: Document, precision: str) -> Document | None:
-    """Find our row of a precision, if its vectors are right."""
+    """Return bge-runtime's row of a precision, if its vectors are within tolerance."""
     for row in document["rows"]:
         if row["ours"] and row["precision"] == precision:
             return None if failures(row) else row
@@ -45,7 +45,7 @@ def _struck(cells: Sequence[str]) -> list[str]:
 
 
 def throughput_rows(document: Document) -> Rows:
-    """One line an entrant: rates, share of the machine's own, parity, and our ratios to it."""
+    """Return a row for each candidate: rates, share of the machine's rate, parity and ratios."""
     ours = {p: row for p in _precisions(document) if (row := best_of_ours(document, p))}
     measures = ("texts/s", "tokens/s", "GFLOP/s", "of the machine's", "peak memory", "batches")
     parity = ("precision", "min cosine")
@@ -71,7 +71,7 @@ def throughput_rows(document: Document) -> Rows:
         if failed:
             cells = _struck(cells)
         for mine in ours.values():
-            # Both in full, or both on the sample: never one by the other.
+            # Compare both in full, or both on the sample.
             common = "full" if mine["full_s"] and row["full_s"] else "sample"
             faster = ratio(mine[f"{common}_s"], row[f"{common}_s"])
             cells.append("" if row in ours.values() or failed else f"{faster:.2f}x")
@@ -80,7 +80,7 @@ def throughput_rows(document: Document) -> Rows:
 
 
 def latency_rows(document: Document) -> Rows:
-    """One line an entrant and kind of call: p50, p95 and p99 over all rounds."""
+    """Return a row for each candidate and kind of call: p50, p95 and p99 over all rounds."""
     # Older documents have no parity.
     compared = all("parity" in row for row in document["rows"])
     rows = [["call", "", "p50", "p95", "p99", "calls", "precision"]]
@@ -99,7 +99,7 @@ def latency_rows(document: Document) -> Rows:
 
 
 def cold_start_rows(document: Document) -> Rows:
-    """One line an entrant: medians over the rounds."""
+    """Return a row for each candidate: medians over the rounds."""
     rows = [["", "import to first vector", "whole process", "memory then", "precision"]]
     for row in document["rows"]:
         first, whole, peak = (
@@ -112,7 +112,7 @@ def cold_start_rows(document: Document) -> Rows:
 
 
 def scaling_rows(document: Document) -> Rows:
-    """One line a size of the corpus: texts a second of each entrant."""
+    """Return a row for each size of the corpus: texts per second of each candidate."""
     rows = [["texts", *(row["label"] for row in document["rows"])]]
     for size in document["sizes"]:
         rates = [int(size) / statistics.median(row["seconds"][size]) for row in document["rows"]]
@@ -121,7 +121,7 @@ def scaling_rows(document: Document) -> Rows:
 
 
 def memory_rows(document: Document) -> Rows:
-    """One line an entrant: held at the beginning, after a tenth, at the end."""
+    """Return a row for each candidate: memory at the start, after a tenth, half way, at the end."""
     rows = [["", "texts", "before", "after a tenth", "after half", "at the end", "peak"]]
     for row in document["rows"]:
         lines = [(row["label"], row["held_bytes"], row["peak_memory_bytes"])]
@@ -142,11 +142,11 @@ ROWS: Mapping[str, Callable[[Document], Rows]] = {
     "scaling": scaling_rows,
     "memory": memory_rows,
 }
-"""Lays out each kind of document, the header first."""
+"""Function that returns the rows of each kind of document, header first."""
 
 
 def notes(document: Document) -> list[str]:
-    """Say what was in force, who is struck out or left out, and what else to know."""
+    """Return notes on what was in force, and on candidates that are struck out or left out."""
     rates = ", ".join(
         f"{rate / 1e9:.0f} GFLOP/s in {precision}"
         for precision, rate in document["matrix_rate_flops"].items()
@@ -169,19 +169,19 @@ def notes(document: Document) -> list[str]:
         for row in document["rows"]
         if failures(row)
     ]
-    said += [f"Left out: {side}, since {why}" for side, why in document["left_out"].items()]
+    said += [f"Left out: {system}, since {why}" for system, why in document["left_out"].items()]
     if "interrupted" in document:
         said.append(document["interrupted"])
     return said + busy_notes(document["busy_percent_before"])
 
 
 def document_tables(document: Document) -> str:
-    """Lay out a document for a terminal."""
+    """Return a document as text for a terminal."""
     return "\n".join([format_table(ROWS[document["kind"]](document)), "", *notes(document)])
 
 
 def markdown(rows: Rows) -> str:
-    """Write a table in Markdown, the first row as its header."""
+    """Return a table in Markdown, with the first row as header."""
     header, *body = rows
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

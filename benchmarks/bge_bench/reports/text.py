@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bge_bench.experiments.m3 import Pair
 from bge_bench.experiments.parity import Row
-from bge_bench.experiments.speed import MEASURES, Comparison, SideResult
+from bge_bench.experiments.speed import MEASURES, Comparison, SystemResult
 from bge_runtime.bundle import Parity
 from bge_runtime.system import format_table
 
@@ -20,11 +20,11 @@ _FORMATS = {
 }
 
 _QUIET_PERCENT = 10.0
-"""More load than this by others, and times are not to be trusted."""
+"""CPU usage by other programs above which times are unreliable."""
 
 
 def parity_table(rows: Sequence[Row]) -> str:
-    """Lay out one line a comparison, then what was in force and what failed."""
+    """Return a table of comparisons, then what was in force and what failed."""
     header = (
         "call",
         "variant",
@@ -56,12 +56,12 @@ def parity_table(rows: Sequence[Row]) -> str:
 
 
 def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
-    """Lay out all sides, then ours against each; struck out is who computed other vectors.
+    """Return a table of all systems and ratios; failed systems are struck out.
 
     Args:
-        result: What was measured.
+        result: The measurements.
         texts: Number of texts in the corpus.
-        busy_percent: How busy others kept the machine before it was measured.
+        busy_percent: CPU usage of other programs before the measurement.
     """
     header = (
         "",
@@ -76,8 +76,8 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
         "min cosine",
         "error/distance",
     )
-    sides = (*result.baselines, result.ours)
-    rows = [_struck_out_if_it_failed(side, texts) for side in sides]
+    systems = (*result.baselines, result.ours)
+    rows = [_struck_out_if_it_failed(system, texts) for system in systems]
     for baseline in result.comparable:
         faster = {measure: f"{result.ratio(baseline, measure):.2f}x" for measure in MEASURES}
         memory = baseline.peak_memory_bytes / result.ours.peak_memory_bytes
@@ -91,7 +91,7 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
                 *[""] * 3,
             ]
         )
-    notes = [f"{side.name}: {side.in_force}" for side in sides]
+    notes = [f"{system.name}: {system.in_force}" for system in systems]
     rounds = len(result.ours.corpus_s)
     notes.append(f"Medians of {rounds} round(s); ratios are taken within a round.")
     notes.append(
@@ -100,16 +100,16 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
     )
     notes += busy_notes(busy_percent)
     notes += [
-        f"FAIL: {side.name} is struck out, since its vectors are not the reference's within the "
-        f"tolerance of {side.precision}: {'; '.join(side.failures)}"
-        for side in sides
-        if side.failures
+        f"FAIL: {system.name} is struck out, since its vectors are not the reference's within the "
+        f"tolerance of {system.precision}: {'; '.join(system.failures)}"
+        for system in systems
+        if system.failures
     ]
     return "\n".join([format_table([header, *rows]), "", *notes])
 
 
 def pair_table(pairs: Sequence[Pair], *, busy_percent: float) -> str:
-    """Lay out the two sides of each ratio, and how far their results are apart."""
+    """Return a table of pairs, with their ratio and the difference of their results."""
     header = ("", "", "", "against", "", "times faster", "difference")
     rows = [
         (
@@ -127,7 +127,7 @@ def pair_table(pairs: Sequence[Pair], *, busy_percent: float) -> str:
 
 
 def busy_notes(busy_percent: float) -> list[str]:
-    """Say that times are not to be trusted, if other programs were running."""
+    """Return a warning if other programs were running, else an empty list."""
     if busy_percent <= _QUIET_PERCENT:
         return []
     note = (
@@ -147,17 +147,17 @@ def _figures(parity: Parity) -> tuple[str, str, str, str, str]:
     )
 
 
-def _struck_out_if_it_failed(side: SideResult, texts: int) -> list[str]:
-    cells = {measure: _FORMATS[measure].format(side.median(measure)) for measure in MEASURES}
+def _struck_out_if_it_failed(system: SystemResult, texts: int) -> list[str]:
+    cells = {measure: _FORMATS[measure].format(system.median(measure)) for measure in MEASURES}
     row = [
-        side.name,
+        system.name,
         cells["corpus_s"],
-        f"{texts / side.median('corpus_s'):.1f}",
+        f"{texts / system.median('corpus_s'):.1f}",
         *(cells[measure] for measure in MEASURES[1:]),
-        f"{side.peak_memory_bytes / 1e6:,.0f} MB",
-        side.precision,
-        f"{side.parity.min_cosine:.7f}",
-        f"{side.parity.error_share:.1e}",
+        f"{system.peak_memory_bytes / 1e6:,.0f} MB",
+        system.precision,
+        f"{system.parity.min_cosine:.7f}",
+        f"{system.parity.error_share:.1e}",
     ]
     # Marked in characters, since a terminal's strike-through is lost in a file.
-    return [f"~~{cell}~~" for cell in row] if side.failures else row
+    return [f"~~{cell}~~" for cell in row] if system.failures else row

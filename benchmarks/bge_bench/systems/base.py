@@ -1,6 +1,6 @@
 """The embedders that are compared, behind one small interface.
 
-Imported by the worker inside its timed start, so nothing heavy at the top: each side
+A worker imports this module inside its timed start, so it imports nothing heavy itself: each system
 pays for the imports that its users pay for, and for no others.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OURS = "bge-runtime"
 PYTORCH = ("flagembedding", "transformers", "sentence-transformers")
-"""Baselines that PyTorch computes in fp32, from the checkpoint: references for vectors."""
+"""Baselines that PyTorch computes in fp32 from the checkpoint; they serve as references."""
 BASELINES = (
     *PYTORCH,
     "sentence-transformers-bf16",
@@ -40,37 +40,37 @@ BASELINES = (
     "fastembed",
     "onnxruntime",
 )
-"""What a bundle can be compared with on a CPU."""
-# What compiles comes last: whoever is cut off in it has the others.
+"""Baselines on a CPU."""
+# The one that compiles comes last: a run that is cut off while it compiles has the others.
 GPU_BASELINES = ("flagembedding", "transformers", "sentence-transformers", "transformers-compiled")
-"""And on a GPU, in fp16."""
+"""Baselines on a GPU, in fp16."""
 FROM_CHECKPOINT = (*PYTORCH, "sentence-transformers-bf16", "transformers-compiled")
-"""Those of them that read the checkpoint; the others read the bundle's own graphs."""
+"""Baselines that read the checkpoint; the others read the bundle's graphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideSpec:
-    """How to open a side.
+class SystemSpec:
+    """How to open a system.
 
     Attributes:
-        side: `OURS` or one of `BASELINES`.
+        system: `OURS` or one of `BASELINES`.
         model: Folder of the checkpoint for one of `PYTORCH`, else of the bundle.
         pooling: ``"cls"`` or ``"mean"``.
         max_length: Most tokens of a text, special tokens included.
         batch_size: Most texts in a batch.
         threads: Threads to compute with; None leaves the default.
-        precision: Arithmetic, of a side that has a choice: ours and OpenVINO's. ``"auto"``
-            is what its users get who do not choose. The others compute in fp32.
-        model_class: FlagEmbedding's class for it; those but the first are ours and
-            FlagEmbedding's only.
-        all_outputs: Of BGE-M3, ask for lexical weights and ColBERT vectors too.
+        precision: Precision, for the systems that offer a choice: ours and OpenVINO's.
+            ``"auto"`` is their default. The others compute in fp32.
+        model_class: FlagEmbedding's class for the model. Only bge-runtime and FlagEmbedding
+            have classes other than the default.
+        all_outputs: For BGE-M3, also compute lexical weights and ColBERT vectors.
         device: ``"cpu"``, or a GPU's name such as ``"cuda:0"``: there the baselines compute in
             fp16, and `PYTORCH` in fp32 if ``precision`` says so.
-        cuda_graphs: Of ours, run single short texts as CUDA graphs.
-        parallel_batches: Of ours, compute batches side by side on a CPU.
+        cuda_graphs: For bge-runtime, run single short texts as CUDA graphs.
+        parallel_batches: For bge-runtime, compute several batches at once on a CPU.
     """
 
-    side: str
+    system: str
     model: str
     pooling: str
     max_length: int
@@ -85,11 +85,11 @@ class SideSpec:
 
     @property
     def torch_precision(self) -> str:
-        """Arithmetic of a side that PyTorch computes."""
+        """Precision of a system that runs on PyTorch."""
         return "fp32" if self.device == "cpu" or self.precision == "fp32" else "fp16"
 
     def dense(self, model: Any, texts: list[str], **options: Any) -> NDArray[np.float32]:
-        """Call ``encode`` of either class, and give the dense vectors."""
+        """Return the dense vectors of ``encode`` of any class."""
         vectors: NDArray[np.float32]
         if self.model_class == ENCODER_ONLY_M3:
             more = self.all_outputs
@@ -106,17 +106,16 @@ CLASSES = {
     DECODER_ONLY_BASE: "FlagLLMModel",
     DECODER_ONLY_ICL: "FlagICLModel",
 }
-"""Names of the classes, ours and FlagEmbedding's."""
+"""Name of each class, which is the same in bge-runtime and FlagEmbedding."""
 
 
 def flagembedding(
     folder: str, model_class: str, *, device: str = "cpu", use_fp16: bool = False, **options: Any
 ) -> Any:
-    """Open FlagEmbedding's model so that it computes what it should, by default in fp32.
+    """Open FlagEmbedding's model, by default in fp32, with two faults of transformers fixed.
 
-    That is nothing to see to, but for two decoders under transformers 4.57: Gemma 2's
-    default attention leaves its softcapping out, so that it gets the eager one; and Qwen2
-    takes no notice of ``is_causal``, so that a mask for both directions is put in.
+    With transformers 4.57 the default attention of Gemma 2 omits its softcapping, so this uses the
+    eager one. Qwen2 ignores ``is_causal=False``, so this passes a mask for both directions.
     """
     import FlagEmbedding
 
@@ -137,17 +136,17 @@ def _both_directions(_: Any, arguments: Any, options: dict[str, Any]) -> Any:
     mask = options["attention_mask"]
     seen = mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
     low = torch.finfo(torch.float32).min
-    # One that is ready-made is taken as it is.
+    # transformers uses a complete mask without changing it.
     ready = torch.zeros(seen.shape).masked_fill(~seen, low)
     return arguments, {**options, "attention_mask": {"full_attention": ready}}
 
 
-class Side(Protocol):
+class System(Protocol):
     """An opened embedder.
 
     Attributes:
         name: Package and version.
-        precision: Arithmetic in force; a key of `bge_runtime.bundle.parity.TOLERANCES`.
+        precision: Precision in force; a key of `bge_runtime.bundle.parity.TOLERANCES`.
         batch_size: Most texts in a batch; may be set between calls.
     """
 
@@ -157,7 +156,7 @@ class Side(Protocol):
 
     @property
     def in_force(self) -> str:
-        """What executes it, in words."""
+        """Description of what runs it: library, device, precision, threads."""
         ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -169,7 +168,7 @@ class Side(Protocol):
         ...
 
 
-_SIDES = {
+_SYSTEMS = {
     OURS: "base:_Ours",
     "flagembedding": "pytorch:FlagEmbedding",
     "transformers": "pytorch:Transformers",
@@ -182,35 +181,35 @@ _SIDES = {
     "fastembed": "onnx:FastEmbed",
     "onnxruntime": "onnx:OnnxRuntime",
 }
-"""Module and class of each side. A module is imported with the first of its sides."""
+"""Module and class of each system. A module is imported when one of its systems is opened."""
 
 
-def open_side(spec: SideSpec) -> Side:
-    """Open a side in this process."""
-    # As ours does: a benchmark sends nobody usage data, whichever side it opens first.
+def open_system(spec: SystemSpec) -> System:
+    """Open a system in this process."""
+    # bge-runtime does the same: a benchmark sends no usage data, whichever system opens first.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    module, _, name = _SIDES[spec.side].partition(":")
-    opened: Side = getattr(importlib.import_module(f"bge_bench.systems.{module}"), name)(spec)
+    module, _, name = _SYSTEMS[spec.system].partition(":")
+    opened: System = getattr(importlib.import_module(f"bge_bench.systems.{module}"), name)(spec)
     return opened
 
 
 class Batched:
-    """What the baselines share: batches of a number of texts, which may be set between calls."""
+    """Base of the baselines, whose batch size can be set between calls."""
 
     def __init__(self, computes: str, batch_size: int) -> None:
-        """Take what computes, in words, and the first number."""
+        """Store the description of what runs the system, and the first batch size."""
         self._computes = computes
         self.batch_size = batch_size
 
     @property
     def in_force(self) -> str:
-        """What executes it, in words."""
+        """Description of what runs it: library, device, precision, threads."""
         return f"{self._computes}, batches of {self.batch_size}"
 
 
 class _Ours:
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         import bge_runtime
 
         self._spec = spec
@@ -236,7 +235,7 @@ class _Ours:
     @property
     def in_force(self) -> str:
         infos = [engine.info for engine in self._model.engines]
-        if not self._spec.parallel_batches:  # it could, and was asked not to
+        if not self._spec.parallel_batches:  # the engine can, but does not here
             infos = [replace(info, streams=1) for info in infos]
         return "; ".join(map(str, infos))
 

@@ -1,4 +1,4 @@
-"""Who takes part in a comparison, and who is left out and why."""
+"""Choose the systems of a comparison, and explain which are left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import BASELINES, FROM_CHECKPOINT, GPU_BASELINES, OURS, SideSpec
+from bge_bench.systems.base import BASELINES, FROM_CHECKPOINT, GPU_BASELINES, OURS, SystemSpec
 from bge_runtime.bundle import Bundle, Variant
 from bge_runtime.engines import device_kind, unavailable_reason
 from bge_runtime.sources import ENCODER_ONLY_BASE
@@ -27,45 +27,45 @@ _PACKAGES = {
     "fastembed": "fastembed",
     "onnxruntime": "onnxruntime",
 }
-"""What a baseline imports."""
+"""Package that each baseline imports."""
 
 FASTEST = "sentence-transformers-openvino"
-"""The fastest of the baselines where it computes in bf16: it is timed on all texts as we are."""
+"""The fastest baseline where it computes in bf16. It is timed on all texts, as bge-runtime is."""
 
 _BF16_IN_PYTORCH = frozenset({"avx512f", "bf16"})
-"""Either has PyTorch's products in bf16; AVX512 even where it computes them in fp32."""
+"""With either of these PyTorch's bf16 products are fast; with AVX512 it computes them in fp32."""
 
 _OUR_BATCH_SIZE = 256
-"""FlagModel's default; it fills batches by tokens, and this is only the most texts."""
+"""FlagModel's default. Batches are limited by tokens, so this is only an upper limit."""
 
 _OUR_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """One side of a comparison.
+class Candidate:
+    """A system that takes part in a comparison.
 
     Attributes:
         label: Unique name, such as ``"bge-runtime int8"``.
         spec: How to open it.
-        in_full: Whether it is timed on all texts, or on a sample of them only.
+        in_full: Whether it is timed on all texts, or only on a sample of them.
     """
 
     label: str
-    spec: SideSpec
+    spec: SystemSpec
     in_full: bool
 
     @property
     def ours(self) -> bool:
         """Whether it is bge-runtime."""
-        return self.spec.side == OURS
+        return self.spec.system == OURS
 
 
-def our_side(bundle: Bundle, *, threads: int, device: str = "cpu") -> SideSpec:
-    """Describe a bundle as its users open it, for texts of 512 tokens at most."""
+def our_system(bundle: Bundle, *, threads: int, device: str = "cpu") -> SystemSpec:
+    """Return the spec of a bundle opened with its defaults, for texts of at most 512 tokens."""
     model = bundle.manifest.model
-    return SideSpec(
-        side=OURS,
+    return SystemSpec(
+        system=OURS,
         model=str(bundle.path.absolute()),
         pooling=model.pooling,
         max_length=min(model.max_length, 512),
@@ -77,10 +77,10 @@ def our_side(bundle: Bundle, *, threads: int, device: str = "cpu") -> SideSpec:
     )
 
 
-def baseline_side(ours: SideSpec, side: str, checkpoint: Path) -> SideSpec:
-    """Describe a baseline that does the work of ours; it reads the checkpoint or the bundle."""
-    folder = str(checkpoint.absolute()) if side in FROM_CHECKPOINT else ours.model
-    return replace(ours, side=side, model=folder)
+def baseline_system(ours: SystemSpec, system: str, checkpoint: Path) -> SystemSpec:
+    """Return the spec of a baseline that does the same work as ours."""
+    folder = str(checkpoint.absolute()) if system in FROM_CHECKPOINT else ours.model
+    return replace(ours, system=system, model=folder)
 
 
 def line_up(
@@ -93,24 +93,24 @@ def line_up(
     device: str = "cpu",
     cuda_graphs: bool = False,
     one_by_one: bool = False,
-) -> tuple[list[Entrant], dict[str, str]]:
-    """List who can take part on this machine.
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the candidates that can run on this machine.
 
     Args:
         bundle: The bundle, of an encoder with dense vectors.
         checkpoint: The checkpoint it was made from.
         baselines: Names out of `BASELINES`.
         threads: Threads of each.
-        precisions: Of the bundle; empty for all that it has and this machine runs.
-        device: Device of all. On a GPU everyone is fast enough to be timed on all texts.
-        cuda_graphs: On a GPU, let ours take part once more with ``cuda_graphs``.
-        one_by_one: On a CPU, let ours take part once more without ``parallel_batches``.
+        precisions: Precisions of the bundle; empty for all that this machine runs.
+        device: Device of all. On a GPU all are fast enough to be timed on all texts.
+        cuda_graphs: On a GPU, add bge-runtime with ``cuda_graphs``.
+        one_by_one: On a CPU, add bge-runtime without ``parallel_batches``.
 
     Returns:
-        The entrants, ours first, and the reason for each that is left out.
+        The candidates, bge-runtime first, and the reason for each baseline that is left out.
 
     Raises:
-        BenchError: If the bundle is no such model, or lacks a precision that was named.
+        BenchError: If the bundle is not a dense encoder, or lacks a precision.
     """
     model = bundle.manifest.model
     if model.model_class != ENCODER_ONLY_BASE:
@@ -128,50 +128,52 @@ def line_up(
             f"{missing[0]}"
         )
     on_gpu = device != "cpu"
-    ours = our_side(bundle, threads=threads, device=device)
+    ours = our_system(bundle, threads=threads, device=device)
     chosen = [precision for precision in _OUR_PRECISIONS if precision in (precisions or able)]
-    entrants = [
-        Entrant(
+    candidates = [
+        Candidate(
             label=f"{OURS} {precision}",
             spec=replace(ours, precision=precision),
-            # Of fp32 the sample will do, since what it is held against runs no more.
+            # The sample is enough for fp32: its competitors run only the sample as well.
             in_full=on_gpu or precision != "fp32" or len(chosen) == 1,
         )
         for precision in chosen
     ]
     if on_gpu and cuda_graphs:
         on_it = {variant.precision for variant in here if variant.engine == "onnxruntime"}
-        capturing = [entrant for entrant in entrants if entrant.spec.precision in on_it]
-        entrants += _once_more(capturing, "CUDA graphs", cuda_graphs=True)
+        capturing = [candidate for candidate in candidates if candidate.spec.precision in on_it]
+        candidates += _once_more(capturing, "CUDA graphs", cuda_graphs=True)
     if one_by_one and not on_gpu:
-        entrants += _once_more(entrants, "one batch at a time", parallel_batches=False)
+        candidates += _once_more(candidates, "one batch at a time", parallel_batches=False)
     left_out = {}
-    for side in GPU_BASELINES if on_gpu else BASELINES:
-        if side not in baselines:
+    for system in GPU_BASELINES if on_gpu else BASELINES:
+        if system not in baselines:
             continue
-        if (reason := _cannot_take_part(side)) is not None:
-            left_out[side] = reason
+        if (reason := _cannot_take_part(system)) is not None:
+            left_out[system] = reason
             continue
-        spec = baseline_side(ours, side, checkpoint)
-        entrants.append(Entrant(label=side, spec=spec, in_full=on_gpu or side == FASTEST))
-        if side == FASTEST:
+        spec = baseline_system(ours, system, checkpoint)
+        candidates.append(Candidate(label=system, spec=spec, in_full=on_gpu or system == FASTEST))
+        if system == FASTEST:
             held = replace(spec, precision="fp32")
-            entrants.append(Entrant(label=f"{side} held to fp32", spec=held, in_full=False))
-    return entrants, left_out
+            candidates.append(Candidate(label=f"{system} held to fp32", spec=held, in_full=False))
+    return candidates, left_out
 
 
-def _once_more(entrants: Sequence[Entrant], how: str, **changes: Any) -> list[Entrant]:
+def _once_more(candidates: Sequence[Candidate], how: str, **changes: Any) -> list[Candidate]:
     return [
-        replace(entrant, label=f"{entrant.label}, {how}", spec=replace(entrant.spec, **changes))
-        for entrant in entrants
+        replace(
+            candidate, label=f"{candidate.label}, {how}", spec=replace(candidate.spec, **changes)
+        )
+        for candidate in candidates
     ]
 
 
 def variants_here(bundle: Bundle, device: str) -> list[Variant]:
-    """List the variants of a bundle that this machine runs on a device.
+    """Return the variants of a bundle that this machine can run on a device.
 
     Raises:
-        BenchError: If there are some for it, and none that runs.
+        BenchError: If there are variants for the device, but none can run.
     """
     there = [v for v in bundle.manifest.variants if v.device == device_kind(device)]
     here = [variant for variant in there if unavailable_reason(variant) is None]
@@ -182,12 +184,12 @@ def variants_here(bundle: Bundle, device: str) -> list[Variant]:
     return here
 
 
-def _cannot_take_part(side: str) -> str | None:
-    """Tell why a baseline cannot be timed on this machine; None if it can."""
-    if not _installed(_PACKAGES[side]):
-        return f"{_PACKAGES[side]} is not installed"
+def _cannot_take_part(system: str) -> str | None:
+    """Return why a baseline cannot be timed on this machine; None if it can."""
+    if not _installed(_PACKAGES[system]):
+        return f"{_PACKAGES[system]} is not installed"
     extensions = vector_extensions()
-    if side.endswith("-bf16") and extensions and _BF16_IN_PYTORCH.isdisjoint(extensions):
+    if system.endswith("-bf16") and extensions and _BF16_IN_PYTORCH.isdisjoint(extensions):
         # Nobody would choose it: with AVX2 bge-large took minutes for 32 paragraphs.
         return "PyTorch has no fast products in bf16 on this processor (no AVX512, no ARM bf16)"
     return None

@@ -1,4 +1,4 @@
-"""Sides that read a bundle's own graphs, on ONNX Runtime or OpenVINO."""
+"""Systems that run a bundle's graphs on ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_bench.systems.base import Batched, SideSpec, quiet
+from bge_bench.systems.base import Batched, SystemSpec, quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ from bge_bench.systems.pytorch import SentenceTransformers, encode_sorted
 
 _ONNX_FILE = "onnx/model.onnx"
 _OPENVINO_FILE = "openvino/openvino_model.xml"
-"""Where a bundle has them, as sentence-transformers' own exports do."""
+"""Files of a bundle, named as in sentence-transformers' exports."""
 
 
 class SentenceTransformersOnnx(SentenceTransformers):
@@ -26,7 +26,7 @@ class SentenceTransformersOnnx(SentenceTransformers):
 
     precision = "fp32"
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         options = {
             "file_name": _ONNX_FILE,
@@ -38,13 +38,13 @@ class SentenceTransformersOnnx(SentenceTransformers):
 
 
 class SentenceTransformersOpenVino(SentenceTransformers):
-    """OpenVINO, in the precision that it chooses by itself unless one is demanded.
+    """sentence-transformers on OpenVINO, in OpenVINO's default precision or a given one.
 
-    The bundle's OpenVINO file has 16-bit weights: half as much to read, and no loss in
-    bf16. For fp32, or where that file is missing, it is the ONNX file.
+    It reads the bundle's OpenVINO file, whose 16-bit weights are half the size and lose nothing in
+    bf16. For fp32, or without that file, it reads the ONNX file.
     """
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         import openvino
 
@@ -63,7 +63,7 @@ class SentenceTransformersOpenVino(SentenceTransformers):
         super().__init__(spec, "openvino", {**options, "ov_config": settings})
         compiled = self.transformer.model.request
         computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        # f16 on ARM, which no tolerance is known for, comes out as it is and is refused.
+        # f16 on ARM keeps its name, which has no tolerance and is refused.
         self.precision = {"f32": "fp32"}.get(computing, computing)
         self._computes = (
             f"openvino {openvino.__version__.partition('-')[0]} on "
@@ -74,11 +74,11 @@ class SentenceTransformersOpenVino(SentenceTransformers):
 
 
 class Optimum(Batched):
-    """``ORTModelForFeatureExtraction`` as its documentation uses it, over sorted texts."""
+    """Optimum's ``ORTModelForFeatureExtraction``, used as documented, over sorted texts."""
 
     precision = "fp32"
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         with quiet():
             from optimum.onnxruntime import ORTModelForFeatureExtraction
@@ -97,7 +97,7 @@ class Optimum(Batched):
         super().__init__(_session_in_force(self._model.model), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         with quiet():
             return encode_sorted(
                 self._model, self._tokenizer, texts, self._spec, batch_size=self.batch_size
@@ -109,19 +109,19 @@ class FastEmbed(Batched):
 
     precision = "fp32"
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         with quiet():
             from fastembed import TextEmbedding
             from fastembed.common.model_description import ModelSource, PoolingType
 
             config = json.loads((Path(spec.model) / "config.json").read_text(encoding="utf-8"))
-            name = f"bge-bench/{uuid.uuid4()}"  # of a registry that knows each name once
+            name = f"bge-bench/{uuid.uuid4()}"  # fastembed registers a name only once
             TextEmbedding.add_custom_model(
                 model=name,
                 pooling=PoolingType[spec.pooling.upper()],
                 normalization=True,
-                sources=ModelSource(hf=name),  # must be given; the path below wins
+                sources=ModelSource(hf=name),  # required; the path below takes precedence
                 dim=config["hidden_size"],
                 model_file=_ONNX_FILE,
             )
@@ -136,18 +136,18 @@ class FastEmbed(Batched):
         super().__init__(_session_in_force(self._model.model.model), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         import numpy as np
 
         return np.stack(list(self._model.embed(list(texts), batch_size=self.batch_size)))
 
 
 class OnnxRuntime(Batched):
-    """The least that serves the bundle's ONNX file: a tokenizer, a session, a loop."""
+    """ONNX Runtime without a framework: a tokenizer, a session and a loop."""
 
     precision = "fp32"
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         import onnxruntime
         from tokenizers import Tokenizer
@@ -167,7 +167,7 @@ class OnnxRuntime(Batched):
         super().__init__(_session_in_force(self._session), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         import numpy as np
 
         batches = []

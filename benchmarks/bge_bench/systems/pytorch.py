@@ -1,4 +1,4 @@
-"""Sides that PyTorch computes, from the checkpoint."""
+"""Systems that run the checkpoint on PyTorch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bge_bench.systems.base import Batched, SideSpec, flagembedding, quiet
+from bge_bench.systems.base import Batched, SystemSpec, flagembedding, quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class FlagEmbedding(Batched):
-    """FlagEmbedding's own class, in fp32; on a GPU in fp16, its default there."""
+    """FlagEmbedding's class, in fp32 on a CPU and in fp16, its default, on a GPU."""
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         self.precision = spec.torch_precision
         with quiet():
@@ -35,7 +35,7 @@ class FlagEmbedding(Batched):
         super().__init__(in_force, spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         with quiet():
             return self._spec.dense(self._model, list(texts), batch_size=self.batch_size)
 
@@ -43,10 +43,10 @@ class FlagEmbedding(Batched):
 class Transformers(Batched):
     """A plain forward pass of ``AutoModel``, over texts sorted by length.
 
-    With a batch size of 1 nothing is padded: that is the reference for parity.
+    With a batch size of 1 nothing is padded; that is the reference for parity.
     """
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         self.precision = spec.torch_precision
         with quiet():
@@ -61,7 +61,7 @@ class Transformers(Batched):
         super().__init__(in_force, spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         with quiet():
             return encode_sorted(
                 self._model, self._tokenizer, texts, self._spec, batch_size=self.batch_size
@@ -69,14 +69,13 @@ class Transformers(Batched):
 
 
 class TransformersCompiled(Transformers):
-    """The same with each layer behind ``torch.compile``, for free lengths.
+    """`Transformers` with each layer compiled by ``torch.compile`` for dynamic lengths.
 
-    All layers are one piece of code, which is then compiled once for all of them. As a whole
-    bge-large is 24 times as much to compile, for each of a few kinds of batch: with an H200 and 16
-    processors that took minutes, in which nothing was measured.
+    All layers share their code, so it is compiled once for all. Compiling bge-large as a whole is
+    24 times the work, for each of several kinds of batch: it took minutes on an H200 with 16 CPUs.
     """
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         super().__init__(spec)
         for layer in self._model.encoder.layer:
@@ -85,15 +84,15 @@ class TransformersCompiled(Transformers):
 
 
 def encode_sorted(
-    model: Any, tokenizer: Any, texts: Sequence[str], spec: SideSpec, *, batch_size: int
+    model: Any, tokenizer: Any, texts: Sequence[str], spec: SystemSpec, *, batch_size: int
 ) -> NDArray[np.float32]:
     """Run a plain forward pass over texts sorted by their tokens, and pool.
 
     Args:
-        model: Gives ``last_hidden_state``.
-        tokenizer: transformers' tokenizer for it.
+        model: Model that returns ``last_hidden_state``.
+        tokenizer: transformers' tokenizer of the model.
         texts: The texts.
-        spec: Says device, longest text and pooling.
+        spec: Provides device, maximum length and pooling.
         batch_size: Most texts in a batch.
 
     Returns:
@@ -119,13 +118,13 @@ def encode_sorted(
 
 
 class SentenceTransformers(Batched):
-    """The modules that ``SentenceTransformer(folder)`` reads from ``modules.json``.
+    """sentence-transformers with a transformer and a pooling module.
 
-    Put together here, since a plain checkpoint has no such file.
+    They are combined here because a plain checkpoint has no ``modules.json`` to read them from.
     """
 
-    def __init__(self, spec: SideSpec, backend: str, options: dict[str, Any]) -> None:
-        """Open it; what computes is for the subclass to say."""
+    def __init__(self, spec: SystemSpec, backend: str, options: dict[str, Any]) -> None:
+        """Open it; the subclass then describes what runs it."""
         super().__init__("", spec.batch_size)
         with quiet():
             import torch
@@ -148,7 +147,7 @@ class SentenceTransformers(Batched):
         self.name = f"sentence-transformers {version} {backend}"
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         with quiet():
             vectors: NDArray[np.float32] = self._model.encode(
                 list(texts),
@@ -162,10 +161,10 @@ class SentenceTransformers(Batched):
 class SentenceTransformersTorch(SentenceTransformers):
     """sentence-transformers on PyTorch, in fp32; on a GPU in fp16.
 
-    There with FlashAttention where that is installed, as its page on speed advises.
+    On a GPU it uses FlashAttention if that is installed, as its documentation on speed advises.
     """
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         self.precision = spec.torch_precision
         options = {"dtype": _dtype(spec)}
@@ -177,11 +176,11 @@ class SentenceTransformersTorch(SentenceTransformers):
 
 
 class SentenceTransformersBf16(SentenceTransformers):
-    """Weights and arithmetic in bf16, as its page on speed advises where precision may go."""
+    """sentence-transformers in bf16, which its documentation on speed suggests."""
 
     precision = "bf16"
 
-    def __init__(self, spec: SideSpec) -> None:
+    def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         with quiet():
             import torch
@@ -189,7 +188,7 @@ class SentenceTransformersBf16(SentenceTransformers):
         self._computes = torch_in_force(spec).replace("fp32", "bf16")
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts; see `bge_bench.systems.base.Side`."""
+        """Embed texts; see `bge_bench.systems.base.System`."""
         import numpy as np
 
         with quiet():
@@ -212,8 +211,8 @@ def pool(hidden: Any, mask: Any, pooling: str) -> Any:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-def torch_in_force(spec: SideSpec) -> str:
-    """Set PyTorch's threads, and tell what computes."""
+def torch_in_force(spec: SystemSpec) -> str:
+    """Set PyTorch's threads, and describe what runs."""
     import torch
 
     if spec.threads is not None:
@@ -223,7 +222,7 @@ def torch_in_force(spec: SideSpec) -> str:
     return f"torch {torch.__version__} on {name}, {spec.torch_precision}, {threads} threads"
 
 
-def _dtype(spec: SideSpec) -> Any:
+def _dtype(spec: SystemSpec) -> Any:
     import torch
 
     return torch.float16 if spec.torch_precision == "fp16" else torch.float32

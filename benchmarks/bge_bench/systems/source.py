@@ -1,4 +1,4 @@
-"""Find the checkpoint that a bundle was made from, and make sure that it is that one."""
+"""Find the checkpoint that a bundle was made from, and check its weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from bge_runtime.system import file_hash
 
 @contextlib.contextmanager
 def open_checkpoint(bundle: Bundle, given: Path | None) -> Iterator[Path]:
-    """Give the folder of a bundle's checkpoint.
+    """Yield the folder of a bundle's checkpoint.
 
-    That is the folder given, else the one that the bundle names as its source. Random
-    weights are made anew, with the bundle's tokenizer, in a folder that is removed in
-    the end.
+    It is the given folder, or else the one that the bundle names as its source. Random weights are
+    generated again, with the bundle's tokenizer, in a temporary folder.
 
     Raises:
-        BenchError: If there is none, or it holds other weights than the bundle was
-            made from.
+        BenchError: If there is none, or its weights are not those of the bundle.
     """
     provenance = bundle.manifest.provenance
     with contextlib.ExitStack() as stack:

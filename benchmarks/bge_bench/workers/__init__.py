@@ -1,1 +1,4 @@
-"""TODO."""
+"""Processes that each run one system, and the journal of a run.
+
+Used by `experiments` and `cli`.
+"""

@@ -1,4 +1,4 @@
-"""Start a worker, ask it things, and never wait for it for ever."""
+"""Start a worker and send it requests, each with a time limit."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import SideSpec
+from bge_bench.systems.base import SystemSpec
 
 _STDERR_LINES = 12
 _FAREWELL_S = 30.0
 
 
 class Worker:
-    """A side in a process of its own; use it in a ``with`` statement.
+    """A system in its own process; use it in a ``with`` statement.
 
     Attributes:
-        ready: What the worker said when it had its first vector.
+        ready: Report of the worker at its first vector.
     """
 
-    def __init__(self, spec: SideSpec, *, query: str, timeout_s: float) -> None:
+    def __init__(self, spec: SystemSpec, *, query: str, timeout_s: float) -> None:
         """Start the process and wait for its first vector.
 
         Args:
-            spec: How to open the side.
+            spec: How to open the system.
             query: Text to embed first.
-            timeout_s: Longest wait for any one answer.
+            timeout_s: Longest wait for an answer.
 
         Raises:
             BenchError: If it dies or does not answer in time.
         """
-        self._side = spec.side
+        self._system = spec.system
         self._timeout_s = timeout_s
-        # A file: a pipe that nobody reads would block the worker once it is full.
+        # A file, because a full pipe that nobody reads would block the worker.
         self._stderr = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
         self._started_s = time.perf_counter()
         self._process = subprocess.Popen(  # noqa: S603  # our own module
@@ -71,13 +71,13 @@ class Worker:
             raise
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer; see `bge_bench.workers.worker`.
+        """Return the answer to a request; see `bge_bench.workers.worker`.
 
         Raises:
             BenchError: If the worker dies or does not answer in time.
         """
         assert self._process.stdin is not None
-        # If it has died, the wait for its answer says how.
+        # If it has died, waiting for its answer raises the error.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")
             self._process.stdin.flush()
@@ -86,12 +86,12 @@ class Worker:
     def embed(
         self, texts: Sequence[str], folder: Path, *, batch_size: int | None = None
     ) -> tuple[float, NDArray[np.float32]]:
-        """Let the side embed texts, which go through files in a folder.
+        """Embed texts, which are passed in files of a folder.
 
         Args:
             texts: The texts.
-            folder: Where they are handed over.
-            batch_size: Most of them in a batch from now on; None leaves it.
+            folder: Folder for the files.
+            batch_size: New batch size; None keeps the current one.
 
         Returns:
             The seconds it took, and the vectors. Shape: ``(len(texts), dim)``.
@@ -106,13 +106,13 @@ class Worker:
         return answer["seconds"], np.fromfile(vectors, answer["dtype"]).reshape(answer["shape"])
 
     def finish(self) -> float:
-        """Let the process end.
+        """Close the process's input, and wait for its end.
 
         Returns:
             Seconds from before its start to after its end.
 
         Raises:
-            BenchError: If it does not end, or not well.
+            BenchError: If it does not end, or ends with an error.
         """
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -120,7 +120,7 @@ class Worker:
             status = self._process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:
             raise BenchError(
-                f"the {self._side} process did not end within {_FAREWELL_S:.0f} s of its last "
+                f"the {self._system} process did not end within {_FAREWELL_S:.0f} s of its last "
                 f"answer{self._tail()}"
             ) from None
         seconds = time.perf_counter() - self._started_s
@@ -129,13 +129,13 @@ class Worker:
         return seconds
 
     def kill(self) -> None:
-        """End the process, whatever it is doing, and let go of its files."""
+        """Kill the process, and close its files."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
         for pipe in (self._process.stdin, self._stderr):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # a question left unsent
+            with contextlib.suppress(BrokenPipeError):  # an unsent request
                 pipe.close()
 
     def __enter__(self) -> Self:
@@ -161,7 +161,7 @@ class Worker:
             line = self._answers.get(timeout=self._timeout_s)
         except queue.Empty:
             raise BenchError(
-                f"the {self._side} process gave no answer to {what!r} within "
+                f"the {self._system} process gave no answer to {what!r} within "
                 f"{self._timeout_s:.0f} s; pass a longer --timeout, or fewer texts with "
                 f"--sample{self._tail()}"
             ) from None
@@ -173,11 +173,11 @@ class Worker:
     def _death(self) -> BenchError:
         status = self._process.wait()
         how = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
-        return BenchError(f"the {self._side} process died ({how}){self._tail()}")
+        return BenchError(f"the {self._system} process died ({how}){self._tail()}")
 
     def _tail(self) -> str:
         self._stderr.seek(0)
-        # A progress bar writes over its own line, over and over.
+        # A progress bar overwrites its own line.
         lines = [line.rpartition("\r")[2].rstrip() for line in self._stderr.read().split("\n")]
         tail = [line for line in lines if line][-_STDERR_LINES:]
         return "; its last words:\n" + "\n".join(f"    {line}" for line in tail) if tail else ""

@@ -1,4 +1,4 @@
-"""What a long run has measured so far, on disk, so that it can be stopped and resumed."""
+"""The measurements of a run on disk, so that it can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from bge_runtime.bundle import Bundle
 
 
 class Journal:
-    """Measurements by key, each written down as soon as it is known.
+    """Measurements by key, each saved as soon as it is made.
 
-    The first line says what is measured; a file that says otherwise is not continued. Every further
-    line also says how many seconds after the opening it was written: where the time of a run went
-    that was cut short.
+    The first line identifies the run; a file with a different one is not continued. Every other
+    line also records the seconds since the journal was opened, which shows how an interrupted run
+    spent its time.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
-        """Open a journal, or begin one.
+        """Open a journal, or start one.
 
         Args:
-            path: File of JSON lines; None keeps nothing.
-            header: What identifies the work: model, texts, sides, threads, versions.
+            path: File of JSON lines; None saves nothing.
+            header: Identifies the run: model, texts, systems, threads, versions.
 
         Raises:
-            BenchError: If the file is another run's, damaged, or cannot be written.
+            BenchError: If the file belongs to another run, is damaged, or cannot be written.
         """
         self._path = path
         self._entries: dict[str, Any] = {}
@@ -46,10 +46,10 @@ class Journal:
             raise BenchError(f"cannot keep the journal {path}: {error}") from error
         if lines and lines[0] != first:
             raise BenchError(
-                f"{path} was begun by another run, on other texts, sides, threads or versions; "
+                f"{path} was begun by another run, on other texts, systems, threads or versions; "
                 "delete it, or name another file with --json"
             )
-        # An interrupt may have cut the last line short: that one is measured again.
+        # An interrupt may have truncated the last line; that measurement is repeated.
         for line in lines[1:-1]:
             entry = json.loads(line)
             self._entries[entry["key"]] = entry["value"]
@@ -58,19 +58,19 @@ class Journal:
 
     @classmethod
     def beside(cls, json_file: Path | None, header: Mapping[str, Any]) -> Journal:
-        """Open the journal of a run whose result goes to a file; without a file it keeps nothing.
+        """Return the journal next to a run's result file; without a file it saves nothing.
 
         Raises:
-            BenchError: As a journal that is opened by its own name.
+            BenchError: As for a journal that is opened by its path.
         """
         if json_file is None or json_file == Path("-"):
             return cls(None, header)
         return cls(json_file.with_name(f"{json_file.name}.journal"), header)
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
-        """Give what was measured under a key, or measure it now and write it down."""
+        """Return the saved measurement of a key, or measure and save it."""
         if key not in self._entries:
-            # As it would be read back: a resumed run is to give the same document.
+            # As it would be read back, so that a resumed run gives the same document.
             value = measure()
             seconds = round(time.perf_counter() - self._opened, 1)
             line = json.dumps({"key": key, "value": value, "at_s": seconds})
@@ -87,12 +87,12 @@ class Journal:
 
 
 def header_of(kind: str, bundle: Bundle, **what: Any) -> dict[str, Any]:
-    """Make the header of a run.
+    """Return the header of a run.
 
     Args:
-        kind: Of the run.
-        bundle: What is measured; exported anew it is another one.
-        **what: What identifies the work, beside the versions and the processor.
+        kind: Kind of the run.
+        bundle: The measured bundle, identified by its ``bge.json``.
+        **what: Further values that identify the run.
     """
     environment = describe_environment()
     return {
@@ -105,5 +105,5 @@ def header_of(kind: str, bundle: Bundle, **what: Any) -> dict[str, Any]:
 
 
 def fingerprint(texts: Sequence[str]) -> str:
-    """Identify texts in a header."""
+    """Return a hash that identifies texts in a header."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

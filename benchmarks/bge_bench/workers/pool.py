@@ -1,4 +1,4 @@
-"""The processes of entrants: started when they are needed, kept for as long as they are wanted."""
+"""Processes of the candidates, started when they are first used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import SideSpec
-from bge_bench.systems.lineup import Entrant
+from bge_bench.systems.base import SystemSpec
+from bge_bench.systems.lineup import Candidate
 from bge_bench.workers.driver import Worker
 from bge_bench.workers.journal import Journal
 from bge_runtime.bundle import TOLERANCES
@@ -25,42 +25,42 @@ from bge_runtime.bundle import TOLERANCES
 Step = Callable[[str], object]
 
 QUERY = "how long does glacier ice keep air"
-"""What a process embeds first."""
+"""First text that a process embeds."""
 
 _SETTLE_S, _SETTLE_ON_GPU_S = 0.3, 0.05
-"""Pause before an entrant's turn: another's idle threads spin for some milliseconds. On a GPU they
-are in nobody's way."""
+"""Pause before a candidate's turn, because idle threads of the previous one spin for some
+milliseconds. On a GPU they do not matter."""
 
 _UNTUNED = 256
-"""Batch size that a process of a pool is opened with; each call says its own."""
+"""Batch size that a process of a pool is opened with; each call passes its own."""
 
 
 class Pool:
     """Processes that stay open from one table to the next, for a run on a GPU.
 
-    There a start takes longer than what is measured: PyTorch, the weights' way to the GPU,
-    and of a compiled model the compiler. What a process holds in memory is then what all of
-    its work so far has left there. Use it in a ``with`` statement.
+    On a GPU a start takes longer than the measurement: importing PyTorch, copying the weights and
+    compiling. The memory of such a process includes that of earlier tables. Use it in a ``with``
+    statement.
 
     Attributes:
-        rates: The machine's matrix rates, once they are measured.
+        rates: The machine's matrix rates, after they are measured.
     """
 
     def __init__(self) -> None:
-        """Open none yet."""
+        """Create a pool without processes."""
         self.rates: dict[str, float] = {}
-        self._open: dict[SideSpec, Worker] = {}
-        self._failed: dict[SideSpec, BenchError] = {}
+        self._open: dict[SystemSpec, Worker] = {}
+        self._failed: dict[SystemSpec, BenchError] = {}
 
-    def start(self, specs: Sequence[SideSpec], *, timeout_s: float) -> list[BenchError | None]:
-        """Start the processes of sides that are not there, all at once.
+    def start(self, specs: Sequence[SystemSpec], *, timeout_s: float) -> list[BenchError | None]:
+        """Start the missing processes of several systems at the same time.
 
         Returns:
-            For each side what kept it from starting, now or before; None if it is there.
+            For each system the error of its start, now or earlier; None if it runs.
         """
         keys = [_pooled(spec) for spec in specs]
 
-        def try_one(key: SideSpec) -> None:
+        def try_one(key: SystemSpec) -> None:
             try:
                 self._open[key] = Worker(key, query=QUERY, timeout_s=timeout_s)
             except BenchError as error:
@@ -72,8 +72,8 @@ class Pool:
             list(starting.map(try_one, missing))
         return [self._failed.get(key) for key in keys]
 
-    def worker(self, spec: SideSpec, *, timeout_s: float) -> Worker:
-        """Give the process of a side, started if it is not there.
+    def worker(self, spec: SystemSpec, *, timeout_s: float) -> Worker:
+        """Return the process of a system, and start it if necessary.
 
         Raises:
             BenchError: If it does not start.
@@ -91,20 +91,20 @@ class Pool:
             worker.kill()
 
 
-def _pooled(spec: SideSpec) -> SideSpec:
+def _pooled(spec: SystemSpec) -> SystemSpec:
     return replace(spec, batch_size=_UNTUNED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all measures share.
+    """Settings that all measurements share.
 
     Attributes:
-        journal: Where measurements are kept.
-        step: Told what comes next.
-        rounds: How often everything is measured.
-        timeout_s: Longest wait for any one answer.
-        pool: Processes to take; None starts new ones for each table.
+        journal: Journal that keeps the measurements.
+        step: Called with a message before each step.
+        rounds: Number of times that everything is measured.
+        timeout_s: Longest wait for an answer.
+        pool: Processes to use; None starts new ones for each table.
     """
 
     journal: Journal
@@ -115,12 +115,12 @@ class Settings:
 
     @property
     def settle_s(self) -> float:
-        """Seconds to wait before an entrant's turn."""
+        """Seconds to wait before a candidate's turn."""
         return _SETTLE_S if self.pool is None else _SETTLE_ON_GPU_S
 
 
 def what_runs(worker: Worker) -> dict[str, Any]:
-    """Tell a side's name, its precision and what is in force, as it says itself.
+    """Return the name, precision and description that a system reports.
 
     Raises:
         BenchError: If there is no tolerance for the precision.
@@ -135,44 +135,43 @@ def what_runs(worker: Worker) -> dict[str, Any]:
     return {name: ready[name] for name in ("name", "precision", "in_force")}
 
 
-def start_cold(entrant: Entrant, settings: Settings) -> dict[str, Any]:
-    """Start a new process of an entrant, and end it.
+def start_cold(candidate: Candidate, settings: Settings) -> dict[str, Any]:
+    """Start a new process of a candidate, and let it exit.
 
     Returns:
-        What it said at its first vector, with the seconds of the whole process and its peak of
-        memory.
+        Its report at the first vector, with the seconds of the whole process and its peak memory.
 
     Raises:
-        BenchError: If it does not start or end well.
+        BenchError: If it does not start, or exits with an error.
     """
-    settings.step(f"{entrant.label}: cold start")
+    settings.step(f"{candidate.label}: cold start")
     time.sleep(settings.settle_s)
-    with Worker(entrant.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
+    with Worker(candidate.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
         peak = worker.ask("state")["peak_bytes"]
         return {**worker.ready, "process_s": worker.finish(), "peak_memory_bytes": peak}
 
 
 class LazyWorker:
-    """An entrant's process, started when it is first asked for something."""
+    """A candidate's process, started at the first request."""
 
     def __init__(
         self,
-        entrant: Entrant,
-        spec: SideSpec,
+        candidate: Candidate,
+        spec: SystemSpec,
         settings: Settings,
         folder: Path,
         warm_up: Sequence[str],
     ) -> None:
-        """Take an entrant.
+        """Create it without starting the process.
 
         Args:
-            entrant: Whose process it is.
-            spec: How to open it; may have another batch size than the entrant's own.
-            settings: What all measures share.
-            folder: Where texts and vectors are handed over.
-            warm_up: Texts to embed at the start, which do not count.
+            candidate: The candidate.
+            spec: How to open it; its batch size may differ from the candidate's.
+            settings: Settings of all measurements.
+            folder: Folder for files with texts and vectors.
+            warm_up: Texts to embed at the start, untimed.
         """
-        self.entrant = entrant
+        self.candidate = candidate
         self.spec = spec
         self._settings = settings
         self._folder = folder
@@ -181,7 +180,7 @@ class LazyWorker:
 
     def _started(self) -> Worker:
         if self._worker is None:
-            self._settings.step(f"{self.entrant.label}: start and warm up")
+            self._settings.step(f"{self.candidate.label}: start and warm up")
             pool, timeout_s = self._settings.pool, self._settings.timeout_s
             if pool is None:
                 self._worker = Worker(self.spec, query=QUERY, timeout_s=timeout_s)
@@ -192,21 +191,21 @@ class LazyWorker:
         return self._worker
 
     def close(self) -> None:
-        """End the process, if there is one of its own."""
+        """End the process, unless it belongs to a pool."""
         if self._worker is not None and self._settings.pool is None:
             self._worker.kill()
 
     def row(self) -> dict[str, Any]:
-        """Begin the entrant's document: label, name, precision and what is in force."""
+        """Return the start of the candidate's row: label, name, precision and what is in force."""
         said = self._settings.journal.get(
-            f"ready/{self.entrant.label}", lambda: what_runs(self._started())
+            f"ready/{self.candidate.label}", lambda: what_runs(self._started())
         )
-        return {"label": self.entrant.label, "ours": self.entrant.ours, **said}
+        return {"label": self.candidate.label, "ours": self.candidate.ours, **said}
 
     def embed(
         self, texts: Sequence[str], *, batch_size: int | None = None
     ) -> tuple[float, NDArray[np.float32]]:
-        """Give the seconds of one ``encode``, and the vectors."""
+        """Return the seconds of one ``encode``, and the vectors."""
         worker = self._started()
         time.sleep(self._settings.settle_s)
         batch_size = batch_size or self.spec.batch_size
@@ -215,7 +214,7 @@ class LazyWorker:
     def query_ms(
         self, texts: Sequence[str], *, calls: int, budget_s: float = math.inf
     ) -> list[float]:
-        """Give the milliseconds of each call, of fewer where they take longer than a budget."""
+        """Return the milliseconds of each call; calls stop when the budget is spent."""
         worker = self._started()
         time.sleep(self._settings.settle_s)
         answer = worker.ask(
@@ -228,32 +227,32 @@ class LazyWorker:
         return list(answer["ms"])
 
     def state(self) -> dict[str, Any]:
-        """Tell the bytes that the process holds, its peak, and what is in force in it."""
+        """Return the memory that the process holds, its peak, and what is in force."""
         return self._started().ask("state")
 
 
 @contextmanager
 def open_workers(
-    entrants: Sequence[Entrant],
+    candidates: Sequence[Candidate],
     settings: Settings,
     *,
-    specs: Sequence[SideSpec] | None = None,
+    specs: Sequence[SystemSpec] | None = None,
     warm_up: Sequence[str] = (),
 ) -> Iterator[list[LazyWorker]]:
-    """Give the process of each entrant, none of them started, and end those that were in the end.
+    """Yield a process for each candidate, not started yet, and end them afterwards.
 
     Args:
-        entrants: Whose processes.
-        settings: What all measures share; those of its pool do not end.
-        specs: How to open each, if not as the entrant says.
-        warm_up: Texts that each embeds at its start, which do not count.
+        candidates: The candidates.
+        settings: Settings of all measurements; processes of its pool stay open.
+        specs: How to open each; by default as the candidate's spec says.
+        warm_up: Texts that each embeds at its start, untimed.
     """
-    specs = specs or [entrant.spec for entrant in entrants]
+    specs = specs or [candidate.spec for candidate in candidates]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
         workers = [
-            LazyWorker(entrant, spec, settings, folder, warm_up)
-            for entrant, spec in zip(entrants, specs, strict=True)
+            LazyWorker(candidate, spec, settings, folder, warm_up)
+            for candidate, spec in zip(candidates, specs, strict=True)
         ]
         for worker in workers:
             stack.callback(worker.close)

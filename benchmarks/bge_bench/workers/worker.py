@@ -1,9 +1,8 @@
-"""One side of a benchmark in a process of its own: ``python -m bge_bench.workers.worker SPEC``.
+"""Run one system in its own process: ``python -m bge_bench.workers.worker SPEC``.
 
-SPEC is a `bge_bench.systems.base.SideSpec` in JSON, with a ``query`` beside it. The worker
-opens the side, embeds the query, writes one line of JSON with the time that took, and
-then answers each line of JSON on stdin with one on stdout until stdin ends. That first
-line is the cold start, so every worker measures one.
+SPEC is a `bge_bench.systems.base.SystemSpec` in JSON, with an additional ``query``. The worker
+opens the system, embeds the query and writes one line of JSON with the time that this took: the
+cold start. Then it answers each line of JSON on stdin with one on stdout, until stdin ends.
 """
 
 from __future__ import annotations
@@ -17,80 +16,79 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bge_bench.systems.base import Side
+    from bge_bench.systems.base import System
 
 
 def main() -> None:
-    """Serve one side."""
-    # Libraries print to stdout as they like; from here on that is stderr's affair.
+    """Answer requests for one system until stdin ends."""
+    # Libraries may print to stdout; from here on their output goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     spec = json.loads(sys.argv[1])
     query = spec.pop("query")
 
     start = time.perf_counter()
-    from bge_bench.systems.base import SideSpec, open_side
+    from bge_bench.systems.base import SystemSpec, open_system
 
-    side = open_side(SideSpec(**spec))
-    side.encode([query])
+    system = open_system(SystemSpec(**spec))
+    system.encode([query])
     first_vector_s = time.perf_counter() - start
 
     ready = {
         "first_vector_s": first_vector_s,
-        "name": side.name,
-        "precision": side.precision,
-        "in_force": side.in_force,
+        "name": system.name,
+        "precision": system.precision,
+        "in_force": system.in_force,
     }
     answers.write(json.dumps(ready) + "\n")
     for line in sys.stdin:
-        answers.write(json.dumps(_answer(side, json.loads(line))) + "\n")
+        answers.write(json.dumps(_answer(system, json.loads(line))) + "\n")
 
 
-def _answer(side: Side, ask: dict[str, Any]) -> dict[str, Any]:
-    """Do what a line asks for.
+def _answer(system: System, ask: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to one request.
 
-    ``corpus``: embed the texts of a JSON file and save the vectors; ``query``: embed a
-    query, or a list of them at once, a number of times, or until ``budget_s`` is spent;
-    ``state``: tell what is held, the peak so far, and what is in force by now. With
-    ``batch_size`` that holds from then on.
+    ``corpus`` embeds the texts of a JSON file and saves the vectors. ``query`` embeds a query, or a
+    list of them in one call, several times or until ``budget_s`` is spent. ``state`` returns the
+    memory held, its peak, and what is in force. ``batch_size`` in a request stays in force.
     """
-    side.batch_size = ask.get("batch_size", side.batch_size)
+    system.batch_size = ask.get("batch_size", system.batch_size)
     if ask["do"] == "corpus":
         texts = json.loads(Path(ask["texts"]).read_text(encoding="utf-8"))
         start = time.perf_counter()
-        vectors = side.encode(texts)
+        vectors = system.encode(texts)
         seconds = time.perf_counter() - start
         vectors.tofile(ask["vectors"])
         return {"seconds": seconds, "shape": vectors.shape, "dtype": str(vectors.dtype)}
     if ask["do"] == "query":
-        return {"ms": _query_ms(side, ask)}
+        return {"ms": _query_ms(system, ask)}
     held = {"peak_bytes": _status_bytes("VmHWM"), "held_bytes": _status_bytes("VmRSS")}
-    return held | {"in_force": side.in_force}
+    return held | {"in_force": system.in_force}
 
 
-def _query_ms(side: Side, ask: dict[str, Any]) -> list[float]:
+def _query_ms(system: System, ask: dict[str, Any]) -> list[float]:
     texts = [ask["query"]] if isinstance(ask["query"], str) else ask["query"]
     budget_ms = ask.get("budget_s", math.inf) * 1e3
     calls: list[float] = []
     while len(calls) < ask["calls"] and sum(calls) < budget_ms:
         start = time.perf_counter()
-        side.encode(texts)
+        system.encode(texts)
         calls.append((time.perf_counter() - start) * 1e3)
     return calls
 
 
 def _status_bytes(field: str) -> int:
-    """Tell the most memory this process has held (``VmHWM``), or what it holds (``VmRSS``).
+    """Return the peak memory of this process (``VmHWM``), or what it holds now (``VmRSS``).
 
-    Linux hands ``ru_maxrss`` on through exec, so that there a worker would begin with
-    its parent's peak; the kernel's own record of this program does not.
+    On Linux ``ru_maxrss`` survives exec, so a worker would start with its parent's peak; the values
+    in ``/proc`` do not.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024
     except (OSError, ValueError):
-        # Elsewhere only the peak is to be had.
+        # Other systems have only the peak.
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

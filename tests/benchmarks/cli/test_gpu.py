@@ -15,7 +15,7 @@ from bge_bench.cli.tables import throughput
 from bge_bench.datasets.corpus import paragraphs
 from bge_bench.errors import BenchError
 from bge_bench.experiments.timing import _gpu_bytes
-from bge_bench.systems.base import SideSpec
+from bge_bench.systems.base import SystemSpec
 from bge_bench.workers import pool
 from bge_bench.workers.pool import Pool
 
@@ -23,14 +23,14 @@ LAST_WORDS = "the process died; its last words:\n    a\n    ImportError: dataset
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[SideSpec]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[SystemSpec]:
     """Specifications of the processes that a pool started; sentence-transformers' all die."""
-    specs: list[SideSpec] = []
+    specs: list[SystemSpec] = []
 
     class Counted(pool.Worker):
         def __init__(self, spec, **options):
             specs.append(spec)
-            if spec.side == "sentence-transformers":
+            if spec.system == "sentence-transformers":
                 raise BenchError(LAST_WORDS)
             super().__init__(spec, **options)
 
@@ -38,7 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[SideSpec]:
     return specs
 
 
-def test_each_entrant_is_opened_once_and_one_that_does_not_start_is_left_out(
+def test_each_candidate_is_opened_once_and_one_that_does_not_start_is_left_out(
     tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, started
 ):
     texts = tmp_path / "texts.txt"
@@ -48,7 +48,7 @@ def test_each_entrant_is_opened_once_and_one_that_does_not_start_is_left_out(
         monkeypatch.setitem(gpu._TABLES, name, (throughput, corpus | {"count": count}))
     rates = []
     monkeypatch.setattr(
-        "bge_bench.cli.tables.measure_rates", lambda *a: rates.append(a) or {"fp32": 1e11}
+        "bge_bench.cli.table_run.measure_rates", lambda *a: rates.append(a) or {"fp32": 1e11}
     )
     only = [
         x for name in ("full-throughput", "mixed-throughput", "latency") for x in ("--only", name)
@@ -61,7 +61,7 @@ def test_each_entrant_is_opened_once_and_one_that_does_not_start_is_left_out(
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     # Ours, the baselines, and the reference, which is held to fp32.
-    assert sorted(spec.side for spec in started) == [
+    assert sorted(spec.system for spec in started) == [
         "bge-runtime", "sentence-transformers", "transformers", "transformers",
     ]  # fmt: skip
     assert len(rates) == 1
@@ -84,10 +84,10 @@ def test_each_entrant_is_opened_once_and_one_that_does_not_start_is_left_out(
 
 
 def test_one_that_does_not_start_leaves_none_behind(tiny_bundle: Path, started):
-    good = SideSpec(
-        side="bge-runtime", model=str(tiny_bundle), pooling="cls", max_length=64, batch_size=8
+    good = SystemSpec(
+        system="bge-runtime", model=str(tiny_bundle), pooling="cls", max_length=64, batch_size=8
     )
-    bad = SideSpec(**(vars(good) | {"model": "/nothing/here"}))
+    bad = SystemSpec(**(vars(good) | {"model": "/nothing/here"}))
     with Pool() as pool:
         error, none = pool.start([bad, good], timeout_s=120)
         assert isinstance(error, BenchError)
@@ -100,7 +100,7 @@ def test_one_that_does_not_start_leaves_none_behind(tiny_bundle: Path, started):
 
 def test_without_ours_there_is_no_table(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch):
     def start(spec, **_):
-        if spec.side == "bge-runtime":
+        if spec.system == "bge-runtime":
             raise BenchError(LAST_WORDS)
         return Mock()  # nobody is asked anything
 

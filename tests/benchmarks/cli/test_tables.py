@@ -1,4 +1,4 @@
-"""The tables: every entrant does the work, a stopped run goes on, wrong vectors are struck out."""
+"""Tables: every candidate does the work, a stopped run resumes, wrong vectors are struck out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bge_bench.experiments import timing
 from bge_bench.experiments.roofline import needed_flop
 from bge_bench.reports.tables import failures, latency_rows, markdown, throughput_rows
 from bge_bench.systems import lineup
-from bge_bench.systems.base import open_side
+from bge_bench.systems.base import open_system
 from bge_bench.workers.journal import Journal, header_of
 from bge_bench.workers.pool import Settings
 from bge_runtime import Bundle
@@ -41,7 +41,7 @@ def run(*arguments: object) -> str:
 @pytest.fixture(autouse=True)
 def _few_rates(monkeypatch: pytest.MonkeyPatch):
     """The machine's own rate takes seconds to measure; one test does it."""
-    monkeypatch.setattr("bge_bench.cli.tables.measure_rates", lambda *_: {"fp32": 1e11})
+    monkeypatch.setattr("bge_bench.cli.table_run.measure_rates", lambda *_: {"fp32": 1e11})
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def _light_reference(monkeypatch: pytest.MonkeyPatch):
     """Hold all against plain ONNX Runtime: PyTorch takes seconds to start."""
 
     def reference(run):
-        return replace(run.entrants[0].spec, side="onnxruntime", batch_size=1)
+        return replace(run.candidates[0].spec, system="onnxruntime", batch_size=1)
 
-    monkeypatch.setattr("bge_bench.cli.tables._Run.reference", property(reference))
+    monkeypatch.setattr("bge_bench.cli.table_run.TableRun.reference", property(reference))
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ def test_a_stopped_run_goes_on(
 ):
     embed, calls = timing.LazyWorker.embed, []
 
-    def stops(side, given_texts):
-        calls.append(side.entrant.label)
+    def stops(system, given_texts):
+        calls.append(system.candidate.label)
         if len(calls) == 7:  # in the second round
             raise KeyboardInterrupt
-        return embed(side, given_texts)
+        return embed(system, given_texts)
 
     monkeypatch.setattr(timing.LazyWorker, "embed", stops)
     arguments = (tiny_bundle, tiny_checkpoint, texts, tmp_path / "t.json")
@@ -188,7 +188,7 @@ def test_who_cannot_take_part_is_named(
     options = {"baselines": ["fastembed", "transformers"], "threads": 1}
     found, left_out = lineup.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, **options)
     assert left_out == {"fastembed": "no_such_package.at_all is not installed"}
-    assert [entrant.label for entrant in found] == ["bge-runtime fp32", "transformers"]
+    assert [candidate.label for candidate in found] == ["bge-runtime fp32", "transformers"]
     with pytest.raises(BenchError, match="no variant in int8"):
         lineup.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, precisions=["int8"], **options)
 
@@ -201,12 +201,12 @@ def test_pytorch_in_bf16_takes_part_where_it_has_kernels_for_it(
     extensions, takes_part, tiny_bundle, tiny_checkpoint, monkeypatch
 ):
     monkeypatch.setattr(lineup, "vector_extensions", lambda: extensions)
-    side = "sentence-transformers-bf16"
+    system = "sentence-transformers-bf16"
     found, left_out = lineup.line_up(
-        Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[side], threads=1
+        Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[system], threads=1
     )
-    assert (side in [entrant.label for entrant in found]) == takes_part
-    assert ("no fast products in bf16" in left_out.get(side, "")) != takes_part
+    assert (system in [candidate.label for candidate in found]) == takes_part
+    assert ("no fast products in bf16" in left_out.get(system, "")) != takes_part
 
 
 def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tiny_gpu_bundle, monkeypatch):
@@ -216,7 +216,7 @@ def test_cuda_graphs_take_part_beside_us(tiny_checkpoint, tiny_gpu_bundle, monke
         found, _ = lineup.line_up(
             Bundle.open(tiny_gpu_bundle), tiny_checkpoint, baselines=[], threads=1, **options
         )
-        return {entrant.label: entrant.spec.cuda_graphs for entrant in found}
+        return {candidate.label: candidate.spec.cuda_graphs for candidate in found}
 
     plain, graphs = "bge-runtime fp16", "bge-runtime fp16, CUDA graphs"
     assert labels(device="cuda:0", cuda_graphs=True) == {plain: False, graphs: True}
@@ -231,10 +231,10 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
         Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[], threads=2, one_by_one=True
     )
     labels = ["bge-runtime fp32", "bge-runtime fp32, one batch at a time"]
-    assert [entrant.label for entrant in found] == labels
-    sides = [open_side(entrant.spec) for entrant in found]
-    assert [bool(side._model._engines.parallel) for side in sides] == [True, False]
-    assert ["in parallel" in side.in_force for side in sides] == [True, False]
+    assert [candidate.label for candidate in found] == labels
+    systems = [open_system(candidate.spec) for candidate in found]
+    assert [bool(system._model._engines.parallel) for system in systems] == [True, False]
+    assert ["in parallel" in system.in_force for system in systems] == [True, False]
     # How many times faster ours is stands in each line but its own.
     file = RESULTS / "2026-11-26-bge-base-natural-throughput-avx2.json"
     ratios = {row[0]: row[-1] for row in throughput_rows(json.loads(file.read_text("utf-8")))}
@@ -245,7 +245,7 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
 def test_that_is_asked_for(tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, flags):
     with pytest.MonkeyPatch.context() as patch:
         line_up = Mock(side_effect=BenchError("enough"))
-        patch.setattr("bge_bench.cli.tables.line_up", line_up)
+        patch.setattr("bge_bench.cli.table_run.line_up", line_up)
         common = ["--checkpoint", str(tiny_checkpoint), "--texts", str(texts), *flags]
         CliRunner().invoke(main, ["throughput", str(tiny_bundle), *common])
     assert line_up.call_args.kwargs["one_by_one"] == bool(flags)

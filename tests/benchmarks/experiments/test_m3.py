@@ -9,7 +9,7 @@ from bge_bench.cli.main import main
 from bge_bench.datasets.corpus import paragraphs
 from bge_bench.errors import BenchError
 from bge_bench.experiments.speed import line_up
-from bge_bench.systems.base import OURS, SideSpec, open_side
+from bge_bench.systems.base import OURS, SystemSpec, open_system
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from tests.helpers.bundles import export
@@ -26,8 +26,8 @@ def test_flagembedding_is_asked_for_the_same_outputs(tiny_m3_bundle, tiny_m3_che
     options = {"pooling": "cls", "max_length": 64, "batch_size": 4, "threads": 1}
     options["model_class"] = "encoder-only-m3"
     ours, theirs = (
-        open_side(SideSpec(side=side, model=str(folder), all_outputs=every, **options))
-        for side, folder in ((OURS, tiny_m3_bundle), ("flagembedding", tiny_m3_checkpoint))
+        open_system(SystemSpec(system=system, model=str(folder), all_outputs=every, **options))
+        for system, folder in ((OURS, tiny_m3_bundle), ("flagembedding", tiny_m3_checkpoint))
     )
     texts = ["a", *paragraphs(5)]
     assert not compare(ours.encode(texts), theirs.encode(texts)).failures(TOLERANCES["fp32"])

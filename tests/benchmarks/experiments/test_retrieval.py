@@ -14,13 +14,13 @@ from bge_bench.experiments.retrieval import (
     Difference,
     RetrievalResult,
     ScoreLimit,
-    SideScores,
+    SystemScores,
     measure_retrieval,
     runnable_precisions,
 )
 from bge_bench.experiments.tasks import RetrievalTask, open_task
 from bge_bench.reports.retrieval import retrieval_table
-from bge_bench.systems.base import OURS, SideSpec, open_side
+from bge_bench.systems.base import OURS, SystemSpec, open_system
 from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES
@@ -96,10 +96,10 @@ def test_a_bundle_scores_as_pytorch_does(tiny_bundle, search_task, pairs_task, t
         ("pairs.csv", None, 30),
     ]
     assert document["tasks"][1]["sha256"] == {"pairs.csv": file_sha256(pairs_task)}
-    (side,) = document["sides"]
-    assert side["asked"] == ["auto", "fp32"]  # the same variant, run once
-    assert "CPUExecutionProvider" in side["in_force"]
-    scores = side["scores"]
+    (system,) = document["sides"]
+    assert system["asked"] == ["auto", "fp32"]  # the same variant, run once
+    assert "CPUExecutionProvider" in system["in_force"]
+    scores = system["scores"]
     assert set(scores["ours"]) == {"nDCG@10", "Recall@100", "MRR@10"}
     assert set(scores["pairs.csv"]) == {"Spearman", "Pearson"}
     # A task that the model fails at, or that is too easy, would tell nothing.
@@ -122,16 +122,16 @@ def test_every_precision_that_runs_here_is_scored(full_tiny_bundle, pairs_task):
     expected = runnable_precisions(Bundle.open(full_tiny_bundle))
     assert "fp32" in expected
     result = run(full_tiny_bundle, "--task", pairs_task, "--json", "-")
-    asked = [name for side in json.loads(result.stdout)["sides"] for name in side["asked"]]
+    asked = [name for system in json.loads(result.stdout)["sides"] for name in system["asked"]]
     assert sorted(asked) == sorted(["auto", *expected])
 
 
 def test_one_precision_can_be_asked_for(full_tiny_bundle, pairs_task):
     result = run(full_tiny_bundle, "--task", pairs_task, "--precision", "fp32", "--json", "-")
     assert result.exit_code == 0, result.output
-    (side,) = json.loads(result.stdout)["sides"]
-    assert side["asked"] == ["fp32"]
-    assert side["precision"] == "fp32"
+    (system,) = json.loads(result.stdout)["sides"]
+    assert system["asked"] == ["fp32"]
+    assert system["precision"] == "fp32"
 
 
 def test_a_precision_that_the_bundle_lacks_is_one_line(tiny_bundle, pairs_task):
@@ -144,12 +144,12 @@ class TestInstruction:
     def test_comes_before_questions_and_not_before_passages(self, search_task):
         asked = []
 
-        class Side:
+        class System:
             def encode(self, texts):
                 asked.append(texts)
                 return np.ones((len(texts), 1), dtype=np.float32)
 
-        RetrievalTask("ours", search_task).measure(Side(), lambda question: f"find: {question}")
+        RetrievalTask("ours", search_task).measure(System(), lambda question: f"find: {question}")
         questions, passages = asked
         assert len(questions) == 30
         assert all(question.startswith("find: ") for question in questions)
@@ -165,8 +165,8 @@ class TestInstruction:
         class Questions:
             name = "questions"
 
-            def measure(self, side, instruct):
-                vectors.append(side.encode([instruct(question) for question in questions]))
+            def measure(self, system, instruct):
+                vectors.append(system.encode([instruct(question) for question in questions]))
                 return {}
 
         checkpoint = Path(bundle.manifest.provenance.source)
@@ -224,8 +224,8 @@ class TestLimits:
 
     def test_a_precision_without_one_is_not_judged_and_says_so(self):
         scores = {"task": {"nDCG@10": self.difference([-0.5] * 100)}}
-        side = SideScores(precision="int4", in_force="somewhere", asked=["int4"], scores=scores)
-        result = RetrievalResult(reference="theirs", reference_in_force="", sides=(side,))
+        system = SystemScores(precision="int4", in_force="somewhere", asked=["int4"], scores=scores)
+        result = RetrievalResult(reference="theirs", reference_in_force="", systems=(system,))
         assert result.passed
         assert "int4 has no limit, and is not judged." in retrieval_table(result)
         assert "(0/100)" in retrieval_table(result)
@@ -277,11 +277,11 @@ def test_decoders_that_put_examples_before_questions_are_refused(bundle_copy, pa
 def test_trained_weights_reach_their_published_score(minilm_bundle, shared_data):
     # MTEB's results for all-MiniLM-L6-v2 at 8b3219a, STSBenchmark: 0.8203247, 0.8274064.
     folder = str(minilm_bundle("mean"))
-    side = open_side(
-        SideSpec(side=OURS, model=folder, pooling="mean", max_length=512, batch_size=256)
+    system = open_system(
+        SystemSpec(system=OURS, model=folder, pooling="mean", max_length=512, batch_size=256)
     )
-    assert side.precision == "fp32"
+    assert system.precision == "fp32"
     task = open_task("stsb-en", shared_data / "text")
-    scores = task.measure(side, str)
+    scores = task.measure(system, str)
     assert scores["Spearman"] == pytest.approx([0.8203247], abs=1e-6)
     assert scores["Pearson"] == pytest.approx([0.8274064], abs=1e-6)

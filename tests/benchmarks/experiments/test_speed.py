@@ -13,14 +13,14 @@ from bge_bench.experiments.speed import (
     MEASURES,
     Comparison,
     Lineup,
-    SideResult,
+    SystemResult,
     Workload,
     line_up,
     measure_speed,
     step_count,
 )
 from bge_bench.reports.text import speed_table
-from bge_bench.systems.base import OURS, SideSpec
+from bge_bench.systems.base import OURS, SystemSpec
 from bge_bench.workers.driver import Worker
 from bge_bench.workers.journal import Journal
 from bge_runtime.bundle.bundle import Bundle
@@ -29,8 +29,8 @@ from bge_runtime.bundle.parity import Parity
 
 @pytest.fixture
 def spec(tiny_bundle):
-    return SideSpec(
-        side=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=8, threads=1
+    return SystemSpec(
+        system=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=8, threads=1
     )
 
 
@@ -38,7 +38,7 @@ EXACT = {"texts": 4, "min_cosine": 1.0, "mean_cosine": 1.0, "max_error": 0, "err
 
 
 def result(name, factor, precision="fp32", **parity):
-    return SideResult(
+    return SystemResult(
         name=name,
         precision=precision,
         in_force="somewhere",
@@ -76,13 +76,13 @@ def test_speed_end_to_end(tiny_bundle, tmp_path):
     assert "batches of 8" in flagembedding["in_force"]
     assert bare["name"].startswith("onnxruntime ")
     assert "CPUExecutionProvider" in document["ours"]["in_force"]
-    for side in (document["ours"], bare, flagembedding):
-        assert side["parity"]["texts"] == document["texts"]["count"] == 5
-        assert side["parity"]["max_error"] < 1e-5
-        assert len(side["corpus_s"]) == 1
-        assert len(side["query_ms"][0]) == document["query_calls"]
-        assert 0 < side["first_vector_s"][0] < side["process_s"][0]
-        assert side["peak_memory_bytes"] > 1e6
+    for system in (document["ours"], bare, flagembedding):
+        assert system["parity"]["texts"] == document["texts"]["count"] == 5
+        assert system["parity"]["max_error"] < 1e-5
+        assert len(system["corpus_s"]) == 1
+        assert len(system["query_ms"][0]) == document["query_calls"]
+        assert 0 < system["first_vector_s"][0] < system["process_s"][0]
+        assert system["peak_memory_bytes"] > 1e6
     for baseline in (bare, flagembedding):
         assert set(baseline["times_faster"]) == set(MEASURES)
 
@@ -108,24 +108,24 @@ def test_another_run_does_not_go_on_with_what_was_measured(tiny_bundle, tmp_path
 
 def test_sides_take_turns(spec):
     steps = []
-    other, third = (replace(spec, side=side) for side in ("onnxruntime", "fastembed"))
+    other, third = (replace(spec, system=system) for system in ("onnxruntime", "fastembed"))
     lineup = Lineup(ours=spec, baselines=(other, third), reference=other)
     workload = Workload(texts=["one", "two words", "three more words"], rounds=2, query_calls=2)
     result = measure_speed(lineup, workload, step=steps.append)
     assert len(steps) == step_count(lineup, 2)
-    sides = [OURS, "onnxruntime", "fastembed"]
+    systems = [OURS, "onnxruntime", "fastembed"]
     assert [step for step in steps if step.endswith(("corpus", "query", "cold start"))] == [
-        f"{side}: {what}"
-        for turns in (sides, [*sides[1:], *sides[:1]])
+        f"{system}: {what}"
+        for turns in (systems, [*systems[1:], *systems[:1]])
         for what in ("corpus", "query", "cold start")
-        for side in turns
+        for system in turns
     ]
     assert result.ours.parity.min_cosine == pytest.approx(1)
-    assert [len(side.process_s) for side in result.baselines] == [2, 2]
+    assert [len(system.process_s) for system in result.baselines] == [2, 2]
 
 
 def test_a_stopped_run_goes_on_where_it_was(spec, tmp_path):
-    other = replace(spec, side="onnxruntime")
+    other = replace(spec, system="onnxruntime")
     lineup = Lineup(ours=spec, baselines=(other,), reference=other)
     workload = Workload(texts=["one", "two words"], rounds=1, query_calls=2)
     file = tmp_path / "speed.json"
@@ -139,7 +139,7 @@ def test_a_stopped_run_goes_on_where_it_was(spec, tmp_path):
     steps = []
     measure_speed(lineup, workload, step=steps.append, journal=Journal.beside(file, {}))
     assert [step for step in steps if "warm up" not in step] == [
-        f"{side}: {what}" for what in ("query", "cold start") for side in (OURS, "onnxruntime")
+        f"{system}: {what}" for what in ("query", "cold start") for system in (OURS, "onnxruntime")
     ]
     # Nothing is left to do, and no process is started for it.
     measure_speed(lineup, workload, step=pytest.fail, journal=Journal.beside(file, {}))
@@ -157,7 +157,7 @@ class TestTheReference:
                 threads=1,
             )
             assert lineup.reference.model == str(tiny_checkpoint)
-            return lineup.reference.side, lineup.reference in lineup.baselines
+            return lineup.reference.system, lineup.reference in lineup.baselines
 
         return names
 
@@ -170,8 +170,8 @@ class TestTheReference:
 
     def test_is_not_timed_then(self, spec, tiny_checkpoint):
         steps = []
-        reference = replace(spec, side="transformers", model=str(tiny_checkpoint))
-        bare = replace(spec, side="onnxruntime")
+        reference = replace(spec, system="transformers", model=str(tiny_checkpoint))
+        bare = replace(spec, system="onnxruntime")
         lineup = Lineup(ours=spec, baselines=(bare,), reference=reference)
         workload = Workload(texts=["one", "two words"], rounds=1, query_calls=1)
         result = measure_speed(lineup, workload, step=steps.append)
@@ -200,7 +200,7 @@ def test_a_run_whose_parity_failed_is_struck_out_and_has_no_ratio():
     assert "minimum cosine" in table
     document = failed.to_json()
     assert document["passed"] is False
-    assert [side["times_faster"] for side in document["baselines"]] == [None, None]
+    assert [system["times_faster"] for system in document["baselines"]] == [None, None]
 
 
 def test_a_baseline_whose_parity_failed_is_struck_out_and_the_others_stay():
@@ -223,11 +223,11 @@ def test_each_side_has_the_tolerance_of_its_own_precision():
 
 
 def test_a_baseline_that_disagrees_is_marked_in_a_real_run(tiny_bundle, tiny_mean_bundle):
-    spec = SideSpec(
-        side=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=8, threads=1
+    spec = SystemSpec(
+        system=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=8, threads=1
     )
-    bare = replace(spec, side="onnxruntime")
-    astray = replace(spec, side="fastembed", model=str(tiny_mean_bundle), pooling="mean")
+    bare = replace(spec, system="onnxruntime")
+    astray = replace(spec, system="fastembed", model=str(tiny_mean_bundle), pooling="mean")
     lineup = Lineup(ours=spec, baselines=(bare, astray), reference=bare)
     workload = Workload(texts=["one", "two words", "three more words"], rounds=1, query_calls=1)
     run = measure_speed(lineup, workload, step=lambda _: None)
@@ -242,7 +242,7 @@ def test_a_busy_machine_is_mentioned():
 
 
 def test_a_side_that_cannot_start_says_why(spec, tmp_path):
-    broken = SideSpec(**(vars(spec) | {"model": str(tmp_path / "nothing")}))
+    broken = SystemSpec(**(vars(spec) | {"model": str(tmp_path / "nothing")}))
     with pytest.raises(BenchError, match=r"died \(exit status 1\)[\s\S]*no bundle at"):
         Worker(broken, query="q", timeout_s=60)
 
