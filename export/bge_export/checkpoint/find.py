@@ -8,8 +8,8 @@ from bge_runtime.errors import ExportError
 from bge_runtime.sources import (
     CHECKPOINT_FILES,
     CHECKPOINT_PICKLES,
+    extract_hub_id,
     find_model,
-    hub_id_in,
     is_hub_id,
     query_hub,
     translate_hub_errors,
@@ -44,7 +44,7 @@ def find_checkpoint(
         return folder, None
     if not is_hub_id(source):
         spec = find_model(source)
-        meant = spec.hub_id if spec and "/" not in source else hub_id_in(source)
+        meant = spec.hub_id if spec and "/" not in source else extract_hub_id(source)
         hint = f"; did you mean {meant}?" if meant else ""
         raise ExportError(f"{source} is neither a folder nor a Hub ID such as OWNER/NAME{hint}")
     # Imported here: slow, and not needed for a local folder.

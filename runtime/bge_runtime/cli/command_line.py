@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from bge_runtime.cli.shell_options import in_options
+from bge_runtime.cli.shell_options import replace_arguments
 from bge_runtime.errors import BgeError
 
 _ENDING_SIGNALS = ("SIGHUP", "SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -62,7 +62,7 @@ def command_line(name: str) -> Iterator[None]:
         except BrokenPipeError:
             status = _BROKEN_PIPE_STATUS
         except (BgeError, OSError) as error:
-            click.echo(f"{name}: {in_options(str(error))}", err=True)
+            click.echo(f"{name}: {replace_arguments(str(error))}", err=True)
             status = 1
         else:
             return
@@ -118,7 +118,7 @@ def _print_warnings(name: str) -> Iterator[None]:
                 show(message, category, filename, *args, **kwargs)
             elif text not in printed:
                 printed.add(text)
-                click.echo(f"{name}: {in_options(text)}", err=True)
+                click.echo(f"{name}: {replace_arguments(text)}", err=True)
 
         warnings.showwarning = print_ours
         yield

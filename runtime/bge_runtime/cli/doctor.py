@@ -21,7 +21,7 @@ from bge_runtime.cli.doctor_verify import verify_model
 @click.group(context_settings={"max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
-    """Look after an installation of bge-runtime."""
+    """Inspect an installation of bge-runtime."""
 
 
 @main.command()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bge_runtime.bundle import TOLERANCES, Bundle, Parity, Reference, Variant
 from bge_runtime.cli.doctor_report import choice_table
-from bge_runtime.cli.shell_options import in_options
+from bge_runtime.cli.shell_options import replace_arguments
 from bge_runtime.encoding import TextTokenizer
 from bge_runtime.engines import unavailable_reason
 from bge_runtime.errors import BgeError, BundleError
@@ -63,7 +63,7 @@ def verify_model(model: str) -> bool:
         measuring = _measure_variants(bundle, reference)
         results = list(tqdm(measuring, total=count, desc="measuring", unit="variant", disable=None))
     except BgeError as error:
-        click.echo(f"FAIL: {in_options(str(error))}")
+        click.echo(f"FAIL: {replace_arguments(str(error))}")
         return False
     _print_results(results)
     return any(result.verdict == "pass" for result in results) and not any(

@@ -22,7 +22,7 @@ _CLASSES = {opened_by: model_class for model_class, opened_by in OPENED_BY.items
 _CLASS = re.compile(rf"\bopen it with ({'|'.join(_CLASSES)})\b")
 
 
-def in_options(message: str) -> str:
+def replace_arguments(message: str) -> str:
     """Return an error message with Python arguments replaced by options of the running command.
 
     All messages are worded for Python. Options that only the exporter has are called bge-export's.
@@ -44,13 +44,13 @@ def in_options(message: str) -> str:
             return text
         return f"bge-export's {text}" if option in _EXPORTER_OPTIONS else match[0]
 
-    def replace_argument(match: re.Match[str]) -> str:
+    def format_argument(match: re.Match[str]) -> str:
         name, value = match.groups()
         return format_option(
             match, _RENAMED.get(name, f"--{name.replace('_', '-')}"), value.strip("'")
         )
 
-    def replace_class(match: re.Match[str]) -> str:
+    def format_class(match: re.Match[str]) -> str:
         return f"pass {format_option(match, '--model-class', _CLASSES[match[1]])}"
 
-    return _ARGUMENT.sub(replace_argument, _CLASS.sub(replace_class, message))
+    return _ARGUMENT.sub(format_argument, _CLASS.sub(format_class, message))

@@ -188,7 +188,7 @@ def _encode(
 
 
 def _lowercase(model: AnyFlagModel) -> None:
-    """Make a model's tokenizer lowercase texts first, as in sentence-transformers."""
+    """Change a model's tokenizer to lowercase texts first, as in sentence-transformers."""
     tokenizer = model.tokenizer.tokenizer
     own = tokenizer.normalizer
     steps = [normalizers.Lowercase(), *([] if own is None else [own])]

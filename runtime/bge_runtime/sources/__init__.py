@@ -8,7 +8,7 @@ integrations and bge_export.
 from bge_runtime.sources.checkpoint_files import CHECKPOINT_FILES, CHECKPOINT_PICKLES
 from bge_runtime.sources.export_subprocess import FOR_PYTHON, WARNING_START, ExportOptions
 from bge_runtime.sources.export_targets import Use
-from bge_runtime.sources.hub import hub_id_in, is_hub_id, query_hub
+from bge_runtime.sources.hub import extract_hub_id, is_hub_id, query_hub
 from bge_runtime.sources.hub_errors import format_error, translate_hub_errors
 from bge_runtime.sources.identity import identify
 from bge_runtime.sources.known_models import MODELS, ModelSpec, find_model
@@ -56,10 +56,10 @@ __all__ = [
     "ExportOptions",
     "ModelSpec",
     "Use",
+    "extract_hub_id",
     "find_bundle",
     "find_model",
     "format_error",
-    "hub_id_in",
     "identify",
     "is_hub_id",
     "query_hub",

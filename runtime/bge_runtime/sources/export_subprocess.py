@@ -83,7 +83,7 @@ def export_arguments(
         output: Folder of the bundle.
         revision: Branch, tag or commit on the hub.
         options: How to export it.
-        graphs: Options for the graphs, from `graphs_for`.
+        graphs: Options for the graphs, from `choose_graphs`.
     """
     arguments = [source, "--output", str(output), *graphs]
     for option, value in (

@@ -76,7 +76,7 @@ _DECODERS = (
 """In order of preference, for what the user leaves open."""
 
 
-def graphs_for(use: Use, model_class: str | None) -> tuple[str, ...]:
+def choose_graphs(use: Use, model_class: str | None) -> tuple[str, ...]:
     """Return the exporter's options for graphs that can be run as asked.
 
     Args:

@@ -49,8 +49,8 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def hub_id_in(name: str) -> str | None:
-    """Return the Hub ID in a URL, or in an ID with a slash at its end; None if there is none.
+def extract_hub_id(name: str) -> str | None:
+    """Return the Hub ID in a URL or before a trailing slash; None if there is none.
 
     Args:
         name: Neither a Hub ID nor an existing path.

@@ -1,4 +1,4 @@
-"""Turn what huggingface_hub raises into a `HubError` that says what to do."""
+"""Translate errors of huggingface_hub into a `HubError` that says what to do."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from bge_runtime.sources.export_subprocess import (
     export_once,
     missing_package,
 )
-from bge_runtime.sources.export_targets import graphs_for
-from bge_runtime.sources.hub import find_snapshot, hub_id_in, is_hub_id
+from bge_runtime.sources.export_targets import choose_graphs
+from bge_runtime.sources.hub import extract_hub_id, find_snapshot, is_hub_id
 from bge_runtime.sources.identity import Identity, identify
 from bge_runtime.sources.known_models import find_model
 from bge_runtime.sources.model_classes import ENCODER_ONLY_BASE
@@ -78,7 +78,7 @@ def find_bundle(
         check_class(found.name, model_class)
     if export and not class_is_given:
         _check_pooling(located, found, options)
-    graphs = graphs_for(options.use, model_class) if options.use else ()
+    graphs = choose_graphs(options.use, model_class) if options.use else ()
     if class_is_given:
         options = replace(options, model_class=model_class)
     content = (
@@ -131,7 +131,7 @@ def _locate(
             raise ModelNotFoundError(f"no model at {name!r}: {explain_no_model(folder)}")
         return _Checkpoint(name=name, source=str(folder), folder=folder, commit=None)
     if not is_hub_id(name):
-        if (meant := hub_id_in(name)) is not None:
+        if (meant := extract_hub_id(name)) is not None:
             raise ModelNotFoundError(
                 f"no model at {name!r}: {explain_no_model(folder)}; did you mean the Hub ID "
                 f"{meant}?"

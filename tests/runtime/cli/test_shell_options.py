@@ -14,7 +14,7 @@ import bge_export
 import bge_runtime
 from bge_export import cli as exporter
 from bge_runtime.cli import doctor, embed
-from bge_runtime.cli.shell_options import in_options
+from bge_runtime.cli.shell_options import replace_arguments
 from bge_runtime.sources import FOR_PYTHON
 
 MESSAGES = [
@@ -36,12 +36,12 @@ MESSAGES = [
 
 def spelt(command: click.Command, message: str) -> str:
     with click.Context(command):
-        return in_options(message)
+        return replace_arguments(message)
 
 
 @pytest.mark.parametrize(("message", "exporting", "embedding"), MESSAGES)
 def test_arguments_become_options_of_the_command_that_runs(message, exporting, embedding):
-    assert in_options(message) == message
+    assert replace_arguments(message) == message
     assert exporting in spelt(exporter.main, message)
     assert embedding in spelt(embed.main, message)
     if exporting != message:

@@ -134,7 +134,4 @@ def _token_fields(token: AddedToken) -> dict[str, Any]:
 
 def read_optional(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file; empty if there is no such file."""
-    try:
-        return dict(read_json(path, error=ExportError))
-    except FileNotFoundError:
-        return {}
+    return dict(read_json(path, error=ExportError, default={}))
