@@ -259,7 +259,7 @@ def _prepare(
         precisions=options["precisions"],
         device=device,
         cuda_graphs=kind == "latency",
-        one_by_one=options.get("one_by_one", False),
+        no_parallel_batches=options.get("no_parallel_batches", False),
     )
     header = header_of(
         kind,

@@ -59,9 +59,10 @@ _CHUNK = 1000
     help="So many texts: those named, repeated behind a number of their own.",
 )  # fmt: skip
 @click.option(
-    "--one-by-one", is_flag=True,
-    help="On a CPU, time ours once more with one batch at a time (parallel_batches=False).",
+    "--no-parallel-batches", is_flag=True,
+    help="On a CPU, also time bge-runtime with one batch at a time (parallel_batches=False).",
 )  # fmt: skip
+@click.option("--one-by-one", is_flag=True, hidden=True)  # the name in 0.1
 def throughput(
     bundle: Path,
     named: Sequence[str],
@@ -69,6 +70,8 @@ def throughput(
     sample: int,
     batch_sizes: Sequence[int],
     count: int | None,
+    no_parallel_batches: bool,
+    one_by_one: bool,
     **options: Any,
 ) -> None:
     """Time all candidates on a corpus, and compare their vectors with PyTorch's."""
@@ -108,6 +111,7 @@ def throughput(
     with one_line_errors():
         texts = named_texts(named, folder, count)
     what = {"texts": fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
+    options["no_parallel_batches"] = no_parallel_batches or one_by_one
     run_table("throughput", bundle, options, what, results)
 
 

@@ -92,7 +92,7 @@ def line_up(
     precisions: Sequence[str] = (),
     device: str = "cpu",
     cuda_graphs: bool = False,
-    one_by_one: bool = False,
+    no_parallel_batches: bool = False,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Return the candidates that can run on this machine.
 
@@ -104,7 +104,7 @@ def line_up(
         precisions: Precisions of the bundle; empty for all that this machine runs.
         device: Device of all. On a GPU all are fast enough to be timed on all texts.
         cuda_graphs: On a GPU, add bge-runtime with ``cuda_graphs``.
-        one_by_one: On a CPU, add bge-runtime without ``parallel_batches``.
+        no_parallel_batches: On a CPU, add bge-runtime without ``parallel_batches``.
 
     Returns:
         The candidates, bge-runtime first, and the reason for each baseline that is left out.
@@ -143,7 +143,7 @@ def line_up(
         on_it = {variant.precision for variant in here if variant.engine == "onnxruntime"}
         capturing = [candidate for candidate in candidates if candidate.spec.precision in on_it]
         candidates += _once_more(capturing, "CUDA graphs", cuda_graphs=True)
-    if one_by_one and not on_gpu:
+    if no_parallel_batches and not on_gpu:
         candidates += _once_more(candidates, "one batch at a time", parallel_batches=False)
     left_out = {}
     for system in GPU_BASELINES if on_gpu else BASELINES:

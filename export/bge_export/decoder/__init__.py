@@ -4,7 +4,7 @@ The command line uses `export_decoder`; `bge_export.synthetic` uses the list of 
 
 To add a family of decoders:
 
-1. Add its ``model_type`` to `DECODERS` in `bge_runtime.sources.registry`.
+1. Add its ``model_type`` to `DECODERS` in `bge_runtime.sources.model_classes`.
 2. Add its defaults to `_FAMILIES` in `config`, and its own parts to the graphs in `graph`,
    `graph_cuda` and `graph_tensorrt`.
 3. If its tokenizer's class is new, add it to `bge_export.checkpoint.tokenizer.classes`.

@@ -4,7 +4,7 @@ Only the command line uses it; tests and other tools may.
 
 To add a family of encoders:
 
-1. Add its ``model_type`` to `ENCODERS` in `bge_runtime.sources.registry`.
+1. Add its ``model_type`` to `ENCODERS` in `bge_runtime.sources.model_classes`.
 2. If its tokenizer's class is new, add it to `bge_export.checkpoint.tokenizer.classes`.
 3. Add a tiny checkpoint of it to ``tests/export/encoder/test_exporter.py``. The parity gate shows
    whether the trace and the graph passes are right.

@@ -3,8 +3,8 @@
 The command line and both exporters use it.
 
 To add a target for encoders: add a row to `encoder` and to `TARGETS`, list the graph passes that
-make it (`bge_export.passes`), and add its variants to `bge_runtime.sources.on_demand`, which a test
-compares with the tables. For decoders: add a row to `decoder`, and its graph to
+make it (`bge_export.passes`), and add its variants to `bge_runtime.sources.export_targets`, which a
+test compares with the tables. For decoders: add a row to `decoder`, and its graph to
 `bge_export.decoder.planned_graph`. The parity gate then measures it.
 """
 

@@ -228,7 +228,7 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     tiny_bundle: Path, tiny_checkpoint: Path
 ):
     found, _ = lineup.line_up(
-        Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[], threads=2, one_by_one=True
+        Bundle.open(tiny_bundle), tiny_checkpoint, baselines=[], threads=2, no_parallel_batches=True
     )
     labels = ["bge-runtime fp32", "bge-runtime fp32, one batch at a time"]
     assert [candidate.label for candidate in found] == labels
@@ -241,14 +241,14 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     assert [ratios[label] for label in labels] == ["", "1.09x"]
 
 
-@pytest.mark.parametrize("flags", [[], ["--one-by-one"]])
+@pytest.mark.parametrize("flags", [[], ["--no-parallel-batches"], ["--one-by-one"]])
 def test_that_is_asked_for(tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, flags):
     with pytest.MonkeyPatch.context() as patch:
         line_up = Mock(side_effect=BenchError("enough"))
         patch.setattr("bge_bench.cli.table_run.line_up", line_up)
         common = ["--checkpoint", str(tiny_checkpoint), "--texts", str(texts), *flags]
         CliRunner().invoke(main, ["throughput", str(tiny_bundle), *common])
-    assert line_up.call_args.kwargs["one_by_one"] == bool(flags)
+    assert line_up.call_args.kwargs["no_parallel_batches"] == bool(flags)
 
 
 @pytest.mark.usefixtures("_light_reference")
