@@ -9,6 +9,7 @@ what is below it. To add an engine:
    a provider of ONNX Runtime holds an `OrtSession` of ``ort_session.py``.
 2. Add the class to `ENGINES` in ``registry.py``.
 3. Add an extra with its package to ``pyproject.toml``.
+4. Let bundles have variants for it: add a target to ``bge_export/targets``.
 """
 
 from bge_runtime.engines.base import BatchLimits, Engine, EngineInfo, EngineOptions
@@ -26,6 +27,7 @@ from bge_runtime.engines.ort_providers import (
 from bge_runtime.engines.registry import (
     ENGINES,
     device_kind,
+    engine_package,
     load_engine,
     open_engine,
     require_cuda_graphs,
@@ -50,6 +52,7 @@ __all__ = [
     "cpu_capabilities",
     "cuda_options",
     "device_kind",
+    "engine_package",
     "graph_inputs",
     "load_engine",
     "open_engine",

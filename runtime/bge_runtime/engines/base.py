@@ -150,12 +150,16 @@ class Engine(Protocol):
 
 
 class EngineClass(Protocol):
-    """What `bge_runtime.engines.registry` needs of the class of an engine.
+    """What `bge_runtime.engines.registry` needs of an engine's class.
 
     Attributes:
+        package: Name of the package that it imports.
         has_cuda_graphs: Whether it accepts ``EngineOptions.cuda_graph_variant``.
         has_streams: Whether it accepts ``EngineOptions.streams``.
     """
+
+    @property
+    def package(self) -> str: ...  # noqa: D102
 
     @property
     def has_cuda_graphs(self) -> bool: ...  # noqa: D102

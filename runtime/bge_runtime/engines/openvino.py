@@ -84,7 +84,7 @@ def computing_precision(precision: str) -> str | None:
     """Return OpenVINO's name for the precision of a variant's activations.
 
     With weights of 8 or 4 bits, whose products round activations to 8 bits, the rest is computed
-    in the fastest precision of the processor. None for a precision that this engine has not.
+    in the fastest precision of the processor. None for a precision that OpenVINO does not run.
     """
     if precision in ("int8", "int4"):
         return "bf16" if "BF16" in cpu_capabilities() else "f32"
@@ -125,6 +125,7 @@ class _Model:
 class OpenVinoEngine:
     """A compiled OpenVINO model. See `bge_runtime.engines.Engine`."""
 
+    package: ClassVar[str] = "openvino"
     has_cuda_graphs: ClassVar[bool] = False
     has_streams: ClassVar[bool] = True
     cuda_graph_engine: ClassVar[None] = None
@@ -140,7 +141,7 @@ class OpenVinoEngine:
             return None
         try:
             capabilities = cpu_capabilities()
-        except Exception as error:  # noqa: BLE001  # a shared library that is missing, say
+        except Exception as error:  # noqa: BLE001  # such as a missing shared library
             return f"openvino cannot be used ({error})"
         if "BF16" in capabilities:
             return None

@@ -34,6 +34,7 @@ batch after them."""
 class OrtCpuEngine:
     """A session of ONNX Runtime's CPU provider. See `bge_runtime.engines.Engine`."""
 
+    package: ClassVar[str] = "onnxruntime"
     has_cuda_graphs: ClassVar[bool] = False
     has_streams: ClassVar[bool] = False
     cuda_graph_engine: ClassVar[None] = None

@@ -50,6 +50,7 @@ for it are those of many texts that were truncated to one length."""
 class OrtCudaEngine:
     """A session of ONNX Runtime's CUDA provider. See `bge_runtime.engines.Engine`."""
 
+    package: ClassVar[str] = "onnxruntime"
     has_cuda_graphs: ClassVar[bool] = True
     has_streams: ClassVar[bool] = False
 

@@ -29,11 +29,11 @@ Feeds = dict[str, NDArray[Any]]
 """Arrays of a batch by input."""
 
 Compute = Callable[[Any, Sequence[str], Feeds], list[NDArray[np.float32]]]
-"""Computes outputs with an ``InferenceSession``: how and in which thread is the engine's part."""
+"""Function that computes outputs with an ``InferenceSession``, in a thread of its choice."""
 
 
 class OrtSession:
-    """An ``InferenceSession``, what its graph takes, and how its outputs become rows of texts.
+    """An ``InferenceSession`` that takes batches of texts and returns outputs by text.
 
     Attributes:
         session: The ``InferenceSession``.

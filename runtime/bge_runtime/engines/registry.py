@@ -75,6 +75,11 @@ def unavailable_reason(variant: Variant) -> str | None:
     return by_device[variant.device].unavailable_reason(variant)
 
 
+def engine_package(name: str) -> str:
+    """Return the name of the package that an engine imports."""
+    return next(iter(ENGINES[name].values())).package
+
+
 def load_engine(name: str) -> Any:
     """Import the package of an engine, without its telemetry, and return it."""
     return next(iter(ENGINES[name].values())).load()

@@ -121,6 +121,7 @@ def _version_of(library: ctypes.CDLL) -> str:
 class TensorRtEngine:
     """Sessions of ONNX Runtime's TensorRT provider, one for each range of lengths."""
 
+    package: ClassVar[str] = "onnxruntime"
     has_cuda_graphs: ClassVar[bool] = False
     has_streams: ClassVar[bool] = False
     cuda_graph_engine: ClassVar[None] = None

@@ -27,6 +27,7 @@ from bge_runtime.engines import (
     Engine,
     EngineInfo,
     EngineOptions,
+    engine_package,
     load_engine,
     open_engine,
     pad_batch,
@@ -98,8 +99,7 @@ def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
     graph = bundle.graph(variant.graph)
     files = [bundle.manifest.files[name].sha256 for name in (graph.file, graph.weights)]
     described = asdict(replace(variant, parity=None))
-    package = "openvino" if variant.engine == "openvino" else "onnxruntime"
-    wheels = owners(package) or str(load_engine(package).__version__)
+    wheels = owners(engine_package(variant.engine)) or str(load_engine(variant.engine).__version__)
     driver = "" if variant.device == "cpu" else repr(nvidia.find_driver())
     key = json.dumps([described, files, wheels, cpu_model(), vector_extensions(), driver])
     with _measuring[key]:
