@@ -36,7 +36,7 @@ CHINESE = "为这个句子生成表示以用于检索相关文章："
 
 
 class OnTheTinyModel:
-    """What langchain-tests want to be told."""
+    """The settings of langchain-tests."""
 
     @pytest.fixture(autouse=True)
     def _bundle(self, tiny_bundle):
@@ -121,7 +121,7 @@ def test_vectors_of_trained_weights_are_those_of_the_class_it_replaces(
 def test_a_chinese_model_gets_the_chinese_instruction(
     published: Path, tiny_bundle: Path, tmp_path: Path
 ):
-    # The class it replaces goes by the name, too.
+    # The replaced class depends on the name too.
     checkpoint = shutil.copytree(published, tmp_path / "checkpoints" / "bge-small-zh-v1.5")
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundles" / "bge-small-zh-v1.5")
     ours, theirs = BgeEmbeddings(model_name=str(bundle)), original(model_name=str(checkpoint))

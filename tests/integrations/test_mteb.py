@@ -144,7 +144,7 @@ def similarity(tmp_path_factory: pytest.TempPathFactory):
 
 
 def scores(model, task) -> dict[str, float]:
-    """Give every score of a task that is a number."""
+    """Return all numeric scores of a task."""
     with quiet():
         result = mteb.evaluate(model, task(), cache=None, show_progress_bar=False)
     assert not result.exceptions
@@ -176,7 +176,7 @@ def test_scores_are_sentence_transformers_own(
         expected = scores(theirs, task)
         assert_same_scores(scores(ours, task), expected)
         assert expected["main_score"] > 0.7  # the task can be solved
-        with pytest.raises(AssertionError):  # and a model that pools wrongly is told from it
+        with pytest.raises(AssertionError):  # a model that pools wrongly is detected
             assert_same_scores(scores(broken, task), expected)
 
 

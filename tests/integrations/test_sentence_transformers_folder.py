@@ -369,7 +369,7 @@ def test_settings_that_would_be_lost_are_an_error_that_names_them(
 
 
 def leaves(document: Mapping[str, Any]):
-    """Give the keys and values of a document, those of arguments within it in their place."""
+    """Return the keys and values of a document, with nested arguments expanded."""
     for key, value in document.items():
         if key.endswith(("_args", "config_kwargs", "processor_kwargs")):
             yield from leaves(value)

@@ -1,4 +1,4 @@
-"""The exception tree is the one that its docstring draws."""
+"""The tree of errors matches the docstring of `bge_runtime.errors`."""
 
 from __future__ import annotations
 

@@ -133,9 +133,9 @@ def test_only_the_first_bad_rows_are_reported_one_by_one(capsys: pytest.CaptureF
     with pytest.raises(InputError, match="no line of input could be embedded"):
         bad_rows.summarize(embedded=0)
     bad_rows.summarize(embedded=1)
-    told = capsys.readouterr().err.splitlines()
-    assert 20 < len(told) < 30
-    assert told[-1] == "bge-embed: 1000 lines skipped, 1 embedded"
+    lines = capsys.readouterr().err.splitlines()
+    assert 20 < len(lines) < 30
+    assert lines[-1] == "bge-embed: 1000 lines skipped, 1 embedded"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ MESSAGES = [
 ]
 
 
-def spelt(command: click.Command, message: str) -> str:
+def reworded(command: click.Command, message: str) -> str:
     with click.Context(command):
         return replace_arguments(message)
 
@@ -42,20 +42,20 @@ def spelt(command: click.Command, message: str) -> str:
 @pytest.mark.parametrize(("message", "exporting", "embedding"), MESSAGES)
 def test_arguments_become_options_of_the_command_that_runs(message, exporting, embedding):
     assert replace_arguments(message) == message
-    assert exporting in spelt(exporter.main, message)
-    assert embedding in spelt(embed.main, message)
+    assert exporting in reworded(exporter.main, message)
+    assert embedding in reworded(embed.main, message)
     if exporting != message:
-        assert not re.search(r"\w=['T]", spelt(exporter.main, message))
+        assert not re.search(r"\w=['T]", reworded(exporter.main, message))
 
 
 def test_an_export_for_a_program_keeps_the_arguments_of_python(monkeypatch):
     monkeypatch.setenv(FOR_PYTHON, "1")
-    assert spelt(exporter.main, "Pass pooling_method='cls'") == "Pass pooling_method='cls'"
+    assert reworded(exporter.main, "Pass pooling_method='cls'") == "Pass pooling_method='cls'"
 
 
 def test_arguments_without_an_option_stay_as_they_are():
-    assert spelt(doctor.main, "pass engine='openvino'") == "pass engine='openvino'"
-    assert spelt(doctor.main, "pooling_method='cls'") == "bge-export's --pooling cls"
+    assert reworded(doctor.main, "pass engine='openvino'") == "pass engine='openvino'"
+    assert reworded(doctor.main, "pooling_method='cls'") == "bge-export's --pooling cls"
 
 
 OPTION = re.compile(r"--(pooling|trust-remote-code|model-class|revision)\b")

@@ -38,7 +38,7 @@ def bundles(monkeypatch, tmp_path):
 
 
 def exported(call) -> dict[str, str]:
-    """Return what the exporter would have been told."""
+    """Return the options that the exporter would have got."""
     with pytest.raises(Exporting) as caught:
         call()
     source, *options = caught.value.args
@@ -66,7 +66,7 @@ def test_a_published_model_is_recognised_in_every_place(
     assert identity(found) == (kind.name, kind.model_class, kind.instruction, kind.form)
     options = exported(lambda: FlagAutoModel.from_finetuned(place.path))
     assert options["--output"].startswith(f"{bundles / kind.name}-")
-    # What the exporter is told is taken for the same.
+    # The exporter's options identify the same class.
     assert identity(inspect_checkpoint(place.folder, source=options["source"])) == identity(found)
 
 
@@ -192,9 +192,9 @@ def test_a_given_class_brings_flagembeddings_pooling(bundles, tmp_path, upstream
     folder = kind.write(tmp_path / "output" / "checkpoint-1200")
     cls = CLASSES[name]
     theirs = getattr(upstream, name).DEFAULT_POOLING_METHOD
-    told = exported(lambda: cls(str(folder)))
-    assert "--pooling" not in told  # the folder may say
-    for model_class in (told["--model-class"], kind.model_class):
+    options = exported(lambda: cls(str(folder)))
+    assert "--pooling" not in options  # the folder may say
+    for model_class in (options["--model-class"], kind.model_class):
         found = inspect_checkpoint(folder, source=str(folder), model_class=model_class)
         assert found.pooling == theirs
     if name == "FlagModel":
@@ -281,7 +281,7 @@ def test_what_this_machine_cannot_run_is_rejected_before_the_export(bundles, tmp
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "told"),
+    ("kind", "options", "graphs"),
     [
         ("bert", {"precision": "int8"}, ["cpu", "int8"]),
         ("decoder", {"precision": "int4"}, ["cpu", "int4"]),
@@ -293,7 +293,7 @@ def test_what_this_machine_cannot_run_is_rejected_before_the_export(bundles, tmp
         ("decoder", {"use_bf16": True}, []),
     ],
 )
-def test_an_export_has_the_requested_graphs(bundles, tmp_path, monkeypatch, kind, options, told):
+def test_an_export_has_the_requested_graphs(bundles, tmp_path, monkeypatch, kind, options, graphs):
     from bge_runtime.sources import export_targets
 
     monkeypatch.setattr(export_targets, "unavailable_reason", lambda variant: None)
@@ -307,9 +307,9 @@ def test_an_export_has_the_requested_graphs(bundles, tmp_path, monkeypatch, kind
         value
         for option, value in zip(words[::2], words[1::2], strict=True)
         if option in ("--target", "--precision")
-    ] == told
+    ] == graphs
     plain = exported(lambda: opens(folder))["--output"]
-    assert (caught.value.args[2] == plain) == (not told)
+    assert (caught.value.args[2] == plain) == (not graphs)
 
 
 def test_the_table_of_export_targets_matches_the_exporters():

@@ -1,4 +1,4 @@
-"""Where models come from: folder, hub, cache, export on the spot."""
+"""Where models come from: folder, hub, cache, export on demand."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def exports(monkeypatch, own_cache):
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint, tmp_path):
-    """A checkpoint of one's own, to retrain."""
+    """A copy of a checkpoint, to retrain."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "mine" / "tiny")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
@@ -446,11 +446,11 @@ def test_two_processes_at_once_end_with_one_good_bundle(
     running = [
         start(checkpoint, tmp_path / f"{n}.npy", environment, exported=tiny_bundle) for n in (1, 2)
     ]
-    told = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
+    errors = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
     for number in (1, 2):
         assert_same(np.load(tmp_path / f"{number}.npy"), expected)
-    assert sum(text.count("exporting it once") for text in told) == 1, told
+    assert sum(text.count("exporting it once") for text in errors) == 1, errors
     entries = [path for path in (tmp_path / "cache/bge-runtime/bundles").iterdir() if path.is_dir()]
     assert len(entries) == 1
 
@@ -473,14 +473,14 @@ def test_a_killed_export_leaves_nothing_that_is_used(checkpoint, tiny_bundle, tm
 
 
 def test_warnings_of_an_on_demand_export_are_logged(caplog: pytest.LogCaptureFixture):
-    told = "bge-export: warning: two opinions"
-    lines = f"import sys; print('a step', {told!r}, sep='\\n', file=sys.stderr)"
+    warning = "bge-export: warning: two opinions"
+    lines = f"import sys; print('a step', {warning!r}, sep='\\n', file=sys.stderr)"
     with caplog.at_level(logging.INFO):
         assert export_subprocess.run_export([sys.executable, "-c", lines], {}) == (
             0,
-            ["a step", told],
+            ["a step", warning],
         )
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("INFO", "export: a step"),
-        ("WARNING", f"export: {told}"),
+        ("WARNING", f"export: {warning}"),
     ]
