@@ -28,32 +28,32 @@ settings.load_profile("no clock")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the tests off the hub, but for those that are run by ``pytest -m network``.
+    """Keep the tests offline, except with ``pytest -m network``, and divide the processors.
 
-    PyTorch's threads wait for one another without sleep. Two workers, each with as many as there
-    are processors, spent a quarter of their time on that in the two files that were tried (export
-    and fidelity, 2 cores). So workers share the processors.
+    PyTorch's threads spin while they wait for one another. With two workers of 2 threads each on 2
+    cores, two files of tests (export and fidelity) lost a quarter of their time to that. So the
+    workers share the processors.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:  # read when PyTorch is imported, also by the processes that tests start
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
     if config.option.markexpr != "network":
-        # Read when huggingface_hub is imported; those that use the stand-in start processes.
+        # Read when huggingface_hub is imported; tests with a local hub start processes.
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than processors, since many a test waits for a process that it started.
+    """Return the number of processors plus one, since many tests wait for a process.
 
-    Two left a tenth to a fifth of 2 cores idle, by CPU time against time; three leave a twentieth.
-    Each takes memory, too, so there are 4 at most.
+    Two workers left 10 to 20 % of the CPU time of 2 cores unused, three leave 5 %. There are at
+    most 4 because each needs memory.
     """
     return min(4, usable_cpus() + 1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _folders(tmp_path_factory: pytest.TempPathFactory):
-    """Keep the tests out of the user's cache, and give the workers a folder that they share."""
+    """Set a cache folder for the tests, and a folder that all workers share."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -67,7 +67,7 @@ def _folders(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def made_once(_folders: None) -> Callable[..., Path]:
-    """`make_once`, where its folder is there."""
+    """`make_once`, with its folder created."""
     return make_once
 
 
@@ -131,7 +131,7 @@ def tiny_m3_bundle(tiny_m3_checkpoint: Path, made_once: Callable[..., Path]) -> 
 
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle of one's own, to damage."""
+    """A copy of the tiny bundle that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
@@ -166,7 +166,7 @@ def minilm_vectors(
     minilm_checkpoint: Path, made_once: Callable[..., Path]
 ) -> Callable[[str], np.ndarray]:
     """FlagEmbedding's vectors of `MANY_TEXTS` by all-MiniLM-L6-v2, by pooling."""
-    from tests.fidelity.test_encoders import MANY_TEXTS, flag_embedding
+    from tests.helpers.flag_embedding import MANY_TEXTS, flag_embedding
 
     def vectors(pooling: str) -> np.ndarray:
         def make(folder: Path) -> None:

@@ -2,54 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from bge_bench.systems.base import SystemSpec, open_system
 from bge_export.parity_texts import PARITY_TEXTS
 from bge_runtime import FlagModel
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from bge_runtime.sources import MODELS
 from tests.helpers.bundles import SHARED
+from tests.helpers.flag_embedding import MANY_TEXTS, flag_embedding
 from tests.helpers.runtime import assert_fp32_on_cpu
 
 SHAPES = ["bge-small-en-v1.5", "bge-small-zh-v1.5"]
 LARGER_SHAPES = [
     f"bge-{size}-{language}-v1.5" for language in ("en", "zh") for size in ("base", "large")
 ]
-
-
-def flag_embedding(checkpoint: Path, texts: list[str], *, pooling: str) -> np.ndarray:
-    """Embed with FlagEmbedding, in fp32 on the CPU, as the benchmarks do it."""
-    spec = SystemSpec(
-        system="flagembedding", model=str(checkpoint), pooling=pooling, max_length=512, batch_size=4
-    )
-    return open_system(spec).encode(texts)
-
-
-def real_texts(sentences: int, paragraphs: int) -> list[str]:
-    """Texts of four languages where the checkout has them beside it: an even sample of each."""
-
-    def sample(rows: list[Any], count: int) -> list[Any]:
-        return rows[:: max(1, len(rows) // count)]
-
-    found: list[str] = []
-    for path in sorted(SHARED.glob("text/stsb/*.csv")):
-        with path.open(encoding="utf-8") as file:
-            found += [row[0] for row in sample(list(csv.reader(file)), sentences)]
-    for path in sorted(SHARED.glob("text/xquad/*/corpus.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found += [json.loads(line)["text"] for line in sample(lines, paragraphs)]
-    return found
-
-
-MANY_TEXTS = [*PARITY_TEXTS, *real_texts(sentences=10, paragraphs=5)]
 
 
 def embed(model: FlagModel, texts: list[str]) -> np.ndarray:

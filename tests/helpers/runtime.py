@@ -99,3 +99,12 @@ def replace_file(bundle: Path, name: str, content: bytes) -> None:
         }
 
     edit_manifest(bundle, change)
+
+
+def scramble_reference(bundle: Path) -> None:
+    """Swap the vectors of the bundle's parity texts."""
+    with np.load(bundle / "parity.npz") as data:
+        arrays = dict(data)
+    arrays["vectors"] = np.roll(arrays["vectors"], 1, axis=0)
+    np.savez(bundle / "parity.npz", **arrays)
+    replace_file(bundle, "parity.npz", (bundle / "parity.npz").read_bytes())

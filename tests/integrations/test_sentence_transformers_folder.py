@@ -22,9 +22,9 @@ from bge_bench.systems.base import quiet
 from bge_export.checkpoint.sentence_transformers import read_folder
 from bge_runtime import FlagModel
 from bge_runtime.errors import ExportError
-from tests.fidelity.test_encoders import flag_embedding
 from tests.helpers.bundles import export, write_tiny_bert
 from tests.helpers.decoders import MISTRAL, export_decoder, write_tiny_decoder
+from tests.helpers.flag_embedding import flag_embedding
 from tests.helpers.integrations import SAME_VECTOR
 
 TEXTS = [

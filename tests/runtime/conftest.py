@@ -1,4 +1,4 @@
-"""Models of ours and of FlagEmbedding's, side by side."""
+"""Fixtures of the runtime's tests: our models and FlagEmbedding's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def upstream():
     """FlagEmbedding's classes and tables, with its progress bars off."""
     pytest.importorskip("FlagEmbedding")
     with warnings.catch_warnings():
-        # Deprecations in what it imports are not ours to mend.
+        # Deprecations in its own dependencies.
         warnings.simplefilter("ignore")
         from FlagEmbedding import (
             BGEM3FlagModel,
@@ -45,7 +45,7 @@ def upstream():
 
     # On tiny models its threads would only wait for one another.
     torch.set_num_threads(1)
-    # Each of its models collects garbage when it goes: half a second, with all this loaded.
+    # Each of its models collects garbage when it is deleted: half a second with all this loaded.
     gc.freeze()
 
     def quiet(bar):
@@ -66,7 +66,7 @@ def upstream():
 
 @pytest.fixture(scope="session")
 def pair(upstream, tiny_checkpoint, tiny_bundle, tiny_mean_bundle):
-    """Makes our model and FlagEmbedding's of the same weights, with the same options."""
+    """A function that returns our model and FlagEmbedding's, with the same weights and options."""
     bundles = {"cls": tiny_bundle, "mean": tiny_mean_bundle}
 
     def make(*, pooling="cls", **options):
@@ -83,7 +83,7 @@ def pair(upstream, tiny_checkpoint, tiny_bundle, tiny_mean_bundle):
 def decoder(made_once):
     """A tiny causal decoder: folders of its checkpoint and its bundle.
 
-    It is of the base class, and has bge-en-icl's tokens for the tests of both classes.
+    It is of the base class, and has bge-en-icl's tokens, so that both classes can be tested.
     """
     checkpoint = made_once("tiny-decoder", partial(write_tiny_decoder, reads_examples=True))
     make = partial(export_decoder, checkpoint, model_class="decoder-only-base")
@@ -93,7 +93,7 @@ def decoder(made_once):
 
 @pytest.fixture(scope="session")
 def two_way_decoder(made_once):
-    """The bundle of one whose tokens see those behind them, too."""
+    """The bundle of a decoder that attends in both directions."""
     make = partial(write_tiny_decoder, name="qwen2-bidirectional")
     return str(made_once("two-way-bundle", partial(export_decoder, made_once("two-way", make))))
 

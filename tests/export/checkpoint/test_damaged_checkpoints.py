@@ -23,7 +23,7 @@ from bge_runtime import FlagAutoModel
 from bge_runtime.cli import embed
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import export_subprocess
-from tests.runtime.system.test_files import DEEP, POINTER
+from tests.helpers.files import DEEP, POINTER
 
 
 @pytest.fixture

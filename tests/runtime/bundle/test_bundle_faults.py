@@ -25,8 +25,8 @@ from bge_runtime.errors import (
     PrecisionError,
 )
 from bge_runtime.system import file_hash
+from tests.helpers.files import DEEP, POINTER
 from tests.helpers.runtime import TEXTS, assert_same, edit_manifest, replace_file
-from tests.runtime.system.test_files import DEEP, POINTER
 
 GRAPH = "onnx/model_cpu_fp32.onnx"
 WEIGHTS = "onnx/model.onnx_data"

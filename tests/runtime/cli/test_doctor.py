@@ -23,8 +23,7 @@ from bge_runtime.engines import openvino, ort_providers, tensorrt
 from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
 from bge_runtime.errors import BundleIntegrityError
 from bge_runtime.system import cpus, nvidia, versions
-from tests.helpers.runtime import replace_file
-from tests.runtime.variants.test_parity_check import scramble_reference
+from tests.helpers.runtime import replace_file, scramble_reference
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.bundle.parity import TOLERANCES, compare
 from bge_runtime.errors import ExportError, PrecisionError
-from tests.fidelity.test_encoders import MANY_TEXTS
 from tests.helpers.bundles import export
+from tests.helpers.flag_embedding import MANY_TEXTS
 
 ENGINES = ["openvino", "onnxruntime"]
 

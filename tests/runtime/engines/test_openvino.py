@@ -21,8 +21,8 @@ from bge_runtime.errors import (
     PrecisionError,
     ProviderError,
 )
-from tests.fidelity.test_encoders import MANY_TEXTS
 from tests.helpers.bundles import export
+from tests.helpers.flag_embedding import MANY_TEXTS
 
 computes_bf16 = pytest.mark.skipif(
     "BF16" not in openvino.cpu_capabilities(), reason="this processor does not compute in bf16"

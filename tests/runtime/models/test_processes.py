@@ -7,12 +7,8 @@ neither pytest's threads nor PyTorch's have a part in it.
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import shutil
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -22,72 +18,10 @@ from bge_runtime.encoding import EngineSet
 from bge_runtime.engines import openvino
 from bge_runtime.errors import BundleIntegrityError
 from bge_runtime.variants import selection
+from tests.helpers.programs import run_program
 from tests.helpers.runtime import TEXTS, assert_same
 
 pytestmark = pytest.mark.timeout(150)
-
-PRELUDE = '''
-import multiprocessing, os, pickle, signal, sys, threading, time
-import numpy as np
-from bge_runtime import FlagModel
-
-TEXTS = ["", "a", "hello world", "several words of text " * 100] * 5
-
-
-def check(model, expected):
-    """Raises if the model does not encode as it should."""
-    np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=1e-6)
-
-
-def fork_and_check(model, expected):
-    """Encodes in a child, which then ends as a program ends, finalisers and all."""
-    child = os.fork()
-    if not child:
-        check(model, expected)
-        sys.exit(0)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            if status:
-                sys.exit(f"the child ended with wait status {status}")
-            return
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    sys.exit("the child hangs")
-
-
-def child_of_multiprocessing(model, answers):
-    answers.put(model.encode(TEXTS))
-'''
-
-
-def run_program(folder, body, *arguments, telemetry=None, parallelism=None):
-    """Run a program to its end, and expect success."""
-    program = folder / "program.py"
-    body = textwrap.indent(textwrap.dedent(body), "    ")
-    program.write_text(
-        f'{PRELUDE}\nif __name__ == "__main__":\n'
-        "    model = FlagModel(sys.argv[1])\n    expected = model.encode(TEXTS)\n"
-        f"{body}"
-    )
-    # What the runtime sets on opening an engine must not come from this process.
-    environment = {
-        **os.environ,
-        "ORT_DISABLE_TELEMETRY": telemetry,
-        "TOKENIZERS_PARALLELISM": parallelism,
-    }
-    done = subprocess.run(
-        [sys.executable, str(program), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={name: value for name, value in environment.items() if value is not None},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def test_a_forked_child_encodes_and_ends_and_so_does_its_parent(tiny_bundle, tmp_path):

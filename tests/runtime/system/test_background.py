@@ -13,7 +13,7 @@ import time
 import pytest
 
 from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
-from tests.runtime.models.test_processes import run_program
+from tests.helpers.programs import run_program
 
 pytestmark = pytest.mark.timeout(150)
 

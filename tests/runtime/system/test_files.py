@@ -14,10 +14,7 @@ from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagICLModel, FlagLLMMode
 from bge_runtime.bundle.folders import explain_no_model, explain_renewal
 from bge_runtime.errors import BgeError, BundleError, ModelNotFoundError
 from bge_runtime.system.files import local_path, read_json
-
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1303015\n"
-
-DEEP = "[" * 200_000
+from tests.helpers.files import DEEP, POINTER
 
 
 def check_one_sentence(message: str, *, about: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from bge_runtime import Bundle, FlagModel
@@ -13,7 +12,13 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.errors import PrecisionError
 from bge_runtime.system import nvidia
 from bge_runtime.variants import parity_check
-from tests.helpers.runtime import TEXTS, assert_same, edit_manifest, replace_file
+from tests.helpers.runtime import (
+    TEXTS,
+    assert_same,
+    edit_manifest,
+    replace_file,
+    scramble_reference,
+)
 
 ENGINE = "onnxruntime"
 
@@ -43,15 +48,6 @@ def unmeasured(bundle_copy):
 
     edit_manifest(bundle_copy, forget)
     return bundle_copy
-
-
-def scramble_reference(bundle):
-    """Give the bundle's texts the vectors of other texts."""
-    with np.load(bundle / "parity.npz") as data:
-        arrays = dict(data)
-    arrays["vectors"] = np.roll(arrays["vectors"], 1, axis=0)
-    np.savez(bundle / "parity.npz", **arrays)
-    replace_file(bundle, "parity.npz", (bundle / "parity.npz").read_bytes())
 
 
 def test_an_unmeasured_variant_is_measured_once(unmeasured, measured, model):
