@@ -22,9 +22,9 @@ from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspec
 try:
     from bge_export.targets import (
         AnyTarget,
+        format_target_table,
         select_decoder_targets,
         select_targets,
-        target_table,
     )
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
@@ -46,7 +46,7 @@ _STEPS = 8
 
 
 @click.command(
-    epilog="Targets and precisions:\n\n\b\n" + target_table(),
+    epilog="Targets and precisions:\n\n\b\n" + format_target_table(),
     context_settings={"max_content_width": 100},
 )
 @click.argument("model")

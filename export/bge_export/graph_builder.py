@@ -87,6 +87,6 @@ def find_free_name(graph: ir.Graph, stem: str) -> str:
     return f"{stem}_{number}"
 
 
-def content_key(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+def hash_tensor(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     """Return a key that is equal for tensors of the same type, shape and content."""
     return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()

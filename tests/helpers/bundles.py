@@ -45,10 +45,10 @@ def write_tiny_m3(
     folder: Path, *, seed: int = 0, colbert_dim: int | None = None, **changes: Any
 ) -> Path:
     """Write a tiny XLM-RoBERTa checkpoint with M3's heads; ``changes`` are to its shape."""
-    from bge_export.synthetic.encoder import make_tokenizer, random_encoder, write_random_heads
+    from bge_export.synthetic.encoder import make_random_encoder, make_tokenizer, write_random_heads
 
     shape = replace(TINY_M3, **changes)
-    random_encoder(shape, seed=seed).save_pretrained(folder)
+    make_random_encoder(shape, seed=seed).save_pretrained(folder)
     tokenizer = make_tokenizer(shape.vocab_size, shape.architecture, max_length=shape.max_length)
     tokenizer.save_pretrained(folder)
     write_random_heads(folder, shape.hidden_size, seed=seed, colbert_dim=colbert_dim)
@@ -61,9 +61,9 @@ def write_tiny_bert(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     ``changes`` are to its shape. A test that works with one layer should ask for one: that takes
     less time to trace.
     """
-    from bge_export.synthetic.encoder import make_tokenizer, random_encoder
+    from bge_export.synthetic.encoder import make_random_encoder, make_tokenizer
 
-    random_encoder(replace(TINY, **changes), seed=seed).save_pretrained(folder)
+    make_random_encoder(replace(TINY, **changes), seed=seed).save_pretrained(folder)
     make_tokenizer(TINY.vocab_size).save_pretrained(folder)
     return folder
 

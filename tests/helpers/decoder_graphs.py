@@ -13,7 +13,7 @@ from bge_export.checkpoint.safetensors import SafetensorsReader
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.external_data import write_external_data
 from bge_export.decoder.graph import DecoderGraph
-from bge_export.decoder.weights import find_weights, plan_weights, stored_weights
+from bge_export.decoder.weights import find_weights, place_weights, plan_weights
 from bge_runtime.bundle import SENTENCE_EMBEDDING, past_names
 from tests.helpers.decoders import write_tiny_decoder
 
@@ -71,7 +71,7 @@ class Decoder:
         data = self.folder / f"weights-{dtype}.onnx_data"
         if not data.exists():
             write_external_data(plans, self.reader, data)
-        weights = stored_weights(plans, folder=self.folder, location=data.name)
+        weights = place_weights(plans, folder=self.folder, location=data.name)
         return form(config or self.config, weights, dtype=ir.DataType[dtype]).build()
 
     def opened(self, model: Any) -> Any:

@@ -7,7 +7,7 @@ which is slow, so its names are not handed on here.
 from bge_export.checkpoint.files import check_tokenizer_files
 from bge_export.checkpoint.find import find_checkpoint
 from bge_export.checkpoint.inspect import Checkpoint, inspect_checkpoint
-from bge_export.checkpoint.safetensors import SafetensorsReader, check_finite, weight_dtype
+from bge_export.checkpoint.safetensors import SafetensorsReader, check_finite, find_common_dtype
 from bge_export.checkpoint.sentence_transformers_keys import (
     MODULES_FILE,
     POOLING_MODES,
@@ -26,9 +26,9 @@ __all__ = [
     "check_finite",
     "check_tokenizer_files",
     "find_checkpoint",
+    "find_common_dtype",
     "inspect_checkpoint",
     "is_unused",
     "match_weights",
     "require_match",
-    "weight_dtype",
 ]

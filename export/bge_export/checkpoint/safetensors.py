@@ -192,7 +192,7 @@ def check_finite(array: NDArray[Any], name: str) -> None:
         )
 
 
-def weight_dtype(reader: SafetensorsReader, names: Mapping[str, str]) -> ir.DataType:
+def find_common_dtype(reader: SafetensorsReader, names: Mapping[str, str]) -> ir.DataType:
     """Return the smallest type that holds all of these tensors exactly, at most fp32."""
     kinds = {reader.dtype(name) for name in names.values()}
     if len(kinds) == 1 and kinds != {_DTYPES["F64"]}:

@@ -15,11 +15,11 @@ To add a target, see `bge_export.targets`.
 
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.exporter import export_decoder
-from bge_export.decoder.weights import Weight, decoder_weights
+from bge_export.decoder.weights import Weight, list_weights
 
 __all__ = [
     "DecoderConfig",
     "Weight",
-    "decoder_weights",
     "export_decoder",
+    "list_weights",
 ]

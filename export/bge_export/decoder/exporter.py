@@ -27,13 +27,13 @@ from bge_export.bundle import (
     staging_directory,
     tokenize_parity_texts,
 )
-from bge_export.checkpoint import Checkpoint, SafetensorsReader, weight_dtype
+from bge_export.checkpoint import Checkpoint, SafetensorsReader, find_common_dtype
 from bge_export.checkpoint.tokenizer import CheckpointTokenizer, check_vocabulary, load_tokenizer
 from bge_export.decoder.config import DecoderConfig
-from bge_export.decoder.external_data import total_bytes, write_external_data
+from bge_export.decoder.external_data import count_bytes, write_external_data
 from bge_export.decoder.layerwise_gate import check_layerwise
 from bge_export.decoder.planned_graph import describe_variants, plan_graphs
-from bge_export.decoder.reference import decoder_reference
+from bge_export.decoder.reference import compute_vectors
 from bge_export.decoder.weights import find_weights
 from bge_export.targets import DecoderTarget
 from bge_runtime.bundle import PARITY_FILE, Bundle, Model, Reference, Variant
@@ -76,10 +76,10 @@ def export_decoder(
     config = DecoderConfig.from_json(checkpoint.config, source=checkpoint.source)
     reader = SafetensorsReader(checkpoint.folder, checkpoint.weight_files)
     found = find_weights(config, reader, source=checkpoint.source)
-    planned = plan_graphs(config, found, targets, own_type=weight_dtype(reader, found))
+    planned = plan_graphs(config, found, targets, own_type=find_common_dtype(reader, found))
     plans = {graph.data: graph.plan for graph in planned.values()}
     with staging_directory(output) as draft:
-        needed = sum(total_bytes(plan) for plan in plans.values())
+        needed = sum(count_bytes(plan) for plan in plans.values())
         check_space(draft, needed)
         step("loading the tokenizer")
         tokenizer = _load_tokenizer(checkpoint, config)
@@ -95,7 +95,7 @@ def export_decoder(
         step("building the graphs")
         graphs = {name: graph.write(draft) for name, graph in planned.items()}
         step("computing PyTorch's vectors")
-        vectors = decoder_reference(checkpoint, config, reader, found, token_ids)
+        vectors = compute_vectors(checkpoint, config, reader, found, token_ids)
         reference = Reference(texts=texts, token_ids=tuple(token_ids), vectors=vectors)
         reference.save(draft / PARITY_FILE)
 

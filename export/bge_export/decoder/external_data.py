@@ -45,7 +45,7 @@ class TensorPlan:
     transform: Transform | None = None
 
 
-def external_tensors(
+def place_tensors(
     plans: Iterable[TensorPlan], *, folder: Path, location: str
 ) -> dict[str, ir.ExternalTensor]:
     """Return the tensors of an external data file, by name in the graph.
@@ -76,7 +76,7 @@ def write_external_data(
     """Stream tensors from a checkpoint into an external data file.
 
     Args:
-        plans: The tensors, in the order passed to `external_tensors`.
+        plans: The tensors, in the order passed to `place_tensors`.
         reader: The checkpoint.
         path: The file to write.
         advance: Called with the number of bytes just written.
@@ -128,6 +128,6 @@ def _size_bytes(plan: TensorPlan) -> int:
     return -(-math.prod(plan.shape) * plan.dtype.bitwidth // 8)
 
 
-def total_bytes(plans: Iterable[TensorPlan]) -> int:
+def count_bytes(plans: Iterable[TensorPlan]) -> int:
     """Return the total size of the stored tensors."""
     return sum(_size_bytes(plan) for plan in plans)

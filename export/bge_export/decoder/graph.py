@@ -89,7 +89,7 @@ class DecoderGraph(OperatorWriter):
 
         Args:
             config: The decoder.
-            weights: Its stored weights, by the names of `decoder_weights`.
+            weights: Its stored weights, by the names of `list_weights`.
             dtype: Type of products, attention and activations.
         """
         super().__init__(dtype)

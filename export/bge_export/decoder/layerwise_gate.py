@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bge_export.bundle import VariantReport, check_variant, make_report, require_parity
 from bge_export.decoder.config import DecoderConfig
-from bge_export.decoder.external_data import total_bytes
+from bge_export.decoder.external_data import count_bytes
 from bge_export.decoder.graph import HIDDEN_STATES
 from bge_export.decoder.planned_graph import PlannedGraph
 from bge_export.passes import EmulateHalfPrecision
@@ -62,7 +62,7 @@ def check_layerwise(
     """
     reason = unavailable_reason(variant)
     emulated = reason is not None and variant.device != "cpu"
-    if not emulated and (reason is not None or total_bytes(graph.plan) <= _WHOLE_BYTES):
+    if not emulated and (reason is not None or count_bytes(graph.plan) <= _WHOLE_BYTES):
         return check_variant(bundle, variant, reference)
     start = time.perf_counter()
 

@@ -14,7 +14,7 @@ from bge_export.decoder.external_data import TensorPlan
 from bge_export.decoder.graph import DecoderGraph
 from bge_export.decoder.graph_cuda import CudaDecoderGraph
 from bge_export.decoder.graph_tensorrt import TensorRtDecoderGraph
-from bge_export.decoder.weights import plan_weights, stored_weights
+from bge_export.decoder.weights import place_weights, plan_weights
 from bge_export.targets import DecoderTarget
 from bge_runtime.bundle import Graph, Variant
 
@@ -50,7 +50,7 @@ class PlannedGraph:
         See `DecoderGraph.build`.
         """
         data = folder / self.data
-        weights = stored_weights(self.plan, folder=data.parent, location=data.name)
+        weights = place_weights(self.plan, folder=data.parent, location=data.name)
         graph = _GPU_GRAPHS.get(self.target.name)
         if graph is not None and self.target.storage is not None:
             return graph(self.config, weights, dtype=self.target.storage).build(layers, embed=embed)

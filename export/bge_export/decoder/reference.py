@@ -23,7 +23,7 @@ from bge_runtime.errors import ExportError
 
 
 @torch.no_grad()
-def decoder_reference(
+def compute_vectors(
     checkpoint: Checkpoint,
     config: DecoderConfig,
     reader: SafetensorsReader,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bge_export.checkpoint import SafetensorsReader, match_weights, require_match
 from bge_export.decoder.config import DecoderConfig
-from bge_export.decoder.external_data import TensorPlan, Transform, external_tensors
+from bge_export.decoder.external_data import TensorPlan, Transform, place_tensors
 from bge_export.decoder.graph import Matrix
 from bge_runtime.errors import ExportError
 
@@ -42,7 +42,7 @@ class Weight(NamedTuple):
         return self.name if self.kind == "bias" else f"{self.name}.weight"
 
 
-def decoder_weights(config: DecoderConfig) -> Iterator[Weight]:
+def list_weights(config: DecoderConfig) -> Iterator[Weight]:
     """Yield the weights that a decoder's vectors depend on."""
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -81,7 +81,7 @@ def find_weights(
         ExportError: If one is missing, or has another shape than ``config.json`` says; or if
             there are others.
     """
-    weights = {weight.stem: weight for weight in decoder_weights(config)}
+    weights = {weight.stem: weight for weight in list_weights(config)}
     # The name of the decoder in transformers' classes with a language-model head.
     match = match_weights(reader.names(), weights, prefix="model")
     require_match(match, weights, source=source)
@@ -117,7 +117,7 @@ def plan_weights(
     """
     bits = {ir.DataType.INT8: 8, ir.DataType.INT4: 4}.get(storage)
     plans = []
-    for weight in decoder_weights(config):
+    for weight in list_weights(config):
         source = found[weight.name]
 
         def plan(
@@ -157,9 +157,7 @@ def plan_weights(
     return plans
 
 
-def stored_weights(
-    plans: Sequence[TensorPlan], *, folder: Path, location: str
-) -> dict[str, Matrix]:
+def place_weights(plans: Sequence[TensorPlan], *, folder: Path, location: str) -> dict[str, Matrix]:
     """Return the stored weights, as `DecoderGraph` takes them.
 
     Args:
@@ -167,7 +165,7 @@ def stored_weights(
         folder: Folder of the graph.
         location: Name of the external data file in it.
     """
-    tensors = external_tensors(plans, folder=folder, location=location)
+    tensors = place_tensors(plans, folder=folder, location=location)
     return {
         name: Matrix(tensor, scales, BLOCK) if scales is not None else Matrix(tensor)
         for name, tensor in tensors.items()

@@ -32,11 +32,11 @@ from bge_export.checkpoint.tokenizer import (
 )
 from bge_export.encoder.emulation import emulate_on_cpu
 from bge_export.encoder.load import (
+    find_padding_position,
+    has_token_types,
     load_encoder,
     load_heads,
     max_length,
-    padding_position,
-    takes_token_types,
 )
 from bge_export.encoder.pooling import PooledEncoder
 from bge_export.encoder.reference import compute_reference
@@ -90,7 +90,7 @@ def export_encoder(
         packed = None
         if any(target.packed for target in targets):
             step("tracing the graph without padding")
-            position = padding_position(wrapped.encoder)
+            position = find_padding_position(wrapped.encoder)
             packed = trace_packed(wrapped, padding_position=position, max_length=model.max_length)
         step("computing PyTorch's vectors")
         length = min(model.max_length, _REFERENCE_TOKENS)
@@ -126,7 +126,7 @@ def _wrap(checkpoint: Checkpoint, encoder: Any, tokenizer: CheckpointTokenizer) 
     """Add pooling and heads to an encoder, and check that its tokenizer fits."""
     rows = encoder.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, rows, source=checkpoint.source)
-    token_types = takes_token_types(encoder)
+    token_types = has_token_types(encoder)
     if token_types:
         check_token_types(tokenizer, source=checkpoint.source)
     return PooledEncoder(

@@ -121,11 +121,11 @@ def _load_tensors(path: Path) -> Any:
 def max_length(encoder: torch.nn.Module) -> int:
     """Return the number of tokens that an encoder has positions for."""
     config: Any = encoder.config
-    padding = padding_position(encoder)
+    padding = find_padding_position(encoder)
     return int(config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
-def padding_position(encoder: torch.nn.Module) -> int | None:
+def find_padding_position(encoder: torch.nn.Module) -> int | None:
     """Return the row of padding in an encoder's position table; None if there is none.
 
     RoBERTa counts positions from there on and skips padding (code of arXiv:1907.11692).
@@ -135,7 +135,7 @@ def padding_position(encoder: torch.nn.Module) -> int | None:
     return int(config.pad_token_id) if roberta else None
 
 
-def takes_token_types(encoder: torch.nn.Module) -> bool:
+def has_token_types(encoder: torch.nn.Module) -> bool:
     """Return whether an encoder has more than one token type."""
     return int(getattr(encoder.config, "type_vocab_size", 0) or 0) > 1
 

@@ -102,7 +102,7 @@ class PackedEncoder(torch.nn.Module):
 
         Args:
             pooled: The encoder. Its inner model takes ``position_ids``.
-            padding_position: From `bge_export.encoder.load.padding_position`. It is also the
+            padding_position: From `bge_export.encoder.load.find_padding_position`. It is also the
                 padding id, which a text may contain.
         """
         super().__init__()

@@ -38,7 +38,7 @@ def compute_reference(
     Raises:
         ExportError: If the encoder returns NaN or infinity.
     """
-    outputs = reference_vectors(encoder, token_ids)
+    outputs = compute_outputs(encoder, token_ids)
     reference = Reference(
         texts=tuple(texts),
         token_ids=tuple(token_ids),
@@ -57,7 +57,7 @@ def compute_reference(
 
 
 @torch.no_grad()
-def reference_vectors(
+def compute_outputs(
     encoder: PooledEncoder, token_ids: Sequence[NDArray[np.int64]]
 ) -> dict[str, list[NDArray[np.float32]]]:
     """Return PyTorch's outputs, computed one text at a time, so that nothing is padded.

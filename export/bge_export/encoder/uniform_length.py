@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from bge_export.graph_builder import content_key
+from bge_export.graph_builder import hash_tensor
 from bge_runtime.bundle import UNIFORM_LENGTH
 
 
@@ -26,10 +26,10 @@ def choose_by_length(packed: ir.Model, uniform: ir.Model) -> ir.Model:
     graph = packed.graph
     for ours, other in zip(graph.inputs, list(uniform.graph.inputs), strict=True):
         ir.convenience.replace_all_uses_with(other, ours)
-    known = {content_key(_content(value)): value for value in graph.initializers.values()}
+    known = {hash_tensor(_content(value)): value for value in graph.initializers.values()}
     for name, value in list(uniform.graph.initializers.items()):
         del uniform.graph.initializers[name]
-        if same := known.get(content_key(_content(value))):
+        if same := known.get(hash_tensor(_content(value))):
             ir.convenience.replace_all_uses_with(value, same)
         else:
             value.name = f"{name}.one_length"

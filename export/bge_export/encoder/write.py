@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from bge_export.encoder.calibration import watch_inputs
 from bge_export.encoder.openvino_ir import write_openvino
 from bge_export.encoder.uniform_length import choose_by_length
-from bge_export.graph_builder import content_key
+from bge_export.graph_builder import hash_tensor
 from bge_export.passes import QuantizeMatrices
 from bge_export.targets import Passes, Target
 from bge_runtime.bundle import HEAD_OUTPUTS, Graph
@@ -97,10 +97,10 @@ def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
         for value in ir.load(graph).graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.location == weights.name:
-                written[content_key(tensor)] = tensor
+                written[hash_tensor(tensor)] = tensor
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.const_value = written.get(content_key(value.const_value), value.const_value)
+            value.const_value = written.get(hash_tensor(value.const_value), value.const_value)
     ir.save(model, path)
 
 

@@ -13,14 +13,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_export.decoder import DecoderConfig, Weight, decoder_weights
+from bge_export.decoder import DecoderConfig, Weight, list_weights
 from bge_runtime.sources import DecoderShape
 
 _SHARD_BYTES = 1 << 30
 _PIECE_ROWS = 4096
 
 
-def decoder_config(shape: DecoderShape) -> dict[str, Any]:
+def make_config(shape: DecoderShape) -> dict[str, Any]:
     """Return the ``config.json`` of a decoder of some shape."""
     names = {"mistral": "Mistral", "gemma2": "Gemma2", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     config: dict[str, Any] = {
@@ -63,12 +63,12 @@ def write_random_decoder(shape: DecoderShape, folder: Path, *, seed: int) -> Non
         folder: An empty folder.
         seed: Seed of the weights. The same seed gives the same weights.
     """
-    document = decoder_config(shape)
+    document = make_config(shape)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     config = DecoderConfig.from_json(document, source=shape.architecture)
     shards: list[list[tuple[int, Weight]]] = [[]]
     filled = 0
-    for number, weight in enumerate(decoder_weights(config)):
+    for number, weight in enumerate(list_weights(config)):
         size = 2 * math.prod(weight.shape)
         if filled and filled + size > _SHARD_BYTES:
             shards.append([])

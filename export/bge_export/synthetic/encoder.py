@@ -99,7 +99,7 @@ def write_random_checkpoint(
     if isinstance(shape, DecoderShape):
         write_random_decoder(shape, folder, seed=seed)
     else:
-        random_encoder(shape, seed=seed).save_pretrained(folder)
+        make_random_encoder(shape, seed=seed).save_pretrained(folder)
     if spec.model_class == ENCODER_ONLY_M3:
         write_random_heads(folder, shape.hidden_size, seed=seed)
     if own is None:
@@ -114,7 +114,7 @@ def write_random_checkpoint(
         own.write(folder, max_length=own.model_max_length, token_types=own.gives_token_types)
 
 
-def random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
+def make_random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
     """Return an encoder with random weights of a large spread."""
     roberta = shape.architecture == "xlm-roberta"
     # RoBERTa counts positions from the padding id, 1.

@@ -24,7 +24,7 @@ from bge_export.targets.encoder import (
     Target,
     for_model,
 )
-from bge_export.targets.selection import select_decoder_targets, select_targets, target_table
+from bge_export.targets.selection import format_target_table, select_decoder_targets, select_targets
 
 __all__ = [
     "CPU",
@@ -43,7 +43,7 @@ __all__ = [
     "Target",
     "TargetVariant",
     "for_model",
+    "format_target_table",
     "select_decoder_targets",
     "select_targets",
-    "target_table",
 ]

@@ -61,7 +61,7 @@ def _select(
         if unknown:
             raise ExportError(
                 f"requested --{option} {', '.join(unknown)}, which this version does not write "
-                f"of such a model. It writes:\n{target_table(table)}"
+                f"of such a model. It writes:\n{format_target_table(table)}"
             )
     if not names or not precisions:
         return [
@@ -83,7 +83,7 @@ def _select(
         pairs = ", ".join(f"{name} in {precision}" for name, precision in sorted(missing))
         raise ExportError(
             f"requested {pairs}, which this version does not write of such a model. It "
-            f"writes:\n{target_table(table)}"
+            f"writes:\n{format_target_table(table)}"
         )
     return [target for target in table if any(target in matching for matching in found.values())]
 
@@ -106,7 +106,7 @@ def _find_matching(table: Sequence[_AnyTarget], name: str, precision: str) -> li
     )
 
 
-def target_table(table: Sequence[AnyTarget] = (*TARGETS, *DECODER_TARGETS)) -> str:
+def format_target_table(table: Sequence[AnyTarget] = (*TARGETS, *DECODER_TARGETS)) -> str:
     """Return the table of targets as text, one line each."""
     return "\n".join(
         f"  --target {target.name:<9} --precision {target.precision:<5} {target.description}"

@@ -152,7 +152,7 @@ def test_an_interruption_leaves_nothing_and_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "decoder_reference", interrupt)
+        patch.setattr(exporter, "compute_vectors", interrupt)
         with pytest.raises(KeyboardInterrupt):
             export_decoder(checkpoint, tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

@@ -18,13 +18,13 @@ def test_gate_refuses_wrong_pooling(
 ):
     from bge_export.encoder import reference
 
-    vectors = reference.reference_vectors
+    vectors = reference.compute_outputs
 
     def of_mean_pooling(encoder, token_ids):
         encoder.pooling = "mean"
         return vectors(encoder, token_ids)
 
-    monkeypatch.setattr(reference, "reference_vectors", of_mean_pooling)
+    monkeypatch.setattr(reference, "compute_outputs", of_mean_pooling)
     with pytest.raises(ExportError, match=REFUSED):
         export(tiny_checkpoint, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -74,7 +74,7 @@ def test_gate_refuses_one_changed_weight_matrix(
     # Seeded weights are only worth something if each of them shows in the vectors.
     from bge_export.encoder import reference
 
-    vectors = reference.reference_vectors
+    vectors = reference.compute_outputs
 
     def of_changed_weights(encoder, token_ids):
         parameter = next(p for key, p in encoder.named_parameters() if name in key)
@@ -84,6 +84,6 @@ def test_gate_refuses_one_changed_weight_matrix(
         parameter.copy_(right)  # the graphs share it, and are written later
         return outputs
 
-    monkeypatch.setattr(reference, "reference_vectors", of_changed_weights)
+    monkeypatch.setattr(reference, "compute_outputs", of_changed_weights)
     with pytest.raises(ExportError, match=REFUSED):
         export(tiny_checkpoint, tmp_path / "bundle")

@@ -127,11 +127,11 @@ def traces(checkpoint: Path, pooling: str):
     """Trace a checkpoint in both ways, as an export does. Clone them before changing them."""
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.load import (
+        find_padding_position,
+        has_token_types,
         load_encoder,
         load_heads,
         max_length,
-        padding_position,
-        takes_token_types,
     )
     from bge_export.encoder.pooling import PooledEncoder
 
@@ -147,10 +147,10 @@ def traces(checkpoint: Path, pooling: str):
     wrapped = PooledEncoder(
         encoder,
         pooling=pooling,
-        token_types=takes_token_types(encoder),
+        token_types=has_token_types(encoder),
         heads=load_heads(inspected, width=48),
     )
-    limit, padding = max_length(encoder), padding_position(encoder)
+    limit, padding = max_length(encoder), find_padding_position(encoder)
     packed = exporter.trace_packed(wrapped, padding_position=padding, max_length=limit)
     return exporter.trace(wrapped, max_length=limit), packed
 
@@ -468,14 +468,14 @@ def spoil_norms(graph):
 @pytest.mark.parametrize("broken", ["pooling", "norm"])
 def test_a_broken_graph_is_not_written(tiny_checkpoint, tmp_path, monkeypatch, target, broken):
     if broken == "pooling":
-        vectors = reference.reference_vectors
+        vectors = reference.compute_outputs
 
         def of_mean_pooling(encoder, token_ids):
             encoder.pooling = "mean"
             return vectors(encoder, token_ids)
 
         # The gate of the fp32 graphs would be first to refuse it.
-        monkeypatch.setattr(reference, "reference_vectors", of_mean_pooling)
+        monkeypatch.setattr(reference, "compute_outputs", of_mean_pooling)
     else:
         real = HalfPrecision.call
 
@@ -579,7 +579,7 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
         export(minilm_checkpoint, tmp_path / "bundle", pooling="mean", targets=targets)
     encoder = load_encoder(inspect_checkpoint(minilm_checkpoint, source="minilm", pooling="mean"))
     wrapped = PooledEncoder(encoder, pooling="mean", token_types=True)
-    vectors = reference.reference_vectors(wrapped, texts)["sentence_embedding"]
+    vectors = reference.compute_outputs(wrapped, texts)["sentence_embedding"]
     assert set(seen) == {"cuda-fp16", "cuda-even-fp16", "tensorrt-fp16"}
     for found in seen.values():
         parity = compare(found, np.stack(vectors))

@@ -8,8 +8,8 @@ import pytest
 
 from bge_export.synthetic.encoder import (
     find_random_model,
+    make_random_encoder,
     make_tokenizer,
-    random_encoder,
     write_random_checkpoint,
 )
 from bge_runtime.errors import ExportError
@@ -57,7 +57,7 @@ def test_shapes_are_the_published_ones(shared_data: Path, name: str):
 def test_same_seed_gives_the_same_weights():
     import torch
 
-    one, same, other = (random_encoder(TINY, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (make_random_encoder(TINY, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
-from bge_export.checkpoint.tokenizer.tokenizer import SETTINGS_FILE, part_state
+from bge_export.checkpoint.tokenizer.tokenizer import SETTINGS_FILE, read_state
 from bge_runtime.encoding import special_tokens_around
 from bge_runtime.errors import BundleError, ExportError
 
@@ -41,7 +41,7 @@ def _change_prefix_space(
     tokenizer: Tokenizer, settings: Mapping[str, Any], _names: Mapping[str, str], _folder: Path
 ) -> None:
     """Apply ``add_prefix_space`` to a ByteLevel pre-tokenizer, as PreTrainedTokenizerFast does."""
-    state = part_state(tokenizer.pre_tokenizer)
+    state = read_state(tokenizer.pre_tokenizer)
     asked = settings.get("add_prefix_space", state.get("add_prefix_space"))
     if state.get("add_prefix_space", asked) != asked and state.pop("type") == "ByteLevel":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**{**state, "add_prefix_space": asked})
@@ -50,7 +50,7 @@ def _change_prefix_space(
 def _change_bert_normalizer(
     tokenizer: Tokenizer, settings: Mapping[str, Any], _names: Mapping[str, str], _folder: Path
 ) -> None:
-    state = part_state(tokenizer.normalizer)
+    state = read_state(tokenizer.normalizer)
     if state.pop("type", None) != "BertNormalizer":
         return
     for key, part in (

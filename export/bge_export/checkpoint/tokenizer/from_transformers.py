@@ -115,8 +115,8 @@ def compare_with_transformers(
         if own == other:
             continue
         difference = (
-            f"{version} tokenizes {text[:40]!r} as {_shorten_ids(other)}, where the files in "
-            f"{folder} say {_shorten_ids(own)}"
+            f"{version} tokenizes {text[:40]!r} as {_format_ids(other)}, where the files in "
+            f"{folder} say {_format_ids(own)}"
         )
         if unknown:
             raise ExportError(
@@ -128,5 +128,5 @@ def compare_with_transformers(
         return
 
 
-def _shorten_ids(ids: Any) -> str:
+def _format_ids(ids: Any) -> str:
     return ids if isinstance(ids, str) else f"[{', '.join(map(str, ids[:12]))}]"

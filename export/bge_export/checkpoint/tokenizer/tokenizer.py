@@ -81,7 +81,7 @@ class CheckpointTokenizer:
         """
         self.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
         added = self.backend_tokenizer.get_added_tokens_decoder()
-        fields = {number: _token_fields(token) for number, token in sorted(added.items())}
+        fields = {number: _describe_token(token) for number, token in sorted(added.items())}
         names: dict[str, Any] = dict(self.special_tokens)
         if self.additional_special_tokens:
             names["additional_special_tokens"] = list(self.additional_special_tokens)
@@ -97,7 +97,7 @@ class CheckpointTokenizer:
             # Transformers 4 and 5 both know this class. It leaves tokenizer.json as it is.
             "tokenizer_class": "PreTrainedTokenizerFast",
         }
-        spaced = part_state(self.backend_tokenizer.pre_tokenizer).get("add_prefix_space")
+        spaced = read_state(self.backend_tokenizer.pre_tokenizer).get("add_prefix_space")
         if spaced is not None:  # otherwise transformers 4 removes it
             settings["add_prefix_space"] = spaced
         # fastembed adds the tokens of special_tokens_map.json again, as described there.
@@ -116,12 +116,12 @@ class CheckpointTokenizer:
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def part_state(part: Any) -> dict[str, Any]:
+def read_state(part: Any) -> dict[str, Any]:
     """Return the settings of a tokenizer's part, as in its file; empty for None."""
     return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
-def _token_fields(token: AddedToken) -> dict[str, Any]:
+def _describe_token(token: AddedToken) -> dict[str, Any]:
     return {
         "content": token.content,
         "lstrip": token.lstrip,

@@ -42,7 +42,7 @@ class QuantizeMatrices(ir.passes.InPlacePass):
         graph = model.graph
         for x, nodes in matrices_by_input(model).items():
             matrices = [_read_matrix(node) for node in nodes]
-            scales = smoothing_scales(self.largest[x], matrices)
+            scales = compute_smoothing_scales(self.largest[x], matrices)
             builder = GraphBuilder()
             inverse = builder.constant(1 / scales, find_free_name(graph, f"{x.name}.smooth"))
             smooth = builder.op("Mul", [x, inverse])
@@ -77,7 +77,7 @@ def matrices_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
     return found
 
 
-def smoothing_scales(
+def compute_smoothing_scales(
     largest: NDArray[np.float32], matrices: list[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     """Balance the magnitude of each channel between the input and the matrices.

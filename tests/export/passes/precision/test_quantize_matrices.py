@@ -38,11 +38,11 @@ def test_a_quantized_matrix_is_within_half_a_step(
 
 
 def test_smoothing_reduces_an_outlier_of_the_input():
-    from bge_export.passes.precision.quantize_matrices import smoothing_scales
+    from bge_export.passes.precision.quantize_matrices import compute_smoothing_scales
 
     rng = np.random.default_rng(0)
     x, matrix = channels(rng, 50, 64, outlier=100), channels(rng, 20, 64, outlier=1).T
-    scales = smoothing_scales(np.abs(x).max(axis=0), [matrix])
+    scales = compute_smoothing_scales(np.abs(x).max(axis=0), [matrix])
     assert np.isclose(np.log(scales).mean(), 0, atol=1e-5)
     assert np.allclose((x / scales) @ (matrix * scales[:, None]), x @ matrix, rtol=1e-3, atol=1e-2)
     spread = np.abs(x).max(axis=0)
