@@ -72,10 +72,10 @@ def list_weights(config: DecoderConfig) -> Iterator[Weight]:
 def find_weights(
     config: DecoderConfig, reader: SafetensorsReader, *, source: str
 ) -> dict[str, str]:
-    """Return each weight's name in a checkpoint.
+    """Locate a decoder's weights in its checkpoint.
 
     Returns:
-        Its name there, by its name in the graph.
+        Names in the checkpoint, by name in the graph.
 
     Raises:
         ExportError: If one is missing, or has another shape than ``config.json`` says; or if

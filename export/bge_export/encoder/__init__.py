@@ -1,6 +1,6 @@
 """Export encoders: trace the model with PyTorch and lower the trace to each target's graph.
 
-Only the command line uses it; tests and other tools may.
+The command line uses `export_encoder`.
 
 To add a family of encoders:
 

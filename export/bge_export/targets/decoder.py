@@ -83,7 +83,7 @@ DECODER_TARGETS = (
         variants=(TargetVariant("cuda-fp16", "onnxruntime", "fp16"),),
         device="cuda",
         storage=ir.DataType.FLOAT16,
-        description="decoders: the same in fp16, not yet run on one; take bf16 for Gemma 2",
+        description="decoders: the same in fp16; not yet run on a GPU; use bf16 for Gemma 2",
     ),
     DecoderTarget(
         name="tensorrt",

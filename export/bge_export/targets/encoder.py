@@ -151,7 +151,7 @@ INT8 = Target(
     # ONNX Runtime would store a score for each pair of tokens.
     long_variants=(_OPENVINO_INT8,),
     device="cpu",
-    description="matrices in 8 bits, for a CPU with VNNI; written only where it is named",
+    description="matrices in 8 bits, for a CPU with VNNI; written only on request",
     on_request=True,
     quantization_block=BLOCK,
 )  # fmt: skip
@@ -194,7 +194,7 @@ TENSORRT = Target(
     weights=_HALF_WEIGHTS,
     variants=(TargetVariant("tensorrt-fp16", "tensorrt", "fp16"),),
     device="cuda",
-    description="TensorRT, standard operators that say fp16 themselves; not yet run on a GPU",
+    description="TensorRT, standard operators with explicit fp16; not yet run on a GPU",
     on_request=True,
 )  # fmt: skip
 

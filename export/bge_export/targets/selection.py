@@ -61,7 +61,7 @@ def _select(
         if unknown:
             raise ExportError(
                 f"requested --{option} {', '.join(unknown)}, which this version does not write "
-                f"of such a model. It writes:\n{format_target_table(table)}"
+                f"for such a model. It writes:\n{format_target_table(table)}"
             )
     if not names or not precisions:
         return [
@@ -82,7 +82,7 @@ def _select(
         missing = {(name, precision) for name in names for precision in precisions} - {*found}
         pairs = ", ".join(f"{name} in {precision}" for name, precision in sorted(missing))
         raise ExportError(
-            f"requested {pairs}, which this version does not write of such a model. It "
+            f"requested {pairs}, which this version does not write for such a model. It "
             f"writes:\n{format_target_table(table)}"
         )
     return [target for target in table if any(target in matching for matching in found.values())]
