@@ -19,7 +19,12 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test forget-made check lint unit slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+# Percent of the lines that tests must run. Processes that tests start are not measured.
+RUNTIME_FLOOR := 80
+EXPORT_FLOOR := 80
+COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
+
+.PHONY: demo test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
     gpu-baselines transformers-5 sentence-transformers-6 clean
 
 # Where the tests' environment is there, it will do.
@@ -42,7 +47,11 @@ lint: $(VENV)/.ready
 	$(BIN)/lint-imports --no-logo
 
 unit: $(VENV)/.ready  ## All tests but the exporter's, which `transformers-5` runs
-	$(PYTEST) -m "not network and not slow" --ignore tests/export
+	$(PYTEST) -m "not network and not slow" --ignore tests/export \
+	    --cov bge_runtime --cov bge_bench $(COVERAGE) $(RUNTIME_FLOOR)
+
+cov: COVERAGE_REPORT := term-missing:skip-covered
+cov: unit transformers-5  ## The same tests, and the lines of the three packages that they do not run
 
 slow: $(VENV)/.ready  ## The larger BGE shapes at full size against FlagEmbedding, and a gigabyte of weights
 	$(BIN)/pytest -m slow
@@ -62,7 +71,8 @@ pythons: built-wheel  ## The runtime's tests on newer Pythons, those that are in
 	$(BIN)/python tests/pythons/run.py $(PYTHONS_DIR) dist/*.whl $(PYTHONS)
 
 transformers-5: $(TRANSFORMERS_5)/.ready  ## The exporter's tests with what the extra `export` installs
-	env -u BGE_TESTS_MADE_ONCE PYTHONPATH=$(CURDIR)/$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export
+	env -u BGE_TESTS_MADE_ONCE PYTHONPATH=$(CURDIR)/$(TRANSFORMERS_5) $(PYTEST) -m "not network and not slow" tests/export \
+	    --cov bge_export $(COVERAGE) $(EXPORT_FLOOR)
 
 sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its OpenVINO backend
 	PYTHONPATH=$(CURDIR)/$(SENTENCE_TRANSFORMERS_6) $(BIN)/pytest -q tests/test_interop.py \

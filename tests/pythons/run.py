@@ -20,7 +20,8 @@ TESTS = [
     "cli/test_embed_output", "encoding/test_batching", "encoding/test_parallel",
     "encoding/test_prefix_cache", "models/test_bad_input", "models/test_garbage",
     "models/test_processes", "models/test_threads", "system/test_cgroups", "system/test_cpus",
-    "test_errors", "test_import_isolation", "test_stores", "variants/test_selection",
+    "test_errors", "test_import_isolation", "test_stores", "variants/test_parity_check",
+    "variants/test_selection",
 ]  # fmt: skip
 """Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
 
