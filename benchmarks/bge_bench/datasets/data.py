@@ -48,7 +48,7 @@ class SentencePairs(NamedTuple):
 
 
 def load_passages(name: str, folder: Path | None = None) -> list[str]:
-    """Give the passages of a retrieval dataset, in the order of the file.
+    """Return the passages of a retrieval dataset, in the order of the file.
 
     Args:
         name: One of `DATASETS`.
@@ -61,7 +61,7 @@ def load_passages(name: str, folder: Path | None = None) -> list[str]:
 
 
 def load_questions(name: str, folder: Path | None = None) -> list[str]:
-    """Give the questions of a retrieval dataset, as `load_passages` its passages."""
+    """Return the questions of a retrieval dataset; see `load_passages`."""
     return list(_load(name, folder).queries.values())
 
 
@@ -113,7 +113,7 @@ def load_retrieval(folder: Path) -> Retrieval:
 
 
 def qrels_file(folder: Path) -> Path:
-    """Tell which file of a retrieval task holds the grades."""
+    """Return the file of a retrieval task that holds the grades."""
     ours = folder / QRELS
     return ours if ours.is_file() or not (folder / _BEIR_QRELS).is_file() else folder / _BEIR_QRELS
 

@@ -127,7 +127,7 @@ def pairs(server) -> Dataset:
 
 @pytest.fixture
 def known(bread, pairs, monkeypatch):
-    """Make them the datasets that the benchmarks know."""
+    """Replace the datasets of the benchmarks by these."""
     datasets = {dataset.name: dataset for dataset in (bread, pairs)}
     for module in ("datasets.catalogue", "datasets.data", "cli.data"):
         monkeypatch.setattr(f"bge_bench.{module}.DATASETS", datasets)

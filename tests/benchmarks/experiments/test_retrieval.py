@@ -155,7 +155,7 @@ class TestInstruction:
         assert all(question.startswith("find: ") for question in questions)
         assert passages == PASSAGES
 
-    def test_is_the_models_own_on_both_sides(self, full_tiny_bundle):
+    def test_is_the_models_own_on_both_systems(self, full_tiny_bundle):
         bundle = Bundle.open(full_tiny_bundle)
         instruction = bundle.manifest.model.query_instruction
         assert instruction.startswith("Represent this sentence")

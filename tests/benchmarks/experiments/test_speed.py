@@ -106,7 +106,7 @@ def test_another_run_does_not_go_on_with_what_was_measured(tiny_bundle, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_sides_take_turns(spec):
+def test_systems_take_turns(spec):
     steps = []
     other, third = (replace(spec, system=system) for system in ("onnxruntime", "fastembed"))
     lineup = Lineup(ours=spec, baselines=(other, third), reference=other)
@@ -216,7 +216,7 @@ def test_a_baseline_whose_parity_failed_is_struck_out_and_the_others_stay():
     assert document["baselines"][1]["times_faster"] is None
 
 
-def test_each_side_has_the_tolerance_of_its_own_precision():
+def test_each_system_has_the_tolerance_of_its_own_precision():
     off = {"min_cosine": 0.9998, "max_error": 1e-3, "error_share": 0.02}
     assert not result("other", 1, precision="bf16", **off).failures
     assert len(result("other", 1, precision="fp32", **off).failures) == 3
@@ -241,19 +241,19 @@ def test_a_busy_machine_is_mentioned():
     assert "71 % of this machine busy" in speed_table(comparison(), texts=4, busy_percent=71)
 
 
-def test_a_side_that_cannot_start_says_why(spec, tmp_path):
+def test_a_system_that_cannot_start_says_why(spec, tmp_path):
     broken = SystemSpec(**(vars(spec) | {"model": str(tmp_path / "nothing")}))
     with pytest.raises(BenchError, match=r"died \(exit status 1\)[\s\S]*no bundle at"):
         Worker(broken, query="q", timeout_s=60)
 
 
-def test_a_side_that_dies_between_questions_is_noticed(spec):
+def test_a_system_that_dies_between_questions_is_noticed(spec):
     with Worker(spec, query="q", timeout_s=60) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(BenchError, match="killed by signal 9"):
             worker.ask("state")
 
 
-def test_a_side_that_does_not_answer_is_not_waited_for(spec):
+def test_a_system_that_does_not_answer_is_not_waited_for(spec):
     with pytest.raises(BenchError, match="gave no answer to 'its first vector' within"):
         Worker(spec, query="q", timeout_s=0.001)

@@ -34,7 +34,7 @@ def tiny(request, tiny_bundle, tiny_mean_bundle, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_side_computes_our_vectors_and_says_with_what(name, tiny):
+def test_a_system_computes_our_vectors_and_says_with_what(name, tiny):
     *where, ours = tiny
     system = open_system(spec(name, *where))
     assert system.precision == ("bf16" if name.endswith("bf16") else "fp32")
