@@ -16,10 +16,9 @@ from typing import Any, Self
 import click
 from tqdm import tqdm
 
-from bge_export.bundle import ExportOptions, VariantReport, check_output, check_target, push
-from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
-
 try:
+    from bge_export.bundle import ExportOptions, VariantReport, check_output, check_target, push
+    from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
     from bge_export.targets import (
         AnyTarget,
         format_target_table,

@@ -14,4 +14,6 @@ To add a pooling method, see `bge_export.encoder.pooling`.
 
 from bge_export.encoder.exporter import export_encoder
 
-__all__ = ["export_encoder"]
+__all__ = [
+    "export_encoder",
+]

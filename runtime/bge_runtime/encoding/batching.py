@@ -1,4 +1,8 @@
-"""Which texts go into a batch together."""
+"""Which texts go into a batch together.
+
+The sizes at which an engine is fastest are its `BatchLimits`; how much is sorted at once is decided
+in ``pipeline.py``, and parallel batches in ``parallel.py``.
+"""
 
 from __future__ import annotations
 

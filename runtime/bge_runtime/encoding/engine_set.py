@@ -1,4 +1,4 @@
-"""The life of a model's engines: select, open, run in parallel, fork, pickle."""
+"""The life of a model's engines: select, open, run in parallel, fork."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ class EngineSet:
 
     def on_device(self, device: str) -> Engine:
         """Return the engine of a device; a lazy set, or one after a fork, opens its engines."""
-        return self._opened()[device]
+        return self._ensure_open()[device]
 
     @property
     def all(self) -> list[Engine]:
         """All open engines: each device's, those for parallel batches and for CUDA graphs."""
-        first = list(self._opened().values())
+        first = list(self._ensure_open().values())
         beside = [
             *(parallel.opened for parallel in self.parallel.values()),
             *(engine.cuda_graph_engine for engine in first),
@@ -126,7 +126,7 @@ class EngineSet:
             for device in dict.fromkeys(asked.devices)
         }
 
-    def _opened(self) -> dict[str, Engine]:
+    def _ensure_open(self) -> dict[str, Engine]:
         if self.opened:
             return self.opened
         with self._lock:
@@ -160,7 +160,7 @@ class EngineSet:
         return past_names_of(self.bundle.graph(variant.graph).inputs)
 
     def _fastest(self, device: str, lengths: Sequence[int]) -> Engine:
-        engine = self._opened()[device]
+        engine = self._ensure_open()[device]
         if device not in self.parallel:
             return engine
 

@@ -38,7 +38,8 @@ _MAX_STREAM_TOKENS = 2048
 intermediate results would be in memory once for each stream (0.4 GB for 8192 tokens of BGE-M3)."""
 
 _MAX_IMBALANCE = 1.2
-"""Largest share of one stream, relative to an equal share, at which parallel batches are faster."""
+"""Parallel batches are faster while the longest text has at most this many times an equal share of the
+tokens for each thread."""
 
 _MEMORY_FACTOR = 2
 """Free memory that is needed, in sizes of the weights: one copy, and as much again left free."""

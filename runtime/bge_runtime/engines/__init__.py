@@ -12,6 +12,7 @@ what is below it. To add an engine:
 4. Let bundles have variants for it: add a target to ``bge_export/targets``.
 """
 
+from bge_runtime.engines import ort_providers, tensorrt
 from bge_runtime.engines.base import BatchLimits, Engine, EngineInfo, EngineOptions
 from bge_runtime.engines.batch_arrays import graph_inputs, pad_batch
 from bge_runtime.engines.openvino import OpenVinoEngine, computing_precision, cpu_capabilities
@@ -57,7 +58,9 @@ __all__ = [
     "load_engine",
     "open_engine",
     "open_session",
+    "ort_providers",
     "pad_batch",
     "require_cuda_graphs",
+    "tensorrt",
     "unavailable_reason",
 ]

@@ -1,4 +1,7 @@
-"""TODO."""
+"""What is particular to BGE-M3: its three outputs, their formats, and scores between them.
+
+`M3Outputs` collects the outputs of a call; models, cli and stores import from here.
+"""
 
 from bge_runtime.m3.colbert import (
     colbert_pair_scores,

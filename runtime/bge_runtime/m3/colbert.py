@@ -12,7 +12,8 @@ from collections.abc import Generator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.encoding import postprocess
+from bge_runtime.encoding import normalize as scale_to_unit_length
+from bge_runtime.encoding import truncate
 
 _BLOCK_PASSAGE_ROWS = 256
 """Rows up to which short passages are joined, for fewer and larger products."""
@@ -48,10 +49,10 @@ def colbert_vectors(
     """
     lengths = attention_mask.sum(axis=1) - 1
     rows = [
-        postprocess.truncate(vectors[:length], dim)
+        truncate(vectors[:length], dim)
         for vectors, length in zip(raw, lengths.tolist(), strict=True)
     ]
-    return [postprocess.normalize(part) if normalize else part.copy() for part in rows]
+    return [scale_to_unit_length(part) if normalize else part.copy() for part in rows]
 
 
 def colbert_score(query: Vectors, passage: Vectors) -> np.float32:

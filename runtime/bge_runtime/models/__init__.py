@@ -1,4 +1,9 @@
-"""TODO."""
+"""FlagEmbedding's classes: what users open and call.
+
+`DenseEmbedder` in ``dense.py`` and `BGEM3FlagModel` in ``m3.py`` have the ``encode`` methods;
+`BaseEmbedder` in ``base.py`` opens the bundle. cli, integrations and `bge_runtime` itself import
+from here.
+"""
 
 from bge_runtime.models.auto import AnyFlagModel, FlagAutoModel
 from bge_runtime.models.encoder import FlagModel

@@ -32,7 +32,7 @@ from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportOptions, Use, 
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
 
 _OWN_ATTRIBUTES = ("dim", "max_length", "name")
-"""Attributes of these classes that FlagEmbedding's do not have, and would keep an option in."""
+"""Read-only properties here; FlagEmbedding would accept them as further keyword arguments."""
 
 
 class BaseEmbedder:
@@ -43,8 +43,8 @@ class BaseEmbedder:
     and opens its engines on first use.
 
     Attributes:
-        MODEL_CLASSES: FlagEmbedding's classes of the models that it opens. The first one is what a
-            checkpoint that does not tell its class is exported as.
+        MODEL_CLASSES: Model classes that this class can open. The first one is the default for
+            checkpoints that do not declare theirs.
         bundle: The opened bundle.
         tokenizer: The model's tokenizer.
         target_devices: Names of the devices that share the work.
@@ -239,7 +239,7 @@ class BaseEmbedder:
             )
 
     def _keep_options(self, options: Mapping[str, Any]) -> None:
-        """Keep options that only FlagEmbedding has as attributes, as it does."""
+        """Store unknown keyword arguments as attributes and warn, as FlagEmbedding does."""
         self.kwargs = options
         for name, value in options.items():
             if name in _OWN_ATTRIBUTES:

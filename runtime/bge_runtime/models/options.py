@@ -1,4 +1,4 @@
-"""What the model classes pass on whole: how to open a model, and what its calls do by default."""
+"""Options shared by all model classes: how to open a model, and the defaults of its calls."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 It knows nothing of models. Used by all folders above it, and by bge_export and bge_bench.
 """
 
+from bge_runtime.system import cache, file_hash, nvidia
 from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
 from bge_runtime.system.cache import cache_folder
 from bge_runtime.system.console import format_table, on_terminal
@@ -30,6 +31,7 @@ __all__ = [
     "Completion",
     "KeyLocks",
     "available_memory",
+    "cache",
     "cache_folder",
     "call_and_note",
     "check_not_pointer",
@@ -37,11 +39,13 @@ __all__ = [
     "cpu_model",
     "default_threads",
     "expand_user",
+    "file_hash",
     "format_table",
     "hold_file_lock",
     "installed_versions",
     "local_path",
     "multiplies_in_8_bits",
+    "nvidia",
     "on_terminal",
     "once",
     "owners",
