@@ -13,7 +13,6 @@ model there, which has its own copy of the weights.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.engines import Engine
 from bge_runtime.errors import BgeError
-from bge_runtime.system import available_memory, call_and_note
+from bge_runtime.system import available_memory, call_and_note, warn_user
 
 _OPEN_AFTER_TOKENS = 16384
 """Tokens that could have been computed in parallel before a throughput engine is opened. That takes
@@ -38,8 +37,8 @@ _MAX_STREAM_TOKENS = 2048
 intermediate results would be in memory once for each stream (0.4 GB for 8192 tokens of BGE-M3)."""
 
 _MAX_IMBALANCE = 1.2
-"""Parallel batches are faster while the longest text has at most this many times an equal share of the
-tokens for each thread."""
+"""Parallel batches are faster while the longest text has at most this many times an equal share of
+the tokens for each thread."""
 
 _MEMORY_FACTOR = 2
 """Free memory that is needed, in sizes of the weights: one copy, and as much again left free."""
@@ -149,7 +148,7 @@ class _StreamEngine:
 
 
 def _warn(reason: str) -> None:
-    warnings.warn(f"running one batch at a time: {reason}", stacklevel=2)
+    warn_user(f"running one batch at a time: {reason}")
 
 
 def _fill_streams(lengths: Sequence[int], latency: Engine) -> bool:

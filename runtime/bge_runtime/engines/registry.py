@@ -1,4 +1,7 @@
-"""Every engine, and the one that runs a variant."""
+"""The table of engines, and the one that runs a variant.
+
+To add an engine, see the docstring of the package.
+"""
 
 from __future__ import annotations
 

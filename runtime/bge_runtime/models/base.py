@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,6 +27,7 @@ from bge_runtime.models.instructions import (
 )
 from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, OpenOptions
 from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportOptions, Use, find_bundle
+from bge_runtime.system import warn_user
 
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
 
@@ -90,10 +90,9 @@ class BaseEmbedder:
         )
         seed = self.bundle.manifest.provenance.random_seed
         if seed is not None:
-            warnings.warn(
+            warn_user(
                 f"{self.bundle.path.name} has random weights (seed {seed}); its vectors mean "
-                "nothing, and serve benchmarks only",
-                stacklevel=3,
+                "nothing, and serve benchmarks only"
             )
         self._check_pooling(options.pooling_method)
         self.model_name_or_path = model_name_or_path
@@ -107,7 +106,7 @@ class BaseEmbedder:
         self.query_max_length = defaults.query_max_length
         self.passage_max_length = defaults.passage_max_length
         self.truncate_dim = defaults.truncate_dim
-        self._check_truncate_dim(stacklevel=4)
+        self._check_truncate_dim()
         self.kwargs: Mapping[str, Any] = {}
         self.pool = None
 
@@ -243,19 +242,17 @@ class BaseEmbedder:
         self.kwargs = options
         for name, value in options.items():
             if name in _OWN_ATTRIBUTES:
-                warnings.warn(
+                warn_user(
                     f"{type(self).__name__}() has no option {name!r}, and {name!r} is the model's "
-                    "own; it has no effect. Lengths are query_max_length and passage_max_length",
-                    stacklevel=3,
+                    "own; it has no effect. Lengths are query_max_length and passage_max_length"
                 )
                 continue
             if hasattr(self, name):
                 raise TypeError(f"{type(self).__name__}() has no option {name!r}")
             if name not in _PASSAGE_OPTIONS:
-                warnings.warn(
+                warn_user(
                     f"{type(self).__name__}() has no option {name!r}; it is kept as an "
-                    "attribute, as FlagEmbedding does, and has no effect",
-                    stacklevel=3,
+                    "attribute, as FlagEmbedding does, and has no effect"
                 )
             setattr(self, name, value)
 
@@ -299,16 +296,15 @@ class BaseEmbedder:
             )
         return name
 
-    def _readable_length(self, length: int, *, stacklevel: int, taken: int = 0) -> int:
+    def _readable_length(self, length: int, *, taken: int = 0) -> int:
         """Return a length limited to what the model can read besides ``taken`` tokens."""
         check_positive("max_length", length)
         limit = self.max_length - taken
         # The default is FlagEmbedding's 512 for every model, and not the caller's choice.
         if length > limit and length != DEFAULT_LENGTH:
-            warnings.warn(
+            warn_user(
                 f"max_length={length} is more than the {limit} tokens that "
-                f"{self.name} can read; longer texts are cut at {limit}",
-                stacklevel=stacklevel + 1,
+                f"{self.name} can read; longer texts are cut at {limit}"
             )
         return min(length, limit)
 
@@ -317,11 +313,9 @@ class BaseEmbedder:
         max_length: int,
         instruction: str | None,
         instruction_format: str | None,
-        *,
-        stacklevel: int,
     ) -> int:
         """Return a length that the model can read; warn if the instruction takes all of it."""
-        length = self._readable_length(max_length, stacklevel=stacklevel + 1)
+        length = self._readable_length(max_length)
         if instruction is not None and instruction_format is not None:
             reason = explain_no_room(
                 self.tokenizer,
@@ -331,17 +325,16 @@ class BaseEmbedder:
                 model_length=self.max_length,
             )
             if reason is not None:
-                warnings.warn(reason, stacklevel=stacklevel + 1)
+                warn_user(reason)
         return length
 
-    def _check_truncate_dim(self, *, stacklevel: int) -> None:
+    def _check_truncate_dim(self) -> None:
         if self.truncate_dim is None:
             return
         check_positive("truncate_dim", self.truncate_dim)
         dim = self.bundle.manifest.model.dim
         if self.truncate_dim > dim:
-            warnings.warn(
+            warn_user(
                 f"truncate_dim={self.truncate_dim} is more than the {dim} components of "
-                f"{self.name}; vectors keep all {dim}",
-                stacklevel=stacklevel,
+                f"{self.name}; vectors keep all {dim}"
             )

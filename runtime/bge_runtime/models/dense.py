@@ -190,7 +190,7 @@ class DenseEmbedder(BaseEmbedder):
         instruction_format: str | None,
     ) -> TokenizationPlan:
         """Return how texts with this instruction become tokens."""
-        length = self._length_for(max_length, instruction, instruction_format, stacklevel=4)
+        length = self._length_for(max_length, instruction, instruction_format)
         return TokenizationPlan(partial(self.tokenizer.encode, max_length=length))
 
     def _plan(
@@ -202,7 +202,7 @@ class DenseEmbedder(BaseEmbedder):
         show_progress_bar: bool | None,
     ) -> EncodingPlan:
         check_positive("batch_size", batch_size)
-        self._check_truncate_dim(stacklevel=4)
+        self._check_truncate_dim()
         return EncodingPlan(
             tokenization=tokenization,
             outputs=[SENTENCE_EMBEDDING],

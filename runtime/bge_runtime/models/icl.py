@@ -277,7 +277,7 @@ class FlagICLModel(DenseEmbedder):
             self.tokenizer,
             instruction,
             instruction_format,
-            max_length=self._readable_length(max_length, stacklevel=4),
+            max_length=self._readable_length(max_length),
             model_length=self.max_length,
         )
 
@@ -287,7 +287,7 @@ class FlagICLModel(DenseEmbedder):
         # Another thread may set other examples in the meantime.
         prefix, suffix = self.prefix, self.suffix
         taken = self._count_tokens(prefix, suffix)
-        length = self._readable_length(max_length, stacklevel=4, taken=taken + _SPECIAL_TOKENS)
+        length = self._readable_length(max_length, taken=taken + _SPECIAL_TOKENS)
         # Both lengths are FlagEmbedding's, down to the names of special tokens that a model
         # need not have.
         start, end = tokenizer.encode_bare(["<s>", f"{suffix}</s>"])

@@ -120,6 +120,6 @@ class FlagLLMModel(DenseEmbedder):
             self.tokenizer,
             instruction,
             instruction_format,
-            max_length=self._readable_length(max_length, stacklevel=4),
+            max_length=self._readable_length(max_length),
             model_length=self.max_length,
         )

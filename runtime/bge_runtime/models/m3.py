@@ -249,7 +249,6 @@ class BGEM3FlagModel(M3Embedder):
                 self.passage_max_length if max_length is None else max_length,
                 instruction,
                 instruction_format,
-                stacklevel=3,
             ),
             outputs=graph_outputs(
                 self.return_dense if return_dense is None else return_dense,
@@ -321,14 +320,14 @@ class BGEM3FlagModel(M3Embedder):
         if sparse_format not in ("dict", "csr"):
             raise ValueError(f"sparse_format must be 'dict' or 'csr', but is {sparse_format!r}")
         check_positive("batch_size", batch_size)
-        self._check_truncate_dim(stacklevel=4)
+        self._check_truncate_dim()
         computed = self._compute(
             texts,
             self._plan(
                 devices,
                 outputs=outputs,
                 batch_size=batch_size,
-                max_length=self._readable_length(max_length, stacklevel=4),
+                max_length=self._readable_length(max_length),
                 show_progress_bar=show_progress_bar,
             ),
             truncate_dim=self.truncate_dim,

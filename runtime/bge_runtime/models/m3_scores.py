@@ -143,7 +143,7 @@ class M3Embedder(BaseEmbedder):
             lengths, (self.query_max_length, self.passage_max_length), strict=True
         ):
             length = default if given is None else given
-            readable.append(self._readable_length(length, stacklevel=3))
+            readable.append(self._readable_length(length))
         parts: list[tuple[NDArray[np.float32], ...]] = []
         # Vectors of all tokens are large: no more pairs are in memory than one batch.
         starts = range(0, len(pairs), batch_size)

@@ -24,6 +24,7 @@ from bge_runtime.system.files import (
 )
 from bge_runtime.system.locks import KeyLocks, hold_file_lock, once
 from bge_runtime.system.memory import available_memory
+from bge_runtime.system.user_warnings import warn_user
 from bge_runtime.system.versions import installed_versions, owners
 
 __all__ = [
@@ -53,4 +54,5 @@ __all__ = [
     "read_json",
     "usable_cpus",
     "vector_extensions",
+    "warn_user",
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 from bge_runtime.bundle import TOLERANCES, UNIFORM_BATCH, Bundle, Variant
 from bge_runtime.engines import ENGINES, device_kind, require_cuda_graphs, unavailable_reason
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
+from bge_runtime.system import warn_user
 from bge_runtime.variants.parity_check import cached_parity
 
 ON_REQUEST = frozenset({"int8", "int4"})
@@ -153,9 +152,8 @@ def _passes_parity(bundle: Bundle, variant: Variant) -> bool:
     parity = variant.parity or cached_parity(bundle, variant)
     failures = parity.failures(TOLERANCES[variant.precision])
     if failures:
-        warnings.warn(
+        warn_user(
             f"skipping variant {variant.name!r} of the bundle {bundle.path.name}: it fails the "
-            f"parity check with PyTorch on this machine ({'; '.join(failures)})",
-            stacklevel=2,
+            f"parity check with PyTorch on this machine ({'; '.join(failures)})"
         )
     return not failures
