@@ -148,7 +148,7 @@ class RowsOfOneMatrix(TensorRtDecoderGraph):
 class CappedByTanh(TensorRtDecoderGraph):
     """Softcapping as it is written down everywhere."""
 
-    _capped = DecoderGraph._capped
+    _softcap = DecoderGraph._softcap
 
 
 def write_graph(folder: Path, name: str, form: type[DecoderGraph] = TensorRtDecoderGraph) -> Path:
