@@ -41,7 +41,7 @@ def search(
 def ndcg(
     found: NDArray[np.int64], grades: Sequence[Mapping[int, int]], *, at: int
 ) -> NDArray[np.float64]:
-    """Return the normalised discounted cumulative gain of the first ``at`` passages.
+    """Return the normalized discounted cumulative gain of the first ``at`` passages.
 
     The gain of a passage is its grade, divided by the logarithm to base 2 of one more than
     its rank.

@@ -50,7 +50,7 @@ def measure_rates(threads: int, device: str = "cpu") -> dict[str, float]:
     """Return the rates of large matrix products, measured in their own process.
 
     For fp32 and bf16 it is the faster of PyTorch and OpenVINO, with one product on all threads or
-    one on each. For int8 it is OpenVINO, with 8-bit weights and activations quantised at run time.
+    one on each. For int8 it is OpenVINO, with 8-bit weights and activations quantized at run time.
     On a GPU it is PyTorch in fp32 (without TF32), bf16 and fp16.
 
     Returns:

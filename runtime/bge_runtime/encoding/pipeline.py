@@ -31,13 +31,13 @@ from bge_runtime.errors import NotFiniteError, OutOfMemoryError
 from bge_runtime.system import BackgroundTask, on_terminal
 
 _WINDOW = 2048
-"""Texts that are tokenised and sorted together. The next window is tokenised while one is computed;
+"""Texts that are tokenized and sorted together. The next window is tokenized while one is computed;
 batches of 2,048 sorted texts have almost no padding."""
 
 _FIRST_CHARACTERS_ON_GPU = 65_536
 """Maximum characters of the first window on a GPU, half a batch of English tokens and two of
 Chinese ones. The GPU waits for that window: of the 0.9 s that 1,000 texts of 512 tokens took on an
-H100, it was idle for 0.2 s. Each further window has twice the texts, since tokenising is 2.4 to 4.6
+H100, it was idle for 0.2 s. Each further window has twice the texts, since tokenizing is 2.4 to 4.6
 times as fast as computing bge-large (an H200 with 16 processors)."""
 
 
@@ -120,7 +120,7 @@ def encode(texts: list[str], plan: EncodingPlan, engines: EngineSet, on_batch: O
     tokenize = plan.tokenization.tokenize
     windows = tokenize_windows(texts, tokenize, first_window=_first_window(texts, plan, engines))
     # Closed here, whatever happens. Left to the garbage collector, the generator would wait for its
-    # tokenising thread in whichever thread the collector runs, and has been seen to block the whole
+    # tokenizing thread in whichever thread the collector runs, and has been seen to block the whole
     # process in one that was just starting.
     with closing(windows), _progress_bar(len(texts), plan) as progress:
         first = list(itertools.islice(windows, 1))
@@ -217,7 +217,7 @@ def share_batches(
 def tokenize_windows(
     texts: Sequence[str], tokenize: Tokenize, *, first_window: int | None = None
 ) -> Generator[tuple[int, list[NDArray[np.int64]]], None, None]:
-    """Tokenise texts, each window while the caller works on the one before.
+    """Tokenize texts, each window while the caller works on the one before.
 
     Args:
         texts: The texts.
@@ -227,7 +227,7 @@ def tokenize_windows(
 
     Yields:
         The position of a window's first text, and the tokens of its texts. Close the generator:
-        it may have a thread that tokenises.
+        it may have a thread that tokenizes.
     """
     starts, size = [0], first_window or _WINDOW
     while starts[-1] + size < len(texts):

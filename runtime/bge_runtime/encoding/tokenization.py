@@ -22,10 +22,10 @@ bytes for each token (text, offsets, masks), of which only the ids are kept. For
 512 words it took 86 MB at once, and 15 MB in parts of this size, in the same time."""
 
 _LONG_TEXT = 1 << 18
-"""Characters above which only the beginning of a text is tokenised, where that is enough."""
+"""Characters above which only the beginning of a text is tokenized, where that is enough."""
 
 _BETWEEN_WORDS = re.compile("(?<=[A-Za-z0-9]) (?=[A-Za-z0-9])")
-"""Where a text may be cut: no normaliser combines a plain letter with a plain space."""
+"""Where a text may be cut: no normalizer combines a plain letter with a plain space."""
 
 _CHARACTERS_A_TOKEN = 16
 """Characters of a long text that are tried first, for each token that is needed."""
@@ -36,7 +36,7 @@ _LOCAL = frozenset({
     "BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace",
     "WhitespaceSplit",
 })  # fmt: skip
-"""Normalisers and pre-tokenisers whose result up to such a place does not depend on what follows.
+"""Normalizers and pre-tokenizers whose result up to such a place does not depend on what follows.
 Others may look ahead, as a pattern does."""
 
 _PROBE = {"a": 2**32 - 2, "b": 2**32 - 1}
@@ -117,8 +117,8 @@ class TextTokenizer:
     ) -> list[NDArray[np.int64]]:
         """Return the token ids of texts, special tokens included, truncated on the right.
 
-        Of a text of more than 262,144 characters only the beginning is tokenised, if that is
-        certain to give the same tokens: where words are tokenised one by one, with plain spaces
+        Of a text of more than 262,144 characters only the beginning is tokenized, if that is
+        certain to give the same tokens: where words are tokenized one by one, with plain spaces
         between them. Otherwise the whole text is, which takes about 80 bytes for each character.
 
         Args:
@@ -184,7 +184,7 @@ class TextTokenizer:
     def _is_local(self) -> bool:
         """Whether the tokens up to a place of `_BETWEEN_WORDS` do not depend on what follows.
 
-        That holds if no added token spans it, normalisers look at single characters or at those
+        That holds if no added token spans it, normalizers look at single characters or at those
         that combine with them, and the model receives the two sides separately.
         """
         tokenizer = self.tokenizer
@@ -228,7 +228,7 @@ def _shown(ids: Sequence[int]) -> str:
 
 
 def _parts(*components: Any) -> Iterator[dict[str, Any]]:
-    """Yield the parts of normalisers and pre-tokenisers, as ``tokenizer.json`` has them."""
+    """Yield the parts of normalizers and pre-tokenizers, as ``tokenizer.json`` has them."""
     waiting = [json.loads(each.__getstate__()) for each in components if each is not None]
     for state in waiting:
         inner = state.get("normalizers", state.get("pretokenizers"))

@@ -116,7 +116,7 @@ class BgeEncoder(AbsEncoder):
             prompt_type: Whether they are queries or documents, if the task says so.
             batch_size: Most texts of a batch; mteb passes 32 by default.
             show_progress_bar: As in ``encode`` of the model.
-            precision: Must be ``"float32"``. It is mteb's option to quantise vectors.
+            precision: Must be ``"float32"``. It is mteb's option to quantize vectors.
 
         Returns:
             Shape: ``(texts, dim)``.

@@ -37,7 +37,7 @@ class FlagModel(DenseEmbedder):
         query_max_length: Tokens at which a query is cut, special tokens included.
         passage_max_length: The same for a passage, and for ``encode``.
         convert_to_numpy: False returns torch tensors, if torch is installed.
-        truncate_dim: Components to keep, before normalisation.
+        truncate_dim: Components to keep, before normalization.
         engine: ``"auto"``, or the name of an engine.
         precision: Name of a precision; takes precedence over ``use_fp16`` and ``use_bf16``.
         threads: Threads to compute with. None means all that the process may use, or

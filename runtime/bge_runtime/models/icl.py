@@ -61,7 +61,7 @@ class FlagICLModel(DenseEmbedder):
             examples not.
         passage_max_length: Tokens at which a passage is cut, and a text of ``encode``.
         convert_to_numpy: False returns torch tensors, if torch is installed.
-        truncate_dim: Components to keep, before normalisation.
+        truncate_dim: Components to keep, before normalization.
         pooling_method: ``"last_token"``, or None for it.
         engine: As in `bge_runtime.FlagModel`.
         precision: As in `bge_runtime.FlagModel`.

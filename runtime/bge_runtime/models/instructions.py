@@ -68,7 +68,7 @@ def explain_no_room(
         max_length: The length that leaves this room.
         model_length: Maximum tokens that the model can read.
     """
-    # A token has at least one character, except where a normaliser expands characters that are
+    # A token has at least one character, except where a normalizer expands characters that are
     # not ASCII.
     if before.isascii() and len(before) + 8 < room:
         return None

@@ -34,7 +34,7 @@ class FlagLLMModel(DenseEmbedder):
             included.
         passage_max_length: The same for a passage, and for ``encode``.
         convert_to_numpy: False returns torch tensors, if torch is installed.
-        truncate_dim: Components to keep, before normalisation.
+        truncate_dim: Components to keep, before normalization.
         pooling_method: ``"last_token"``, or None for it.
         engine: As in `bge_runtime.FlagModel`.
         precision: As in `bge_runtime.FlagModel`.

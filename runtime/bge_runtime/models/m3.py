@@ -43,7 +43,7 @@ class BGEM3FlagModel(M3Embedder):
         return_sparse: Likewise, lexical weights.
         return_colbert_vecs: Likewise, ColBERT vectors.
         truncate_dim: Components of dense and ColBERT vectors to keep, before
-            normalisation.
+            normalization.
         engine: As in `bge_runtime.FlagModel`.
         precision: As in `bge_runtime.FlagModel`.
         threads: As in `bge_runtime.FlagModel`.
