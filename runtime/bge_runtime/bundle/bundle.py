@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +192,8 @@ class Reference:
         Raises:
             BundleError: If it cannot be read.
         """
+        import zipfile
+
         try:
             # NumPy does not close a damaged file.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:

@@ -14,11 +14,10 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from bge_runtime.bundle import COLBERT_VECS, TOKEN_WEIGHTS
 from bge_runtime.encoding.batching import balanced_batch_tokens, plan_batches
@@ -29,6 +28,9 @@ from bge_runtime.encoding.prefix_cache import SharedPrefix
 from bge_runtime.engines import Engine, pad_batch
 from bge_runtime.errors import NotFiniteError, OutOfMemoryError
 from bge_runtime.system import BackgroundTask, on_terminal
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _WINDOW = 2048
 """Texts that are tokenized and sorted together. The next window is tokenized while one is computed;
@@ -313,6 +315,8 @@ def _progress_bar(count: int, plan: EncodingPlan) -> AbstractContextManager[tqdm
     # held, and the first one starts a thread.
     if not shown:
         return nullcontext()
+    from tqdm import tqdm
+
     progress: tqdm[Any] = tqdm(total=count, desc="embedding", unit="text")
     return progress
 

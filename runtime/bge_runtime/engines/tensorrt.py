@@ -23,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from bge_runtime.bundle import Bundle, Variant
 from bge_runtime.engines import ort_providers
@@ -296,6 +295,8 @@ def _elapsed_time(task: str) -> Iterator[None]:
         yield
         return
     done = threading.Event()
+    from tqdm import tqdm
+
     with tqdm(desc=task, bar_format="{desc} {elapsed}") as bar:
 
         def tick() -> None:

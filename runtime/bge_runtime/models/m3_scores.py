@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from bge_runtime.encoding import EncodingPlan, TokenizationPlan, as_pairs, check_positive, encode
 from bge_runtime.m3 import (
@@ -146,10 +145,14 @@ class M3Embedder(BaseEmbedder):
             readable.append(self._readable_length(length))
         parts: list[tuple[NDArray[np.float32], ...]] = []
         # Vectors of all tokens are large: no more pairs are in memory than one batch.
-        starts = range(0, len(pairs), batch_size)
+        starts: Iterable[int] = range(0, len(pairs), batch_size)
         if show_progress_bar is None:
-            show_progress_bar = len(starts) > 1 and on_terminal()
-        for start in tqdm(starts, desc="scoring", unit="batch") if show_progress_bar else starts:
+            show_progress_bar = len(pairs) > batch_size and on_terminal()
+        if show_progress_bar:
+            from tqdm import tqdm
+
+            starts = tqdm(starts, desc="scoring", unit="batch")
+        for start in starts:
             chunk = pairs[start : start + batch_size]
             sides = []
             for side, length in enumerate(readable):

@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bge_runtime.bundle import FILE_NAME
 from bge_runtime.errors import ExportError
 from bge_runtime.sources.bundle_cache import open_complete_bundle
@@ -177,6 +175,8 @@ def run_export(command: list[str], environment: dict[str, str]) -> tuple[int, li
         )
         bar = None
         if on_terminal():
+            from tqdm import tqdm
+
             bar = stack.enter_context(
                 tqdm(desc="exporting", bar_format="{desc} {elapsed}{postfix}")
             )

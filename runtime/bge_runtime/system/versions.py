@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     Args:
         packages: Names of distributions.
     """
+    import importlib.metadata
+
     versions = {}
     for package in packages:
         try:
@@ -47,6 +48,8 @@ def owners(package: str) -> dict[str, str]:
 
 @functools.cache
 def _owners(package: str, folder: Path) -> tuple[tuple[str, str], ...]:
+    import importlib.metadata
+
     found = []
     for path in sorted((*folder.glob("*.dist-info"), *folder.glob("*.egg-info"))):
         if _installed(path, package):
