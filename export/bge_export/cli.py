@@ -20,10 +20,10 @@ try:
     from bge_export.bundle import ExportOptions, VariantReport, check_output, check_target, push
     from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
     from bge_export.targets import (
-        AnyTarget,
+        Target,
         format_target_table,
         select_decoder_targets,
-        select_targets,
+        select_encoder_targets,
     )
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
@@ -68,10 +68,13 @@ _STEPS = 8
     "--target",
     "targets",
     multiple=True,
-    help="Repeatable. Default: all; cpu for decoders. With --precision, cpu and openvino select "
-    "every graph that runs there.",
+    help="Repeatable. Default: every target that is not marked 'on request'; with --precision, "
+    "every one of that precision, of decoders those called cpu. With --precision, a target may "
+    "also be a device or engine name.",
 )
-@click.option("--precision", "precisions", multiple=True, help="Repeatable. Default: all.")
+@click.option(
+    "--precision", "precisions", multiple=True, help="Repeatable. Default: those of the targets."
+)
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option("--offline", is_flag=True, help="Use only the Hub's local cache.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -192,7 +195,7 @@ def _check_targets(request: _Request) -> None:
         select_decoder_targets(request.targets, request.precisions)
         return
     try:
-        select_targets(request.targets, request.precisions)
+        select_encoder_targets(request.targets, request.precisions)
     except ExportError:
         if expected is not None:
             raise
@@ -218,7 +221,7 @@ class _Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def add_steps(self, targets: Sequence[AnyTarget]) -> None:
+    def add_steps(self, targets: Sequence[Target]) -> None:
         """Count a step for each variant of the targets."""
         self._bar.total = (self._bar.total or 0) + sum(len(each.variants) for each in targets)
 
@@ -286,12 +289,12 @@ def _export(request: _Request, output: Path, progress: _Progress) -> list[Varian
             step=progress.step,
         )
         if checkpoint.model_class in DECODER_CLASSES:
-            graphs = select_decoder_targets(request.targets, request.precisions)
-            progress.add_steps(graphs)
+            decoder_targets = select_decoder_targets(request.targets, request.precisions)
+            progress.add_steps(decoder_targets)
             from bge_export.decoder import export_decoder
 
-            return export_decoder(checkpoint, output, graphs, options)
-        targets = select_targets(request.targets, request.precisions)
+            return export_decoder(checkpoint, output, decoder_targets, options)
+        targets = select_encoder_targets(request.targets, request.precisions)
         progress.add_steps(targets)
         from bge_export.encoder import export_encoder
 

@@ -6,13 +6,17 @@ import pytest
 
 from bge_export.targets import (
     DECODER_TARGETS,
-    TARGETS,
+    ENCODER_TARGETS,
+    format_target_table,
     select_decoder_targets,
-    select_targets,
+    select_encoder_targets,
 )
 from bge_runtime.errors import ExportError
 
-SIDES = {"encoder": (TARGETS, select_targets), "decoder": (DECODER_TARGETS, select_decoder_targets)}
+SIDES = {
+    "encoder": (ENCODER_TARGETS, select_encoder_targets),
+    "decoder": (DECODER_TARGETS, select_decoder_targets),
+}
 NAMES = ("portable", "cpu", "openvino", "onnxruntime", "int8", "cuda", "cuda-even", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
 
@@ -44,6 +48,13 @@ def test_a_target_in_a_precision_is_written_or_refused(side: str, name: str, pre
         select([name], [precision])
     for target in table:
         assert f"--target {target.name:<9} --precision {target.precision}" in str(caught.value)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_table_marks_what_is_not_written_by_default(side: str):
+    table, select = SIDES[side]
+    for target in table:
+        assert (target in select([], [])) != ("on request" in format_target_table([target]))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_full_size(name: str, tmp_path: Path):
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.exporter import export_encoder
     from bge_export.synthetic.encoder import write_random_checkpoint
-    from bge_export.targets import select_targets
+    from bge_export.targets import select_encoder_targets
 
     facts = MODELS[name]
     language = "zh" if "-zh" in name else "en"
@@ -67,7 +67,7 @@ def test_full_size(name: str, tmp_path: Path):
         facts, folder, seed=7, tokenizer=tokenizer if tokenizer.is_dir() else None
     )
     checkpoint = inspect_checkpoint(folder, source=facts.hub_id)
-    export_encoder(checkpoint, tmp_path / name, select_targets(["cpu", "portable"], []))
+    export_encoder(checkpoint, tmp_path / name, select_encoder_targets(["cpu", "portable"], []))
     texts = list(PARITY_TEXTS)
     expected = flag_embedding(folder, texts, pooling="cls")
     parity = compare(embed(FlagModel(str(tmp_path / name), use_fp16=False), texts), expected)

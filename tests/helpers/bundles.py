@@ -135,11 +135,11 @@ def export(
     from bge_export.bundle import ExportOptions
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.exporter import export_encoder
-    from bge_export.targets import select_targets
+    from bge_export.targets import select_encoder_targets
 
     inspected = inspect_checkpoint(
         checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
     )
-    selected = select_targets(targets, precisions)
+    selected = select_encoder_targets(targets, precisions)
     export_encoder(inspected, output, selected, ExportOptions(**options))
     return output

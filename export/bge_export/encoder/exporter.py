@@ -42,7 +42,7 @@ from bge_export.encoder.pooling import PooledEncoder
 from bge_export.encoder.reference import compute_reference
 from bge_export.encoder.trace import trace, trace_packed
 from bge_export.encoder.write import write_graphs
-from bge_export.targets import PORTABLE, Target, for_model
+from bge_export.targets import PORTABLE, EncoderTarget, for_model
 from bge_runtime.bundle import PARITY_FILE, Bundle, Model, Variant
 from bge_runtime.errors import ExportError
 
@@ -53,7 +53,7 @@ _REFERENCE_TOKENS = 512
 def export_encoder(
     checkpoint: Checkpoint,
     output: Path,
-    targets: Sequence[Target],
+    targets: Sequence[EncoderTarget],
     options: ExportOptions = DEFAULT_OPTIONS,
 ) -> list[VariantReport]:
     """Export an encoder's checkpoint to a bundle that is checked against PyTorch.
@@ -64,7 +64,7 @@ def export_encoder(
     Args:
         checkpoint: From `inspect_checkpoint`.
         output: Folder of the bundle.
-        targets: Graphs to write, from `select_targets`.
+        targets: Graphs to write, from `select_encoder_targets`.
         options: Further options.
 
     Returns:
@@ -112,7 +112,7 @@ def export_encoder(
         return finish_bundle(draft, output, checkpoint, contents, check, options)
 
 
-def _check_packages(targets: Sequence[Target]) -> None:
+def _check_packages(targets: Sequence[EncoderTarget]) -> None:
     """Check that the packages that write the targets are installed."""
     needs_openvino = any(target.format == "openvino" for target in targets)
     if needs_openvino and importlib.util.find_spec("openvino") is None:
@@ -201,7 +201,7 @@ def _write_companions(
     check_json_files(draft)
 
 
-def _describe_variants(targets: Sequence[Target]) -> Iterator[Variant]:
+def _describe_variants(targets: Sequence[EncoderTarget]) -> Iterator[Variant]:
     for target in targets:
         for name, engine, precision in target.variants:
             yield Variant(

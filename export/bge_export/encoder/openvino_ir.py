@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.encoder.calibration import run_texts, watch_inputs
 from bge_export.passes import CorrectBiases, RoundProducts, check_range
-from bge_export.targets import Target
+from bge_export.targets import EncoderTarget
 from bge_runtime.bundle import COLBERT_VECS, SENTENCE_EMBEDDING, compare
 from bge_runtime.engines import OpenVinoEngine
 
@@ -28,7 +28,7 @@ _ALIGNMENT = 64
 
 
 def write_openvino(
-    model: ir.Model, target: Target, folder: Path, *, token_ids: Sequence[NDArray[np.int64]]
+    model: ir.Model, target: EncoderTarget, folder: Path, *, token_ids: Sequence[NDArray[np.int64]]
 ) -> tuple[str, str]:
     """Convert a graph to OpenVINO's own format.
 

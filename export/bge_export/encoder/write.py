@@ -17,7 +17,7 @@ from bge_export.encoder.openvino_ir import write_openvino
 from bge_export.encoder.uniform_length import choose_by_length
 from bge_export.graph_builder import hash_tensor
 from bge_export.passes import QuantizeMatrices
-from bge_export.targets import Passes, Target
+from bge_export.targets import EncoderTarget, Passes
 from bge_runtime.bundle import HEAD_OUTPUTS, Graph
 
 
@@ -25,7 +25,7 @@ def write_graphs(
     traced: ir.Model,
     packed: ir.Model | None,
     folder: Path,
-    targets: Sequence[Target],
+    targets: Sequence[EncoderTarget],
     *,
     token_ids: Sequence[NDArray[np.int64]],
 ) -> dict[str, Graph]:
@@ -69,7 +69,7 @@ def write_graphs(
 
 
 def _write_over_stored_weights(
-    model: ir.Model, target: Target, folder: Path, token_ids: Sequence[NDArray[np.int64]]
+    model: ir.Model, target: EncoderTarget, folder: Path, token_ids: Sequence[NDArray[np.int64]]
 ) -> Graph:
     """Write a graph whose weights are in the file that the first graph has stored."""
     if target.format == "openvino":
@@ -104,14 +104,14 @@ def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:
     ir.save(model, path)
 
 
-def _lower(traced: ir.Model, target: Target) -> ir.Model:
+def _lower(traced: ir.Model, target: EncoderTarget) -> ir.Model:
     model = _run_passes(traced, target, target.passes)
     if target.uniform_length is not None:
         model = choose_by_length(model, _run_passes(traced, target, target.uniform_length))
     return model
 
 
-def _run_passes(traced: ir.Model, target: Target, passes: Passes) -> ir.Model:
+def _run_passes(traced: ir.Model, target: EncoderTarget, passes: Passes) -> ir.Model:
     model = traced.clone()
     for output in list(model.graph.outputs):
         if output.name not in (*target.outputs, *HEAD_OUTPUTS):
@@ -122,7 +122,7 @@ def _run_passes(traced: ir.Model, target: Target, passes: Passes) -> ir.Model:
     return model
 
 
-def _describe(model: ir.Model, target: Target) -> Graph:
+def _describe(model: ir.Model, target: EncoderTarget) -> Graph:
     return Graph(
         file=target.file,
         weights=target.weights,

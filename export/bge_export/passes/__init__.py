@@ -4,7 +4,7 @@ The targets and the encoders' export use them. Each pass is one class in its own
 docstring says what it requires and what it changes. It changes the model in place, and a test runs
 the graph before and after.
 
-To add a pass: write its module here, in `attention` or in `precision`; hand it on below; add it to
+To add a pass: write its module here, in `attention` or in `precision`; export it below; add it to
 the passes of the targets that need it, in `bge_export.targets.encoder`; and add its test in the
 same place under ``tests/export/passes``.
 """

@@ -15,7 +15,7 @@ class TargetVariant(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyTarget:
+class Target:
     """A graph that an export can write.
 
     Attributes:

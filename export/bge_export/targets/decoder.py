@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bge_export.targets.base import AnyTarget, TargetVariant
+from bge_export.targets.base import Target, TargetVariant
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderTarget(AnyTarget):
+class DecoderTarget(Target):
     """A graph of a decoder.
 
     Attributes:
@@ -32,7 +32,7 @@ DECODER_TARGETS = (
         ),
         device="cpu",
         storage=None,
-        description="decoders: the checkpoint's own weights, bit for bit; written by default",
+        description="decoders: the checkpoint's own weights, bit for bit",
     ),
     DecoderTarget(
         name="cpu",
@@ -42,6 +42,7 @@ DECODER_TARGETS = (
         device="cpu",
         storage=ir.DataType.BFLOAT16,
         description="decoders: weights rounded to bf16, half the size of an fp32 checkpoint",
+        on_request=True,
     ),
     DecoderTarget(
         name="cpu",
@@ -54,6 +55,7 @@ DECODER_TARGETS = (
         device="cpu",
         storage=ir.DataType.INT8,
         description="decoders: matrices in 8 bits, one scale for 32 weights",
+        on_request=True,
     ),
     DecoderTarget(
         name="cpu",
@@ -66,6 +68,7 @@ DECODER_TARGETS = (
         device="cpu",
         storage=ir.DataType.INT4,
         description="decoders: matrices in 4 bits, for a first look at a large model",
+        on_request=True,
     ),
     DecoderTarget(
         name="cuda",
@@ -75,6 +78,7 @@ DECODER_TARGETS = (
         device="cuda",
         storage=ir.DataType.BFLOAT16,
         description="decoders: ONNX Runtime on an NVIDIA GPU",
+        on_request=True,
     ),
     DecoderTarget(
         name="cuda",
@@ -84,6 +88,7 @@ DECODER_TARGETS = (
         device="cuda",
         storage=ir.DataType.FLOAT16,
         description="decoders: the same in fp16; not yet run on a GPU; use bf16 for Gemma 2",
+        on_request=True,
     ),
     DecoderTarget(
         name="tensorrt",
@@ -93,7 +98,7 @@ DECODER_TARGETS = (
         device="cuda",
         storage=ir.DataType.BFLOAT16,
         description="decoders: TensorRT, standard operators; not yet run on a GPU",
+        on_request=True,
     ),
 )
-"""All targets. Those with the same type of weights share one file. Only the first is the
-default."""
+"""All targets. Those with the same type of weights share one file."""

@@ -23,7 +23,7 @@ from bge_export.passes import (
     PackAttention,
     PruneLastLayer,
 )
-from bge_export.targets.base import AnyTarget, TargetVariant
+from bge_export.targets.base import Target, TargetVariant
 
 TRACE_OPSET = 23
 """Opset of the trace, with attention, norms and Gelu as one node each. Many tools do not read it
@@ -42,7 +42,7 @@ Passes = Callable[[], Sequence[ir.passes.InPlacePass]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target(AnyTarget):
+class EncoderTarget(Target):
     """A graph of an encoder: the passes that make it from the trace, and how it is written.
 
     Attributes:
@@ -57,7 +57,7 @@ class Target(AnyTarget):
             quantization.
         weights: Path of the file of its weights, which other graphs may share.
         stores_weights: Whether it is written first, with all its weights.
-        written_with: A further target that is always written with this one.
+        written_with: A further target; each of the two is always written with the other.
     """
 
     outputs: tuple[str, ...]
@@ -70,7 +70,7 @@ class Target(AnyTarget):
     quantization_block: int | None = None
     weights: str = "onnx/model.onnx_data"
     stores_weights: bool = False
-    written_with: Target | None = None
+    written_with: EncoderTarget | None = None
 
 
 _PORTABLE_FP32 = TargetVariant("portable-fp32", "onnxruntime", "fp32")
@@ -97,7 +97,7 @@ def _packed_passes(*, uniform_length: bool) -> Sequence[ir.passes.InPlacePass]:
             LowerOpset(PORTABLE_OPSET), HalfPrecision())  # fmt: skip
 
 
-PORTABLE = Target(
+PORTABLE = EncoderTarget(
     name="portable",
     precision="fp32",
     file="onnx/model.onnx",
@@ -111,7 +111,7 @@ PORTABLE = Target(
     stores_weights=True,
 )
 
-CPU = Target(
+CPU = EncoderTarget(
     name="cpu",
     precision="fp32",
     file="onnx/model_cpu_fp32.onnx",
@@ -126,7 +126,7 @@ CPU = Target(
     description="ONNX Runtime on a CPU; the last layer computes what pooling uses",
 )  # fmt: skip
 
-OPENVINO = Target(
+OPENVINO = EncoderTarget(
     name="openvino",
     precision="bf16",
     file="openvino/openvino_model.xml",
@@ -139,7 +139,7 @@ OPENVINO = Target(
     format="openvino",
 )
 
-INT8 = Target(
+INT8 = EncoderTarget(
     name="int8",
     precision="int8",
     file="onnx/model_int8.onnx",
@@ -151,12 +151,12 @@ INT8 = Target(
     # ONNX Runtime would store a score for each pair of tokens.
     long_variants=(_OPENVINO_INT8,),
     device="cpu",
-    description="matrices in 8 bits, for a CPU with VNNI; written only on request",
+    description="matrices in 8 bits, for a CPU with VNNI",
     on_request=True,
     quantization_block=BLOCK,
 )  # fmt: skip
 
-CUDA_UNIFORM = Target(
+CUDA_UNIFORM = EncoderTarget(
     name="cuda-even",
     precision="fp16",
     file="onnx/model_cuda_even_fp16.onnx",
@@ -179,10 +179,11 @@ CUDA = replace(
     uniform_length=lambda: (*_packed_passes(uniform_length=True), ConditionalHeads()),
     variants=(TargetVariant("cuda-fp16", "onnxruntime", "fp16"),),
     description="ONNX Runtime on an NVIDIA GPU, texts packed without padding",
+    on_request=True,
     written_with=CUDA_UNIFORM,
 )
 
-TENSORRT = Target(
+TENSORRT = EncoderTarget(
     name="tensorrt",
     precision="fp16",
     file="onnx/model_tensorrt_fp16.onnx",
@@ -198,14 +199,14 @@ TENSORRT = Target(
     on_request=True,
 )  # fmt: skip
 
-TARGETS = (OPENVINO, CPU, INT8, CUDA, CUDA_UNIFORM, TENSORRT, PORTABLE)
+ENCODER_TARGETS = (OPENVINO, CPU, INT8, CUDA, CUDA_UNIFORM, TENSORRT, PORTABLE)
 """All targets, in the runtime's order of preference. Pairs of name and precision are unique."""
 
 _LONG = 512
 """Up to this many tokens, attention scores take little memory compared to the weights."""
 
 
-def for_model(target: Target, max_length: int, *, heads: bool) -> Target:
+def for_model(target: EncoderTarget, max_length: int, *, heads: bool) -> EncoderTarget:
     """Return a target's form for a model that reads so many tokens, with or without M3's heads."""
     if max_length <= _LONG and not heads:
         return target

@@ -5,51 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from bge_export.targets.base import AnyTarget
+from bge_export.targets.base import Target
 from bge_export.targets.decoder import DECODER_TARGETS, DecoderTarget
-from bge_export.targets.encoder import PORTABLE, TARGETS, Target
+from bge_export.targets.encoder import ENCODER_TARGETS, PORTABLE, EncoderTarget
 from bge_runtime.errors import ExportError
 
-_AnyTarget = TypeVar("_AnyTarget", bound="AnyTarget")
+_Target = TypeVar("_Target", bound="Target")
 
 
-def select_targets(names: Sequence[str], precisions: Sequence[str]) -> list[Target]:
+def select_encoder_targets(names: Sequence[str], precisions: Sequence[str]) -> list[EncoderTarget]:
     """Select the graphs to write of an encoder.
 
-    The portable graph is always among them: it holds the weights that the others share, and other
-    tools open it.
+    By default these are the targets that are not written on request only. The portable graph is
+    always among them: it holds the weights that the others share, and other tools open it.
 
     Args:
-        names: Names of targets; empty for all.
-        precisions: Names of precisions; empty for all.
+        names: Names of targets; empty for every one of the precisions.
+        precisions: Names of precisions; empty for every one of the named targets.
 
     Raises:
         ExportError: If a combination does not exist; the message holds the table.
     """
-    selected: list[Target] = []
-    for target in _select(TARGETS, names, precisions):
-        pair = (target, target.written_with) if target.written_with else (target,)
-        selected += [each for each in pair if each not in selected and each is not PORTABLE]
-    return [*selected, PORTABLE]
+    selected = _select(ENCODER_TARGETS, names, precisions)
+    partners = [target.written_with for target in selected]
+    written = [
+        target
+        for target in ENCODER_TARGETS
+        if target in selected or target in partners or target.written_with in selected
+    ]
+    return [*(target for target in written if target is not PORTABLE), PORTABLE]
 
 
 def select_decoder_targets(names: Sequence[str], precisions: Sequence[str]) -> list[DecoderTarget]:
-    """Select the graphs to write of a decoder; by default the first one.
+    """Select the graphs to write of a decoder.
+
+    By default these are the targets that are not written on request only.
 
     Args:
-        names: Names of targets; empty for ``cpu``.
-        precisions: Names of precisions; empty for all of the targets that are named.
+        names: Names of targets; empty for ``cpu`` in the precisions.
+        precisions: Names of precisions; empty for every one of the named targets.
 
     Raises:
-        ExportError: As `select_targets`.
+        ExportError: As `select_encoder_targets`.
     """
-    precisions = precisions or (() if names else ("fp32",))
-    return _select(DECODER_TARGETS, names or ("cpu",), precisions)
+    return _select(DECODER_TARGETS, names or (("cpu",) if precisions else ()), precisions)
 
 
 def _select(
-    table: Sequence[_AnyTarget], names: Sequence[str], precisions: Sequence[str]
-) -> list[_AnyTarget]:
+    table: Sequence[_Target], names: Sequence[str], precisions: Sequence[str]
+) -> list[_Target]:
     known_names = {target.name for target in table}
     if precisions:
         known_names |= {engine for target in table for _, engine, _ in target.variants}
@@ -88,7 +92,7 @@ def _select(
     return [target for target in table if any(target in matching for matching in found.values())]
 
 
-def _find_matching(table: Sequence[_AnyTarget], name: str, precision: str) -> list[_AnyTarget]:
+def _find_matching(table: Sequence[_Target], name: str, precision: str) -> list[_Target]:
     """Return the targets of a name and a precision.
 
     If no target of that precision has the name, it may be that of a device or an engine:
@@ -106,9 +110,10 @@ def _find_matching(table: Sequence[_AnyTarget], name: str, precision: str) -> li
     )
 
 
-def format_target_table(table: Sequence[AnyTarget] = (*TARGETS, *DECODER_TARGETS)) -> str:
+def format_target_table(table: Sequence[Target] = (*ENCODER_TARGETS, *DECODER_TARGETS)) -> str:
     """Return the table of targets as text, one line each."""
     return "\n".join(
         f"  --target {target.name:<9} --precision {target.precision:<5} {target.description}"
+        f"{' (on request)' if target.on_request else ''}"
         for target in table
     )

@@ -9,7 +9,7 @@ import pytest
 from bge_export.checkpoint.inspect import inspect_checkpoint
 from bge_export.decoder import exporter
 from bge_export.decoder.graph_cuda import CudaDecoderGraph
-from bge_export.targets import select_decoder_targets, select_targets
+from bge_export.targets import select_decoder_targets, select_encoder_targets
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
@@ -131,7 +131,7 @@ def test_it_is_written_when_asked_for_by_name():
 
 def test_of_several_targets_and_precisions_each_is_written_somehow():
     def chosen(*arguments):
-        return [target.name for target in select_targets(*arguments)]
+        return [target.name for target in select_encoder_targets(*arguments)]
 
     assert chosen(["openvino", "cpu"], ["bf16", "fp32"]) == ["openvino", "cpu", "portable"]
     assert chosen(["int8"], []) == ["int8", "portable"]
@@ -139,4 +139,4 @@ def test_of_several_targets_and_precisions_each_is_written_somehow():
     # On OpenVINO, fp32 is a way to run the graph for the CPU; fp16 is none.
     assert chosen(["openvino", "cpu"], ["fp32"]) == ["cpu", "portable"]
     with pytest.raises(ExportError, match="requested openvino in fp16"):
-        select_targets(["openvino", "cuda"], ["fp16"])
+        select_encoder_targets(["openvino", "cuda"], ["fp16"])

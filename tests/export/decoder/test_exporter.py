@@ -15,7 +15,7 @@ import pytest
 from bge_export.checkpoint.inspect import inspect_checkpoint
 from bge_export.checkpoint.safetensors import read_header
 from bge_export.decoder import exporter, graph, layerwise_gate
-from bge_export.targets import select_decoder_targets, select_targets
+from bge_export.targets import select_decoder_targets, select_encoder_targets
 from bge_runtime.bundle import FILE_NAME
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.errors import ExportError
@@ -175,7 +175,7 @@ def test_targets_of_the_other_kind_are_refused_with_the_table():
     with pytest.raises(ExportError, match=r"openvino, which(.|\n)*decoders: the checkpoint's own"):
         select_decoder_targets(["openvino"], [])
     with pytest.raises(ExportError, match=r"int4, which(.|\n)*every ONNX consumer"):
-        select_targets([], ["int4"])
+        select_encoder_targets([], ["int4"])
 
 
 MEMORY = """

@@ -324,13 +324,13 @@ def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.
     from bge_export.bundle import ExportOptions
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.exporter import export_encoder
-    from bge_export.targets import select_targets
+    from bge_export.targets import select_encoder_targets
 
     inspected = inspect_checkpoint(
         checkpoint, source=str(checkpoint), pooling="cls", trust_remote_code=True
     )
     options = ExportOptions(trust_remote_code=True)
-    export_encoder(inspected, tmp_path / "bundle", select_targets([], []), options)
+    export_encoder(inspected, tmp_path / "bundle", select_encoder_targets([], []), options)
     assert Bundle.open(tmp_path / "bundle").manifest.model.architecture == "own"
 
 

@@ -23,7 +23,7 @@ from bge_export.passes import (
     PackAttention,
     PruneLastLayer,
 )
-from bge_export.targets import CUDA, CUDA_UNIFORM, TENSORRT, select_targets
+from bge_export.targets import CUDA, CUDA_UNIFORM, TENSORRT, select_encoder_targets
 from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES, compare
@@ -438,7 +438,7 @@ def test_variants_are_emulated_and_stay_unmeasured(tiny_checkpoint, tmp_path, ta
 
     inspected = inspect_checkpoint(tiny_checkpoint, source="tiny", pooling="cls")
     output = tmp_path / "bundle"
-    rows = exporter.export_encoder(inspected, output, select_targets([target], []))
+    rows = exporter.export_encoder(inspected, output, select_encoder_targets([target], []))
     bundle = Bundle.open(output)
     write = {"cuda": ["cuda", "cuda-even"]}.get(target, [target])
     halves = [row for row in rows if row.precision == "fp16"]
@@ -589,8 +589,11 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
 
 def test_they_are_written_when_asked_for_by_name():
     def chosen(*arguments):
-        return [target.name for target in select_targets(*arguments)]
+        return [target.name for target in select_encoder_targets(*arguments)]
 
     assert not {"cuda", "tensorrt"} & set(chosen([], []))
     assert chosen(["cuda"], []) == ["cuda", "cuda-even", "portable"]
+    # A bundle with this graph alone could not be opened: nothing runs texts of different lengths.
+    assert chosen(["cuda-even"], []) == ["cuda", "cuda-even", "portable"]
+    assert chosen(["cuda-even"], ["fp16"]) == ["cuda", "cuda-even", "portable"]
     assert chosen([], ["fp16"]) == ["cuda", "cuda-even", "tensorrt", "portable"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bge_export.targets import TARGETS
+from bge_export.targets import ENCODER_TARGETS
 from bge_runtime import FlagModel
 from bge_runtime.cli import doctor, doctor_checks, doctor_verify
 from bge_runtime.engines import openvino, ort_providers, tensorrt
@@ -52,7 +52,7 @@ def without(monkeypatch, *packages):
 def test_the_standard_variants_match_the_exporters_targets():
     exported = [
         (engine, precision)
-        for target in TARGETS
+        for target in ENCODER_TARGETS
         for _, engine, precision in target.variants
         if target.name not in ("portable", "cuda-even")
         and (not target.on_request or target.device == "cuda")

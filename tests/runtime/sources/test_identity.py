@@ -315,20 +315,20 @@ def test_an_export_has_the_requested_graphs(bundles, tmp_path, monkeypatch, kind
 def test_the_table_of_export_targets_matches_the_exporters():
     from bge_export.targets import (
         DECODER_TARGETS,
-        TARGETS,
+        ENCODER_TARGETS,
         for_model,
         select_decoder_targets,
-        select_targets,
+        select_encoder_targets,
     )
     from bge_runtime.sources.export_targets import _DECODERS, _ENCODERS, _M3
 
     def ways(targets):
         return {(t.device, engine, form) for t in targets for _, engine, form in t.variants}
 
-    m3 = [for_model(target, 8192, heads=True) for target in TARGETS]
+    m3 = [for_model(target, 8192, heads=True) for target in ENCODER_TARGETS]
     for table, targets, select in (
-        (_ENCODERS, TARGETS, select_targets),
-        (_M3, m3, select_targets),
+        (_ENCODERS, ENCODER_TARGETS, select_encoder_targets),
+        (_M3, m3, select_encoder_targets),
         (_DECODERS, DECODER_TARGETS, select_decoder_targets),
     ):
         assert {(way.device, way.engine, way.precision) for way in table} == ways(targets)
