@@ -172,7 +172,9 @@ def precisions(sides: Sides) -> list[str]:
     from bge_runtime.engines import unavailable_reason
 
     variants = Bundle.open(sides.bundle).manifest.variants
-    return [variant.precision for variant in variants if unavailable_reason(variant) is None]
+    return [
+        variant.precision for variant in variants if unavailable_reason(variant.requirement) is None
+    ]
 
 
 def check(vectors: np.ndarray, expected: np.ndarray, precision: str) -> None:

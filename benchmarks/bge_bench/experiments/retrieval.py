@@ -188,7 +188,9 @@ class RetrievalResult:
 def runnable_precisions(bundle: Bundle) -> list[str]:
     """Return the precisions of a bundle that this CPU can run, preferred ones first."""
     variants = [variant for variant in bundle.manifest.variants if variant.device == "cpu"]
-    return list(dict.fromkeys(v.precision for v in variants if unavailable_reason(v) is None))
+    return list(
+        dict.fromkeys(v.precision for v in variants if unavailable_reason(v.requirement) is None)
+    )
 
 
 def measure_retrieval(

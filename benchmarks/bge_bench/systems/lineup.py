@@ -176,11 +176,10 @@ def variants_here(bundle: Bundle, device: str) -> list[Variant]:
         BenchError: If there are variants for the device, but none can run.
     """
     there = [v for v in bundle.manifest.variants if v.device == device_kind(device)]
-    here = [variant for variant in there if unavailable_reason(variant) is None]
+    here = [variant for variant in there if unavailable_reason(variant.requirement) is None]
     if there and not here:
-        raise BenchError(
-            f"nothing of {bundle.path.name} runs on {device}: {unavailable_reason(there[0])}"
-        )
+        reason = unavailable_reason(there[0].requirement)
+        raise BenchError(f"nothing of {bundle.path.name} runs on {device}: {reason}")
     return here
 
 

@@ -66,7 +66,7 @@ def check_variant(
         ExportError: If the parity is outside the tolerance of the variant's precision.
     """
     start = time.perf_counter()
-    reason = unavailable_reason(variant)
+    reason = unavailable_reason(variant.requirement)
     if reason is not None:
         emulated = None
         if emulate is not None and variant.device != "cpu":

@@ -60,7 +60,7 @@ def check_layerwise(
     Raises:
         ExportError: If the parity is outside the tolerance of the variant's precision.
     """
-    reason = unavailable_reason(variant)
+    reason = unavailable_reason(variant.requirement)
     emulated = reason is not None and variant.device != "cpu"
     if not emulated and (reason is not None or count_bytes(graph.plan) <= _WHOLE_BYTES):
         return check_variant(bundle, variant, reference)

@@ -29,6 +29,7 @@ from bge_runtime.bundle.manifest import (
     Manifest,
     Model,
     Provenance,
+    Requirement,
     SentenceTransformersSettings,
     Variant,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Parity",
     "Provenance",
     "Reference",
+    "Requirement",
     "SentenceTransformersSettings",
     "Variant",
     "compare",

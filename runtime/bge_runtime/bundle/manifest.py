@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bge_runtime.bundle.parity import Parity
 from bge_runtime.errors import BundleError, BundleVersionError
@@ -106,6 +106,20 @@ class Graph:
     quantization_block: int | None = None
 
 
+class Requirement(NamedTuple):
+    """What a machine needs to run a variant.
+
+    Attributes:
+        engine: Engine that runs it.
+        device: Kind of device, such as ``"cpu"``.
+        precision: Precision in force, such as ``"fp32"``.
+    """
+
+    engine: str
+    device: str
+    precision: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One way to run a graph, with its measured parity.
@@ -125,6 +139,11 @@ class Variant:
     device: str
     precision: str
     parity: Parity | None
+
+    @property
+    def requirement(self) -> Requirement:
+        """What a machine needs to run it."""
+        return Requirement(self.engine, self.device, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

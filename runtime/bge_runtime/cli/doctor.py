@@ -10,7 +10,7 @@ from bge_runtime._version import __version__
 from bge_runtime.cli.command_line import command_line
 from bge_runtime.cli.doctor_checks import find_problems
 from bge_runtime.cli.doctor_report import (
-    STANDARD_VARIANTS,
+    STANDARD_REQUIREMENTS,
     choice_table,
     engine_table,
     machine_table,
@@ -40,7 +40,7 @@ def doctor(model: str | None) -> None:
     click.echo(machine_table())
     click.echo("\n" + engine_table())
     if model is None:
-        click.echo("\n" + choice_table(STANDARD_VARIANTS))
+        click.echo("\n" + choice_table(STANDARD_REQUIREMENTS))
     findings = list(find_problems())
     if findings:
         click.echo()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bge_runtime.bundle import Variant
+from bge_runtime.bundle import Requirement
 from bge_runtime.engines import (
     CUDA,
     INSTALL_GPU,
@@ -135,10 +135,7 @@ def _check_cuda(driver: nvidia.Driver, ort: Any) -> Iterator[Finding]:
 def _check_bf16() -> Iterator[Finding]:
     if "openvino" in _missing_engines():
         return
-    variant = Variant(
-        name="", graph="", engine="openvino", device="cpu", precision="bf16", parity=None
-    )
-    if (reason := unavailable_reason(variant)) is not None:
+    if (reason := unavailable_reason(Requirement("openvino", "cpu", "bf16"))) is not None:
         yield Finding(text=f"no 16-bit arithmetic: {reason}; fp32 is used", wrong=False)
 
 

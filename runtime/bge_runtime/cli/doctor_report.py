@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 
 from bge_runtime._version import __version__
-from bge_runtime.bundle import Variant
+from bge_runtime.bundle import Requirement
 from bge_runtime.cli.doctor_checks import (
     PACKAGED_ENGINES,
     describe_cache,
@@ -24,24 +24,14 @@ from bge_runtime.system import (
     vector_extensions,
 )
 
-STANDARD_VARIANTS = tuple(
-    Variant(
-        name=f"{engine}-{precision}",
-        graph="",
-        engine=engine,
-        device=device,
-        precision=precision,
-        parity=None,
-    )
-    for engine, device, precision in (
-        ("openvino", "cpu", "bf16"),
-        ("onnxruntime", "cpu", "fp32"),
-        ("openvino", "cpu", "fp32"),
-        ("onnxruntime", "cuda", "fp16"),
-        ("tensorrt", "cuda", "fp16"),
-    )
+STANDARD_REQUIREMENTS = (
+    Requirement("openvino", "cpu", "bf16"),
+    Requirement("onnxruntime", "cpu", "fp32"),
+    Requirement("openvino", "cpu", "fp32"),
+    Requirement("onnxruntime", "cuda", "fp16"),
+    Requirement("tensorrt", "cuda", "fp16"),
 )
-"""Variants of an exported encoder, in order of preference."""
+"""What the variants of an exported encoder need, in order of preference."""
 
 _REQUESTS = (
     ("use_fp16=True, the default", ("bf16", "fp32")),
@@ -90,25 +80,25 @@ def engine_table() -> str:
     for name in ENGINES:
         version = installed_version(name) if name in PACKAGED_ENGINES else tensorrt.version()
         precisions = [
-            variant.precision + (" on a GPU" if variant.device != "cpu" else "")
-            for variant in STANDARD_VARIANTS
-            if variant.engine == name and unavailable_reason(variant) is None
+            needed.precision + (" on a GPU" if needed.device != "cpu" else "")
+            for needed in STANDARD_REQUIREMENTS
+            if needed.engine == name and unavailable_reason(needed) is None
         ]
         rows.append((name, version or "not installed", ", ".join(precisions) or "none"))
     return format_table(rows)
 
 
-def choice_table(variants: Sequence[Variant]) -> str:
+def choice_table(requirements: Sequence[Requirement]) -> str:
     """Return a table of which variant each request for a precision runs on the CPU."""
     rows = [("requested", "runs here")]
     for request, precisions in _REQUESTS:
         # Only the default device. Other devices are chosen by name.
         usable = [
-            f"{variant.engine} in {variant.precision}"
-            for variant in variants
-            if variant.device == "cpu"
-            and variant.precision in precisions
-            and unavailable_reason(variant) is None
+            f"{needed.engine} in {needed.precision}"
+            for needed in requirements
+            if needed.device == "cpu"
+            and needed.precision in precisions
+            and unavailable_reason(needed) is None
         ]
         rows.append((request, usable[0] if usable else "nothing: an error"))
     return format_table(rows)

@@ -73,7 +73,7 @@ def verify_model(model: str) -> bool:
 
 def _measure_variants(bundle: Bundle, reference: Reference) -> Iterator[VariantResult]:
     for variant in bundle.manifest.variants:
-        reason = unavailable_reason(variant)
+        reason = unavailable_reason(variant.requirement)
         if reason is not None:
             yield VariantResult(variant=variant, in_force=reason, parity=None, failures=())
             continue
@@ -119,7 +119,7 @@ def _print_results(results: Sequence[VariantResult]) -> None:
         for failure in result.failures:
             click.echo(f"FAIL: {result.variant.name}: {failure}")
     passed = [result.variant for result in results if result.verdict == "pass"]
-    click.echo("\n" + choice_table(passed))
+    click.echo("\n" + choice_table([variant.requirement for variant in passed]))
     reasons = dict.fromkeys(result.in_force for result in results if result.verdict == "not here")
     if not passed and reasons:
         click.echo(

@@ -155,7 +155,8 @@ class EngineClass(Protocol):
     Attributes:
         package: Name of the package that it imports.
         has_cuda_graphs: Whether it accepts ``EngineOptions.cuda_graph_variant``.
-        has_streams: Whether it accepts ``EngineOptions.streams``.
+        accepts_streams: Whether it accepts ``EngineOptions.streams``. An engine that does not may
+            still report ``EngineInfo.streams``: it divides its threads without being asked.
     """
 
     @property
@@ -165,7 +166,7 @@ class EngineClass(Protocol):
     def has_cuda_graphs(self) -> bool: ...  # noqa: D102
 
     @property
-    def has_streams(self) -> bool: ...  # noqa: D102
+    def accepts_streams(self) -> bool: ...  # noqa: D102
 
     def __call__(self, bundle: Bundle, variant: Variant, options: EngineOptions) -> Engine:
         """Open a variant, and raise an error unless it runs where and how it was requested."""
@@ -175,8 +176,8 @@ class EngineClass(Protocol):
         """Import the engine's package."""
         ...
 
-    def unavailable_reason(self, variant: Variant) -> str | None:
-        """Return why this machine cannot run a variant, or None if it can."""
+    def unavailable_reason(self, precision: str) -> str | None:
+        """Return why this machine cannot run a precision on the engine, or None if it can."""
         ...
 
 

@@ -54,6 +54,9 @@ _DEVICE = "CPU"
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 """OpenVINO's name for each precision. It is a setting, not a property of the file."""
 
+_WEIGHT_PRECISIONS = ("int8", "int4")
+"""Precisions of weights alone."""
+
 
 def _load() -> Any:
     """Import OpenVINO without its telemetry, and with bounded memory.
@@ -86,7 +89,7 @@ def computing_precision(precision: str) -> str | None:
     With weights of 8 or 4 bits, whose products round activations to 8 bits, the rest is computed
     in the fastest precision of the processor. None for a precision that OpenVINO does not run.
     """
-    if precision in ("int8", "int4"):
+    if precision in _WEIGHT_PRECISIONS:
         return "bf16" if "BF16" in cpu_capabilities() else "f32"
     return _PRECISIONS.get(precision)
 
@@ -127,17 +130,19 @@ class OpenVinoEngine:
 
     package: ClassVar[str] = "openvino"
     has_cuda_graphs: ClassVar[bool] = False
-    has_streams: ClassVar[bool] = True
+    accepts_streams: ClassVar[bool] = True
     cuda_graph_engine: ClassVar[None] = None
 
     load = staticmethod(_load)
 
     @staticmethod
-    def unavailable_reason(variant: Variant) -> str | None:
-        """Return why this machine cannot run a variant, or None if it can."""
+    def unavailable_reason(precision: str) -> str | None:
+        """Return why this machine cannot run a precision on the engine, or None if it can."""
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed"
-        if variant.precision != "bf16":
+        if precision not in (*_PRECISIONS, *_WEIGHT_PRECISIONS):
+            return f"this version's openvino engine has no {precision}"
+        if precision != "bf16":
             return None
         try:
             capabilities = cpu_capabilities()
@@ -176,7 +181,7 @@ class OpenVinoEngine:
                 f"engine has {', '.join(_PRECISIONS)} there"
             )
         threads = options.threads or default_threads()
-        if (reason := self.unavailable_reason(variant)) is not None:
+        if (reason := self.unavailable_reason(variant.precision)) is not None:
             raise PrecisionError(
                 f"requested {variant.precision}, but {reason}. "
                 "Pass precision='fp32', or leave it out"

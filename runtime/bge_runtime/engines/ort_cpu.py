@@ -36,14 +36,14 @@ class OrtCpuEngine:
 
     package: ClassVar[str] = "onnxruntime"
     has_cuda_graphs: ClassVar[bool] = False
-    has_streams: ClassVar[bool] = False
+    accepts_streams: ClassVar[bool] = False
     cuda_graph_engine: ClassVar[None] = None
 
     load = staticmethod(ort_providers.load)
 
     @staticmethod
-    def unavailable_reason(variant: Variant) -> str | None:  # noqa: ARG004  # all run
-        """Return why this machine cannot run a variant, or None if it can."""
+    def unavailable_reason(precision: str) -> str | None:  # noqa: ARG004  # all run
+        """Return why this machine cannot run a precision on the engine, or None if it can."""
         return ort_providers.missing_requirement(CPU)
 
     def __init__(

@@ -52,13 +52,13 @@ class OrtCudaEngine:
 
     package: ClassVar[str] = "onnxruntime"
     has_cuda_graphs: ClassVar[bool] = True
-    has_streams: ClassVar[bool] = False
+    accepts_streams: ClassVar[bool] = False
 
     load = staticmethod(ort_providers.load)
 
     @staticmethod
-    def unavailable_reason(variant: Variant) -> str | None:  # noqa: ARG004  # one for all
-        """Return why this machine cannot run a variant, or None if it can."""
+    def unavailable_reason(precision: str) -> str | None:  # noqa: ARG004  # one for all
+        """Return why this machine cannot run a precision on the engine, or None if it can."""
         return ort_providers.missing_requirement(CUDA)
 
     def __init__(
@@ -79,7 +79,7 @@ class OrtCudaEngine:
             EngineError: If CUDA graphs are requested and cannot be captured.
         """
         ort = ort_providers.load_for(variant)
-        ort_providers.require(CUDA, variant, self.unavailable_reason(variant))
+        ort_providers.require(CUDA, variant, self.unavailable_reason(variant.precision))
         threads = options.threads or default_threads()
         cuda = (CUDA, ort_providers.cuda_options(options.device_index))
         graph = bundle.graph(variant.graph)

@@ -122,14 +122,14 @@ class TensorRtEngine:
 
     package: ClassVar[str] = "onnxruntime"
     has_cuda_graphs: ClassVar[bool] = False
-    has_streams: ClassVar[bool] = False
+    accepts_streams: ClassVar[bool] = False
     cuda_graph_engine: ClassVar[None] = None
 
     load = staticmethod(ort_providers.load)
 
     @staticmethod
-    def unavailable_reason(variant: Variant) -> str | None:  # noqa: ARG004  # one for all
-        """Return why this machine cannot run a variant, or None if it can."""
+    def unavailable_reason(precision: str) -> str | None:  # noqa: ARG004  # one for all
+        """Return why this machine cannot run a precision on the engine, or None if it can."""
         if (reason := ort_providers.missing_requirement(TENSORRT)) is not None:
             return reason
         if version() is None:
@@ -151,7 +151,7 @@ class TensorRtEngine:
             EngineError: If the cache cannot be written.
         """
         self._ort = ort_providers.load_for(variant)
-        ort_providers.require(TENSORRT, variant, self.unavailable_reason(variant))
+        ort_providers.require(TENSORRT, variant, self.unavailable_reason(variant.precision))
         self._bundle, self._graph = bundle, bundle.graph(variant.graph)
         self._index = options.device_index
         self._intra_op_threads = options.threads or default_threads()

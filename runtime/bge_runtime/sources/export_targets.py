@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bge_runtime.bundle import Variant
+from bge_runtime.bundle import Requirement
 from bge_runtime.engines import ENGINES, device_kind, unavailable_reason
 from bge_runtime.errors import DeviceError, EngineError, PrecisionError
 from bge_runtime.sources.model_classes import DECODER_CLASSES, ENCODER_ONLY_M3
@@ -132,16 +132,7 @@ def _choose(table: Sequence[_Option], device: str, use: Use) -> _Option:
         )
     reasons: dict[str, None] = {}
     for option in found:
-        reason = unavailable_reason(
-            Variant(
-                name=f"{option.engine}-{option.precision}",
-                graph="",
-                engine=option.engine,
-                device=option.device,
-                precision=option.precision,
-                parity=None,
-            )
-        )
+        reason = unavailable_reason(Requirement(option.engine, option.device, option.precision))
         if reason is None:
             return option
         reasons[reason] = None

@@ -8,7 +8,7 @@ from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionE
 from bge_runtime.system import warn_user
 from bge_runtime.variants.parity_check import cached_parity
 
-ON_REQUEST = frozenset({"int8", "int4"})
+EXPLICIT_ONLY_PRECISIONS = frozenset({"int8", "int4"})
 """Precisions that lose accuracy for speed or size, and are chosen only by name."""
 
 
@@ -18,10 +18,11 @@ def select_variant(
     """Choose the variant to run on a device.
 
     A bundle lists its variants in order of preference. The first one that this machine can run
-    is chosen. With ``precision="auto"`` it must also pass the parity check: if its parity was not
-    measured during the export (bf16 on a machine without it), it is measured here once, and
-    cached. A variant that fails is skipped with a warning. One in 8 or 4 bits is chosen only if
-    the bundle has no other, since then it was requested for the export.
+    is chosen; one that needs a newer bge-runtime is passed over. With ``precision="auto"`` it must
+    also pass the parity check: if its parity was not measured during the export (bf16 on a machine
+    without it), it is measured here once, and cached. A variant that fails is skipped with a
+    warning. One in 8 or 4 bits is chosen only if the bundle has no other, since then it was
+    requested for the export.
 
     Args:
         bundle: The bundle.
@@ -30,7 +31,7 @@ def select_variant(
         precision: Name of a precision, or ``"auto"``.
 
     Raises:
-        BundleError: If the bundle has no variants.
+        BundleError: If the bundle has no variants that can be chosen.
         DeviceError: If it has no variant for that kind of device.
         EngineError: If it has no variant for that engine.
         PrecisionError: If it has no variant of that precision, or none passes the parity check.
@@ -41,8 +42,10 @@ def select_variant(
     if precision != "auto":
         found = _for_precision(found, precision, bundle=bundle, device=device)
     else:
-        found = [variant for variant in found if variant.precision not in ON_REQUEST] or found
-    able = [variant for variant in found if unavailable_reason(variant) is None]
+        found = [
+            variant for variant in found if variant.precision not in EXPLICIT_ONLY_PRECISIONS
+        ] or found
+    able = [variant for variant in found if unavailable_reason(variant.requirement) is None]
     if not able:
         return found[0]  # opening it reports what is missing
     if precision != "auto":
@@ -65,12 +68,10 @@ def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
             them, or that graph fails the parity check on this machine.
     """
     require_cuda_graphs(variant)
-    wanted = (variant.engine, variant.device, variant.precision)
     for found in bundle.manifest.variants:
-        uniform = UNIFORM_BATCH in bundle.graph(found.graph).inputs
-        if not uniform or (found.engine, found.device, found.precision) != wanted:
+        if _runs_alone(bundle, found) or found.requirement != variant.requirement:
             continue
-        if unavailable_reason(variant) is not None:
+        if unavailable_reason(variant.requirement) is not None:
             return found  # opening ``variant`` reports what is missing
         parity = found.parity or cached_parity(bundle, found)
         if failures := parity.failures(TOLERANCES[found.precision]):
@@ -93,20 +94,26 @@ def _for_device(bundle: Bundle, device: str) -> list[Variant]:
             f"the bundle {bundle.path.name} has no variants. Export it again with "
             "bge-export --force"
         )
-    found = [
-        variant
-        for variant in bundle.manifest.variants
-        # One for texts of one length only runs another one's CUDA graphs; alone it is slow.
-        if variant.device == kind and UNIFORM_BATCH not in bundle.graph(variant.graph).inputs
-    ]
+    alone = [each for each in bundle.manifest.variants if _runs_alone(bundle, each)]
+    if not alone:
+        raise BundleError(
+            f"the bundle {bundle.path.name} has only a graph for CUDA graphs, which runs beside "
+            "another variant. Export it again with bge-export --force"
+        )
+    found = [variant for variant in alone if variant.device == kind]
     if not found:
-        kinds = sorted({variant.device for variant in bundle.manifest.variants})
+        kinds = sorted({variant.device for variant in alone})
         raise DeviceError(
             f"requested device {device!r}, but the bundle {bundle.path.name} has variants for "
-            f"{', '.join(kinds)} only. {_advice(bundle.manifest.variants[0])}, or see "
-            "`bge-export --help` for other targets"
+            f"{', '.join(kinds)} only. {_advice(alone[0])}, or see `bge-export --help` for other "
+            "targets"
         )
     return found
+
+
+def _runs_alone(bundle: Bundle, variant: Variant) -> bool:
+    """Return whether a variant runs texts of any lengths, and not only another's CUDA graphs."""
+    return UNIFORM_BATCH not in bundle.graph(variant.graph).inputs
 
 
 def _for_engine(
@@ -143,7 +150,7 @@ def _for_precision(
 
 
 def _advice(variant: Variant) -> str:
-    reason = unavailable_reason(variant)
+    reason = unavailable_reason(variant.requirement)
     not_here = "" if reason is None else f" (not on this machine: {reason})"
     return f"Pass devices={variant.device!r}{not_here}"
 

@@ -57,7 +57,7 @@ def test_the_standard_variants_match_the_exporters_targets():
         if target.name not in ("portable", "cuda-even")
         and (not target.on_request or target.device == "cuda")
     ]
-    assert exported == [(v.engine, v.precision) for v in doctor.STANDARD_VARIANTS]
+    assert exported == [(v.engine, v.precision) for v in doctor.STANDARD_REQUIREMENTS]
 
 
 def test_a_healthy_installation():

@@ -269,7 +269,7 @@ def test_vectors_are_those_of_one_batch_after_the_other(both, texts, batch_size,
 def test_onnx_runtime_is_not_opened_for_several_at_once(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     variant = next(v for v in bundle.manifest.variants if v.engine == "onnxruntime")
-    with pytest.raises(EngineError, match=r"streams=2.*OpenVINO.*is onnxruntime's"):
+    with pytest.raises(EngineError, match=r"streams=2.*is onnxruntime's.*engine='openvino'"):
         open_engine(bundle, variant, EngineOptions(streams=2))
 
 

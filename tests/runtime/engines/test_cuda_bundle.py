@@ -125,7 +125,7 @@ def test_a_missing_driver_is_named_as_the_cause(bundle: Path, monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: both)
     monkeypatch.setattr(nvidia, "DRIVER_LIBRARY", "libnone.so.0")
     reason = "this machine has no NVIDIA driver"
-    assert reason in str(unavailable_reason(variant(bundle, "cuda-bf16")))
+    assert reason in str(unavailable_reason(variant(bundle, "cuda-bf16").requirement))
     with pytest.raises(ProviderError, match=reason):
         FlagLLMModel(str(bundle), devices="cuda")
 
@@ -162,6 +162,6 @@ def test_a_device_is_opened_by_its_number(bundle: Path, monkeypatch):
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_an_unknown_kind_of_device_is_an_error(bundle: Path, engine: str):
     unknown = replace(variant(bundle, "cuda-bf16"), device="tpu", engine=engine)
-    assert f"{engine} engine serves c" in str(unavailable_reason(unknown))
+    assert f"{engine} engine serves c" in str(unavailable_reason(unknown.requirement))
     with pytest.raises(DeviceError, match="tpu"):
         open_engine(Bundle.at(bundle), unknown)

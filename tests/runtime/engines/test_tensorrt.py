@@ -64,8 +64,8 @@ class FakeTensorRt(tensorrt.TensorRtEngine):
     opened_with: list = []  # noqa: RUF012
 
     @staticmethod
-    def unavailable_reason(variant):
-        """Return that any variant can run."""
+    def unavailable_reason(precision):
+        """Return that any precision can run."""
 
     def _open_session(self, providers):
         type(self).opened_with.append(providers)
