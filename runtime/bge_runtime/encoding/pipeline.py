@@ -261,16 +261,19 @@ def _make_batches(
     running: Sequence[Engine],
 ) -> Iterator[Batch]:
     pad_token_id = engines.bundle.manifest.model.pad_token_id
-    limits, distinct = running[0].batches, list(dict.fromkeys(running))
+    distinct = list(dict.fromkeys(running))
+    # Whichever engine is idle takes the next batch, so each batch has to suit all of them.
+    max_tokens = min(engine.batches.tokens for engine in distinct)
+    max_padding = min(engine.batches.overhead_tokens for engine in distinct)
     for start, tokens in windows:
         prefix = engines.prefix_cache.share(distinct, tokens, plan.tokenization.prefix)
         rest = tokens if prefix is None else [ids[prefix.length :] for ids in tokens]
         lengths = [len(ids) for ids in rest]
         positions = plan_batches(
             lengths,
-            max_tokens=balanced_batch_tokens(lengths, limits.tokens, streams=len(running)),
+            max_tokens=balanced_batch_tokens(lengths, max_tokens, streams=len(running)),
             max_rows=plan.batch_size,
-            max_padding=limits.overhead_tokens,
+            max_padding=max_padding,
         )
         for rows in positions:
             ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bge_runtime.encoding import pipeline
 from bge_runtime.encoding.batching import (
     MAX_PADDED_TOKENS,
     balanced_batch_tokens,
     plan_batches,
 )
-from bge_runtime.engines import pad_batch
+from bge_runtime.encoding.prefix_cache import PrefixCache
+from bge_runtime.engines import BatchLimits, pad_batch
 from tests.helpers.runtime import PROPERTY, SAME_VALUE, TEXTS, assert_fp32_on_cpu
 
 lengths_of_texts = st.lists(
@@ -117,6 +120,38 @@ def test_two_runs_share_texts_evenly(texts, batches):
     limit = balanced_batch_tokens(lengths, 700 if texts == 25 else 600, streams=2)
     plan = plan_batches(lengths, max_tokens=limit, max_rows=64, max_padding=0)
     assert [100 * len(batch) for batch in plan] == batches
+
+
+class FakeEngine:
+    """An engine with its limits only."""
+
+    past_token_bytes = 0
+
+    def __init__(self, *, tokens, overhead):
+        self.batches = BatchLimits(tokens=tokens, parallel_tokens=tokens, overhead_tokens=overhead)
+
+
+@pytest.mark.parametrize("gpu_first", [True, False])
+def test_batches_suit_all_engines_that_share_a_call(gpu_first):
+    # As devices=["cuda:0", "cpu"]: either may take any batch.
+    gpu, cpu = FakeEngine(tokens=32768, overhead=32768), FakeEngine(tokens=512, overhead=16)
+    engines = SimpleNamespace(
+        bundle=SimpleNamespace(manifest=SimpleNamespace(model=SimpleNamespace(pad_token_id=0))),
+        prefix_cache=PrefixCache(0),
+    )
+    plan = pipeline.EncodingPlan(
+        tokenization=pipeline.TokenizationPlan(tokenize=lambda texts, first=0: []),
+        outputs=(),
+        batch_size=256,
+        devices=(),
+    )
+    windows = [(0, [np.ones(length, np.int64) for length in range(1, 201)])]
+    running = [gpu, gpu, cpu] if gpu_first else [cpu, gpu, gpu]
+    batches = list(pipeline._make_batches(windows, plan, engines, running))
+    assert sum(len(batch.rows) for batch in batches) == 200
+    for batch in batches:
+        assert batch.input_ids.size <= 512
+        assert batch.attention_mask.size - batch.attention_mask.sum() <= 16
 
 
 @PROPERTY
