@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from bge_runtime.bundle import Bundle, Variant
-from bge_runtime.engines import CUDA
+from bge_runtime.engines import CUDA_PROVIDER
 from bge_runtime.engines.ort_providers import load
 from bge_runtime.system import nvidia
 
-HAS_PROVIDER = CUDA in load().get_available_providers()
+HAS_PROVIDER = CUDA_PROVIDER in load().get_available_providers()
 HAS_DRIVER = isinstance(nvidia.find_driver(), nvidia.Driver)
 WITHOUT_GPU = pytest.mark.skipif(HAS_DRIVER, reason="this machine has a GPU")
 

@@ -96,7 +96,7 @@ def inspect_checkpoint(
     config = _read_config(folder, source)
     own.check_dim(config.get("hidden_size"))
     check_config_keys(config, source=source)
-    identity = identify(source, folder, config, class_is_given=model_class is not None)
+    identity = identify(source, folder, config, has_default_class=model_class is not None)
     spec = identity.spec
     chosen_class = model_class or identity.model_class or ENCODER_ONLY_BASE
     if chosen_class not in SUPPORTED_MODEL_CLASSES:

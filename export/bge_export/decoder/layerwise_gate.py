@@ -27,8 +27,8 @@ from bge_runtime.bundle import (
     past_names,
 )
 from bge_runtime.engines import (
-    CPU,
-    CUDA,
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
     OpenVinoEngine,
     OrtCpuEngine,
     computing_precision,
@@ -152,7 +152,7 @@ def _open_ort(path: Path, variant: Variant, output: str) -> tuple[_Run, str]:
     options.enable_cpu_mem_arena = False
     # Prepacked copies of the weights only pay if a graph runs more than once.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    provider = (CPU, {}) if variant.device == "cpu" else (CUDA, cuda_options(0))
+    provider = (CPU_PROVIDER, {}) if variant.device == "cpu" else (CUDA_PROVIDER, cuda_options(0))
     session = open_session(ort, path, options, [provider])
     names = {value.name for value in session.get_inputs()}
 

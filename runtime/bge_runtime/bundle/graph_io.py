@@ -24,7 +24,7 @@ the first axis of outputs with a value for each token."""
 
 UNIFORM_BATCH = "even_batch"
 """Input instead of `TOKEN_OFFSET`, for graphs in which all texts of a batch have the same length.
-It has the same type and shape, and only its shape is read."""
+It has the same type and shape, and only its shape is read. The name is that in shipped bundles."""
 
 UNIFORM_LENGTH = "one_length"
 """Input, bool of shape ``()``: whether all texts have the same length, so that the graph takes

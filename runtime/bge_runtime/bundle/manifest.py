@@ -86,11 +86,11 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """An ONNX graph of the bundle.
+    """A graph of the bundle, in ONNX's format or OpenVINO's.
 
     Attributes:
         file: Path inside the bundle.
-        weights: Path of its external data, which graphs may share.
+        weights: Path of its weights, which graphs may share.
         opset: Version of the standard operator set.
         inputs: Names of its inputs.
         outputs: Names of its outputs.
@@ -214,7 +214,7 @@ class Manifest:
         Args:
             text: The file's content, in UTF-8.
             where: Path for error messages.
-            remedy: What to do about a damaged file, for error messages.
+            remedy: How to restore the file, for error messages.
 
         Raises:
             BundleVersionError: If its format is newer.
@@ -223,12 +223,11 @@ class Manifest:
         data = parse_json(text, where=where, error=BundleError, kind=object, remedy=remedy)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BundleError(
-                f"{where} is not a bundle manifest: it lacks "
-                f'"format": "{FORMAT}"; pass a folder that bge-export wrote'
+                f'{where} is not a bundle manifest: it lacks "format": "{FORMAT}"; {remedy}'
             )
         version = data.get("format_version")
         if not isinstance(version, int):
-            raise BundleError(f"{where} has no format_version; export the model again")
+            raise BundleError(f"{where} has no format_version; {remedy}")
         if version > FORMAT_VERSION:
             raise BundleVersionError(
                 f"{where} has format version {version}, and this bge-runtime reads up to "

@@ -11,9 +11,9 @@ from typing import Any
 
 from bge_runtime.bundle import Requirement
 from bge_runtime.engines import (
-    CUDA,
+    CUDA_PROVIDER,
     INSTALL_GPU,
-    TENSORRT,
+    TENSORRT_PROVIDER,
     load_engine,
     ort_providers,
     tensorrt,
@@ -78,14 +78,14 @@ def _check_gpus() -> Iterator[Finding]:
     driver = nvidia.find_driver()
     ort = ort_providers.load()
     available = ort.get_available_providers()
-    if CUDA not in available:
+    if CUDA_PROVIDER not in available:
         yield from _check_cpu_package(driver)
     elif isinstance(driver, str):
         yield Finding(text=f"onnxruntime could use a GPU, but {driver}", wrong=False)
     else:
         yield from _check_cuda(driver, ort)
         if (
-            TENSORRT in available
+            TENSORRT_PROVIDER in available
             and tensorrt.version() is None
             and tensorrt.newer_version() is not None
         ):
@@ -128,7 +128,7 @@ def _check_cuda(driver: nvidia.Driver, ort: Any) -> Iterator[Finding]:
             "driver",
             wrong=True,
         )
-    elif driver.gpus and (reason := ort_providers.load_failure(CUDA)) is not None:
+    elif driver.gpus and (reason := ort_providers.load_failure(CUDA_PROVIDER)) is not None:
         yield Finding(text=f"the GPU is not used: {reason}", wrong=True)
 
 

@@ -18,10 +18,10 @@ from bge_runtime.engines.batch_arrays import graph_inputs, pad_batch
 from bge_runtime.engines.openvino import OpenVinoEngine, computing_precision, cpu_capabilities
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.engines.ort_providers import (
-    CPU,
-    CUDA,
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
     INSTALL_GPU,
-    TENSORRT,
+    TENSORRT_PROVIDER,
     cuda_options,
     open_session,
 )
@@ -37,11 +37,11 @@ from bge_runtime.engines.registry import (
 from bge_runtime.engines.tensorrt import TensorRtEngine
 
 __all__ = [
-    "CPU",
-    "CUDA",
+    "CPU_PROVIDER",
+    "CUDA_PROVIDER",
     "ENGINES",
     "INSTALL_GPU",
-    "TENSORRT",
+    "TENSORRT_PROVIDER",
     "BatchLimits",
     "Engine",
     "EngineInfo",

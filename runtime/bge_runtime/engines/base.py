@@ -133,8 +133,8 @@ class Engine(Protocol):
                 Shape: ``(1, kv_heads, past, head_dim)`` each.
 
         Returns:
-            The requested outputs in order, each with a row for each text. Those of
-            ``colbert_vecs`` may be an array of arrays: then their rows have no padding.
+            The requested outputs in order, each with a row for each text. ``colbert_vecs`` may be
+            an object array of unpadded arrays.
 
         Raises:
             InferenceError: If the engine fails.

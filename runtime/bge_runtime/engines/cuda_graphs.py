@@ -14,7 +14,7 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import BatchLimits, EngineOptions, keep_forever
 from bge_runtime.engines.batch_arrays import graph_inputs
 from bge_runtime.engines.cuda_threads import CudaThreads
-from bge_runtime.engines.ort_providers import CUDA
+from bge_runtime.engines.ort_providers import CUDA_PROVIDER
 from bge_runtime.engines.ort_session import Feeds, OrtSession
 from bge_runtime.errors import EngineError
 from bge_runtime.system import default_threads
@@ -41,7 +41,7 @@ class CudaGraphEngine:
         ort = ort_providers.load_for(variant)
         index = options.device_index
         threads = options.threads or default_threads()
-        cuda = (CUDA, ort_providers.cuda_options(index) | {"enable_cuda_graph": "1"})
+        cuda = (CUDA_PROVIDER, ort_providers.cuda_options(index) | {"enable_cuda_graph": "1"})
         graph = bundle.graph(variant.graph)
         self._session = OrtSession.open(ort, bundle, graph, [cuda], threads=threads)
         # A graph runs in the thread that captured it.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import Bundle, Variant
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import BatchLimits, EngineOptions
-from bge_runtime.engines.ort_providers import CPU
+from bge_runtime.engines.ort_providers import CPU_PROVIDER
 from bge_runtime.engines.ort_session import Feeds, OrtSession
 from bge_runtime.system import Completion, call_and_note, default_threads
 
@@ -27,8 +27,7 @@ _BATCH_OVERHEAD_TOKENS = 16
 Rounded up for smaller models, for which it costs relatively more."""
 
 _LARGE_BATCH_TOKENS = 4096
-"""Batches of more return the memory of their intermediate results to the system, and so does the
-batch after them."""
+"""Above this size the memory arena is shrunk, after this run and after the next."""
 
 
 class OrtCpuEngine:
@@ -44,7 +43,7 @@ class OrtCpuEngine:
     @staticmethod
     def unavailable_reason(precision: str) -> str | None:  # noqa: ARG004  # all run
         """Return why this machine cannot run a precision on the engine, or None if it can."""
-        return ort_providers.missing_requirement(CPU)
+        return ort_providers.missing_requirement(CPU_PROVIDER)
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class OrtCpuEngine:
             "memory.enable_memory_arena_shrinkage", "cpu:0"
         )
         graph = bundle.graph(variant.graph)
-        self._session = OrtSession.open(ort, bundle, graph, [(CPU, {})], threads=threads)
+        self._session = OrtSession.open(ort, bundle, graph, [(CPU_PROVIDER, {})], threads=threads)
         self.batches = BatchLimits(
             tokens=max(threads * _TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS),
             parallel_tokens=_LEAST_BATCH_TOKENS,
@@ -104,6 +103,7 @@ class OrtCpuEngine:
         # from being returned: the next batch returns it.
         options = self._large_run_options if large or self._was_large else self._run_options
         self._was_large = large
+        # Not `with`: Ctrl-C between acquire and try would lose the slot; see system/background.py.
         slots: list[None] = []
         leads: list[bool] = []
         try:

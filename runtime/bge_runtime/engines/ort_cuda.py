@@ -23,7 +23,7 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import BatchLimits, EngineOptions, is_out_of_memory
 from bge_runtime.engines.cuda_graphs import CudaGraphEngine
 from bge_runtime.engines.cuda_threads import CudaThreads
-from bge_runtime.engines.ort_providers import CUDA
+from bge_runtime.engines.ort_providers import CUDA_PROVIDER
 from bge_runtime.engines.ort_session import Feeds, OrtSession
 from bge_runtime.system import default_threads
 
@@ -59,7 +59,7 @@ class OrtCudaEngine:
     @staticmethod
     def unavailable_reason(precision: str) -> str | None:  # noqa: ARG004  # one for all
         """Return why this machine cannot run a precision on the engine, or None if it can."""
-        return ort_providers.missing_requirement(CUDA)
+        return ort_providers.missing_requirement(CUDA_PROVIDER)
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class OrtCudaEngine:
             EngineError: If CUDA graphs are requested and cannot be captured.
         """
         ort = ort_providers.load_for(variant)
-        ort_providers.require(CUDA, variant, self.unavailable_reason(variant.precision))
+        ort_providers.require(CUDA_PROVIDER, variant, self.unavailable_reason(variant.precision))
         threads = options.threads or default_threads()
-        cuda = (CUDA, ort_providers.cuda_options(options.device_index))
+        cuda = (CUDA_PROVIDER, ort_providers.cuda_options(options.device_index))
         graph = bundle.graph(variant.graph)
         self._session = OrtSession.open(ort, bundle, graph, [cuda], threads=threads)
         self._run_options: Any = ort.RunOptions()

@@ -17,7 +17,7 @@ from bge_runtime.bundle import Variant
 from bge_runtime.errors import EngineNotInstalledError, ProviderError
 from bge_runtime.system import nvidia
 
-CPU, CUDA, TENSORRT = (
+CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = (
     "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider",
 )  # fmt: skip
 
@@ -25,8 +25,8 @@ Provider = tuple[str, dict[str, str]]
 """Name and options."""
 
 _LIBRARIES = {
-    CUDA: "libonnxruntime_providers_cuda.so",
-    TENSORRT: "libonnxruntime_providers_tensorrt.so",
+    CUDA_PROVIDER: "libonnxruntime_providers_cuda.so",
+    TENSORRT_PROVIDER: "libonnxruntime_providers_tensorrt.so",
 }
 
 _NEGATION = (
@@ -41,9 +41,11 @@ INSTALL_GPU = (
 )
 
 _ADVICE = {
-    CPU: "Reinstall onnxruntime",
-    CUDA: f"Pass devices='cpu'; or, {INSTALL_GPU}",
-    TENSORRT: f"Pass engine='onnxruntime', which runs on the GPU as well; or, {INSTALL_GPU}",
+    CPU_PROVIDER: "Reinstall onnxruntime",
+    CUDA_PROVIDER: f"Pass devices='cpu'; or, {INSTALL_GPU}",
+    TENSORRT_PROVIDER: (
+        f"Pass engine='onnxruntime', which runs on the GPU as well; or, {INSTALL_GPU}"
+    ),
 }
 
 
@@ -102,7 +104,7 @@ def open_session(ort: Any, model: Path | bytes, options: Any, providers: Sequenc
         ProviderError: If the first provider is unavailable here.
     """
     wanted = providers[0][0]
-    printed = _preload(ort) if wanted != CPU else ""
+    printed = _preload(ort) if wanted != CPU_PROVIDER else ""
     source = model if isinstance(model, bytes) else str(model)
     try:
         # With fallback, it would print to stdout that it continues on the CPU.
@@ -110,12 +112,12 @@ def open_session(ort: Any, model: Path | bytes, options: Any, providers: Sequenc
             source, options, providers=list(providers), enable_fallback=0
         )
     except Exception as error:  # one unrelated class for each status code
-        if wanted == CPU or (cause := _load_failure(ort, wanted)) is None:
+        if wanted == CPU_PROVIDER or (cause := _load_failure(ort, wanted)) is None:
             raise
         raise _not_in_force(wanted, f"it cannot be loaded: {cause}") from error
     in_force = session.get_providers()
     if in_force[0] != wanted:
-        cause = (None if wanted == CPU else _load_failure(ort, wanted)) or printed
+        cause = (None if wanted == CPU_PROVIDER else _load_failure(ort, wanted)) or printed
         raise _not_in_force(wanted, f"the session is running on {in_force} {cause}".strip())
     return session
 
@@ -137,7 +139,7 @@ def missing_requirement(provider: str) -> str | None:
     """Return what is missing for a provider on this machine, or None if it can be tried."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed"
-    if provider == CPU:
+    if provider == CPU_PROVIDER:
         return None
     try:
         ort = load()

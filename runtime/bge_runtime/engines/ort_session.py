@@ -22,7 +22,7 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import EngineInfo, inference_error, keep_forever
 from bge_runtime.engines.batch_arrays import PastInputs, graph_inputs, split_by_text
 from bge_runtime.engines.linked_files import graph_beside_weights
-from bge_runtime.engines.ort_providers import CPU, Provider
+from bge_runtime.engines.ort_providers import CPU_PROVIDER, Provider
 from bge_runtime.errors import BundleError, ProviderError
 
 Feeds = dict[str, NDArray[Any]]
@@ -81,7 +81,7 @@ class OrtSession:
         # tensors in between. Without it 26 batches of mixed length take 73 MB above the model
         # instead of 126 (bge-base), and one of 8192 tokens 0.5 GB instead of 0.7 (BGE-M3), in the
         # same time.
-        options.enable_mem_reuse = providers[0][0] != CPU
+        options.enable_mem_reuse = providers[0][0] != CPU_PROVIDER
         # By default idle threads spin for a millisecond and more, on the very processors that
         # another session or program wants: one query took 21 ms alone, and 49 ms when alternating
         # with two other models (bge-base, 2 cores); with 50 us it takes 20 ms either way.

@@ -28,7 +28,7 @@ from bge_runtime.bundle import Bundle, Variant
 from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import BatchLimits, EngineOptions
 from bge_runtime.engines.cuda_threads import CudaThreads
-from bge_runtime.engines.ort_providers import CUDA, TENSORRT, Provider
+from bge_runtime.engines.ort_providers import CUDA_PROVIDER, TENSORRT_PROVIDER, Provider
 from bge_runtime.engines.ort_session import Feeds, OrtSession
 from bge_runtime.errors import EngineError, ProviderError
 from bge_runtime.system import cache, default_threads, hold_file_lock, nvidia, on_terminal
@@ -130,7 +130,7 @@ class TensorRtEngine:
     @staticmethod
     def unavailable_reason(precision: str) -> str | None:  # noqa: ARG004  # one for all
         """Return why this machine cannot run a precision on the engine, or None if it can."""
-        if (reason := ort_providers.missing_requirement(TENSORRT)) is not None:
+        if (reason := ort_providers.missing_requirement(TENSORRT_PROVIDER)) is not None:
             return reason
         if version() is None:
             return f"there is no TensorRT 10 here ({LIBRARY}, {_PARSER}): pip install {PACKAGE}"
@@ -151,7 +151,9 @@ class TensorRtEngine:
             EngineError: If the cache cannot be written.
         """
         self._ort = ort_providers.load_for(variant)
-        ort_providers.require(TENSORRT, variant, self.unavailable_reason(variant.precision))
+        ort_providers.require(
+            TENSORRT_PROVIDER, variant, self.unavailable_reason(variant.precision)
+        )
         self._bundle, self._graph = bundle, bundle.graph(variant.graph)
         self._index = options.device_index
         self._intra_op_threads = options.threads or default_threads()
@@ -221,8 +223,8 @@ class TensorRtEngine:
     def _open_or_build(self, profile: Profile) -> OrtSession:
         folder = self.cache_folder(profile)
         options = self.options(profile, folder)
-        cuda = (CUDA, ort_providers.cuda_options(self._index))
-        providers = [(TENSORRT, options), cuda]
+        cuda = (CUDA_PROVIDER, ort_providers.cuda_options(self._index))
+        providers = [(TENSORRT_PROVIDER, options), cuda]
         if (folder / _BUILT).is_file():
             return self._open_session(providers)
         try:

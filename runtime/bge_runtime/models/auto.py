@@ -19,7 +19,7 @@ from bge_runtime.sources import (
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
     MODEL_CLASSES,
-    ExportOptions,
+    ExportRequest,
     Use,
     find_bundle,
     find_model,
@@ -100,7 +100,7 @@ class FlagAutoModel:
         precision = kwargs.get("precision") or precision_of_flags(
             use_fp16=use_fp16, use_bf16=use_bf16
         )
-        options = ExportOptions(
+        request = ExportRequest(
             model_class=given,
             pooling=pooling_method,
             trust_remote_code=bool(trust_remote_code),
@@ -110,7 +110,7 @@ class FlagAutoModel:
                 precision=precision,
             ),
         )
-        bundle = _find_bundle(model_name_or_path, options, revision=revision, cache_dir=cache_dir)
+        bundle = _find_bundle(model_name_or_path, request, revision=revision, cache_dir=cache_dir)
         if query_instruction_format is None:
             query_instruction_format = _query_format(model_name_or_path, given, bundle)
         model = _class_of(model_name_or_path, given or bundle.manifest.model.model_class)(
@@ -131,12 +131,12 @@ class FlagAutoModel:
 
 def _find_bundle(
     model_name_or_path: str,
-    options: ExportOptions,
+    request: ExportRequest,
     *,
     revision: str | None,
     cache_dir: str | None,
 ) -> Bundle:
-    given = options.model_class
+    given = request.model_class
     if given is not None and given not in MODEL_CLASSES:
         raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
     check_class = _class_of(model_name_or_path, given).check_class if given else None
@@ -145,7 +145,7 @@ def _find_bundle(
             model_name_or_path,
             revision=revision,
             cache_dir=cache_dir,
-            options=options,
+            request=request,
             check_class=check_class,
         )
     )

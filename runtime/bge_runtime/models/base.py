@@ -26,7 +26,7 @@ from bge_runtime.models.instructions import (
     text_before_sentence,
 )
 from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, OpenOptions
-from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportOptions, Use, find_bundle
+from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportRequest, Use, find_bundle
 from bge_runtime.system import warn_user
 
 _PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
@@ -214,7 +214,7 @@ class BaseEmbedder:
             model_name_or_path,
             revision=options.revision,
             cache_dir=options.cache_dir,
-            options=ExportOptions(
+            request=ExportRequest(
                 model_class=self.MODEL_CLASSES[0],
                 pooling=options.pooling_method,
                 trust_remote_code=options.trust_remote_code,

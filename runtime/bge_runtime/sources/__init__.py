@@ -6,7 +6,7 @@ integrations and bge_export.
 """
 
 from bge_runtime.sources.checkpoint_files import CHECKPOINT_FILES, CHECKPOINT_PICKLES
-from bge_runtime.sources.export_subprocess import FOR_PYTHON, WARNING_START, ExportOptions
+from bge_runtime.sources.export_subprocess import FOR_PYTHON, WARNING_START, ExportRequest
 from bge_runtime.sources.export_targets import Use
 from bge_runtime.sources.hub import extract_hub_id, is_hub_id, query_hub
 from bge_runtime.sources.hub_errors import format_error, translate_hub_errors
@@ -53,7 +53,7 @@ __all__ = [
     "WARNING_START",
     "BertShape",
     "DecoderShape",
-    "ExportOptions",
+    "ExportRequest",
     "ModelSpec",
     "Use",
     "extract_hub_id",

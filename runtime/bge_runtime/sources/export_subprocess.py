@@ -43,12 +43,13 @@ _TERMINATION_S = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportRequest:
     """How to export a checkpoint, if it has to be exported.
 
     Attributes:
-        model_class: FlagEmbedding's class, if the user gave one. It counts if the checkpoint does
-            not show its class. Its default pooling counts if nothing says how the model pools.
+        model_class: FlagEmbedding's class to fall back on, if there is one. It counts if the
+            checkpoint does not show its class. Its default pooling counts if nothing says how the
+            model pools.
         pooling: ``"cls"`` or ``"mean"``; None for the model's own.
         trust_remote_code: Run code from the checkpoint, in the subprocess.
         use: How the model will be run; None for the graphs of a plain export.
@@ -71,7 +72,7 @@ def export_arguments(
     output: Path | str,
     *,
     revision: str | None,
-    options: ExportOptions,
+    request: ExportRequest,
     graphs: Sequence[str],
 ) -> list[str]:
     """Return the arguments of ``bge-export`` for a checkpoint.
@@ -80,18 +81,18 @@ def export_arguments(
         source: Its path or Hub ID.
         output: Folder of the bundle.
         revision: Branch, tag or commit on the hub.
-        options: How to export it.
+        request: How to export it.
         graphs: Options for the graphs, from `choose_graphs`.
     """
     arguments = [source, "--output", str(output), *graphs]
     for option, value in (
         ("--revision", revision),
-        ("--pooling", options.pooling),
-        ("--model-class", options.model_class),
+        ("--pooling", request.pooling),
+        ("--model-class", request.model_class),
     ):
         if value is not None:
             arguments += [option, value]
-    return [*arguments, "--trust-remote-code"] if options.trust_remote_code else arguments
+    return [*arguments, "--trust-remote-code"] if request.trust_remote_code else arguments
 
 
 def export_once(

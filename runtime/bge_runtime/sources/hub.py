@@ -125,6 +125,8 @@ def _fetch_first_file(repo: str, revision: str | None, cache_dir: str | None) ->
                     hf_hub_download(repo, identifying, revision=commit, cache_dir=cache_dir)
             if name in cached and cached[name].parent.name == commit:
                 return cached[name]
+            # By revision, not by commit: the cache then records the revision's commit, and finds it
+            # offline. It comes last: once it is cached, the other files are expected beside it.
             return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir))
     raise HubError(
         f"{repo} is not a model: it has neither {FILE_NAME} nor {_CONFIG}. Check the name"

@@ -48,7 +48,7 @@ class Identity:
 
 
 def identify(
-    source: str, folder: Path, config: Mapping[str, Any], *, class_is_given: bool
+    source: str, folder: Path, config: Mapping[str, Any], *, has_default_class: bool
 ) -> Identity:
     """Return the name and class of a checkpoint, and the published model it is named after.
 
@@ -56,8 +56,8 @@ def identify(
         source: Its path or Hub ID.
         folder: Folder of its encoder's or decoder's files.
         config: Its ``config.json``.
-        class_is_given: Whether the user named the class. A name that contradicts the files is
-            then ignored.
+        has_default_class: Whether a class was named, as `FlagModel` always does. A name that
+            contradicts the files is then ignored.
 
     Raises:
         ExportError: If it is named after a published model of another kind.
@@ -65,7 +65,7 @@ def identify(
     spec, found = find_model(source), class_of_files(folder, config)
     names = candidate_names(source) or ["model"]
     if spec is not None and found is not None and _contradicts(spec, found, config):
-        if not class_is_given:
+        if not has_default_class:
             raise ExportError(_explain_contradiction(source, folder, config, found, spec))
         spec = None
     return Identity(

@@ -12,7 +12,7 @@ from bge_runtime.errors import ExportError, HubError, ModelNotFoundError
 from bge_runtime.sources.bundle_cache import CacheKey
 from bge_runtime.sources.checkpoint_files import hash_checkpoint, module_folders, read_config
 from bge_runtime.sources.export_subprocess import (
-    ExportOptions,
+    ExportRequest,
     export_arguments,
     export_once,
     missing_package,
@@ -30,7 +30,7 @@ def find_bundle(
     *,
     revision: str | None = None,
     cache_dir: str | None = None,
-    options: ExportOptions | None = None,
+    request: ExportRequest | None = None,
     export: bool = True,
     check_class: Callable[[str, str], None] | None = None,
 ) -> Path:
@@ -47,7 +47,7 @@ def find_bundle(
         model: Folder of a bundle or of a checkpoint, or a Hub ID ``OWNER/NAME``.
         revision: Branch, tag or commit on the hub.
         cache_dir: Folder of the hub's cache; None for its default.
-        options: How to export; None for the model's defaults.
+        request: How to export; None for the model's defaults.
         export: Whether to export at all.
         check_class: Called with the name and class of a checkpoint. It raises if the caller does
             not open such models. A bundle's class is in its manifest.
@@ -66,34 +66,32 @@ def find_bundle(
         TypeError: If ``model`` is neither a string nor a path.
         ValueError: If a revision is given for a folder.
     """
-    options = options or ExportOptions()
-    located = _locate(model, revision, cache_dir, options)
+    request = request or ExportRequest()
+    located = _locate(model, revision, cache_dir, request)
     if isinstance(located, Path):
         return located
-    class_is_given = options.model_class is not None
+    has_default_class = request.model_class is not None
     encoder = module_folders(located.folder).get("Transformer", located.folder)
-    found = identify(located.source, encoder, read_config(encoder), class_is_given=class_is_given)
-    model_class = found.model_class or options.model_class
+    found = identify(
+        located.source, encoder, read_config(encoder), has_default_class=has_default_class
+    )
+    model_class = found.model_class or request.model_class
     if check_class is not None and model_class is not None:
         check_class(found.name, model_class)
-    if export and not class_is_given:
-        _check_pooling(located, found, options)
-    graphs = choose_graphs(options.use, model_class) if options.use else ()
-    if class_is_given:
-        options = replace(options, model_class=model_class)
-    content = (
-        hash_checkpoint(located.folder)
-        if located.commit is None
-        else f"{located.name}@{located.commit}"
-    )
-    # The class is the model's, whichever Python class opens it.
+    if export and not has_default_class:
+        _check_pooling(located, found, request)
+    graphs = choose_graphs(request.use, model_class) if request.use else ()
+    if has_default_class:
+        request = replace(request, model_class=model_class)
+    content = located.hash_content()
+    # Keyed on the checkpoint's class, so FlagModel and FlagAutoModel share one export.
     key = CacheKey(name=found.name, content=content, model_class=model_class, graphs=graphs)
-    if (cached := key.find(options.pooling)) is not None:
+    if (cached := key.find(request.pooling)) is not None:
         return cached
-    _check_can_export(located, options, graphs, export=export)
-    folder = key.folder(options.pooling)
+    _check_can_export(located, request, graphs, export=export)
+    folder = key.folder(request.pooling)
     arguments = export_arguments(
-        located.source, folder, revision=located.commit, options=options, graphs=graphs
+        located.source, folder, revision=located.commit, request=request, graphs=graphs
     )
     export_once(located.source, folder, arguments, cache_dir=cache_dir)
     return folder
@@ -115,9 +113,19 @@ class _Checkpoint:
     folder: Path
     commit: str | None
 
+    def hash_content(self) -> str:
+        """Return its name and commit on the hub, or the hashes of its files.
+
+        Raises:
+            ModelNotFoundError: If a file cannot be read.
+        """
+        if self.commit is None:
+            return hash_checkpoint(self.folder)
+        return f"{self.name}@{self.commit}"
+
 
 def _locate(
-    model: str | Path, revision: str | None, cache_dir: str | None, options: ExportOptions
+    model: str | Path, revision: str | None, cache_dir: str | None, request: ExportRequest
 ) -> Path | _Checkpoint:
     """Return the folder of a bundle, or a checkpoint. For its errors see `find_bundle`."""
     folder = local_path(model, error=ModelNotFoundError)
@@ -142,7 +150,7 @@ def _locate(
             explain_no_model(folder),
             source=spec.hub_id if spec else "MODEL",
             output=folder.name,
-            options=options,
+            request=request,
         )
     try:
         snapshot = find_snapshot(name, revision=revision, cache_dir=cache_dir)
@@ -153,7 +161,7 @@ def _locate(
     return _Checkpoint(name=name, source=name, folder=snapshot.folder, commit=snapshot.commit)
 
 
-def _check_pooling(checkpoint: _Checkpoint, found: Identity, options: ExportOptions) -> None:
+def _check_pooling(checkpoint: _Checkpoint, found: Identity, request: ExportRequest) -> None:
     """Check that something says how a checkpoint pools, if no class brings a default.
 
     This comes before the cache, which may hold a bundle that was exported with a default.
@@ -161,7 +169,7 @@ def _check_pooling(checkpoint: _Checkpoint, found: Identity, options: ExportOpti
     Raises:
         ExportError: If nothing does.
     """
-    settled = options.pooling or found.spec or found.model_class not in (None, ENCODER_ONLY_BASE)
+    settled = request.pooling or found.spec or found.model_class not in (None, ENCODER_ONLY_BASE)
     name, folder = checkpoint.name, checkpoint.folder
     module = module_folders(folder).get("Pooling", folder / "1_Pooling")
     if not settled and not (module / "config.json").is_file():
@@ -174,7 +182,7 @@ def _check_pooling(checkpoint: _Checkpoint, found: Identity, options: ExportOpti
 
 
 def _check_can_export(
-    checkpoint: _Checkpoint, options: ExportOptions, graphs: Sequence[str], *, export: bool
+    checkpoint: _Checkpoint, request: ExportRequest, graphs: Sequence[str], *, export: bool
 ) -> None:
     """Check that a checkpoint may be exported on this machine.
 
@@ -194,7 +202,7 @@ def _check_can_export(
         source=checkpoint.source,
         output=f"{local}-bundle" if checkpoint.commit is None else local,
         revision=checkpoint.commit,
-        options=options,
+        request=request,
         graphs=graphs,
     )
 
@@ -206,11 +214,11 @@ def _not_found(
     source: str,
     output: str,
     revision: str | None = None,
-    options: ExportOptions,
+    request: ExportRequest,
     graphs: Sequence[str] = (),
 ) -> ModelNotFoundError:
     """Return an error that holds the command to export the model."""
-    arguments = export_arguments(source, output, revision=revision, options=options, graphs=graphs)
+    arguments = export_arguments(source, output, revision=revision, request=request, graphs=graphs)
     return ModelNotFoundError(
         f"no bundle at {name!r}: {reason}. Export the model once, where PyTorch is installed "
         f"(pip install 'bge-runtime[export]'), with\n    {shlex.join(['bge-export', *arguments])}"

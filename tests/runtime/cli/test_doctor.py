@@ -20,7 +20,7 @@ from bge_export.targets import ENCODER_TARGETS
 from bge_runtime import FlagModel
 from bge_runtime.cli import doctor, doctor_checks, doctor_verify
 from bge_runtime.engines import openvino, ort_providers, tensorrt
-from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
+from bge_runtime.engines.ort_providers import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
 from bge_runtime.errors import BundleIntegrityError
 from bge_runtime.system import cpus, nvidia, versions
 from tests.helpers.runtime import replace_file, scramble_reference
@@ -246,7 +246,12 @@ DRIVER = nvidia.Driver(version="580.65.06", cuda=(13, 0), gpus=(HOPPER,))
 def with_gpu(monkeypatch):
     """Make this machine look as if it had a GPU, a wheel for it, and a processor without lacks."""
 
-    def make(*, driver=DRIVER, providers=(CUDA, TENSORRT, CPU), packages=("onnxruntime-gpu",)):
+    def make(
+        *,
+        driver=DRIVER,
+        providers=(CUDA_PROVIDER, TENSORRT_PROVIDER, CPU_PROVIDER),
+        packages=("onnxruntime-gpu",),
+    ):
         monkeypatch.setattr(openvino, "cpu_capabilities", lambda: ("FP32", "BF16", "INT8"))
         monkeypatch.setattr(doctor_checks, "multiplies_in_8_bits", lambda: True)
         wheels = {"onnxruntime": dict.fromkeys(packages, "1.31.1")}
@@ -280,7 +285,7 @@ def test_a_working_gpu_is_shown_without_a_finding(with_gpu):
 
 
 def test_files_overwritten_by_the_cpu_package_are_wrong(with_gpu):
-    with_gpu(providers=(CPU,))
+    with_gpu(providers=(CPU_PROVIDER,))
     ((wrong, text),) = findings()
     assert wrong
     assert "its files have no CUDA provider" in text
@@ -289,7 +294,7 @@ def test_files_overwritten_by_the_cpu_package_are_wrong(with_gpu):
 
 @pytest.mark.parametrize("wheel", ["onnxruntime", "onnxruntime-qnn"])
 def test_a_gpu_that_the_package_does_not_support_is_a_note(with_gpu, wheel):
-    with_gpu(providers=(CPU,), packages=(wheel,))
+    with_gpu(providers=(CPU_PROVIDER,), packages=(wheel,))
     ((wrong, text),) = findings()
     assert not wrong
     assert f"NVIDIA H200 is not used: the installed package, {wheel}, has no CUDA provider" in text

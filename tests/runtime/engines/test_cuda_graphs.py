@@ -20,7 +20,7 @@ from bge_runtime.engines.batch_arrays import graph_inputs
 from bge_runtime.engines.cuda_graphs import CudaGraphEngine, CudaGraphs
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.engines.ort_cuda import OrtCudaEngine
-from bge_runtime.engines.ort_providers import CPU
+from bge_runtime.engines.ort_providers import CPU_PROVIDER
 from bge_runtime.errors import EngineError
 from bge_runtime.sources import ENCODER_ONLY_M3
 from tests.helpers.bundles import ROOT, export
@@ -124,7 +124,7 @@ def uniform_session(bundle):
     file = bundle / "onnx" / f"emulated-{os.getpid()}.onnx"  # test workers share the bundle
     ir.save(model, file)
     ort = OrtCpuEngine.load()
-    session = ort.InferenceSession(str(file), providers=[CPU])
+    session = ort.InferenceSession(str(file), providers=[CPU_PROVIDER])
     file.unlink()
     return session
 

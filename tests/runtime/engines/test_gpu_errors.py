@@ -13,7 +13,7 @@ from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.engines import open_engine, ort_providers, tensorrt
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
-from bge_runtime.engines.ort_providers import CPU, CUDA, TENSORRT
+from bge_runtime.engines.ort_providers import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
 from bge_runtime.errors import DeviceError, EngineError, ProviderError
 from tests.helpers.gpu import HAS_PROVIDER, WITHOUT_GPU, find_variant
 
@@ -45,7 +45,7 @@ def test_tensorrt_does_not_run_on_a_cpu(bundle):
 
 
 @WITHOUT_GPU
-@pytest.mark.parametrize("provider", [CUDA, TENSORRT])
+@pytest.mark.parametrize("provider", [CUDA_PROVIDER, TENSORRT_PROVIDER])
 def test_a_session_that_falls_back_to_the_cpu_is_an_error(bundle, provider, capsys):
     ort = OrtCpuEngine.load()
     options = ort.SessionOptions()
@@ -59,7 +59,7 @@ def test_a_session_that_falls_back_to_the_cpu_is_an_error(bundle, provider, caps
             ort_providers.open_session(ort, path, options, asked)
         assert "requested" in ort_providers.load_failure(provider)
     assert capsys.readouterr().out == ""
-    assert ort_providers.load_failure(CPU) is None
+    assert ort_providers.load_failure(CPU_PROVIDER) is None
 
 
 @pytest.mark.skipif(not HAS_PROVIDER, reason="this onnxruntime is the wheel for CPUs")

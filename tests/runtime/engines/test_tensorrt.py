@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.engines import EngineOptions, tensorrt
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
-from bge_runtime.engines.ort_providers import CUDA, TENSORRT
+from bge_runtime.engines.ort_providers import CUDA_PROVIDER, TENSORRT_PROVIDER
 from bge_runtime.engines.ort_session import OrtSession
 from bge_runtime.errors import EngineError, ProviderError
 from bge_runtime.system import nvidia
@@ -109,7 +109,7 @@ def test_an_engine_is_built_with_the_first_text_of_its_range(fake, caplog):
     engine.run(ids, np.ones_like(ids), ["sentence_embedding"])
     assert len(engine.opened_with) == 2
     (name, options), (helper, _) = engine.opened_with[1]
-    assert (name, helper) == (TENSORRT, CUDA)
+    assert (name, helper) == (TENSORRT_PROVIDER, CUDA_PROVIDER)
     assert options["trt_profile_max_shapes"].startswith("input_ids:32x512,")
     assert "building TensorRT's engine for texts of up to 512 tokens" in caplog.text
 

@@ -18,7 +18,7 @@ from bge_runtime.encoding import engine_set, pipeline
 from bge_runtime.engines import openvino
 from bge_runtime.errors import InferenceError
 from bge_runtime.m3 import lexical
-from bge_runtime.sources import ExportOptions, export_subprocess, find_bundle
+from bge_runtime.sources import ExportRequest, export_subprocess, find_bundle
 from bge_runtime.system import file_hash
 from bge_runtime.system.locks import once
 from bge_runtime.variants import parity_check
@@ -111,7 +111,7 @@ def test_what_is_kept_in_the_cache_is_made_once(model, tiny_bundle, tmp_path, mo
             export_subprocess,
             "run_export",
             export,
-            lambda: find_bundle(tmp_path, options=ExportOptions(pooling="cls")),
+            lambda: find_bundle(tmp_path, request=ExportRequest(pooling="cls")),
         ),
     }[what]
     made = []

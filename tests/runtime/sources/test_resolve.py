@@ -17,7 +17,7 @@ import pytest
 
 from bge_runtime import BGEM3FlagModel, Bundle, FlagAutoModel, FlagModel
 from bge_runtime.errors import BundleIntegrityError, ExportError, ModelNotFoundError
-from bge_runtime.sources import ExportOptions, export_subprocess, find_bundle
+from bge_runtime.sources import ExportRequest, export_subprocess, find_bundle
 from tests.helpers.bundles import export, write_tiny_bert
 from tests.helpers.hub import BARE, LocalHub, local_hub
 from tests.helpers.runtime import TEXTS, assert_same
@@ -269,8 +269,8 @@ def test_the_same_checkpoint_elsewhere_is_not_exported_again(checkpoint, exports
 
 def test_pooling_is_part_of_what_is_exported(checkpoint, exports):
     own = find_bundle(checkpoint)
-    assert find_bundle(checkpoint, options=ExportOptions(pooling="cls")) == own
-    mean = find_bundle(checkpoint, options=ExportOptions(pooling="mean"))
+    assert find_bundle(checkpoint, request=ExportRequest(pooling="cls")) == own
+    mean = find_bundle(checkpoint, request=ExportRequest(pooling="mean"))
     assert mean != own
     assert FlagModel(str(checkpoint), pooling_method="mean").bundle.path == mean
     assert FlagModel(str(checkpoint)).bundle.path == own

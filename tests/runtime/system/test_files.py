@@ -261,8 +261,9 @@ def test_the_error_for_a_damaged_bundle_says_how_to_restore_it_depending_on_its_
         (snapshot, f"`hf download a/b --revision {COMMIT} --force-download`"),
         (cached, f"delete {cached}, which is a cache: it will be exported again"),
     ):
-        write(folder, "bge.json", content=POINTER[:9])
-        with pytest.raises(BgeError) as caught:
-            FlagModel(str(folder))
         assert said in explain_renewal(folder)
-        check_one_sentence(str(caught.value), about=said)
+        for damaged in (POINTER[:9], "{}", '{"format": "bge-runtime bundle"}'):
+            write(folder, "bge.json", content=damaged)
+            with pytest.raises(BgeError) as caught:
+                FlagModel(str(folder))
+            check_one_sentence(str(caught.value), about=said)
