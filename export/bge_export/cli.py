@@ -17,10 +17,16 @@ import click
 from tqdm import tqdm
 
 try:
-    from bge_export.bundle import ExportOptions, VariantReport, check_output, check_target, push
+    from bge_export.bundle import (
+        ExportOptions,
+        Progress,
+        VariantReport,
+        check_output,
+        check_target,
+        push,
+    )
     from bge_export.checkpoint import check_tokenizer_files, find_checkpoint, inspect_checkpoint
     from bge_export.targets import (
-        Target,
         format_target_table,
         select_decoder_targets,
         select_encoder_targets,
@@ -40,8 +46,8 @@ from bge_runtime.sources import (
 )
 from bge_runtime.system import check_utf8, expand_user, format_table, local_path
 
-_STEPS = 8
-"""Steps of an export, without one for each variant."""
+_STEPS = 2
+"""Steps of the command before the exporter's own."""
 
 
 @click.command(
@@ -120,7 +126,7 @@ def main(**options: Any) -> None:
     check_output(output, force=request.force)
     if request.repo is not None:
         check_target(request.repo)
-    with _print_warnings(), _Progress(request) as progress:
+    with _print_warnings(), _ProgressBar(request) as progress:
         reports = _export(request, output, progress)
         if request.build_engine:
             progress.step("building TensorRT's engines")
@@ -203,17 +209,13 @@ def _check_targets(request: _Request) -> None:
         select_decoder_targets(request.targets, request.precisions)
 
 
-class _Progress:
-    """The progress bar of an export."""
+class _ProgressBar(Progress):
+    """The progress bar of an export. It has no total until the exporter knows its steps."""
 
     def __init__(self, request: _Request) -> None:
         self._quiet = request.as_json
-        self._bar = tqdm(
-            total=_STEPS + (request.repo is not None) + request.build_engine,
-            desc="export",
-            unit="step",
-            disable=None,
-        )
+        self._steps = _STEPS + (request.repo is not None) + request.build_engine
+        self._bar = tqdm(desc="export", unit="step", disable=None)
 
     def __enter__(self) -> Self:
         return self
@@ -221,12 +223,11 @@ class _Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def add_steps(self, targets: Sequence[Target]) -> None:
-        """Count a step for each variant of the targets."""
-        self._bar.total = (self._bar.total or 0) + sum(len(each.variants) for each in targets)
+    def add_steps(self, count: int) -> None:
+        self._steps += count
+        self._bar.total = self._steps
 
     def step(self, message: str) -> None:
-        """Begin a step."""
         self._bar.set_postfix_str(message, refresh=False)
         self._bar.update(1)
         if self._bar.disable and not self._quiet:
@@ -250,7 +251,7 @@ def _print_warnings() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _export(request: _Request, output: Path, progress: _Progress) -> list[VariantReport]:
+def _export(request: _Request, output: Path, progress: Progress) -> list[VariantReport]:
     """Find or create the checkpoint, and export it."""
     with ExitStack() as stack:
         if request.random_weights:
@@ -286,19 +287,16 @@ def _export(request: _Request, output: Path, progress: _Progress) -> list[Varian
             force=request.force,
             trust_remote_code=request.trust_remote_code,
             random_seed=request.seed if request.random_weights else None,
-            step=progress.step,
         )
         if checkpoint.model_class in DECODER_CLASSES:
             decoder_targets = select_decoder_targets(request.targets, request.precisions)
-            progress.add_steps(decoder_targets)
             from bge_export.decoder import export_decoder
 
-            return export_decoder(checkpoint, output, decoder_targets, options)
+            return export_decoder(checkpoint, output, decoder_targets, options, progress)
         targets = select_encoder_targets(request.targets, request.precisions)
-        progress.add_steps(targets)
         from bge_export.encoder import export_encoder
 
-        return export_encoder(checkpoint, output, targets, options)
+        return export_encoder(checkpoint, output, targets, options, progress)
 
 
 def build_engines(output: Path) -> None:

@@ -6,15 +6,20 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tqdm import tqdm
 
 from bge_export.cli import main
 from bge_runtime import FlagModel
 from bge_runtime.system import nvidia
+from tests.helpers.bundles import keep_traces, write_tiny_bert, write_tiny_m3
+from tests.helpers.decoders import write_tiny_decoder
 
 
 def run(*arguments: str | Path) -> Result:
@@ -31,6 +36,39 @@ def test_local_checkpoint(tiny_checkpoint: Path, tmp_path: Path):
     again = run(tiny_checkpoint, "--pooling", "cls", "--output", output)
     assert again.exit_code == 1
     assert "is a bundle already; pass --force" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (write_tiny_bert, ["--pooling", "cls", "--target", "cpu"]),
+        # Traced a second time, without padding.
+        (write_tiny_bert, ["--pooling", "cls", "--target", "cuda"]),
+        # M3 has fewer variants of this graph than other encoders.
+        (write_tiny_m3, ["--model-class", "encoder-only-m3", "--target", "int8"]),
+        (write_tiny_decoder, ["--model-class", "decoder-only-base"]),
+        # These graphs have a variant in common.
+        (write_tiny_decoder, ["--model-class", "decoder-only-base", "--target", "cpu"]),
+    ],
+)
+def test_the_progress_bar_ends_at_its_total(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], Path],
+    options: list[str],
+):
+    class Bar(tqdm):  # type: ignore[type-arg, unused-ignore]
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments | {"disable": False})
+            bars.append(self)
+
+    bars: list[Bar] = []
+    monkeypatch.setattr("bge_export.cli.tqdm", Bar)
+    keep_traces()
+    result = run(write(tmp_path / "checkpoint"), "--output", tmp_path / "bundle", *options)
+    assert result.exit_code == 0, result.output
+    (bar,) = bars
+    assert bar.n == bar.total
 
 
 def test_json_is_all_that_is_printed(tiny_checkpoint: Path, tmp_path: Path):

@@ -128,11 +128,12 @@ def export(
     targets: Sequence[str] = ("cpu", "portable"),
     precisions: Sequence[str] = (),
     model_class: str | None = None,
+    progress: Any = None,
     **options: Any,
 ) -> Path:
     """Export an encoder in this process, by default to graphs in fp32."""
     keep_traces()
-    from bge_export.bundle import ExportOptions
+    from bge_export.bundle import NO_PROGRESS, ExportOptions
     from bge_export.checkpoint.inspect import inspect_checkpoint
     from bge_export.encoder.exporter import export_encoder
     from bge_export.targets import select_encoder_targets
@@ -141,5 +142,5 @@ def export(
         checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
     )
     selected = select_encoder_targets(targets, precisions)
-    export_encoder(inspected, output, selected, ExportOptions(**options))
+    export_encoder(inspected, output, selected, ExportOptions(**options), progress or NO_PROGRESS)
     return output

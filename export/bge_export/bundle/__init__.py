@@ -3,15 +3,16 @@
 Both exporters use it; the command line uses the checks of the output and the upload.
 """
 
-from bge_export.bundle.finish import BundleContents, finish_bundle
+from bge_export.bundle.finish import BundleContents, count_last_steps, finish_bundle
 from bge_export.bundle.gate import (
     VariantReport,
     check_variant,
     make_report,
     require_parity,
 )
-from bge_export.bundle.options import DEFAULT_OPTIONS, ExportOptions, ProgressCallback
+from bge_export.bundle.options import DEFAULT_OPTIONS, ExportOptions
 from bge_export.bundle.parity_tokens import tokenize_parity_texts
+from bge_export.bundle.progress import NO_PROGRESS, Progress
 from bge_export.bundle.sentence_transformers import complete_settings, write_folder
 from bge_export.bundle.staging import (
     check_json_files,
@@ -25,9 +26,10 @@ from bge_export.bundle.upload import check_target, push
 
 __all__ = [
     "DEFAULT_OPTIONS",
+    "NO_PROGRESS",
     "BundleContents",
     "ExportOptions",
-    "ProgressCallback",
+    "Progress",
     "VariantReport",
     "check_json_files",
     "check_output",
@@ -36,6 +38,7 @@ __all__ = [
     "check_variant",
     "commit_directory",
     "complete_settings",
+    "count_last_steps",
     "finish_bundle",
     "make_report",
     "push",

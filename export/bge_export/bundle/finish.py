@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bge_export.bundle.gate import VariantReport
 from bge_export.bundle.options import ExportOptions
+from bge_export.bundle.progress import Progress
 from bge_export.bundle.staging import commit_directory
 from bge_export.checkpoint import Checkpoint
 from bge_runtime.bundle import (
@@ -40,6 +41,11 @@ class BundleContents:
     variants: Sequence[Variant]
 
 
+def count_last_steps(variants: Sequence[Variant]) -> int:
+    """Return how many steps `finish_bundle` takes for a bundle with these variants."""
+    return 2 + len(variants)
+
+
 def finish_bundle(
     draft: Path,
     output: Path,
@@ -47,6 +53,7 @@ def finish_bundle(
     contents: BundleContents,
     check: Callable[[Bundle, Variant], VariantReport],
     options: ExportOptions,
+    progress: Progress,
 ) -> list[VariantReport]:
     """Check the written variants, write ``bge.json`` and rename the bundle into place.
 
@@ -57,6 +64,7 @@ def finish_bundle(
         contents: What was written.
         check: The parity gate for one variant.
         options: The options of the export.
+        progress: Told of each step, of which there are `count_last_steps`.
 
     Returns:
         One report for each variant.
@@ -65,7 +73,8 @@ def finish_bundle(
         ExportError: If a variant fails its check, or something else is at ``output`` by now.
         OSError: If a file cannot be read or written.
     """
-    options.step("hashing the files")
+    progress.step("hashing the files")
+    # Before the gate: the key of TensorRT's engines, which it builds on a GPU, has these hashes.
     manifest = Manifest(
         model=contents.model,
         graphs=dict(contents.graphs),
@@ -75,7 +84,7 @@ def finish_bundle(
     )
     reports = []
     for variant in manifest.variants:
-        options.step(f"checking parity of {variant.name}")
+        progress.step(f"checking parity of {variant.name}")
         reports.append(check(Bundle(draft, manifest), variant))
     checked = tuple(
         replace(variant, parity=report.parity)
@@ -83,7 +92,7 @@ def finish_bundle(
     )
     document = replace(manifest, variants=checked).to_json()
     (draft / FILE_NAME).write_text(document, encoding="utf-8")
-    options.step("putting the bundle in place")
+    progress.step("putting the bundle in place")
     commit_directory(draft, output, force=options.force)
     # The first opening on this machine need not hash them again.
     for weights in {graph.weights for graph in contents.graphs.values()}:

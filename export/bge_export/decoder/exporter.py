@@ -16,12 +16,15 @@ from tqdm import tqdm
 
 from bge_export.bundle import (
     DEFAULT_OPTIONS,
+    NO_PROGRESS,
     BundleContents,
     ExportOptions,
+    Progress,
     VariantReport,
     check_json_files,
     check_space,
     complete_settings,
+    count_last_steps,
     finish_bundle,
     resolve_output,
     staging_directory,
@@ -44,6 +47,9 @@ _REFERENCE_TOKENS = 48
 """Most tokens of a parity text. All texts are in memory at once, so that each layer is read once,
 and each is computed in full by the CPU, whatever will run the model."""
 
+_STEPS = 4
+"""Steps of an export before `finish_bundle`."""
+
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
 """From glibc's malloc.h: blocks of this size are mapped separately."""
 
@@ -53,6 +59,7 @@ def export_decoder(
     output: Path,
     targets: Sequence[DecoderTarget],
     options: ExportOptions = DEFAULT_OPTIONS,
+    progress: Progress = NO_PROGRESS,
 ) -> list[VariantReport]:
     """Export a decoder's checkpoint to a bundle that is checked against PyTorch.
 
@@ -63,6 +70,7 @@ def export_decoder(
         output: Folder of the bundle.
         targets: Graphs to write, from `select_decoder_targets`.
         options: Further options.
+        progress: Told of each step.
 
     Returns:
         One report for each variant.
@@ -71,13 +79,15 @@ def export_decoder(
         ExportError: If the checkpoint cannot be exported, the result is outside its tolerance, or
             the folder cannot be written.
     """
-    output, step = resolve_output(output, force=options.force), options.step
+    output, step = resolve_output(output, force=options.force), progress.step
     _return_memory()
     config = DecoderConfig.from_json(checkpoint.config, source=checkpoint.source)
     reader = SafetensorsReader(checkpoint.folder, checkpoint.weight_files)
     found = find_weights(config, reader, source=checkpoint.source)
     planned = plan_graphs(config, found, targets, own_type=find_common_dtype(reader, found))
     plans = {graph.data: graph.plan for graph in planned.values()}
+    variants = describe_variants(targets)
+    progress.add_steps(_STEPS + count_last_steps(variants))
     with staging_directory(output) as draft:
         needed = sum(count_bytes(plan) for plan in plans.values())
         check_space(draft, needed)
@@ -102,8 +112,8 @@ def export_decoder(
         def check(bundle: Bundle, variant: Variant) -> VariantReport:
             return check_layerwise(planned[variant.graph], bundle, variant, reference)
 
-        contents = BundleContents(model=model, graphs=graphs, variants=describe_variants(targets))
-        return finish_bundle(draft, output, checkpoint, contents, check, options)
+        contents = BundleContents(model=model, graphs=graphs, variants=variants)
+        return finish_bundle(draft, output, checkpoint, contents, check, options, progress)
 
 
 def _return_memory() -> None:

@@ -10,13 +10,16 @@ from typing import Any
 
 from bge_export.bundle import (
     DEFAULT_OPTIONS,
+    NO_PROGRESS,
     BundleContents,
     ExportOptions,
+    Progress,
     VariantReport,
     check_json_files,
     check_space,
     check_variant,
     complete_settings,
+    count_last_steps,
     finish_bundle,
     resolve_output,
     staging_directory,
@@ -49,12 +52,16 @@ from bge_runtime.errors import ExportError
 _REFERENCE_TOKENS = 512
 """Most tokens of a parity text."""
 
+_STEPS = 4
+"""Steps of an export before `finish_bundle`, without the trace of packed texts."""
+
 
 def export_encoder(
     checkpoint: Checkpoint,
     output: Path,
     targets: Sequence[EncoderTarget],
     options: ExportOptions = DEFAULT_OPTIONS,
+    progress: Progress = NO_PROGRESS,
 ) -> list[VariantReport]:
     """Export an encoder's checkpoint to a bundle that is checked against PyTorch.
 
@@ -66,6 +73,7 @@ def export_encoder(
         output: Folder of the bundle.
         targets: Graphs to write, from `select_encoder_targets`.
         options: Further options.
+        progress: Told of each step.
 
     Returns:
         One report for each variant.
@@ -74,7 +82,7 @@ def export_encoder(
         ExportError: If the checkpoint cannot be exported, the result is outside its tolerance, or
             the folder cannot be written.
     """
-    output, step = resolve_output(output, force=options.force), options.step
+    output, step = resolve_output(output, force=options.force), progress.step
     _check_packages(targets)
     with staging_directory(output) as draft:
         weights = (checkpoint.folder / name for name in checkpoint.weight_files)
@@ -84,11 +92,16 @@ def export_encoder(
         tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trusted)
         wrapped = _wrap(checkpoint, load_encoder(checkpoint, trust_remote_code=trusted), tokenizer)
         model = _describe_model(checkpoint, wrapped, tokenizer, options)
+        heads = bool(wrapped.heads)
+        targets = [for_model(target, model.max_length, heads=heads) for target in targets]
+        variants = tuple(_describe_variants(targets))
+        needs_packed = any(target.packed for target in targets)
+        progress.add_steps(_STEPS + needs_packed + count_last_steps(variants))
         _write_companions(draft, checkpoint, model, tokenizer, token_types=wrapped.token_types)
         step("tracing the graph")
         traced = trace(wrapped, max_length=model.max_length)
         packed = None
-        if any(target.packed for target in targets):
+        if needs_packed:
             step("tracing the graph without padding")
             position = find_padding_position(wrapped.encoder)
             packed = trace_packed(wrapped, padding_position=position, max_length=model.max_length)
@@ -98,18 +111,14 @@ def export_encoder(
         reference = compute_reference(wrapped, texts, token_ids, name=model.name)
         reference.save(draft / PARITY_FILE)
         step("writing the graphs")
-        heads = bool(wrapped.heads)
-        targets = [for_model(target, model.max_length, heads=heads) for target in targets]
         graphs = write_graphs(traced, packed, draft, targets, token_ids=token_ids)
         del wrapped, traced, packed
 
         def check(bundle: Bundle, variant: Variant) -> VariantReport:
             return check_variant(bundle, variant, reference, emulate_on_cpu)
 
-        contents = BundleContents(
-            model=model, graphs=graphs, variants=tuple(_describe_variants(targets))
-        )
-        return finish_bundle(draft, output, checkpoint, contents, check, options)
+        contents = BundleContents(model=model, graphs=graphs, variants=variants)
+        return finish_bundle(draft, output, checkpoint, contents, check, options, progress)
 
 
 def _check_packages(targets: Sequence[EncoderTarget]) -> None:

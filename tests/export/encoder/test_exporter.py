@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_export.bundle import Progress
 from bge_export.bundle.staging import commit_directory
 from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
@@ -337,13 +338,14 @@ def test_remote_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.
 def test_folder_that_appears_during_the_export_is_kept(tiny_checkpoint: Path, tmp_path: Path):
     output = tmp_path / "bundle"
 
-    def step(message: str) -> None:
-        if message.startswith("putting"):
-            output.mkdir()
-            (output / "thesis.tex").write_text("years of work")
+    class Intruder(Progress):
+        def step(self, message: str) -> None:
+            if message.startswith("putting"):
+                output.mkdir()
+                (output / "thesis.tex").write_text("years of work")
 
     with pytest.raises(ExportError, match="is not a bundle"):
-        export(tiny_checkpoint, output, step=step)
+        export(tiny_checkpoint, output, progress=Intruder())
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (output / "thesis.tex").read_text() == "years of work"
 
