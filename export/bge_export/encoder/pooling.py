@@ -1,9 +1,12 @@
 """Encoders with pooling and heads, as they are traced.
 
-To add a pooling method: add it to `bge_runtime.sources.POOLING_METHODS`, to both `_pool` methods
-here (texts with padding, and packed texts), and to `POOLING_MODES` in
-`bge_export.checkpoint.sentence_transformers_keys` if sentence-transformers has it. The parity gate
-then compares the graphs with PyTorch.
+To add a pooling method:
+
+1. Add it to `bge_runtime.sources.POOLING_METHODS`.
+2. Add it to `PooledEncoder._pool` (texts with padding) and to `PackedEncoder._pool` (packed texts).
+   The parity gate then compares the graphs with PyTorch.
+3. If sentence-transformers has it, add it to `POOLING_MODES` in
+   `bge_export.checkpoint.sentence_transformers_keys`.
 """
 
 from __future__ import annotations
@@ -81,14 +84,17 @@ class PooledEncoder(torch.nn.Module):
         return (*outputs, weights, self.heads["colbert"](hidden[:, 1:]))
 
     def _pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        if self.pooling == "last_token":
-            last = attention_mask.sum(dim=1) - 1
-            index = last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-            return hidden.gather(1, index).squeeze(1)
-        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        match self.pooling:
+            case "cls":
+                return hidden[:, 0]
+            case "last_token":
+                last = attention_mask.sum(dim=1) - 1
+                index = last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+                return hidden.gather(1, index).squeeze(1)
+            case "mean":
+                weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+                return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        raise NotImplementedError(f"pooling {self.pooling!r} of texts with padding")
 
 
 class PackedEncoder(torch.nn.Module):
@@ -153,11 +159,14 @@ class PackedEncoder(torch.nn.Module):
 
     def _pool(self, hidden: torch.Tensor, cumulative_lengths: torch.Tensor) -> torch.Tensor:
         starts, ends = cumulative_lengths[:-1], cumulative_lengths[1:]
-        if self.pooled.pooling == "cls":
-            return hidden.index_select(1, starts).squeeze(0)
-        if self.pooled.pooling == "last_token":
-            return hidden.index_select(1, ends - 1).squeeze(0)
-        tokens = torch.arange(hidden.shape[1], dtype=starts.dtype)
-        within = (tokens >= starts[:, None]) & (tokens < ends[:, None])
-        shares = within.to(hidden.dtype) / (ends - starts)[:, None].to(hidden.dtype)
-        return shares @ hidden[0]
+        match self.pooled.pooling:
+            case "cls":
+                return hidden.index_select(1, starts).squeeze(0)
+            case "last_token":
+                return hidden.index_select(1, ends - 1).squeeze(0)
+            case "mean":
+                tokens = torch.arange(hidden.shape[1], dtype=starts.dtype)
+                within = (tokens >= starts[:, None]) & (tokens < ends[:, None])
+                shares = within.to(hidden.dtype) / (ends - starts)[:, None].to(hidden.dtype)
+                return shares @ hidden[0]
+        raise NotImplementedError(f"pooling {self.pooled.pooling!r} of packed texts")
