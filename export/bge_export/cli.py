@@ -341,7 +341,7 @@ def _format_reports(reports: Sequence[VariantReport]) -> str:
     lines = [
         (
             report.graph,
-            f"{report.variant} on {report.provider}",
+            f"{report.variant} on {report.ran_on}",
             f"{report.size_bytes / 1e6:,.0f}",
             *_format_parity(report.parity),
             f"{report.seconds:.1f}",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bge_runtime.bundle import TOLERANCES, Bundle, Graph, Parity, Reference, Variant
-from bge_runtime.engines import unavailable_reason
+from bge_runtime.engines import EngineInfo, unavailable_reason
 from bge_runtime.errors import ExportError
 from bge_runtime.variants import measure_parity
 
@@ -21,7 +21,8 @@ class VariantReport:
         graph: Path of the graph.
         variant: Name of the variant.
         precision: Precision in force.
-        provider: Execution provider, as the engine reports it; or why none could run the graph.
+        provider: Execution provider, as the engine reports it; None if this machine cannot run it.
+        skipped_reason: Why this machine cannot run it.
         size_bytes: Size of the graph and its weights, which graphs may share.
         parity: Measured against PyTorch; None if this machine cannot run it.
         seconds: Duration of the measurement.
@@ -32,21 +33,28 @@ class VariantReport:
     graph: str
     variant: str
     precision: str
-    provider: str
+    provider: str | None
     size_bytes: int
     parity: Parity | None
     seconds: float
+    skipped_reason: str | None = None
     emulated: Parity | None = None
+
+    @property
+    def ran_on(self) -> str:
+        """What ran it, for people to read."""
+        return self.provider or f"nothing: {self.skipped_reason}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `bge-export --json` prints it."""
-        document = asdict(self)
+        document = asdict(self) | {"provider": self.ran_on}
+        del document["skipped_reason"]
         document["rehearsal"] = document.pop("emulated")  # the key since 0.1
         return document
 
 
-Emulate = Callable[[Bundle, Variant, Reference], Parity]
-"""Runs a graph for a GPU on the CPU, and returns its parity."""
+Emulate = Callable[[Bundle, Variant, Reference], tuple[EngineInfo, Parity]]
+"""Runs a graph for a GPU on the CPU with the GPU's rounding. Returns what ran, and the parity."""
 
 
 def check_variant(
@@ -63,19 +71,21 @@ def check_variant(
         emulate: Runs a graph for a GPU that this machine does not have.
 
     Raises:
-        ExportError: If the parity is outside the tolerance of the variant's precision.
+        ExportError: If the parity, emulated or not, is outside the tolerance of the variant's
+            precision.
     """
     start = time.perf_counter()
+    graph = bundle.graph(variant.graph)
     reason = unavailable_reason(variant.requirement)
     if reason is not None:
         emulated = None
         if emulate is not None and variant.device != "cpu":
-            emulated = emulate(bundle, variant, reference)
-        return make_report(
-            bundle, variant, start=start, provider=f"nothing: {reason}", emulated=emulated
-        )
+            info, emulated = emulate(bundle, variant, reference)
+            provider = f"{info.provider}, rounded as on a GPU,"
+            require_parity(emulated, graph, variant, provider=provider)
+        return make_report(bundle, variant, start=start, skipped_reason=reason, emulated=emulated)
     info, parity = measure_parity(bundle, variant, reference)
-    require_parity(parity, bundle.graph(variant.graph), variant, provider=info.provider)
+    require_parity(parity, graph, variant, provider=info.provider)
     return make_report(bundle, variant, start=start, provider=info.provider, parity=parity)
 
 
@@ -84,8 +94,9 @@ def make_report(
     variant: Variant,
     *,
     start: float,
-    provider: str,
+    provider: str | None = None,
     parity: Parity | None = None,
+    skipped_reason: str | None = None,
     emulated: Parity | None = None,
 ) -> VariantReport:
     """Return the report on a variant whose check began at ``start``."""
@@ -98,6 +109,7 @@ def make_report(
         size_bytes=sum((bundle.path / name).stat().st_size for name in (graph.file, graph.weights)),
         parity=parity,
         seconds=time.perf_counter() - start,
+        skipped_reason=skipped_reason,
         emulated=emulated,
     )
 

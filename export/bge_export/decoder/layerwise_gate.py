@@ -93,8 +93,9 @@ def check_layerwise(
         bundle,
         variant,
         start=start,
-        provider=f"nothing: {reason}" if emulated else provider,
+        provider=None if emulated else provider,
         parity=None if emulated else parity,
+        skipped_reason=reason,
         emulated=parity if emulated else None,
     )
 
