@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -48,6 +49,9 @@ from bge_runtime.system import check_utf8, expand_user, format_table, local_path
 
 _STEPS = 2
 """Steps of the command before the exporter's own."""
+
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
+"""From glibc's malloc.h: blocks of this size are mapped separately."""
 
 
 @click.command(
@@ -292,11 +296,22 @@ def _export(request: _Request, output: Path, progress: Progress) -> list[Variant
             decoder_targets = select_decoder_targets(request.targets, request.precisions)
             from bge_export.decoder import export_decoder
 
+            _tune_malloc()
             return export_decoder(checkpoint, output, decoder_targets, options, progress)
         targets = select_encoder_targets(request.targets, request.precisions)
         from bge_export.encoder import export_encoder
 
         return export_encoder(checkpoint, output, targets, options, progress)
+
+
+def _tune_malloc() -> None:
+    """Make this process's allocator return large blocks to the system as soon as they are freed.
+
+    Otherwise glibc keeps them, and a decoder's layers of different sizes leave holes: 480 MB
+    instead of 340 for a model of 1 GB. Other C libraries do not have this setting.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def build_engines(output: Path) -> None:
