@@ -78,9 +78,23 @@ def _load() -> Any:
 
 
 @once()
+def _core(process: int) -> Any:  # noqa: ARG001  # a forked child needs one of its own
+    """Return OpenVINO's core for a process, which is never destroyed.
+
+    A core sets a stack for signal handlers in the thread that creates it, and restores the previous
+    one when it is destroyed. If two are not destroyed in reverse order, the one that is restored
+    last has been freed, and the next signal that Python handles, such as Ctrl-C, is a segmentation
+    fault (OpenVINO 2026.4.1).
+    """
+    core = _load().Core()
+    keep_forever(core)
+    return core
+
+
+@once()
 def cpu_capabilities() -> tuple[str, ...]:
     """Return what OpenVINO can compute on this processor, such as ``"BF16"``."""
-    return tuple(_load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(_core(os.getpid()).get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def computing_precision(precision: str) -> str | None:
@@ -224,7 +238,7 @@ class OpenVinoEngine:
         """Compile the graph for some of its outputs, so that no others are computed."""
         ov = self.load()
         try:
-            core = ov.Core()
+            core = _core(os.getpid())
             model = self._read(core)
             for result in model.get_results():
                 if not outputs & result.output(0).get_names():

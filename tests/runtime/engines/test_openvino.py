@@ -262,3 +262,24 @@ assert os.waitpid(child, 0)[1] == 0
 assert np.array_equal(model.encode(["a", "b c"]), expected)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_signal_after_a_model_was_replaced_is_handled(full_tiny_bundle):
+    # Cores that were destroyed in the order of their creation left a freed stack for handlers.
+    program = """
+import signal, sys
+from bge_runtime import FlagModel
+
+for threads in (1, 2):
+    model = FlagModel(sys.argv[1], engine="openvino", use_fp16=False, threads=threads)
+del model
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, full_tiny_bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n")
