@@ -18,7 +18,6 @@ from bge_export.bundle.staging import (
     check_json_files,
     check_output,
     check_space,
-    commit_directory,
     resolve_output,
     staging_directory,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "check_space",
     "check_target",
     "check_variant",
-    "commit_directory",
     "complete_settings",
     "count_last_steps",
     "finish_bundle",

@@ -4,20 +4,16 @@
 """
 
 from bge_runtime.m3.colbert import (
-    colbert_pair_scores,
     colbert_score,
-    colbert_vectors,
-    padded_in_batches,
 )
 from bge_runtime.m3.lexical import (
     LexicalRows,
     LexicalWeights,
     as_rows,
-    lexical_pair_scores,
     matching_scores,
 )
 from bge_runtime.m3.outputs import M3Output, M3Outputs, SparseFormat, graph_outputs, score_pairs
-from bge_runtime.m3.scoring import checked_weights, combine_scores, dense_pair_scores
+from bge_runtime.m3.scoring import checked_weights, combine_scores
 
 __all__ = [
     "LexicalRows",
@@ -27,14 +23,9 @@ __all__ = [
     "SparseFormat",
     "as_rows",
     "checked_weights",
-    "colbert_pair_scores",
     "colbert_score",
-    "colbert_vectors",
     "combine_scores",
-    "dense_pair_scores",
     "graph_outputs",
-    "lexical_pair_scores",
     "matching_scores",
-    "padded_in_batches",
     "score_pairs",
 ]

@@ -3,11 +3,10 @@
 Used by models, the command line, the exporter and benchmarks; it opens engines, but no models.
 """
 
-from bge_runtime.variants.parity_check import cached_parity, measure_parity, padded_vectors
+from bge_runtime.variants.parity_check import measure_parity, padded_vectors
 from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
 
 __all__ = [
-    "cached_parity",
     "measure_parity",
     "padded_vectors",
     "select_cuda_graph_variant",
