@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,75 +18,87 @@ from bge_runtime.errors import BgeError
 ENDING = ["SIGHUP", "SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 
-@pytest.fixture
-def default_handlers():
-    """Signals as a shell leaves them; the tests may run under nohup, and under a timer."""
-    before = {}
-    for name in ENDING:
-        default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
-        before[name] = signal.signal(getattr(signal, name), default)
-    yield
-    for name, handler in before.items():
-        signal.signal(getattr(signal, name), handler)
+PRELUDE = f"""
+import contextlib, os, signal, sys, time
+from bge_runtime.cli.command_line import command_line
+
+ENDING = {ENDING}
+# As a shell leaves them; the tests may run under nohup.
+for name in ENDING:
+    default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    signal.signal(getattr(signal, name), default)
+"""
+
+
+def run_with_signals(body: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that sends itself signals, in a process that nobody else sends one."""
+    code = PRELUDE + textwrap.dedent(body)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("name", ENDING)
-def test_a_signal_cleans_up_and_exits_with_the_status_of_a_shell(default_handlers: None, name: str):
-    number = getattr(signal, name)
-    done = []
+def test_a_signal_cleans_up_and_exits_with_the_status_of_a_shell(name: str):
+    done = run_with_signals(f"""
+        @command_line("test")
+        def work():
+            try:
+                signal.raise_signal(signal.{name})
+            finally:
+                # A terminal that is closed sends SIGHUP twice; it does not end the cleaning up.
+                signal.raise_signal(signal.{name})
+                signal.raise_signal(signal.SIGTERM)
+                print("cleaned")
 
-    @command_line("test")
-    def work():
         try:
-            signal.raise_signal(number)
+            work()
         finally:
-            # A terminal that is closed sends SIGHUP twice; it does not end the cleaning up.
-            signal.raise_signal(number)
-            signal.raise_signal(signal.SIGTERM)
-            done.append("cleaned")
+            signal.raise_signal(signal.{name})  # while the interpreter ends
+            print("ends")
+    """)
+    assert (done.returncode, done.stderr) == (128 + getattr(signal, name), "")
+    assert done.stdout.split() == ["cleaned", "ends"]
 
-    with pytest.raises(SystemExit) as ended:
+
+@pytest.mark.parametrize("error", ["", "raise ValueError"])
+def test_signal_handlers_are_restored_after_a_command(error: str):
+    done = run_with_signals(f"""
+        before = [signal.getsignal(getattr(signal, name)) for name in ENDING]
+        with contextlib.suppress(ValueError), command_line("test"):
+            {error or "pass"}
+        assert [signal.getsignal(getattr(signal, name)) for name in ENDING] == before
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_signal_some_time_after_another_counts():
+    done = run_with_signals("""
+        now = 0.0
+        time.monotonic = lambda: now
+
+        @command_line("test")
+        def work():
+            global now
+            with contextlib.suppress(SystemExit):  # lost, as in a destructor
+                signal.raise_signal(signal.SIGTERM)
+            for _ in range(10):  # by somebody who has no patience
+                now += 1.0
+                signal.raise_signal(signal.SIGTERM)
+            print("the second one was not heard")
+
         work()
-    assert ended.value.code == 128 + number
-    assert done == ["cleaned"]
-    signal.raise_signal(number)  # while the interpreter ends
+    """)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
 
 
-@pytest.mark.parametrize("error", [None, ValueError()])
-def test_signal_handlers_are_restored_after_a_command(
-    default_handlers: None, error: Exception | None
-):
-    before = [signal.getsignal(getattr(signal, name)) for name in ENDING]
-    with contextlib.suppress(ValueError), command_line("test"):
-        if error is not None:
-            raise error
-    assert [signal.getsignal(getattr(signal, name)) for name in ENDING] == before
-
-
-def test_a_signal_some_time_after_another_counts(
-    default_handlers: None, monkeypatch: pytest.MonkeyPatch
-):
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-
-    @command_line("test")
-    def work():
-        nonlocal now
-        with contextlib.suppress(SystemExit):  # lost, as in a destructor
-            signal.raise_signal(signal.SIGTERM)
-        for _ in range(10):  # by somebody who has no patience
-            now += 1.0
-            signal.raise_signal(signal.SIGTERM)
-        pytest.fail("the second one was not heard")
-
-    with pytest.raises(SystemExit):
-        work()
-
-
-def test_signals_that_nohup_ignores_stay_ignored(default_handlers: None):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with command_line("test"):
-        signal.raise_signal(signal.SIGHUP)
+def test_signals_that_nohup_ignores_stay_ignored():
+    done = run_with_signals("""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with command_line("test"):
+            signal.raise_signal(signal.SIGHUP)
+    """)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
