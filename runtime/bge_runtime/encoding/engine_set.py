@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bge_runtime.bundle import Bundle, Variant, past_names_of, present_name
 from bge_runtime.encoding.parallel import ParallelBatches
@@ -104,6 +105,24 @@ class EngineSet:
         fastest = [self._fastest(device, lengths) for device in dict.fromkeys(devices)]
         return [engine for engine in fastest for _ in range(engine.batches.concurrent_runs)]
 
+    def streams_on(self, device: str) -> Engine | None:
+        """Return the engine of a CPU that computes several batches in parallel, opened now.
+
+        None on other devices, with one thread, and where ``parallel_batches`` is off or there is
+        not enough memory, which is warned of.
+        """
+        engine = self._ensure_open()[device]
+        if device not in self.parallel:
+            return None
+        return self.parallel[device].streams(engine, partial(self._open_streams, device, engine))
+
+    def reopen(self) -> None:
+        """Open all engines again, after one of them has failed."""
+        with self._lock:
+            self.bundle.check_files()
+            self.parallel = {}
+            self.opened = self._open_all()
+
     def reset_after_fork(self) -> None:
         """Drop all engines, whose threads stayed in the parent; called in the child.
 
@@ -163,13 +182,14 @@ class EngineSet:
         engine = self._ensure_open()[device]
         if device not in self.parallel:
             return engine
+        return self.parallel[device].engine_for(
+            lengths, engine, partial(self._open_streams, device, engine)
+        )
 
-        def open_throughput_engine() -> Engine:
-            # Another export may have replaced the bundle since the first engine was opened.
-            self.bundle.check_files()
-            return self._open(device, self._variants[device], streams=engine.info.threads)
-
-        return self.parallel[device].engine_for(lengths, engine, open_throughput_engine)
+    def _open_streams(self, device: str, engine: Engine) -> Engine:
+        # Another export may have replaced the bundle since the first engine was opened.
+        self.bundle.check_files()
+        return self._open(device, self._variants[device], streams=engine.info.threads)
 
 
 def _reset_after_fork() -> None:

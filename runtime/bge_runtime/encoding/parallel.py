@@ -81,6 +81,20 @@ class ParallelBatches:
         throughput = self.opened
         return latency if throughput is None else _StreamEngine(latency, throughput, self._long)
 
+    def streams(self, latency: Engine, open_throughput: Callable[[], Engine]) -> Engine | None:
+        """Return an engine for parallel batches, opened now; None if it cannot be, which is warned.
+
+        Args:
+            latency: The engine that computes a batch with all threads.
+            open_throughput: Opens an engine with one stream for each thread.
+        """
+        if latency.info.streams > 1:
+            return _StreamEngine(latency, latency, self._long)
+        if self.opened is None and not self._refused:
+            self._tokens = _OPEN_AFTER_TOKENS
+            self._open([], open_throughput)
+        return None if self.opened is None else _StreamEngine(latency, self.opened, self._long)
+
     def release_after_fork(self) -> None:
         """Release the throughput engine; see `bge_runtime.engines.Engine.release_after_fork`."""
         if self.opened is not None:

@@ -46,8 +46,16 @@ times as fast as computing bge-large (an H200 with 16 processors)."""
 class Tokenize(Protocol):
     """A function from texts to token ids."""
 
-    def __call__(self, texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
-        """Return the token ids of each text; ``first`` is the first text's number in the call."""
+    def __call__(
+        self, texts: Sequence[str], *, first: int = 0, truncated: list[int] | None = None
+    ) -> list[NDArray[np.int64]]:
+        """Return the token ids of each text.
+
+        Args:
+            texts: The texts.
+            first: Number of the first text in the call.
+            truncated: Receives the numbers of the texts that were truncated.
+        """
         ...
 
 

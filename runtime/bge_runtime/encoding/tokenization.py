@@ -113,7 +113,13 @@ class TextTokenizer:
         ]
 
     def encode(
-        self, texts: Sequence[str], *, max_length: int, first: int = 0
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        first: int = 0,
+        truncated: list[int] | None = None,
+        keep_end: bool = False,
     ) -> list[NDArray[np.int64]]:
         """Return the token ids of texts, special tokens included, truncated on the right.
 
@@ -125,6 +131,8 @@ class TextTokenizer:
             texts: Texts; may be empty strings.
             max_length: Maximum tokens of a text, special tokens included.
             first: Position of the first text in the caller's list, for errors.
+            truncated: Receives the positions of texts that were truncated.
+            keep_end: Truncate on the left instead. Then all of a text is tokenized.
 
         Returns:
             One array of ids for each text. Shape: ``(tokens,)``.
@@ -140,10 +148,16 @@ class TextTokenizer:
                 f"{self.special_tokens} special tokens of this model"
             )
         prefix, suffix = self._prefix, self._suffix
-        rows = [
-            np.array([*prefix, *encoding.ids[:room], *suffix], dtype=np.int64)
-            for encoding in self._encodings(texts, first, room)
-        ]
+        rows = []
+        # One token more than there is room for tells that a text is longer.
+        enough = None if keep_end else room + 1
+        for position, encoding in enumerate(self._encodings(texts, first, enough), start=first):
+            ids = encoding.ids
+            if len(ids) > room:
+                if truncated is not None:
+                    truncated.append(position)
+                ids = ids[len(ids) - room :] if keep_end else ids[:room]
+            rows.append(np.array([*prefix, *ids, *suffix], dtype=np.int64))
         for index, row in enumerate(rows):
             if not len(row):  # of a decoder without special tokens
                 raise ValueError(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.encoding import (
     EngineSet,
     EngineSetOptions,
     TextTokenizer,
+    TokenizationPlan,
     as_text,
     check_positive,
     resolve_devices,
@@ -26,6 +29,7 @@ from bge_runtime.models.instructions import (
     text_before_sentence,
 )
 from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, OpenOptions
+from bge_runtime.models.parts import ModelParts
 from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportRequest, Use, find_bundle
 from bge_runtime.system import warn_user
 
@@ -151,6 +155,17 @@ class BaseEmbedder:
         in_half = info.device != "cpu" and info.precision == "fp16"
         rounds = in_half and self.bundle.manifest.model.pooling != "mean"
         return np.dtype(np.float16 if rounds else np.float32)
+
+    def parts(self) -> ModelParts:
+        """Return what a server needs to batch the texts of many requests itself."""
+        return ModelParts(
+            bundle=self.bundle,
+            tokenizer=self.tokenizer,
+            engines=self._engines,
+            devices=self.target_devices,
+            vector_dtype=self.vector_dtype,
+            text_plan=self._text_plan,
+        )
 
     @classmethod
     def check_class(cls, name: str, model_class: str) -> None:
@@ -327,6 +342,28 @@ class BaseEmbedder:
             if reason is not None:
                 warn_user(reason)
         return length
+
+    def _tokenization(
+        self,
+        max_length: int,
+        instruction: str | None,
+        instruction_format: str | None,
+    ) -> TokenizationPlan:
+        """Return how texts with this instruction become tokens."""
+        length = self._length_for(max_length, instruction, instruction_format)
+        return TokenizationPlan(partial(self.tokenizer.encode, max_length=length))
+
+    def _text_plan(self, *, query: bool, max_length: int) -> TokenizationPlan:
+        """Return how texts become tokens, the instruction for queries or passages included."""
+        said = self._query_instruction() if query else self._passage_instruction()
+        instruction, template = said["instruction"], said["instruction_format"]
+        plan = self._tokenization(max_length, instruction, template)
+
+        def tokenize(texts: Sequence[str], **options: Any) -> list[NDArray[np.int64]]:
+            texts = self._add_instruction(list(texts), instruction, template)
+            return plan.tokenize(texts, **options)
+
+        return TokenizationPlan(tokenize, plan.prefix)
 
     def _check_truncate_dim(self) -> None:
         if self.truncate_dim is None:

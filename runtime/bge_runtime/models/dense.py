@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -182,16 +181,6 @@ class DenseEmbedder(BaseEmbedder):
     ) -> NDArray[np.float32]:
         """Embed a list on all devices; ``pool`` is what `start_multi_process_pool` returned."""
         return self.encode(sentences, **kwargs)
-
-    def _tokenization(
-        self,
-        max_length: int,
-        instruction: str | None,
-        instruction_format: str | None,
-    ) -> TokenizationPlan:
-        """Return how texts with this instruction become tokens."""
-        length = self._length_for(max_length, instruction, instruction_format)
-        return TokenizationPlan(partial(self.tokenizer.encode, max_length=length))
 
     def _plan(
         self,

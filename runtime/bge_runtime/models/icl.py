@@ -281,6 +281,20 @@ class FlagICLModel(DenseEmbedder):
             model_length=self.max_length,
         )
 
+    def _text_plan(self, *, query: bool, max_length: int) -> TokenizationPlan:
+        if not query:
+            return super()._text_plan(query=False, max_length=max_length)
+        instruction, template = self.query_instruction_for_retrieval, self.query_instruction_format
+        before = "" if instruction is None else text_before_sentence(template, instruction)
+        plan = self._query_tokenization(max_length, before)
+
+        def tokenize(texts: Sequence[str], **options: Any) -> list[NDArray[np.int64]]:
+            return plan.tokenize(
+                self._add_instruction(list(texts), instruction, template), **options
+            )
+
+        return TokenizationPlan(tokenize, plan.prefix)
+
     def _query_tokenization(self, max_length: int, before: str) -> TokenizationPlan:
         """Return how queries that begin with ``before`` become tokens."""
         tokenizer = self.tokenizer
@@ -298,8 +312,13 @@ class FlagICLModel(DenseEmbedder):
         def add_examples(ids: Sequence[NDArray[np.int64]]) -> list[str]:
             return [prefix + text + suffix for text in tokenizer.decode_batch(ids)]
 
-        def tokenize(texts: Sequence[str], *, first: int = 0) -> list[NDArray[np.int64]]:
-            ids = tokenizer.encode_bare(texts, max_length=room, first=first)
+        def tokenize(
+            texts: Sequence[str], *, first: int = 0, truncated: list[int] | None = None
+        ) -> list[NDArray[np.int64]]:
+            ids = tokenizer.encode_bare(texts, max_length=room + 1, first=first)
+            if truncated is not None:
+                truncated += [first + row for row, each in enumerate(ids) if len(each) > room]
+            ids = [each[:room] for each in ids]
             return tokenizer.encode(add_examples(ids), max_length=total, first=first)
 
         (known,) = tokenizer.decode_batch(tokenizer.encode_bare([before]))
