@@ -3,9 +3,17 @@
 Nothing here knows a model class; `bge_runtime.models` and `bge_runtime.m3` build on it.
 """
 
+from bge_runtime.encoding.batching import MAX_PADDED_TOKENS
 from bge_runtime.encoding.dense_vectors import DenseVectors
 from bge_runtime.encoding.engine_set import EngineSet, EngineSetOptions
-from bge_runtime.encoding.pipeline import Batch, EncodingPlan, TokenizationPlan, encode
+from bge_runtime.encoding.pipeline import (
+    Batch,
+    BatchCall,
+    EncodingPlan,
+    TokenizationPlan,
+    compute_batch,
+    encode,
+)
 from bge_runtime.encoding.postprocess import (
     find_not_finite,
     normalize,
@@ -26,7 +34,9 @@ from bge_runtime.encoding.validation import (
 )
 
 __all__ = [
+    "MAX_PADDED_TOKENS",
     "Batch",
+    "BatchCall",
     "DenseVectors",
     "EncodingPlan",
     "EngineSet",
@@ -39,6 +49,7 @@ __all__ = [
     "as_text_list",
     "as_texts",
     "check_positive",
+    "compute_batch",
     "encode",
     "find_not_finite",
     "list_items",

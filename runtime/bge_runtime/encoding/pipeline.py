@@ -137,18 +137,29 @@ def encode(texts: list[str], plan: EncodingPlan, engines: EngineSet, on_batch: O
         lengths = [len(ids) for _, tokens in first for ids in tokens]
         running = engines.for_texts(plan.devices, lengths)
         batches = _make_batches(itertools.chain(first, windows), plan, engines, running)
-        call = _Call(plan, engines.bundle.path, on_batch, progress)
+        call = BatchCall(plan.outputs, plan.describe_text, engines.bundle.path, on_batch, progress)
         share_batches(running, batches, partial(compute_batch, call=call))
 
 
-class _Call(NamedTuple):
-    plan: EncodingPlan
+class BatchCall(NamedTuple):
+    """What is the same for all batches of a call.
+
+    Attributes:
+        outputs: Names of the graph's outputs to compute.
+        describe_text: Returns the name of a text by its row, for errors.
+        bundle: Folder of the bundle, for errors.
+        on_batch: Receives each batch and its outputs.
+        progress: Progress bar, if there is one.
+    """
+
+    outputs: Sequence[str]
+    describe_text: Callable[[int], str]
     bundle: Path
     on_batch: OnBatch
-    progress: tqdm[Any] | None
+    progress: tqdm[Any] | None = None
 
 
-def compute_batch(engine: Engine, batch: Batch, *, call: _Call) -> None:
+def compute_batch(engine: Engine, batch: Batch, *, call: BatchCall) -> None:
     """Run a batch, check its outputs and pass them on; in two halves if memory runs out.
 
     A function of the module, since a nested one that calls itself is a reference cycle: everything
@@ -158,7 +169,7 @@ def compute_batch(engine: Engine, batch: Batch, *, call: _Call) -> None:
         NotFiniteError: If an output has NaN or infinity.
         InferenceError: If the engine fails.
     """
-    ids, mask, names = batch.input_ids, batch.attention_mask, call.plan.outputs
+    ids, mask, names = batch.input_ids, batch.attention_mask, call.outputs
     past = None if batch.prefix is None else batch.prefix.pasts[engine.info.variant]
     try:
         if is_long(engine, ids):
@@ -333,9 +344,9 @@ def _progress_bar(count: int, plan: EncodingPlan) -> AbstractContextManager[tqdm
 
 
 def _check_finite(
-    batch: Batch, outputs: Sequence[NDArray[np.float32]], engine: Engine, call: _Call
+    batch: Batch, outputs: Sequence[NDArray[np.float32]], engine: Engine, call: BatchCall
 ) -> None:
-    for name, values in zip(call.plan.outputs, outputs, strict=True):
+    for name, values in zip(call.outputs, outputs, strict=True):
         if find_not_finite(values) is None:
             continue
         tokens = batch.attention_mask.sum(axis=1)
@@ -344,7 +355,7 @@ def _check_finite(
         if row is None:  # only in padding
             continue
         raise NotFiniteError(
-            f"{call.plan.describe_text(int(batch.rows[row]))} has NaN or infinity in its {name}, "
+            f"{call.describe_text(int(batch.rows[row]))} has NaN or infinity in its {name}, "
             f"computed by {engine.info}. "
             + (
                 f"Run `bge-runtime doctor --verify {shlex.quote(str(call.bundle))}`, which tells "

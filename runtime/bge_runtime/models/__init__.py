@@ -10,6 +10,7 @@ from bge_runtime.models.encoder import FlagModel
 from bge_runtime.models.icl import FlagICLModel
 from bge_runtime.models.llm import FlagLLMModel
 from bge_runtime.models.m3 import BGEM3FlagModel
+from bge_runtime.models.parts import ModelParts, TextKind
 
 __all__ = [
     "AnyFlagModel",
@@ -18,4 +19,6 @@ __all__ = [
     "FlagICLModel",
     "FlagLLMModel",
     "FlagModel",
+    "ModelParts",
+    "TextKind",
 ]

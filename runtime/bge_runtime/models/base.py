@@ -29,7 +29,7 @@ from bge_runtime.models.instructions import (
     text_before_sentence,
 )
 from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, OpenOptions
-from bge_runtime.models.parts import ModelParts
+from bge_runtime.models.parts import ModelParts, TextKind
 from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportRequest, Use, find_bundle
 from bge_runtime.system import warn_user
 
@@ -353,10 +353,12 @@ class BaseEmbedder:
         length = self._length_for(max_length, instruction, instruction_format)
         return TokenizationPlan(partial(self.tokenizer.encode, max_length=length))
 
-    def _text_plan(self, *, query: bool, max_length: int) -> TokenizationPlan:
+    def _text_plan(self, *, kind: TextKind, max_length: int) -> TokenizationPlan:
         """Return how texts become tokens, the instruction for queries or passages included."""
-        said = self._query_instruction() if query else self._passage_instruction()
-        instruction, template = said["instruction"], said["instruction_format"]
+        said: Mapping[str, Any] = {}
+        if kind is not None:
+            said = self._query_instruction() if kind == "query" else self._passage_instruction()
+        instruction, template = said.get("instruction"), said.get("instruction_format")
         plan = self._tokenization(max_length, instruction, template)
 
         def tokenize(texts: Sequence[str], **options: Any) -> list[NDArray[np.int64]]:

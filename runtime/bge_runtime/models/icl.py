@@ -18,6 +18,7 @@ from bge_runtime.models.decoder import (
 from bge_runtime.models.dense import DenseEmbedder, check_torch, format_output
 from bge_runtime.models.instructions import check_format, join_instruction, text_before_sentence
 from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, Devices, OpenOptions
+from bge_runtime.models.parts import TextKind
 from bge_runtime.sources import DECODER_ONLY_BASE, DECODER_ONLY_ICL
 
 Examples = Sequence[Mapping[str, str]]
@@ -281,9 +282,9 @@ class FlagICLModel(DenseEmbedder):
             model_length=self.max_length,
         )
 
-    def _text_plan(self, *, query: bool, max_length: int) -> TokenizationPlan:
-        if not query:
-            return super()._text_plan(query=False, max_length=max_length)
+    def _text_plan(self, *, kind: TextKind, max_length: int) -> TokenizationPlan:
+        if kind != "query":
+            return super()._text_plan(kind=kind, max_length=max_length)
         instruction, template = self.query_instruction_for_retrieval, self.query_instruction_format
         before = "" if instruction is None else text_before_sentence(template, instruction)
         plan = self._query_tokenization(max_length, before)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.encoding import EngineSet, TextTokenizer, TokenizationPlan
 
+TextKind = Literal["query", "passage"] | None
+"""What texts are, and so which instruction is put before them; None for no instruction."""
+
 
 class TextPlan(Protocol):
     """A function that tells how the texts of a request become tokens."""
 
-    def __call__(self, *, query: bool, max_length: int) -> TokenizationPlan:
+    def __call__(self, *, kind: TextKind, max_length: int) -> TokenizationPlan:
         """Return the plan, which puts the instruction for queries or passages before texts.
 
         Raises:

@@ -1,0 +1,211 @@
+"""``bge-serve``: serve models over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bge_runtime._version import __version__
+from bge_runtime.bundle import Bundle
+from bge_runtime.cli.command_line import command_line
+from bge_runtime.cli.embed_input import InputError
+from bge_runtime.encoding import resolve_devices
+from bge_runtime.errors import BgeError
+from bge_runtime.models import AnyFlagModel, FlagAutoModel
+from bge_runtime.sources import ENCODER_ONLY_M3, ExportRequest, Use, find_bundle
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("models", metavar="MODEL[=NAME]...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any."
+)
+@click.option("--device", "devices", multiple=True, help="Where to run; repeatable. Default: cpu.")
+@click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
+@click.option("--precision", help="Name of a precision. Default: the fastest with verified parity.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all usable processors.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--query-instruction", help="Default: the one the model's authors recommend.")
+@click.option("--passage-instruction", help="Default: none.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(3),
+    help="Tokens at which texts are cut. Default: what the model can read, and 8192 at most.",
+)
+@click.option(
+    "--api-keys",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with a key in each line, of which requests must send one.",
+)
+@click.option("--cors-origin", "cors_origins", multiple=True, help="Repeatable. Default: none.")
+@click.option(
+    "--max-inputs",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Most texts of a request.",
+)
+@click.option(
+    "--max-request-tokens",
+    type=click.IntRange(1),
+    default=1 << 20,
+    show_default=True,
+    help="Most tokens of a request.",
+)
+@click.option(
+    "--max-body-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=32,
+    show_default=True,
+    help="Most megabytes of a request.",
+)
+@click.option(
+    "--max-queued-tokens",
+    type=click.IntRange(1),
+    help="Tokens that may wait, for queries and for bulk work each. Default: what is computed in "
+    "2 s and in 60 s.",
+)
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds for a request; the header x-request-timeout-ms may ask for fewer.",
+)
+@click.option(
+    "--engine-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds after which a batch has stalled: its requests fail, and so does /health.",
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    help="Seconds to answer what was accepted, after SIGTERM.",
+)
+@click.option(
+    "--slice-ms",
+    type=click.FloatRange(1),
+    default=50.0,
+    show_default=True,
+    help="Milliseconds of a slice of bulk work, for which a query may have to wait.",
+)
+@click.option("--allow-token-ids", is_flag=True, help="Accept token ids at /v1/embeddings.")
+@click.option("--no-parallel-batches", is_flag=True, help="Do without a second engine on a CPU.")
+@click.option("--no-ui", is_flag=True, help="Do not serve the page at /ui.")
+@click.option("--log-format", type=click.Choice(("text", "json")), default="text")
+@click.option(
+    "--log-level",
+    type=click.Choice(("debug", "info", "warning", "error")),
+    default="info",
+    show_default=True,
+    help="info logs each request, without its texts.",
+)
+@click.option("--otlp-endpoint", help="Where to send traces; needs the extra otel.")
+@click.version_option(__version__)
+@command_line("bge-serve")
+def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
+    """Serve each MODEL over HTTP, by the routes of OpenAI, TEI, Ollama, Weaviate and Qdrant.
+
+    MODEL is a bundle, or the Hub ID of one or of a checkpoint, as for bge-embed. Several are served
+    below their names, with NAME in place of a model's own: bge-serve ./a=docs ./b=queries.
+    """
+    serving = _import_serving()
+    serving.set_up_logging(level=options["log_level"], as_json=options["log_format"] == "json")
+    keys = _read_keys(options["api_keys"])
+    opened = _open_models(models, options)
+    app = serving.create_app(
+        opened,
+        serving.ServeOptions(
+            api_keys=keys,
+            cors_origins=options["cors_origins"],
+            max_inputs=options["max_inputs"],
+            max_request_tokens=options["max_request_tokens"],
+            max_body_bytes=int(options["max_body_mb"] * 1e6),
+            max_queued_tokens=options["max_queued_tokens"],
+            request_timeout_s=options["request_timeout"],
+            engine_timeout_s=options["engine_timeout"],
+            drain_timeout_s=options["drain_timeout"],
+            slice_s=options["slice_ms"] / 1000,
+            allow_token_ids=options["allow_token_ids"],
+            page=not options["no_ui"],
+        ),
+        max_length=options["max_length"],
+    )
+
+    def report(url: str) -> None:
+        for name, model in opened.items():
+            click.echo(f"bge-serve: {name}: {model.engine.info}", err=True)
+        click.echo(f"bge-serve: listening on {url}", err=True)
+
+    serving.run_server(app, host=host, port=port, on_ready=report)
+
+
+def _import_serving() -> Any:
+    try:
+        from bge_runtime import serving
+    except ImportError as error:
+        raise BgeError(
+            f"bge-serve needs packages that are not installed ({error}). "
+            "Run `pip install 'bge-runtime[cpu,serve]'`"
+        ) from error
+    return serving
+
+
+def _read_keys(file: Path | None) -> Sequence[str]:
+    if file is None:
+        return ()
+    keys = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    keys = [key for key in keys if key and not key.startswith("#")]
+    if not keys:
+        raise InputError(f"{file} has no API key; write one in each line")
+    return keys
+
+
+def _open_models(models: Sequence[str], options: dict[str, Any]) -> dict[str, AnyFlagModel]:
+    opened: dict[str, AnyFlagModel] = {}
+    for given in models:
+        source, _, name = given.rpartition("=") if "=" in given else (given, "", "")
+        model = _open_model(source, options)
+        name = name or model.name
+        if name in opened:
+            raise InputError(
+                f"two models are called {name!r}; give one another name: bge-serve {source}=NAME"
+            )
+        opened[name] = model
+    return opened
+
+
+def _open_model(source: str, options: dict[str, Any]) -> AnyFlagModel:
+    devices, engine = list(options["devices"]) or None, options["engine"]
+    precision = options["precision"]
+    use = Use(devices=resolve_devices(devices), engine=engine, precision=precision or "auto")
+    request = ExportRequest(model_class=None, pooling=None, trust_remote_code=False, use=use)
+    folder = find_bundle(source, revision=options["revision"], cache_dir=None, request=request)
+    card = Bundle.at(folder).manifest.model
+    instruction = options["query_instruction"]
+    # As FlagEmbedding's documentation has it, M3 is used without instructions.
+    with_heads = card.model_class == ENCODER_ONLY_M3
+    if instruction is None and not with_heads:
+        instruction = card.query_instruction
+    # An engine that is opened for all outputs need not be opened again for a request.
+    outputs: dict[str, Any] = {}
+    if with_heads:
+        outputs = {"return_sparse": True, "return_colbert_vecs": True}
+    return FlagAutoModel.from_finetuned(
+        str(folder),
+        query_instruction_for_retrieval=instruction or None,
+        devices=devices,
+        engine=engine,
+        precision=precision,
+        threads=options["threads"],
+        passage_instruction_for_retrieval=options["passage_instruction"] or None,
+        **outputs,
+    )

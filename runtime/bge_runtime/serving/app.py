@@ -1,0 +1,271 @@
+"""The ASGI application: models, scheduler and routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bge_runtime._version import __version__
+from bge_runtime.models import AnyFlagModel
+from bge_runtime.serving.context import RequestContext
+from bge_runtime.serving.errors import Kind, RequestError
+from bge_runtime.serving.health import Health
+from bge_runtime.serving.http import Answer, Endpoint, Gate, dialect_of_path, error_body
+from bge_runtime.serving.metrics import Metrics
+from bge_runtime.serving.model import ServedModel
+from bge_runtime.serving.model_set import ModelSet
+from bge_runtime.serving.openapi import describe
+from bge_runtime.serving.options import MAX_LENGTH, ServeOptions
+from bge_runtime.serving.routes import (
+    Resolve,
+    RouteSpec,
+    ollama,
+    openai,
+    pages,
+    qdrant,
+    tei,
+    weaviate,
+)
+from bge_runtime.serving.scheduling import EngineGroup, Scheduler, SchedulerOptions
+
+_WATCH_S = 1.0
+"""Seconds between two looks for batches that have stalled."""
+
+
+def create_app(
+    models: AnyFlagModel | Mapping[str, AnyFlagModel],
+    options: ServeOptions | None = None,
+    *,
+    max_length: int | None = None,
+) -> Starlette:
+    """Return an ASGI application that serves models.
+
+    It may be mounted in another application, whose lifespan has to run that of this one. Its
+    engines are used by the process that runs it, and by no other.
+
+    Args:
+        models: A model, whose routes are at the root; or models by name. Of several, each has its
+            routes below its name, and the root has those that name a model.
+        options: How to serve; None for the defaults.
+        max_length: Tokens at which texts are cut. None for what each model can read, and 8,192 at
+            most.
+
+    Raises:
+        BgeError: If an engine cannot be opened.
+        ValueError: If there is no model, or a name cannot be part of a path.
+    """
+    options = options or ServeOptions()
+    named = dict(models) if isinstance(models, Mapping) else {models.name: models}
+    if not named:
+        raise ValueError("there is no model to serve; pass one at least")
+    for name in named:
+        if not name or set(name) & set("/?#%{} ") or name in ("v1", "api", "ui"):
+            raise ValueError(f"a model cannot be served as {name!r}, which is part of its path")
+    metrics, several = Metrics(), len(named) > 1
+    gate = Gate(options, metrics)
+    served = [
+        ServedModel(
+            name,
+            model,
+            options,
+            metrics,
+            base_path=f"/{name}" if several else "",
+            max_length=min(max_length or MAX_LENGTH, model.max_length),
+        )
+        for name, model in named.items()
+    ]
+    routes = _routes(served, gate, options)
+    document = json.dumps(describe(routes)).encode()
+    routes.append(("", _document_route(document)))
+    app = Starlette(
+        routes=[
+            Route(
+                base + spec.path,
+                Endpoint(
+                    gate,
+                    base + spec.path,
+                    spec.handler,
+                    body=spec.body,
+                    dialect=spec.dialect,
+                    is_open=spec.is_open,
+                ),
+                methods=[spec.method],
+            )
+            for base, spec in routes
+        ],
+        middleware=_middleware(options),
+        exception_handlers={HTTPException: _no_route},  # type: ignore[dict-item]
+        lifespan=partial(_lifespan, served, gate),
+    )
+    app.state.gate, app.state.models = gate, served
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(served: Sequence[ServedModel], gate: Gate, _: Starlette) -> AsyncIterator[None]:
+    options = gate.options
+    by_engines = {model.engines: model for model in served}
+
+    def note_batch(engines: EngineGroup, texts: int, tokens: int, seconds: float) -> None:
+        model, metrics = by_engines[engines], gate.metrics
+        metrics.batch_seconds.labels(model.name).observe(seconds)
+        metrics.batch_tokens.labels(model.name).observe(tokens)
+        metrics.batch_texts.labels(model.name).observe(texts)
+        metrics.texts.labels(model.name).inc(texts)
+        metrics.tokens.labels(model.name).inc(tokens)
+        queued = sum(scheduler.queued_tokens(bulk=bulk) for bulk in (False, True))
+        model.last_minute.add_batch(texts=texts, tokens=tokens, queued_tokens=queued)
+
+    scheduler = Scheduler(
+        [model.engines for model in served],
+        SchedulerOptions(slice_s=options.slice_s, stalled_s=options.engine_timeout_s),
+        on_batch=note_batch,
+    )
+    by_name = {model.name: model for model in served}
+
+    def note_answer(name: str, seconds: float, status: int) -> None:
+        by_name[name].last_minute.add_request(latency_ms=1000 * seconds, status=status)
+
+    gate.on_answer = note_answer
+    for model in served:
+        model.scheduler = scheduler
+    watch = asyncio.create_task(_watch(scheduler))
+    try:
+        for model in served:
+            await warm_up(model)
+        yield
+    finally:
+        watch.cancel()
+        await asyncio.to_thread(scheduler.close)
+        for model in served:
+            model.close()
+
+
+async def warm_up(model: ServedModel) -> None:
+    """Embed some texts of several lengths, so that the first request finds all engines ready."""
+
+    async def never() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    for text, count in (("warm up", 1), ("warm " * 100, 1), ("several texts " * 40, 8)):
+        context = RequestContext("warm-up", "warm-up", never, timeout_s=600.0)
+        await model.embed([text] * count, context)
+
+
+async def _watch(scheduler: Scheduler) -> None:
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        scheduler.fail_stalled()
+
+
+def _routes(
+    served: Sequence[ServedModel], gate: Gate, options: ServeOptions
+) -> list[tuple[str, RouteSpec]]:
+    """Return all routes, with the base path of each."""
+    models, health = ModelSet(served), Health()
+    found: list[tuple[str, RouteSpec]] = []
+    for model in served:
+        alone = ModelSet([model])
+        found += [
+            (model.base_path, spec)
+            for spec in [
+                *_named_routes(_only(model, alone), alone, options),
+                *tei.routes(model, options),
+                *weaviate.routes(model),
+                *pages.routes([model], gate, health, page=options.page),
+            ]
+        ]
+    if len(served) > 1:
+        found += [
+            ("", spec)
+            for spec in [
+                *_named_routes(models.resolve, models, options),
+                *pages.routes(served, gate, health, page=options.page),
+            ]
+        ]
+    found.append(("", _root_route(served)))
+    return found
+
+
+def _named_routes(resolve: Resolve, models: ModelSet, options: ServeOptions) -> list[RouteSpec]:
+    """Return the routes whose requests name a model."""
+    return [
+        *openai.routes(resolve, models, token_ids=options.allow_token_ids),
+        *ollama.routes(resolve, models),
+        *qdrant.routes(resolve),
+    ]
+
+
+def _only(model: ServedModel, alone: ModelSet) -> Callable[[str | None], ServedModel]:
+    """Return a function that finds the model of a base path, and refuses the names of others."""
+
+    def resolve(name: str | None) -> ServedModel:
+        return alone.resolve(name) if name else model
+
+    return resolve
+
+
+def _root_route(served: Sequence[ServedModel]) -> RouteSpec:
+    entry = {
+        "server": "bge-serve",
+        "version": __version__,
+        "models": {model.name: model.base_path or "/" for model in served},
+        "documentation": "/openapi.json",
+        "page": "/ui",
+    }
+    content = json.dumps(entry).encode()
+
+    async def root(_: Any, __: RequestContext) -> Answer:
+        return Answer(content)
+
+    return RouteSpec(
+        path="/", method="GET", handler=root, summary="What is served, and where.", is_open=True
+    )
+
+
+def _document_route(document: bytes) -> RouteSpec:
+    async def openapi(_: Any, __: RequestContext) -> Answer:
+        return Answer(document)
+
+    return RouteSpec(
+        path="/openapi.json", method="GET", handler=openapi, summary="This document.", is_open=True
+    )
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    path = request.url.path
+    if error.status_code == 405:
+        found = RequestError(Kind.METHOD, f"{path} does not answer {request.method} requests")
+    else:
+        found = RequestError(
+            Kind.NOT_FOUND, f"there is no {path[:200]} here; /openapi.json lists all routes"
+        )
+    status, body = error_body(dialect_of_path(path), found)
+    return Response(body, status, dict(error.headers or {}), "application/json")
+
+
+def _middleware(options: ServeOptions) -> list[Middleware]:
+    if not options.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id", "x-request-timeout-ms"],
+            expose_headers=["x-request-id", "x-truncated-inputs", "retry-after"],
+        )
+    ]

@@ -1,0 +1,126 @@
+"""What is known of one HTTP request while it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from bge_runtime.serving.errors import Kind, RequestError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_WATCH_AFTER_S = 0.05
+"""Seconds after which a client is watched: most requests are answered before, and need no task."""
+
+
+class ClientLeftError(Exception):
+    """The client has closed its connection."""
+
+
+class RequestContext:
+    """One request, from its arrival to its answer.
+
+    Attributes:
+        request_id: Its id, the client's own or a new one.
+        route: The route's path, for metrics and logs.
+        started_s: When it arrived.
+        deadline_s: Time after which nobody waits for it.
+        model: Name of the model that answers it; empty if none does.
+        texts: Its texts.
+        tokens: Their tokens after truncation.
+        truncated: How many of them were truncated.
+        tokenize_s: Seconds for tokenizing.
+        queue_s: Seconds in the queue.
+        compute_s: Seconds from the first batch to the last result.
+    """
+
+    __slots__ = (
+        "_receive",
+        "compute_s",
+        "deadline_s",
+        "model",
+        "queue_s",
+        "request_id",
+        "route",
+        "started_s",
+        "texts",
+        "timeout_s",
+        "tokenize_s",
+        "tokens",
+        "truncated",
+    )
+
+    def __init__(self, request_id: str, route: str, receive: Receive, *, timeout_s: float) -> None:
+        """Start the request's clock."""
+        self.request_id, self.route, self._receive = request_id, route, receive
+        self.started_s = time.monotonic()
+        self.timeout_s = timeout_s
+        self.deadline_s = self.started_s + timeout_s
+        self.model = ""
+        self.texts = self.tokens = self.truncated = 0
+        self.tokenize_s = self.queue_s = self.compute_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self.started_s
+
+    def check_deadline(self) -> None:
+        """Raise an error if nobody waits for the answer any more.
+
+        Raises:
+            RequestError: If the deadline has passed.
+        """
+        if time.monotonic() >= self.deadline_s:
+            raise self.late()
+
+    def late(self) -> RequestError:
+        """Return the error of a request that took too long."""
+        return RequestError(
+            Kind.DEADLINE,
+            f"no answer within {self.timeout_s:g} s. Send fewer texts, try again when the server "
+            "is less busy, or allow more time: the header x-request-timeout-ms, up to the "
+            "server's --request-timeout",
+        )
+
+    async def wait(self, result: asyncio.Future[None]) -> None:
+        """Wait for a result, for as long as the client does.
+
+        Raises:
+            RequestError: If the deadline passes.
+            ClientLeftError: If the client closes its connection.
+        """
+        loop = asyncio.get_running_loop()
+        watcher: asyncio.Task[None] | None = None
+
+        def watch() -> None:
+            nonlocal watcher
+            watcher = loop.create_task(self._watch(result))
+
+        remaining_s = self.deadline_s - time.monotonic()
+        timers = [
+            loop.call_later(_WATCH_AFTER_S, watch),
+            loop.call_later(max(0.0, remaining_s), fail, result, self.late()),
+        ]
+        try:
+            await result
+        finally:
+            for timer in timers:
+                timer.cancel()
+            if watcher is not None:
+                watcher.cancel()
+
+    async def _watch(self, result: asyncio.Future[None]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            fail(result, ClientLeftError())
+
+
+def fail(result: asyncio.Future[None], error: Exception) -> None:
+    """Give a future an error, unless it has a result already."""
+    if not result.done():
+        result.set_exception(error)

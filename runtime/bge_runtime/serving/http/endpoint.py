@@ -1,0 +1,262 @@
+"""From an ASGI request to a handler, and from its answer, or its error, to the response."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bge_runtime.serving.context import ClientLeftError, Receive, RequestContext
+from bge_runtime.serving.errors import Kind, RequestError
+from bge_runtime.serving.http.access_log import log_request
+from bge_runtime.serving.http.dialects import Dialect, error_body
+from bge_runtime.serving.metrics import Metrics
+from bge_runtime.serving.options import ServeOptions
+
+logger = logging.getLogger("bge_runtime.serving")
+
+Scope = dict[str, Any]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+_LARGE_BODY_BYTES = 1 << 17
+"""Bodies from this size on are parsed in a thread, so that other requests go on meanwhile."""
+
+_ID = re.compile(r"[\w.:-]{1,128}")
+"""Request ids that are taken over. Others would allow a client to forge lines of the log."""
+
+_CLIENT_LEFT = 499
+"""Status in logs and metrics for a client that has closed its connection, as nginx has it."""
+
+
+class Answer(NamedTuple):
+    """A response.
+
+    Attributes:
+        content: Its body.
+        media_type: What the body is.
+        status: Its status.
+        headers: Further headers.
+    """
+
+    content: bytes
+    media_type: str = "application/json"
+    status: int = 200
+    headers: Mapping[str, str] = {}
+
+
+Handler = Callable[[Any, RequestContext], Awaitable[Answer]]
+"""Answers a request: its parsed body (None without one), and its context."""
+
+
+class Gate:
+    """What all endpoints of a server share: options, metrics, keys, and whether it is stopping.
+
+    Attributes:
+        options: The server's options.
+        metrics: The server's metrics.
+        draining: Whether the server is stopping.
+        on_answer: Is told of the model, seconds and status of each request.
+        trace: Returns a context for a request's headers and route, or None.
+    """
+
+    def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
+        """Start as not stopping."""
+        self.options, self.metrics = options, metrics
+        self.draining = False
+        self.on_answer: Callable[[str, float, int], object] = lambda *_: None
+        self.trace: Callable[[Headers, str, RequestContext], AbstractContextManager[object]] = (
+            lambda *_: nullcontext()
+        )
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="bge-parse")
+        # Hashes have one length, and comparing them tells nothing of the keys.
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
+
+    def check_key(self, headers: Mapping[bytes, bytes]) -> None:
+        """Check the key of a request.
+
+        Raises:
+            RequestError: If keys are required, and the request has none of them.
+        """
+        if not self._keys:
+            return
+        given = headers.get(b"authorization", b"")
+        scheme, _, token = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            token = headers.get(b"x-api-key", headers.get(b"api-key", b""))
+        digest = hashlib.sha256(token.strip()).digest()
+        # All keys are compared, whichever of them fits.
+        if sum(hmac.compare_digest(digest, key) for key in self._keys):
+            return
+        raise RequestError(
+            Kind.UNAUTHORIZED,
+            "the API key is not one of this server's"
+            if token
+            else "an API key is missing: send the header `Authorization: Bearer KEY`",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+
+class Endpoint:
+    """An ASGI application that answers one route."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        route: str,
+        handler: Handler,
+        *,
+        body: Any = None,
+        dialect: Dialect = Dialect.PLAIN,
+        is_open: bool = False,
+    ) -> None:
+        """Prepare the route.
+
+        Args:
+            gate: What all endpoints share.
+            route: Its path, for metrics and logs.
+            handler: Answers a request.
+            body: Type of its body; None for no body.
+            dialect: Form of its errors.
+            is_open: Answer without a key, and while the server is stopping.
+        """
+        self._gate, self._route, self._handler = gate, route, handler
+        self._dialect, self._is_open = dialect, is_open
+        # Numbers and booleans may be strings, as some clients send them.
+        self._decode = None if body is None else msgspec.json.Decoder(body, strict=False).decode
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        headers = dict(scope["headers"])
+        context = self._context(headers, receive)
+        with self._gate.trace(scope["headers"], self._route, context):
+            try:
+                answer: Answer | None = await self._answer(headers, receive, context, scope)
+            except RequestError as error:
+                status, body = error_body(self._dialect, error)
+                answer = Answer(body, status=status, headers=error.headers)
+            except ClientLeftError:
+                self._gate.metrics.cancelled.labels(context.model).inc()
+                answer = None
+            except Exception:
+                logger.exception("request %s to %s failed", context.request_id, self._route)
+                unknown = RequestError(Kind.BACKEND, "the server failed; its log says why")
+                answer = Answer(error_body(self._dialect, unknown)[1], status=500)
+            status = _CLIENT_LEFT if answer is None else answer.status
+            if answer is not None:
+                await self._send(answer, context, send)
+        self._note(context, status)
+
+    async def _answer(
+        self,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        context: RequestContext,
+        scope: Scope,
+    ) -> Answer:
+        if not self._is_open:
+            if self._gate.draining:
+                raise RequestError(
+                    Kind.UNAVAILABLE, "the server is stopping", headers={"retry-after": "1"}
+                )
+            self._gate.check_key(headers)
+        if self._decode is None:
+            return await self._handler(scope.get("path_params"), context)
+        body = await self._read_body(headers, receive)
+        return await self._handler(await self._parse(body), context)
+
+    def _context(self, headers: Mapping[bytes, bytes], receive: Receive) -> RequestContext:
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        if not _ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        timeout_s = self._gate.options.request_timeout_s
+        asked_ms = headers.get(b"x-request-timeout-ms", b"")
+        if asked_ms.isdigit() and len(asked_ms) < 12:
+            timeout_s = min(timeout_s, int(asked_ms) / 1000)
+        return RequestContext(request_id, self._route, receive, timeout_s=timeout_s)
+
+    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._gate.options.max_body_bytes
+        too_large = RequestError(
+            Kind.TOO_LARGE,
+            f"the body has more than {limit:,} bytes, which is the limit of a request. Send it in "
+            "parts",
+            headers={"connection": "close"},
+        )
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise too_large
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._gate.options.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeftError
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    parts.append(part)
+                    if not message.get("more_body"):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            raise RequestError(
+                Kind.BODY_TIMEOUT,
+                f"the body did not arrive within {self._gate.options.body_timeout_s:g} s",
+                headers={"connection": "close"},
+            ) from None
+
+    async def _parse(self, body: bytes) -> Any:
+        assert self._decode is not None
+        try:
+            if len(body) < _LARGE_BODY_BYTES:
+                return self._decode(body)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._gate.threads, self._decode, body)
+        except msgspec.ValidationError as error:
+            raise RequestError(Kind.INVALID, f"the body is not as expected: {error}") from error
+        except msgspec.DecodeError as error:
+            raise RequestError(Kind.INVALID, f"the body is not valid JSON: {error}") from error
+        except UnicodeDecodeError as error:
+            raise RequestError(Kind.INVALID, f"the body is not UTF-8: {error}") from error
+        except RecursionError as error:
+            raise RequestError(Kind.INVALID, "the body is nested too deeply") from error
+
+    async def _send(self, answer: Answer, context: RequestContext, send: Send) -> None:
+        headers = [
+            (b"content-type", answer.media_type.encode()),
+            (b"content-length", b"%d" % len(answer.content)),
+            (b"x-request-id", context.request_id.encode()),
+        ]
+        if context.tokens:
+            headers += [
+                (b"x-total-time", b"%.1f" % (1000 * context.elapsed_s)),
+                (b"x-queue-time", b"%.1f" % (1000 * context.queue_s)),
+                (b"x-inference-time", b"%.1f" % (1000 * context.compute_s)),
+            ]
+        if context.truncated:
+            headers.append((b"x-truncated-inputs", b"%d" % context.truncated))
+        if self._gate.draining and "connection" not in answer.headers:
+            headers.append((b"connection", b"close"))
+        headers += [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.content})
+
+    def _note(self, context: RequestContext, status: int) -> None:
+        seconds, metrics = context.elapsed_s, self._gate.metrics
+        metrics.requests.labels(context.model, self._route, status).inc()
+        metrics.request_seconds.labels(context.model, self._route).observe(seconds)
+        if context.model:
+            self._gate.on_answer(context.model, seconds, status)
+        if self._gate.options.log_requests:
+            log_request(context, status)

@@ -1,0 +1,64 @@
+"""Metrics for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+)  # fmt: skip
+_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All metrics of a server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        """Create them."""
+        registry = self.registry = CollectorRegistry()
+        by_model, by_route = ["model"], ["model", "route"]
+
+        def seconds(name: str, text: str, labels: list[str]) -> Histogram:
+            return Histogram(
+                f"bge_{name}_seconds", text, labels, registry=registry, buckets=_SECONDS
+            )
+
+        def counter(name: str, text: str, labels: list[str]) -> Counter:
+            return Counter(f"bge_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: list[str]) -> Gauge:
+            return Gauge(f"bge_{name}", text, labels, registry=registry)
+
+        self.requests = counter("requests", "Requests answered.", [*by_route, "status"])
+        self.request_seconds = seconds(
+            "request_duration", "From a request's arrival to its response.", by_route
+        )
+        self.tokenization_seconds = seconds(
+            "tokenization_duration", "Tokenizing the texts of a request.", by_model
+        )
+        self.queue_seconds = seconds(
+            "queue_duration", "From a request's tokens to its first batch.", by_model
+        )
+        self.inference_seconds = seconds(
+            "inference_duration", "From a request's first batch to its last result.", by_model
+        )
+        self.batch_seconds = seconds("batch_duration", "Computing a batch.", by_model)
+        self.batch_tokens = Histogram(
+            "bge_batch_tokens", "Tokens of a batch.", by_model, registry=registry, buckets=_TOKENS
+        )
+        self.batch_texts = Histogram(
+            "bge_batch_texts", "Texts of a batch.", by_model, registry=registry, buckets=_TEXTS
+        )
+        self.texts = counter("texts", "Texts embedded.", by_model)
+        self.tokens = counter("tokens", "Tokens embedded.", by_model)
+        self.truncated = counter("truncated_inputs", "Texts that were truncated.", by_model)
+        self.rejected = counter("rejected_requests", "Requests refused: queue full.", by_model)
+        self.cancelled = counter("cancelled_requests", "Requests whose client left.", by_model)
+        self.late = counter("late_requests", "Requests past their deadline.", by_model)
+        self.failed_requests = counter(
+            "failed_requests", "Requests that an engine failed.", by_model
+        )
+        self.queued_tokens = gauge("queued_tokens", "Tokens that wait.", ["lane"])
+        self.running_batches = gauge("running_batches", "Batches in progress.", [])
+        self.healthy = gauge("healthy", "Whether the engines answer.", by_model)

@@ -1,0 +1,435 @@
+"""A model that is served: from the texts of a request to their vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bge_runtime.bundle import SENTENCE_EMBEDDING
+from bge_runtime.encoding import TokenizationPlan, round_vectors
+from bge_runtime.errors import BgeError, NotFiniteError
+from bge_runtime.m3 import LexicalWeights, M3Outputs
+from bge_runtime.models import AnyFlagModel, TextKind
+from bge_runtime.serving.context import RequestContext
+from bge_runtime.serving.errors import Kind, RequestError
+from bge_runtime.serving.metrics import Metrics
+from bge_runtime.serving.options import (
+    BULK_QUEUE_S,
+    MIN_QUEUED_TOKENS,
+    QUERY_QUEUE_S,
+    ServeOptions,
+)
+from bge_runtime.serving.scheduling import (
+    BatchKey,
+    EngineGroup,
+    Scheduler,
+    StalledError,
+    Work,
+    WorkCancelledError,
+)
+from bge_runtime.serving.statistics import LastMinute
+
+Inputs = Sequence[str] | Sequence[NDArray[np.int64]]
+"""Texts, or token ids of texts."""
+
+_INLINE_CHARACTERS = 2048
+"""Texts up to this length are tokenized without a thread, in 0.3 ms at most: starting one takes
+as long, and a query would wait for it."""
+
+_QUERY_TOKENS = 512
+"""Requests of up to this many tokens wait in the lane for queries, unless marked as passages."""
+
+_MARKED_QUERY_TOKENS = 8192
+"""The same for requests that are marked as queries."""
+
+
+class Embedded(NamedTuple):
+    """The outputs of a request, in the order of its texts.
+
+    Attributes:
+        dense: float32, or float16 where ``encode`` returns it. Shape: ``(texts, dim)``.
+        lexical: Lexical weights, sorted by token id.
+        colbert: Vectors of each text's tokens. Shape: ``(tokens - 1, colbert_dim)`` each.
+        tokens: Tokens of all texts after truncation.
+    """
+
+    dense: NDArray[np.float32] | None
+    lexical: LexicalWeights | None
+    colbert: list[NDArray[np.float32]] | None
+    tokens: int
+
+
+class ServedModel:
+    """A model behind a name.
+
+    Attributes:
+        name: Name under which it is served.
+        base_path: Where its routes are, without a slash at the end.
+        model: The model.
+        parts: Its parts.
+        card: What its bundle says of it.
+        max_length: Tokens at which texts are cut.
+        engines: Its engines.
+        last_minute: What it has served lately.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: AnyFlagModel,
+        options: ServeOptions,
+        metrics: Metrics,
+        *,
+        base_path: str = "",
+        max_length: int,
+    ) -> None:
+        """Open the engines that the model has not opened yet."""
+        self.name, self.base_path, self.model = name, base_path, model
+        self.max_length = max_length
+        self.parts = model.parts()
+        self.card = model.bundle.manifest.model
+        self.engines = EngineGroup(name, self.parts)
+        self.last_minute = LastMinute()
+        self._options, self._metrics = options, metrics
+        self._plans: dict[TextKind, TokenizationPlan] = {
+            kind: self.parts.text_plan(kind=kind, max_length=max_length)
+            for kind in (None, "query", "passage")
+        }
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="bge-tokenize")
+        self._tokenizing_characters = 0
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler of all models."""
+        assert self._scheduler is not None, "start the server first"
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    @property
+    def outputs(self) -> list[str]:
+        """FlagEmbedding's names of what it can return."""
+        several = self.card.colbert_dim is not None
+        return ["dense", "sparse", "colbert_vecs"] if several else ["dense"]
+
+    @property
+    def has_query_instruction(self) -> bool:
+        """Whether the model puts an instruction before queries."""
+        return self.model.query_instruction_for_retrieval is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """What was last wrong with the engines; None if they answer."""
+        stalled_s = self.scheduler.stalled(self.engines)
+        if stalled_s is not None:
+            return f"the engine of {self.name} has not answered for {stalled_s:.0f} s"
+        return self.engines.failed
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is served, what is in force, and how it goes, as JSON."""
+        info, card = self.model.engine.info, self.card
+        scheduler = self.scheduler
+        return {
+            "name": self.name,
+            "base_path": self.base_path,
+            "model": card.name,
+            "source": self.model.bundle.manifest.provenance.source,
+            "model_class": card.model_class,
+            "dim": card.dim,
+            "max_length": self.max_length,
+            "outputs": self.outputs,
+            "query_instruction": self.model.query_instruction_for_retrieval,
+            "engine": {
+                "engine": info.engine,
+                "version": info.version,
+                "device": info.device,
+                "provider": info.provider,
+                "precision": info.precision,
+                "variant": info.variant,
+                "threads": info.threads,
+                "slots": sum(found.slots for found in self.engines.devices.values()),
+            },
+            "parity": self._parity(info.variant),
+            "healthy": self.trouble is None,
+            "trouble": self.trouble,
+            "queue": {
+                "tokens": scheduler.queued_tokens(bulk=False) + scheduler.queued_tokens(bulk=True),
+                "requests": scheduler.queued_requests,
+                "running_batches": scheduler.running_batches,
+                "capacity_tokens": self._room(bulk=False) + self._room(bulk=True),
+            },
+            **self.last_minute.report(),
+        }
+
+    def _parity(self, variant: str) -> dict[str, float] | None:
+        variants = {each.name: each for each in self.model.bundle.manifest.variants}
+        parity = variants[variant].parity
+        return None if parity is None else dataclasses.asdict(parity)
+
+    def close(self) -> None:
+        """End the threads that tokenize."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def embed(
+        self,
+        inputs: Inputs,
+        context: RequestContext,
+        *,
+        kind: TextKind = None,
+        outputs: tuple[str, ...] = (SENTENCE_EMBEDDING,),
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        keep_end: bool = False,
+    ) -> Embedded:
+        """Embed the texts of a request.
+
+        Args:
+            inputs: The texts.
+            context: The request.
+            kind: What the texts are.
+            outputs: Names of the graph's outputs.
+            normalize: Scale dense and ColBERT vectors to unit length.
+            dimensions: Components to keep of both, before that; None for all.
+            truncate: Cut texts that are too long; otherwise they are an error.
+            keep_end: Cut on the left.
+
+        Raises:
+            RequestError: If the request is wrong, or cannot be answered.
+            ClientLeftError: If the client leaves.
+        """
+        context.model, context.texts = self.name, len(inputs)
+        self._check(inputs, dimensions)
+        tokens = await self._tokenize(inputs, context, kind, truncate=truncate, keep_end=keep_end)
+        total = context.tokens = sum(map(len, tokens))
+        if total > self._options.max_request_tokens:
+            raise RequestError(
+                Kind.TOO_LARGE,
+                f"the request has {total:,} tokens, and {self._options.max_request_tokens:,} is "
+                "the limit of a request. Send it in parts",
+            )
+        most = {None: _QUERY_TOKENS, "query": _MARKED_QUERY_TOKENS, "passage": 0}[kind]
+        bulk = total > most
+        self._admit(total, bulk=bulk)
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[None] = loop.create_future()
+        prefix = self._plans[kind].prefix
+        work = Work(
+            BatchKey(self.engines, outputs, b"" if prefix is None else prefix.tobytes()),
+            tokens,
+            M3Outputs(
+                len(tokens),
+                outputs,
+                self.card,
+                normalized=normalize,
+                truncate_dim=dimensions,
+                by_id=True,
+            ),
+            bulk=bulk,
+            on_done=lambda _: _wake(loop, result),
+            deadline_s=context.deadline_s,
+        )
+        try:
+            self.scheduler.submit(work)
+            await context.wait(result)
+        finally:
+            if not work.is_over:
+                self.scheduler.cancel(work)
+            self._note_times(work, context)
+        if work.error is not None:
+            raise self._failure(work.error, context)
+        return self._result(work, total)
+
+    def check_count(self, inputs: Sequence[object]) -> None:
+        """Check the number of inputs of a request.
+
+        Raises:
+            RequestError: If there are none, or too many.
+        """
+        if not inputs:
+            raise RequestError(Kind.EMPTY, "there is no input; send at least one text")
+        if len(inputs) > self._options.max_inputs:
+            raise RequestError(
+                Kind.TOO_LARGE,
+                f"the request has {len(inputs):,} inputs, and {self._options.max_inputs:,} is the "
+                "limit of a request. Send it in parts",
+            )
+
+    def _check(self, inputs: Inputs, dimensions: int | None) -> None:
+        self.check_count(inputs)
+        if dimensions is not None and not 0 < dimensions <= self.card.dim:
+            raise RequestError(
+                Kind.INVALID,
+                f"dimensions is {dimensions}, and vectors of {self.name} have 1 to "
+                f"{self.card.dim} components",
+                param="dimensions",
+            )
+        stalled_s = self.scheduler.stalled(self.engines)
+        if stalled_s is not None:
+            raise RequestError(
+                Kind.UNAVAILABLE,
+                f"the engine of {self.name} has not answered for {stalled_s:.0f} s",
+                headers={"retry-after": "5"},
+            )
+
+    async def _tokenize(
+        self,
+        inputs: Inputs,
+        context: RequestContext,
+        kind: TextKind,
+        *,
+        truncate: bool,
+        keep_end: bool,
+    ) -> list[NDArray[np.int64]]:
+        started_s = time.monotonic()
+        truncated: list[int] = []
+        if not isinstance(inputs[0], str):
+            tokens = self._cut_ids(inputs, truncated, keep_end=keep_end)  # type: ignore[arg-type]
+        else:
+            tokens = await self._tokenize_texts(
+                inputs,  # type: ignore[arg-type]
+                context,
+                kind,
+                truncated,
+                keep_end=keep_end,
+            )
+        if truncated and not truncate:
+            raise RequestError(
+                Kind.INVALID,
+                f"input {truncated[0]} has more than {self.max_length} tokens. Shorten it, or "
+                "send truncate: true",
+                param="truncate",
+            )
+        context.truncated = len(truncated)
+        context.tokenize_s = time.monotonic() - started_s
+        self._metrics.tokenization_seconds.labels(self.name).observe(context.tokenize_s)
+        if truncated:
+            self._metrics.truncated.labels(self.name).inc(len(truncated))
+        return tokens
+
+    async def _tokenize_texts(
+        self,
+        texts: Sequence[str],
+        context: RequestContext,
+        kind: TextKind,
+        truncated: list[int],
+        *,
+        keep_end: bool,
+    ) -> list[NDArray[np.int64]]:
+        characters = sum(map(len, texts))
+        # At least so many tokens: what has no room now is refused before work is spent on it.
+        fewest = min(characters // 16, len(texts) * self.max_length)
+        self._admit(fewest, bulk=kind == "passage" or fewest > _QUERY_TOKENS)
+        options = {"truncated": truncated} | ({"keep_end": True} if keep_end else {})
+        tokenize = self._plans[kind].tokenize
+        try:
+            if characters <= _INLINE_CHARACTERS:
+                return tokenize(texts, **options)  # type: ignore[arg-type]
+
+            def work() -> list[NDArray[np.int64]]:
+                context.check_deadline()
+                return tokenize(texts, **options)  # type: ignore[arg-type]
+
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except (TypeError, ValueError) as error:
+            if keep_end and isinstance(error, TypeError):
+                raise RequestError(
+                    Kind.INVALID, f"queries of {self.name} are cut on the right only"
+                ) from error
+            raise RequestError(Kind.INVALID, str(error), param="input") from error
+
+    def _cut_ids(
+        self, inputs: Sequence[NDArray[np.int64]], truncated: list[int], *, keep_end: bool
+    ) -> list[NDArray[np.int64]]:
+        rows = []
+        for index, ids in enumerate(inputs):
+            if not len(ids) or ids.min() < 0 or ids.max() >= self.card.vocab_size:
+                raise RequestError(
+                    Kind.INVALID,
+                    f"input {index} has no token ids of {self.name}: they are 0 to "
+                    f"{self.card.vocab_size - 1}, and there must be at least one. Send text",
+                    param="input",
+                )
+            if len(ids) > self.max_length:
+                truncated.append(index)
+                ids = ids[-self.max_length :] if keep_end else ids[: self.max_length]  # noqa: PLW2901
+            rows.append(ids)
+        return rows
+
+    def _admit(self, tokens: int, *, bulk: bool) -> None:
+        """Refuse a request for which the queue has no room.
+
+        A request that is larger than the queue counts as half of it: it is computed in slices.
+        """
+        rate, room = self.engines.tokens_per_s, self._room(bulk=bulk)
+        queued = self.scheduler.queued_tokens(bulk=bulk)
+        if queued + min(tokens, room // 2) <= room:
+            return
+        self._metrics.rejected.labels(self.name).inc()
+        wait_s = max(1, math.ceil(queued / rate)) if rate else 1
+        raise RequestError(
+            Kind.OVERLOADED,
+            f"{queued:,} tokens wait already, and {room:,} may. Try again in {wait_s} s",
+            headers={"retry-after": str(wait_s)},
+        )
+
+    def _room(self, *, bulk: bool) -> int:
+        """Return the tokens that may wait in a lane."""
+        seconds = BULK_QUEUE_S if bulk else QUERY_QUEUE_S
+        computed = int(self.engines.tokens_per_s * seconds)
+        return self._options.max_queued_tokens or max(MIN_QUEUED_TOKENS, computed)
+
+    def _note_times(self, work: Work, context: RequestContext) -> None:
+        started_s = work.started_s if work.started_s is not None else time.monotonic()
+        context.queue_s = started_s - work.queued_s
+        self._metrics.queue_seconds.labels(self.name).observe(context.queue_s)
+        if work.started_s is not None and work.ended_s is not None:
+            context.compute_s = work.ended_s - work.started_s
+            self._metrics.inference_seconds.labels(self.name).observe(context.compute_s)
+
+    def _failure(self, error: Exception, context: RequestContext) -> RequestError:
+        if isinstance(error, TimeoutError):
+            return context.late()
+        if isinstance(error, WorkCancelledError):
+            return RequestError(Kind.UNAVAILABLE, "the server is stopping")
+        self._metrics.failed_requests.labels(self.name).inc()
+        if isinstance(error, NotFiniteError):
+            return RequestError(Kind.BACKEND, str(error))
+        if isinstance(error, StalledError):
+            return RequestError(Kind.UNAVAILABLE, str(error), headers={"retry-after": "5"})
+        what = str(error) if isinstance(error, BgeError) else "the server's log says why"
+        return RequestError(Kind.BACKEND, f"the engine of {self.name} failed: {what}")
+
+    def _result(self, work: Work, tokens: int) -> Embedded:
+        outputs = work.outputs
+        dense = outputs.dense
+        if dense is not None:
+            try:
+                dense = round_vectors(dense, self.parts.vector_dtype, np.arange(len(dense)))
+            except NotFiniteError as error:
+                raise RequestError(Kind.BACKEND, str(error)) from error
+        return Embedded(dense, outputs.lexical(), outputs.colbert, tokens)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, result: asyncio.Future[None]) -> None:
+    """Tell a request, from any thread, that its work is over."""
+    try:
+        loop.call_soon_threadsafe(_set, result)
+    except RuntimeError:  # the loop is closed, and nobody waits
+        return
+
+
+def _set(result: asyncio.Future[None]) -> None:
+    if not result.done():
+        result.set_result(None)

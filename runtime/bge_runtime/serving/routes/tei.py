@@ -1,0 +1,301 @@
+"""The routes of text-embeddings-inference (TEI)."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from itertools import starmap
+from typing import Any, Literal
+
+import msgspec
+
+from bge_runtime._version import __version__
+from bge_runtime.serving.context import RequestContext
+from bge_runtime.serving.errors import Kind, RequestError
+from bge_runtime.serving.http import Answer, Dialect
+from bge_runtime.serving.model import Embedded, ServedModel
+from bge_runtime.serving.options import ServeOptions
+from bge_runtime.serving.routes.fields import (
+    InputField,
+    add_prompt,
+    read_inputs,
+    read_kind,
+    read_outputs,
+)
+from bge_runtime.serving.routes.numbers import as_float32, sparse_rows, write, write_list
+from bge_runtime.serving.routes.spec import RouteSpec
+
+
+class EmbedRequest(msgspec.Struct):
+    """Body of ``/embed``, ``/embed_sparse`` and ``/embed_all``."""
+
+    inputs: InputField
+    truncate: bool | None = None
+    truncation_direction: Literal["Left", "left", "Right", "right"] | None = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct):
+    """Body of ``/tokenize``."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class DecodeRequest(msgspec.Struct):
+    """Body of ``/decode``."""
+
+    ids: list[int | list[int]]
+    skip_special_tokens: bool = True
+
+
+class SparseValue(msgspec.Struct):
+    """The weight of one token."""
+
+    index: int
+    value: float
+
+
+class Token(msgspec.Struct):
+    """A token of a text; start and stop are positions of characters."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class EmbeddingType(msgspec.Struct):
+    """How a model pools."""
+
+    pooling: str
+
+
+class ModelType(msgspec.Struct):
+    """What a model is: its first key."""
+
+    embedding: EmbeddingType
+
+
+class Info(msgspec.Struct):
+    """Answer of ``/info``."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: ModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+    engine: str
+    dimensions: int
+    outputs: list[str]
+
+
+def routes(model: ServedModel, options: ServeOptions) -> list[RouteSpec]:
+    """Return the routes of one model."""
+    tei = partial(RouteSpec, dialect=Dialect.TEI)
+    post = partial(tei, method="POST")
+    embed = partial(_embed, model)
+    return [
+        *(
+            post(
+                path=path,
+                handler=embed,
+                summary="Embed texts, as TEI does.",
+                body=EmbedRequest,
+                answer=list[list[float]],
+            )
+            for path in ("/embed", "/")
+        ),
+        post(
+            path="/embed_sparse",
+            handler=partial(_embed_sparse, model),
+            summary="Return the lexical weights of texts (BGE-M3).",
+            body=EmbedRequest,
+            answer=list[list[SparseValue]],
+        ),
+        post(
+            path="/embed_all",
+            handler=partial(_embed_all, model),
+            summary="Return the ColBERT vectors of texts, one for each token but [CLS] (BGE-M3).",
+            body=EmbedRequest,
+            answer=list[list[list[float]]],
+        ),
+        post(
+            path="/tokenize",
+            handler=partial(_tokenize, model),
+            summary="Return the tokens of texts.",
+            body=TokenizeRequest,
+            answer=list[list[Token]],
+        ),
+        post(
+            path="/decode",
+            handler=partial(_decode, model),
+            summary="Return the texts of token ids.",
+            body=DecodeRequest,
+            answer=list[str],
+        ),
+        tei(
+            path="/info",
+            method="GET",
+            handler=partial(_info, model, options),
+            summary="Return what is served, and its limits.",
+            answer=Info,
+        ),
+    ]
+
+
+async def _compute(
+    model: ServedModel, body: EmbedRequest, context: RequestContext, outputs: tuple[str, ...]
+) -> Embedded:
+    kind, prompt = read_kind(body.prompt_name, model, param="prompt_name")
+    inputs = read_inputs(body.inputs, token_ids=True, param="inputs")
+    return await model.embed(
+        add_prompt(inputs, prompt),
+        context,
+        kind=kind,
+        outputs=outputs,
+        normalize=body.normalize is not False,
+        dimensions=body.dimensions or None,
+        truncate=body.truncate is not False,
+        keep_end=(body.truncation_direction or "right").lower() == "left",
+    )
+
+
+async def _embed(model: ServedModel, body: EmbedRequest, context: RequestContext) -> Answer:
+    outputs = read_outputs(model, dense=True, sparse=False, colbert=False)
+    dense = (await _compute(model, body, context, outputs)).dense
+    assert dense is not None
+    return Answer(await write_list(as_float32(dense), numbers=dense.size))
+
+
+async def _embed_sparse(model: ServedModel, body: EmbedRequest, context: RequestContext) -> Answer:
+    outputs = read_outputs(model, dense=False, sparse=True, colbert=False)
+    lexical = (await _compute(model, body, context, outputs)).lexical
+    assert lexical is not None
+    rows = [
+        [
+            {"index": index, "value": value}
+            for index, value in zip(ids.tolist(), weights, strict=True)
+        ]
+        for ids, weights in sparse_rows(lexical)
+    ]
+    return Answer(await write_list(rows, numbers=4 * len(lexical.weights)))
+
+
+async def _embed_all(model: ServedModel, body: EmbedRequest, context: RequestContext) -> Answer:
+    outputs = read_outputs(model, dense=False, sparse=False, colbert=True)
+    colbert = (await _compute(model, body, context, outputs)).colbert
+    assert colbert is not None
+    rows = [as_float32(vectors) for vectors in colbert]
+    return Answer(await write_list(rows, numbers=sum(row.size for row in rows)))
+
+
+async def _tokenize(model: ServedModel, body: TokenizeRequest, context: RequestContext) -> Answer:
+    _, prompt = read_kind(body.prompt_name, model, param="prompt_name")
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    model.check_count(texts)
+    context.model, context.texts = model.name, len(texts)
+    tokenizer = model.parts.tokenizer.tokenizer
+
+    def tokens() -> list[list[dict[str, Any]]]:
+        encodings = tokenizer.encode_batch(
+            [prompt + text for text in texts], add_special_tokens=body.add_special_tokens
+        )
+        return [
+            list(
+                starmap(
+                    partial(_token, prompt + text),
+                    zip(
+                        encoding.ids,
+                        encoding.tokens,
+                        encoding.special_tokens_mask,
+                        encoding.offsets,
+                        strict=True,
+                    ),
+                )
+            )
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    try:
+        rows = await asyncio.to_thread(tokens)
+    except (TypeError, ValueError) as error:
+        raise RequestError(Kind.INVALID, str(error), param="inputs") from error
+    return Answer(await write_list(rows, numbers=8 * sum(map(len, rows))))
+
+
+def _token(
+    text: str, number: int, name: str, special: int, offsets: tuple[int, int]
+) -> dict[str, Any]:
+    start, stop = offsets
+    return {
+        "id": number,
+        "text": name if special else text[start:stop],
+        "special": bool(special),
+        "start": None if special else start,
+        "stop": None if special else stop,
+    }
+
+
+async def _decode(model: ServedModel, body: DecodeRequest, context: RequestContext) -> Answer:
+    single = all(isinstance(each, int) for each in body.ids)
+    rows: list[Any] = [body.ids] if single else body.ids
+    model.check_count(rows)
+    context.model, context.texts = model.name, len(rows)
+    if not all(isinstance(row, list) for row in rows):
+        raise RequestError(Kind.INVALID, "ids mixes numbers and lists", param="ids")
+    if any(not 0 <= each < model.card.vocab_size for row in rows for each in row):
+        raise RequestError(
+            Kind.INVALID, f"ids of {model.name} are 0 to {model.card.vocab_size - 1}", param="ids"
+        )
+    texts = await asyncio.to_thread(
+        model.parts.tokenizer.tokenizer.decode_batch,
+        rows,
+        skip_special_tokens=body.skip_special_tokens,
+    )
+    return Answer(write(list(texts)))
+
+
+async def _info(
+    model: ServedModel,
+    options: ServeOptions,
+    _: Any,
+    context: RequestContext,  # noqa: ARG001
+) -> Answer:
+    info = model.model.engine.info
+    return Answer(
+        write(
+            {
+                "model_id": model.name,
+                "model_sha": None,
+                "model_dtype": info.precision,
+                "model_type": {"embedding": {"pooling": model.card.pooling}},
+                "max_concurrent_requests": 512,
+                "max_input_length": model.max_length,
+                "max_batch_tokens": options.max_request_tokens,
+                "max_batch_requests": None,
+                "max_client_batch_size": options.max_inputs,
+                "auto_truncate": True,
+                "tokenization_workers": 2,
+                "version": __version__,
+                "sha": None,
+                "docker_label": None,
+                "engine": str(info),
+                "dimensions": model.card.dim,
+                "outputs": model.outputs,
+            }
+        )
+    )
