@@ -89,28 +89,50 @@ def create_app(
     routes = _routes(served, gate, options)
     document = json.dumps(describe(routes)).encode()
     routes.append(("", _document_route(document)))
-    app = Starlette(
+    endpoints = {
+        (spec.method, base + spec.path): Endpoint(
+            gate,
+            base + spec.path,
+            spec.handler,
+            body=spec.body,
+            dialect=spec.dialect,
+            is_open=spec.is_open,
+        )
+        for base, spec in routes
+    }
+    app = _Application(
+        # What CORS adds is in Starlette's middleware.
+        {} if options.cors_origins else endpoints,
         routes=[
-            Route(
-                base + spec.path,
-                Endpoint(
-                    gate,
-                    base + spec.path,
-                    spec.handler,
-                    body=spec.body,
-                    dialect=spec.dialect,
-                    is_open=spec.is_open,
-                ),
-                methods=[spec.method],
-            )
-            for base, spec in routes
+            Route(path, endpoint, methods=[method])
+            for (method, path), endpoint in endpoints.items()
         ],
         middleware=_middleware(options),
-        exception_handlers={HTTPException: _no_route},  # type: ignore[dict-item]
+        exception_handlers={HTTPException: _no_route},
         lifespan=partial(_lifespan, served, gate),
     )
     app.state.gate, app.state.models = gate, served
     return app
+
+
+class _Application(Starlette):
+    """Starlette, where a request whose path is known goes to its endpoint at once.
+
+    Its middleware and router take a tenth of what a request costs apart from its batches.
+    """
+
+    def __init__(self, endpoints: Mapping[tuple[str, str], Endpoint], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        endpoint = None
+        if scope["type"] == "http":
+            endpoint = self._endpoints.get((scope["method"], scope["path"]))
+        if endpoint is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await endpoint(scope, receive, send)
 
 
 @contextlib.asynccontextmanager

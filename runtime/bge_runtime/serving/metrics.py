@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (
@@ -62,3 +64,22 @@ class Metrics:
         self.queued_tokens = gauge("queued_tokens", "Tokens that wait.", ["lane"])
         self.running_batches = gauge("running_batches", "Batches in progress.", [])
         self.healthy = gauge("healthy", "Whether the engines answer.", by_model)
+
+    @functools.cached_property
+    def _of_requests(self) -> dict[tuple[str, str, int], tuple[Counter, Histogram]]:
+        return {}
+
+    def of_request(self, model: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """Return the count and the duration of requests with these labels.
+
+        Finding them by their labels takes as long as changing them, so they are kept.
+        """
+        key = model, route, status
+        found = self._of_requests.get(key)
+        if found is None:
+            found = (
+                self.requests.labels(model, route, status),
+                self.request_seconds.labels(model, route),
+            )
+            self._of_requests[key] = found
+        return found

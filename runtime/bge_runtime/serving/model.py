@@ -99,6 +99,9 @@ class ServedModel:
         self.engines = EngineGroup(name, self.parts)
         self.last_minute = LastMinute()
         self._options, self._metrics = options, metrics
+        self._tokenization_seconds = metrics.tokenization_seconds.labels(name)
+        self._queue_seconds = metrics.queue_seconds.labels(name)
+        self._inference_seconds = metrics.inference_seconds.labels(name)
         self._plans: dict[TextKind, TokenizationPlan] = {
             kind: self.parts.text_plan(kind=kind, max_length=max_length)
             for kind in (None, "query", "passage")
@@ -313,7 +316,7 @@ class ServedModel:
             )
         context.truncated = len(truncated)
         context.tokenize_s = time.monotonic() - started_s
-        self._metrics.tokenization_seconds.labels(self.name).observe(context.tokenize_s)
+        self._tokenization_seconds.observe(context.tokenize_s)
         if truncated:
             self._metrics.truncated.labels(self.name).inc(len(truncated))
         return tokens
@@ -393,10 +396,10 @@ class ServedModel:
     def _note_times(self, work: Work, context: RequestContext) -> None:
         started_s = work.started_s if work.started_s is not None else time.monotonic()
         context.queue_s = started_s - work.queued_s
-        self._metrics.queue_seconds.labels(self.name).observe(context.queue_s)
+        self._queue_seconds.observe(context.queue_s)
         if work.started_s is not None and work.ended_s is not None:
             context.compute_s = work.ended_s - work.started_s
-            self._metrics.inference_seconds.labels(self.name).observe(context.compute_s)
+            self._inference_seconds.observe(context.compute_s)
 
     def _failure(self, error: Exception, context: RequestContext) -> RequestError:
         if isinstance(error, TimeoutError):

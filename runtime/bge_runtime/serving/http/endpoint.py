@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -177,7 +177,7 @@ class Endpoint:
     def _context(self, headers: Mapping[bytes, bytes], receive: Receive) -> RequestContext:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")
         if not _ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
+            request_id = os.urandom(16).hex()
         timeout_s = self._gate.options.request_timeout_s
         asked_ms = headers.get(b"x-request-timeout-ms", b"")
         if asked_ms.isdigit() and len(asked_ms) < 12:
@@ -253,9 +253,10 @@ class Endpoint:
         await send({"type": "http.response.body", "body": answer.content})
 
     def _note(self, context: RequestContext, status: int) -> None:
-        seconds, metrics = context.elapsed_s, self._gate.metrics
-        metrics.requests.labels(context.model, self._route, status).inc()
-        metrics.request_seconds.labels(context.model, self._route).observe(seconds)
+        seconds = context.elapsed_s
+        count, duration = self._gate.metrics.of_request(context.model, self._route, status)
+        count.inc()
+        duration.observe(seconds)
         if context.model:
             self._gate.on_answer(context.model, seconds, status)
         if self._gate.options.log_requests:
