@@ -135,7 +135,9 @@ def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
             drain_timeout_s=options["drain_timeout"],
             slice_s=options["slice_ms"] / 1000,
             allow_token_ids=options["allow_token_ids"],
+            parallel_batches=not options["no_parallel_batches"],
             page=not options["no_ui"],
+            otlp_endpoint=options["otlp_endpoint"],
         ),
         max_length=options["max_length"],
     )

@@ -39,6 +39,7 @@ from bge_runtime.serving.routes import (
     weaviate,
 )
 from bge_runtime.serving.scheduling import EngineGroup, Scheduler, SchedulerOptions
+from bge_runtime.serving.tracing import start_tracing
 
 _WATCH_S = 1.0
 """Seconds between two looks for batches that have stalled."""
@@ -161,18 +162,19 @@ async def _lifespan(served: Sequence[ServedModel], gate: Gate, _: Starlette) -> 
         by_name[name].last_minute.add_request(latency_ms=1000 * seconds, status=status)
 
     gate.on_answer = note_answer
-    for model in served:
-        model.scheduler = scheduler
-    watch = asyncio.create_task(_watch(scheduler))
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        if options.otlp_endpoint is not None:
+            gate.trace, send_last = start_tracing(options.otlp_endpoint)
+            stack.push_async_callback(asyncio.to_thread, send_last)
+        for model in served:
+            model.scheduler = scheduler
+            stack.callback(model.close)
+        stack.push_async_callback(asyncio.to_thread, scheduler.close)
+        watch = asyncio.create_task(_watch(scheduler))
+        stack.callback(watch.cancel)
         for model in served:
             await warm_up(model)
         yield
-    finally:
-        watch.cancel()
-        await asyncio.to_thread(scheduler.close)
-        for model in served:
-            model.close()
 
 
 async def warm_up(model: ServedModel) -> None:

@@ -96,7 +96,7 @@ class ServedModel:
         self.max_length = max_length
         self.parts = model.parts()
         self.card = model.bundle.manifest.model
-        self.engines = EngineGroup(name, self.parts)
+        self.engines = EngineGroup(name, self.parts, parallel=options.parallel_batches)
         self.last_minute = LastMinute()
         self._options, self._metrics = options, metrics
         self._tokenization_seconds = metrics.tokenization_seconds.labels(name)

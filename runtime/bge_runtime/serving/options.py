@@ -27,8 +27,11 @@ class ServeOptions:
         drain_timeout_s: Seconds for which requests are answered after the server was told to stop.
         slice_s: Seconds that a slice of bulk work may take, and a query may wait for.
         allow_token_ids: Accept token ids in place of texts at OpenAI's routes.
+        parallel_batches: On a CPU, compute several batches in parallel, for which OpenVINO needs a
+            second copy of the weights.
         page: Serve the page for people.
         log_requests: Log every request.
+        otlp_endpoint: URL that receives traces by OpenTelemetry's protocol; None for no traces.
     """
 
     api_keys: Sequence[str] = ()
@@ -43,8 +46,10 @@ class ServeOptions:
     drain_timeout_s: float = 30.0
     slice_s: float = 0.05
     allow_token_ids: bool = False
+    parallel_batches: bool = True
     page: bool = True
     log_requests: bool = True
+    otlp_endpoint: str | None = None
 
 
 QUERY_QUEUE_S = 2.0
