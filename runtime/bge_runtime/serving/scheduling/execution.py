@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from bge_runtime.models import ModelParts
 
 if TYPE_CHECKING:
     from bge_runtime.serving.scheduling.lanes import Entry
-    from bge_runtime.serving.scheduling.work import BatchKey, Work
+    from bge_runtime.serving.scheduling.work import Work
 
 logger = logging.getLogger("bge_runtime.serving")
 
@@ -95,44 +95,58 @@ class EngineGroup:
         """Run a batch, and give each request its outputs or the error.
 
         If an engine fails, all engines of the model are opened again and the batch is run once
-        more, unless that has been done since the last batch that succeeded. A text whose vector is
-        not finite fails its own request only.
+        more, unless that has been done since the last batch that succeeded. If it fails even so,
+        each request's texts are run alone: what one request has sent fails no other.
 
         Args:
             device: Where to run it.
             parallel: Whether other batches may be in progress there.
             entries: The texts, all of one key.
         """
-        key = entries[0].work.key
+        left = list(entries)
         try:
-            try:
-                self._compute(device, parallel, key, entries)
-            except (NotFiniteError, OutOfMemoryError):
-                raise
-            except InferenceError as error:
-                if not self._reopen(error):
-                    raise
-                self._compute(device, parallel, key, entries)
-        except NotFiniteError as error:
-            works = list(dict.fromkeys(entry.work for entry in entries))
-            if len(works) == 1:
-                works[0].end(error)
-                return
-            for work in works:
-                own = [entry for entry in entries if entry.work is work]
-                self.run(device, parallel=parallel, entries=own)
+            self._compute_or_reopen(device, parallel, left)
         except Exception as error:  # noqa: BLE001  # a thread that ends would compute nothing more
+            works = list(dict.fromkeys(entry.work for entry in left))
+            if len(works) == 1 or not isinstance(error, InferenceError):
+                self._fail(works, error)
+                return
+            for work in (each for each in works if not each.is_over):
+                own = [entry for entry in left if entry.work is work]
+                try:
+                    self._compute(self.devices, device, parallel, own)
+                except Exception as reason:  # noqa: BLE001  # the same
+                    self._fail([work], reason)
+
+    def _fail(self, works: Sequence[Work], error: Exception) -> None:
+        if not isinstance(error, NotFiniteError):  # which says nothing of the engine
             self.failed = str(error)
-            logger.error(  # noqa: TRY400  # the message says it, and texts stay out of logs
-                "%s: a batch of %d texts failed: %s", self.name, len(entries), error
-            )
-            for work in {entry.work for entry in entries}:
-                work.end(error)
+        logger.error("%s: a batch of %d requests failed: %s", self.name, len(works), error)
+        for work in works:
+            work.end(error)
+
+    def _compute_or_reopen(self, device: str, parallel: bool, left: list[Entry]) -> None:
+        devices = self.devices
+        try:
+            self._compute(devices, device, parallel, left)
+        except (NotFiniteError, OutOfMemoryError):
+            raise
+        except InferenceError as error:
+            if not self._reopen(devices, error):
+                raise
+            self._compute(self.devices, device, parallel, left)
 
     def _compute(
-        self, device: str, parallel: bool, key: BatchKey, entries: Sequence[Entry]
+        self,
+        devices: Mapping[str, DeviceEngines],
+        device: str,
+        parallel: bool,
+        left: list[Entry],
     ) -> None:
-        single, streams = self.devices[device]
+        """Run a batch, and remove from ``left`` what has its outputs, also if it then fails."""
+        entries = list(left)
+        key = entries[0].work.key
+        single, streams = devices[device]
         engine = streams if parallel and streams is not None else single
         tokens = [entry.work.tokens[entry.row] for entry in entries]
         expected = np.frombuffer(key.prefix, np.int64) if key.prefix else None
@@ -142,6 +156,11 @@ class EngineGroup:
 
         def give(batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
             _distribute(entries, batch, outputs)
+            if len(batch.rows) == len(entries):
+                left.clear()
+            else:  # one of the parts of a batch for which there was no memory
+                given = {entries[row].number for row in batch.rows.tolist()}
+                left[:] = [entry for entry in left if entry.number not in given]
 
         def describe(row: int) -> str:
             return f"input {entries[row].row}"
@@ -166,9 +185,8 @@ class EngineGroup:
             self.token_s + _SMOOTHING * (token_s - self.token_s) if self.token_s else token_s
         )
 
-    def _reopen(self, error: InferenceError) -> bool:
-        """Open all engines again, and return whether that was done."""
-        failed = self.devices
+    def _reopen(self, failed: Mapping[str, DeviceEngines], error: InferenceError) -> bool:
+        """Open all engines again, and return whether that was done since these have failed."""
         with self._opening:
             if self.devices is not failed:  # by another thread in the meantime
                 return True

@@ -70,6 +70,11 @@ class Lane:
         """The requests whose texts wait, oldest first."""
         return [work for work, _ in self._by_age if work.queued_tokens and not work.is_over]
 
+    @property
+    def unanswered(self) -> list[Work]:
+        """The same, and at least those of which texts were taken last: all that a bug may lose."""
+        return [work for work, _ in self._by_age if not work.is_over]
+
     def add(self, work: Work) -> None:
         """Add all texts of a request."""
         order = sorted(range(len(work.tokens)), key=lambda row: -len(work.tokens[row]))
@@ -89,13 +94,15 @@ class Lane:
         self.tokens += work.queued_tokens
 
     def remove(self, work: Work) -> None:
-        """Remove the texts of a request that are in no batch yet."""
+        """Remove the texts of a request that are in no batch yet, if any are here."""
         waiting = self._sorted.get(work.key)
         if waiting is None or not work.queued_tokens:
             return
+        before = len(waiting)
         waiting[:] = [entry for entry in waiting if entry.work is not work]
-        self._took(work, work.queued_tokens)
-        self._forget_empty(work.key)
+        if len(waiting) < before:
+            self._took(work, work.queued_tokens)
+            self._forget_empty(work.key)
 
     def oldest(self, accepts: Callable[[Work], bool]) -> Work | None:
         """Return the oldest request with texts that wait, of those that are accepted."""

@@ -33,6 +33,12 @@ all threads on one batch."""
 _MIN_SLICE_TOKENS = 64
 """Tokens of the shortest slice: of fewer, starting a batch takes longer than computing it."""
 
+_AFTER_FAILURE_S = 0.1
+"""Seconds that a thread of the scheduler pauses after a bug, which may show again at once."""
+
+_JOIN_S = 5.0
+"""Seconds for batches to end after `Scheduler.close`."""
+
 OnBatch = Callable[[EngineGroup, int, int, float], object]
 """Receives the engines, texts, tokens and seconds of a batch."""
 
@@ -183,15 +189,25 @@ class Scheduler:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._cancel_all(None)
-        for thread in self._threads:
-            thread.join(timeout=5)
-
-    def _cancel_all(self, error: Exception | None) -> None:
-        with self._changed:
             waiting = [work for lane in self._lanes.values() for work in lane.works]
         for work in waiting:
-            self.cancel(work, error)
+            self.cancel(work)
+        until_s = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, until_s - time.monotonic()))
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether a thread is still in an engine; after `close`, one that does not answer."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def _start_over(self, error: Exception) -> None:
+        """End all requests that wait, and forget the lanes: they may be what is broken."""
+        with self._changed:
+            lanes, self._lanes = self._lanes, {False: Lane(), True: Lane()}
+            lost = [work for lane in lanes.values() for work in lane.unanswered]
+        for work in lost:
+            _end(work, error)
 
     def _work(self, device: _Device) -> None:
         while True:
@@ -200,7 +216,8 @@ class Scheduler:
                     return
             except Exception as error:  # a thread that ended would leave requests without answer
                 logger.exception("the scheduler failed")
-                self._cancel_all(error)
+                self._start_over(error)
+                time.sleep(_AFTER_FAILURE_S)
 
     def _work_once(self, device: _Device) -> bool:
         """Wait for a batch and run it; return whether the thread is to go on."""
@@ -213,6 +230,10 @@ class Scheduler:
             device.running.append(run)
         try:
             run.engines.run(device.name, parallel=parallel, entries=entries)
+        except Exception as error:  # of a bug, which must leave no request without an answer
+            logger.exception("a batch failed")
+            for work in run.works:
+                _end(work, error)
         finally:
             tokens = sum(entry.length for entry in entries)
             took_s = time.monotonic() - run.started_s
@@ -220,7 +241,10 @@ class Scheduler:
                 device.running.remove(run)
                 if not parallel:  # the others waited for all of the device
                     self._changed.notify(device.slots)
-        self._on_batch(run.engines, len(entries), tokens, took_s)
+        try:
+            self._on_batch(run.engines, len(entries), tokens, took_s)
+        except Exception:
+            logger.exception("a batch was not counted")
         return True
 
     def _take(self, device: _Device) -> tuple[_Run, list[Entry], bool] | None:
@@ -230,9 +254,7 @@ class Scheduler:
         now_s = time.monotonic()
         while (found := self._next(device, now_s)) is not None:
             lane, leader = found
-            if leader.is_over or leader.is_late(now_s):
-                lane.remove(leader)
-                leader.end(TimeoutError("the deadline passed while it waited"))
+            if _is_over(leader, lane, now_s):
                 continue
             engines = leader.key.engines
             if not device.running:
@@ -240,7 +262,7 @@ class Scheduler:
             entries = [
                 entry
                 for entry in lane.take(leader, self._size(engines, device, lane))
-                if not entry.work.is_over
+                if not _is_over(entry.work, lane, now_s)
             ]
             if lane is self._lanes[True] or not self._lanes[True].tokens:
                 device.bulk_s = now_s
@@ -288,3 +310,19 @@ class Scheduler:
             padding=engine.batches.overhead_tokens,
             longest_padded=MAX_PADDED_TOKENS,
         )
+
+
+def _is_over(work: Work, lane: Lane, now_s: float) -> bool:
+    """Return whether nobody waits for a request any more; one past its deadline is ended."""
+    if work.is_late(now_s):
+        work.end(TimeoutError("the deadline passed while it waited"))
+    if work.is_over:
+        lane.remove(work)
+    return work.is_over
+
+
+def _end(work: Work, error: Exception) -> None:
+    try:
+        work.end(error)
+    except Exception:
+        logger.exception("a request could not be told that it failed")
