@@ -51,7 +51,8 @@ def running_server(
         program: Python code to run in place of ``bge-serve``, which reports its address likewise.
     """
     code = program or "from bge_runtime.cli.serve import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments), "--port", "0"]
+    # The last one of an option counts, so that a test may ask for a port.
+    command = [sys.executable, "-c", code, "--port", "0", *map(str, arguments)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     )
@@ -82,3 +83,5 @@ def running_server(
             process.kill()
             process.wait()
         reader.join(timeout=10)
+        if process.stderr is not None and not reader.is_alive():
+            process.stderr.close()
