@@ -287,7 +287,9 @@ class FlagICLModel(DenseEmbedder):
             return super()._text_plan(kind=kind, max_length=max_length)
         instruction, template = self.query_instruction_for_retrieval, self.query_instruction_format
         before = "" if instruction is None else text_before_sentence(template, instruction)
-        plan = self._query_tokenization(max_length, before)
+        # Only what is left beside the examples can be asked for.
+        taken = self._count_tokens(self.prefix, self.suffix) + _SPECIAL_TOKENS
+        plan = self._query_tokenization(min(max_length, self.max_length - taken), before)
 
         def tokenize(texts: Sequence[str], **options: Any) -> list[NDArray[np.int64]]:
             return plan.tokenize(

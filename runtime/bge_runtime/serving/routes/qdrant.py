@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -68,8 +68,19 @@ def routes(resolve: Resolve) -> list[RouteSpec]:
     ]
 
 
+class _Group(NamedTuple):
+    """What texts have in common that are embedded together."""
+
+    model: ServedModel
+    dimensions: int | None
+    normalize: bool
+    prompt_name: str | None
+
+
 async def _infer(resolve: Resolve, body: InferenceRequest, context: RequestContext) -> Answer:
-    groups: dict[tuple[ServedModel, InferenceOptions], list[int]] = {}
+    if not body.inputs:
+        raise RequestError(Kind.EMPTY, "inputs is empty; send at least one")
+    groups: dict[_Group, list[int]] = {}
     for index, each in enumerate(body.inputs):
         if each.data_type != "text":
             raise RequestError(
@@ -77,54 +88,68 @@ async def _infer(resolve: Resolve, body: InferenceRequest, context: RequestConte
                 f"inputs[{index}] has data_type {each.data_type[:100]!r}, and this server embeds "
                 "text",
             )
-        key = resolve(each.model), each.options or InferenceOptions()
-        groups.setdefault(key, []).append(index)
-    if not groups:
-        raise RequestError(Kind.EMPTY, "inputs is empty; send at least one")
-    default: TextKind = {"search": "query", "update": "passage"}.get(body.inference or "")  # type: ignore[assignment]
+        model, options = resolve(each.model), _options(each)
+        read_outputs(model, **_flags([options.output]))  # before any text is computed
+        group = _Group(model, options.dimensions or None, options.normalize, options.prompt_name)
+        groups.setdefault(group, []).append(index)
     found: list[Any] = [None] * len(body.inputs)
     usage: dict[str, dict[str, int]] = {}
-    numbers = 0
-
-    async def compute(model: ServedModel, options: InferenceOptions, rows: list[int]) -> None:
-        nonlocal numbers
-        kind, prompt = default, ""
-        if options.prompt_name is not None:
-            kind, prompt = read_kind(options.prompt_name, model, param="prompt_name")
-        embedded = await model.embed(
-            add_prompt([body.inputs[row].data for row in rows], prompt),
-            context,
-            kind=kind,
-            outputs=read_outputs(
-                model,
-                dense=options.output == "dense",
-                sparse=options.output == "sparse",
-                colbert=options.output == "colbert_vecs",
-            ),
-            normalize=options.normalize,
-            dimensions=options.dimensions or None,
-        )
-        for row, vector in zip(rows, _vectors(embedded), strict=True):
+    default: TextKind = None
+    if body.inference is not None:
+        default = "query" if body.inference == "search" else "passage"
+    for group, rows in groups.items():  # nearly always one
+        inputs = [body.inputs[row] for row in rows]
+        embedded, vectors = await _embed(group, inputs, default, context)
+        for row, vector in zip(rows, vectors, strict=True):
             found[row] = vector
-            numbers += vector.size if hasattr(vector, "size") else len(vector["values"])
-        used = usage.setdefault(model.name, {"tokens": 0})
+        used = usage.setdefault(group.model.name, {"tokens": 0})
         used["tokens"] += embedded.tokens
-
-    async with asyncio.TaskGroup() as tasks:
-        for (model, options), rows in groups.items():
-            tasks.create_task(compute(model, options, rows))
     context.texts = len(body.inputs)
     context.tokens = sum(used["tokens"] for used in usage.values())
-    vectors = await write_list(found, numbers=numbers)
-    return Answer(b'{"embeddings":' + vectors + b',"usage":' + write({"models": usage}) + b"}")
+    numbers = sum(getattr(vector, "size", 256) for vector in found)
+    written = await write_list(found, numbers=numbers)
+    return Answer(b'{"embeddings":' + written + b',"usage":' + write({"models": usage}) + b"}")
 
 
-def _vectors(embedded: Embedded) -> list[Any]:
+async def _embed(
+    group: _Group, inputs: list[InferenceInput], default: TextKind, context: RequestContext
+) -> tuple[Embedded, list[Any]]:
+    """Embed inputs, and return the vector of each. A text that asks for two outputs is run once."""
+    kind, prompt = default, ""
+    if group.prompt_name is not None:
+        kind, prompt = read_kind(group.prompt_name, group.model, param="prompt_name")
+    texts = list(dict.fromkeys(each.data for each in inputs))
+    wanted = [_options(each).output for each in inputs]
+    embedded = await group.model.embed(
+        add_prompt(texts, prompt),
+        context,
+        kind=kind,
+        outputs=read_outputs(group.model, **_flags(wanted)),
+        normalize=group.normalize,
+        dimensions=group.dimensions,
+    )
+    vectors: dict[Output, list[Any]] = {}
     if embedded.dense is not None:
-        return list(as_float32(embedded.dense))
+        vectors["dense"] = list(as_float32(embedded.dense))
     if embedded.lexical is not None:
-        return [
+        vectors["sparse"] = [
             {"indices": ids, "values": weights} for ids, weights in sparse_rows(embedded.lexical)
         ]
-    assert embedded.colbert is not None
-    return [as_float32(vectors) for vectors in embedded.colbert]
+    if embedded.colbert is not None:
+        vectors["colbert_vecs"] = [as_float32(rows) for rows in embedded.colbert]
+    place = {text: index for index, text in enumerate(texts)}
+    return embedded, [
+        vectors[output][place[each.data]] for output, each in zip(wanted, inputs, strict=True)
+    ]
+
+
+def _options(each: InferenceInput) -> InferenceOptions:
+    return each.options or InferenceOptions()
+
+
+def _flags(outputs: Sequence[Output]) -> dict[str, bool]:
+    return {
+        "dense": "dense" in outputs,
+        "sparse": "sparse" in outputs,
+        "colbert": "colbert_vecs" in outputs,
+    }
