@@ -32,6 +32,12 @@ _KINDS: dict[str, TextKind] = {
     **dict.fromkeys(("", "none", "classification", "clustering", "similarity"), None),
 }
 
+_TRUNCATIONS = {
+    "end": (True, False), "true": (True, False), "start": (True, True),
+    "none": (False, False), "false": (False, False),
+}  # fmt: skip
+"""Whether to cut, and whether on the left: by the names that Cohere and NVIDIA have for it."""
+
 
 def read_inputs(value: InputField, *, token_ids: bool, param: str) -> Inputs:
     """Return the inputs of a request as texts or as arrays of token ids.
@@ -93,6 +99,28 @@ def read_kind(name: str | None, model: ServedModel, *, param: str) -> tuple[Text
         f"{param} is {name[:100]!r}, which is none of this model's. Available prompts: [{known}]",
         param=param,
     )
+
+
+def read_truncation(value: bool | str | None, *, param: str) -> tuple[bool, bool]:
+    """Return whether texts that are too long are cut, and whether on the left.
+
+    Args:
+        value: A boolean, or a name of what is cut; None cuts on the right.
+        param: Name of the field, for errors.
+
+    Raises:
+        RequestError: If it is another string.
+    """
+    if not isinstance(value, str):
+        return value is not False, False
+    found = _TRUNCATIONS.get(value.lower())
+    if found is None:
+        raise RequestError(
+            Kind.INVALID,
+            f"{param} is {value[:100]!r}; send true, false, or one of END, START and NONE",
+            param=param,
+        )
+    return found
 
 
 def add_prompt(inputs: Inputs, prompt: str) -> Inputs:

@@ -21,6 +21,7 @@ from bge_runtime.serving.routes.fields import (
     read_inputs,
     read_kind,
     read_outputs,
+    read_truncation,
 )
 from bge_runtime.serving.routes.numbers import (
     as_base64,
@@ -46,7 +47,7 @@ class EmbeddingsRequest(msgspec.Struct):
     prompt_name: str | None = None
     embed_dtype: Literal["float32", "float16"] | None = None
     normalize: bool | None = None
-    truncate: bool | None = None
+    truncate: bool | str | None = None
     return_dense: bool | None = None
     return_sparse: bool | None = None
     return_colbert_vecs: bool | None = None
@@ -151,6 +152,7 @@ async def _embed(
         sparse=bool(body.return_sparse),
         colbert=bool(body.return_colbert_vecs),
     )
+    truncate, keep_end = read_truncation(body.truncate, param="truncate")
     embedded = await model.embed(
         add_prompt(inputs, prompt),
         context,
@@ -158,7 +160,8 @@ async def _embed(
         outputs=outputs,
         normalize=body.normalize is not False,
         dimensions=body.dimensions or None,
-        truncate=body.truncate is not False,
+        truncate=truncate,
+        keep_end=keep_end,
     )
     in_base64 = body.encoding_format == "base64" or body.embed_dtype is not None
     items, numbers = _items(
