@@ -9,6 +9,7 @@ TENSORRT_RTX := .tensorrt-rtx
 GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
 SENTENCE_TRANSFORMERS_6 := .sentence-transformers-6
+SERVING_CLIENTS := .serving-clients
 PYTHONS_DIR := .pythons
 MADE := $(CURDIR)/.made
 PYTHONS ?= 3.12 3.13 3.14
@@ -25,7 +26,7 @@ EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
 .PHONY: demo test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
-    gpu-baselines transformers-5 sentence-transformers-6 clean
+    gpu-baselines transformers-5 sentence-transformers-6 serving-clients clean
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
@@ -33,7 +34,7 @@ demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model,
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
-test: forget-made check transformers-5 sentence-transformers-6 wheel pythons  ## Everything CI runs
+test: forget-made check transformers-5 sentence-transformers-6 serving-clients wheel pythons  ## Everything CI runs
 
 forget-made:
 	rm -rf $(MADE)
@@ -77,6 +78,11 @@ transformers-5: $(TRANSFORMERS_5)/.ready  ## The exporter's tests with what the 
 sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its OpenVINO backend
 	PYTHONPATH=$(CURDIR)/$(SENTENCE_TRANSFORMERS_6) $(BIN)/pytest -q tests/test_interop.py \
 	    -k sentence_transformers_on_openvino
+
+# The servers they call, and the vectors they must get, are of the other environment. Warnings are
+# of the clients: some leave sockets open, or use what is deprecated.
+serving-clients: $(VENV)/.ready $(SERVING_CLIENTS)/.ready  ## Clients of other servers, against bge-serve
+	$(SERVING_CLIENTS)/bin/pytest -q -W ignore --confcutdir tests/serving_clients tests/serving_clients
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
@@ -138,7 +144,14 @@ $(SENTENCE_TRANSFORMERS_6)/.ready: Makefile $(VENV)/.ready
 	    huggingface-hub==1.21.0
 	touch $@
 
+# They need a newer huggingface_hub than the peers admit.
+$(SERVING_CLIENTS)/.ready: tests/serving_clients/requirements.txt
+	rm -rf $(SERVING_CLIENTS)
+	$(PYTHON) -m venv $(SERVING_CLIENTS)
+	$(SERVING_CLIENTS)/bin/pip install $(PIP_FLAGS) --no-compile -r $<
+	touch $@
+
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TENSORRT_RTX) \
-	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(PYTHONS_DIR) $(MADE) \
-	    dist demo-bundle
+	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(PYTHONS_DIR) \
+	    $(MADE) dist demo-bundle

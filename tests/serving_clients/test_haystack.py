@@ -1,0 +1,39 @@
+"""Haystack's embedders for text-embeddings-inference, dense and sparse."""
+
+from __future__ import annotations
+
+import pytest
+from haystack import Document
+from haystack_integrations.components.embedders.huggingface_api import (
+    HuggingFaceAPIDocumentEmbedder,
+    HuggingFaceAPITextEmbedder,
+    HuggingFaceTEISparseDocumentEmbedder,
+    HuggingFaceTEISparseTextEmbedder,
+)
+
+from tests.serving_clients.servers import Model, assert_same, assert_same_weights
+
+TEI = "text_embeddings_inference"
+
+
+@pytest.mark.parametrize("normalize", [True, False])  # False is its default
+def test_documents_and_a_query(docs: Model, normalize: bool):
+    expected = docs.outputs["passages" if normalize else "unnormalized"]
+    server = {"api_type": TEI, "api_params": {"url": docs.url}, "normalize": normalize}
+    documents = HuggingFaceAPIDocumentEmbedder(**server, progress_bar=False).run(
+        [Document(content=text) for text in docs.texts]
+    )["documents"]
+    assert_same([document.embedding for document in documents], expected)
+    query = HuggingFaceAPITextEmbedder(**server).run(docs.texts[0])
+    assert_same(query["embedding"], expected[0])
+
+
+def test_m3s_lexical_weights_of_documents_and_a_query(m3: Model):
+    documents = HuggingFaceTEISparseDocumentEmbedder(api_base_url=m3.url, progress_bar=False).run(
+        [Document(content=text) for text in m3.texts]
+    )["documents"]
+    query = HuggingFaceTEISparseTextEmbedder(api_base_url=m3.url).run(m3.texts[0])
+    found = [*(document.sparse_embedding for document in documents), query["sparse_embedding"]]
+    weights = m3.outputs["lexical_weights"]
+    for sparse, expected in zip(found, [*weights, weights[0]], strict=True):
+        assert_same_weights(sparse.indices, sparse.values, expected)
