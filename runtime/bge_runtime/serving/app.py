@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -140,21 +141,26 @@ class _Application(Starlette):
 async def _lifespan(served: Sequence[ServedModel], gate: Gate, _: Starlette) -> AsyncIterator[None]:
     options = gate.options
     by_engines = {model.engines: model for model in served}
+    # Counting a batch takes as long as a query may wait for its answer: it is done later.
+    batches: deque[tuple[EngineGroup, int, int, float]] = deque()
 
-    def note_batch(engines: EngineGroup, texts: int, tokens: int, seconds: float) -> None:
-        model, metrics = by_engines[engines], gate.metrics
-        metrics.batch_seconds.labels(model.name).observe(seconds)
-        metrics.batch_tokens.labels(model.name).observe(tokens)
-        metrics.batch_texts.labels(model.name).observe(texts)
-        metrics.texts.labels(model.name).inc(texts)
-        metrics.tokens.labels(model.name).inc(tokens)
+    def count_batches() -> None:
         queued = sum(scheduler.queued_tokens(bulk=bulk) for bulk in (False, True))
-        model.last_minute.add_batch(texts=texts, tokens=tokens, queued_tokens=queued)
+        while batches:
+            engines, texts, tokens, seconds = batches.popleft()
+            model, metrics = by_engines[engines], gate.metrics
+            metrics.batch_seconds.labels(model.name).observe(seconds)
+            metrics.batch_tokens.labels(model.name).observe(tokens)
+            metrics.batch_texts.labels(model.name).observe(texts)
+            metrics.texts.labels(model.name).inc(texts)
+            metrics.tokens.labels(model.name).inc(tokens)
+            model.last_minute.add_batch(texts=texts, tokens=tokens, queued_tokens=queued)
 
+    gate.count_batches = count_batches
     scheduler = Scheduler(
         [model.engines for model in served],
         SchedulerOptions(slice_s=options.slice_s, stalled_s=options.engine_timeout_s),
-        on_batch=note_batch,
+        on_batch=lambda *batch: batches.append(batch),
     )
     by_name = {model.name: model for model in served}
 
@@ -170,7 +176,7 @@ async def _lifespan(served: Sequence[ServedModel], gate: Gate, _: Starlette) -> 
             model.scheduler = scheduler
             stack.callback(model.close)
         stack.push_async_callback(asyncio.to_thread, scheduler.close)
-        watch = asyncio.create_task(_watch(scheduler))
+        watch = asyncio.create_task(_watch(scheduler, count_batches))
         stack.callback(watch.cancel)
         for model in served:
             await warm_up(model)
@@ -194,10 +200,11 @@ async def warm_up(model: ServedModel) -> None:
                 raise
 
 
-async def _watch(scheduler: Scheduler) -> None:
+async def _watch(scheduler: Scheduler, count_batches: Callable[[], object]) -> None:
     while True:
         await asyncio.sleep(_WATCH_S)
         scheduler.fail_stalled()
+        count_batches()
 
 
 def _routes(

@@ -66,6 +66,7 @@ class Gate:
         metrics: The server's metrics.
         draining: Whether the server is stopping.
         on_answer: Is told of the model, seconds and status of each request.
+        count_batches: Brings the metrics of batches up to date.
         trace: Returns a context for a request's headers and route, or None.
     """
 
@@ -74,6 +75,7 @@ class Gate:
         self.options, self.metrics = options, metrics
         self.draining = False
         self.on_answer: Callable[[str, float, int], object] = lambda *_: None
+        self.count_batches: Callable[[], object] = lambda: None
         self.trace: Callable[[Headers, str, RequestContext], AbstractContextManager[object]] = (
             lambda *_: nullcontext()
         )

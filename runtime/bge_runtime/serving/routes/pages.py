@@ -94,6 +94,7 @@ async def _live(_: Any, __: RequestContext) -> Answer:
 
 
 async def _metrics(models: Sequence[ServedModel], gate: Gate, _: Any, __: RequestContext) -> Answer:
+    gate.count_batches()
     metrics, scheduler = gate.metrics, models[0].scheduler
     for lane, bulk in (("query", False), ("bulk", True)):
         metrics.queued_tokens.labels(lane).set(scheduler.queued_tokens(bulk=bulk))
@@ -130,6 +131,7 @@ def _hashes(page: bytes, tag: bytes) -> list[str]:
 
 
 async def _stats(models: Sequence[ServedModel], gate: Gate, _: Any, __: RequestContext) -> Answer:
+    gate.count_batches()
     return Answer(
         write(
             {
