@@ -125,11 +125,12 @@ class _Application(Starlette):
 
     def __init__(self, endpoints: Mapping[tuple[str, str], Endpoint], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._endpoints = endpoints
+        self._endpoints = {key: each for key, each in endpoints.items() if "{" not in key[1]}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         endpoint = None
-        if scope["type"] == "http":
+        # Where it is mounted, the path is that of the other application, too.
+        if scope["type"] == "http" and not scope.get("root_path"):
             endpoint = self._endpoints.get((scope["method"], scope["path"]))
         if endpoint is None:
             await super().__call__(scope, receive, send)
