@@ -83,8 +83,12 @@ class Gate:
         # Hashes have one length, and comparing them tells nothing of the keys.
         self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
 
-    def check_key(self, headers: Mapping[bytes, bytes]) -> None:
+    def check_key(self, headers: Mapping[bytes, bytes], token_in_body: str | None = None) -> None:
         """Check the key of a request.
+
+        Args:
+            headers: The request's headers.
+            token_in_body: What its body has in place of a header: Qdrant sends no headers.
 
         Raises:
             RequestError: If keys are required, and the request has none of them.
@@ -94,7 +98,8 @@ class Gate:
         given = headers.get(b"authorization", b"")
         scheme, _, token = given.partition(b" ")
         if scheme.lower() != b"bearer":
-            token = headers.get(b"x-api-key", headers.get(b"api-key", b""))
+            in_body = (token_in_body or "").encode()
+            token = headers.get(b"x-api-key", headers.get(b"api-key", in_body))
         digest = hashlib.sha256(token.strip()).digest()
         # All keys are compared, whichever of them fits.
         if sum(hmac.compare_digest(digest, key) for key in self._keys):
@@ -135,6 +140,7 @@ class Endpoint:
         self._dialect, self._is_open = dialect, is_open
         # Numbers and booleans may be strings, as some clients send them.
         self._decode = None if body is None else msgspec.json.Decoder(body, strict=False).decode
+        self._has_token = "token" in getattr(body, "__struct_fields__", ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -170,11 +176,14 @@ class Endpoint:
                 raise RequestError(
                     Kind.UNAVAILABLE, "the server is stopping", headers={"retry-after": "1"}
                 )
-            self._gate.check_key(headers)
+            if not self._has_token:
+                self._gate.check_key(headers)
         if self._decode is None:
             return await self._handler(scope.get("path_params"), context)
-        body = await self._read_body(headers, receive)
-        return await self._handler(await self._parse(body), context)
+        body = await self._parse(await self._read_body(headers, receive))
+        if self._has_token:
+            self._gate.check_key(headers, body.token)
+        return await self._handler(body, context)
 
     def _context(self, headers: Mapping[bytes, bytes], receive: Receive) -> RequestContext:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")
