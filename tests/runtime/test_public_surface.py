@@ -34,6 +34,7 @@ NEEDS = {
     "bge_runtime.integrations.langchain": "langchain_core",
     "bge_runtime.integrations.llama_index": "llama_index.core",
     "bge_runtime.integrations.mteb": "mteb",
+    "bge_runtime.serving": "starlette",
 }
 MODULES = ["bge_runtime", "bge_runtime.errors", "bge_runtime.stores", *NEEDS]
 

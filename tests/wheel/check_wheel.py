@@ -24,6 +24,7 @@ assert packages == {"bge_runtime", "bge_export", "bge_bench"}, packages
 for package in packages:
     assert f"{package}/py.typed" in names, package
 assert any(name.endswith("licenses/LICENSE") for name in names)
+assert "bge_runtime/serving/ui.html" in names
 
 import bge_runtime  # noqa: E402
 
@@ -67,3 +68,9 @@ for extra in ("langchain", "llama-index", "chroma", "mteb"):
     assert f"pip install 'bge-runtime[{extra}]'" in said, said
 
 print(f"the wheel embeds without PyTorch: {model.engine.info}")
+
+refused = subprocess.run(
+    [scripts / "bge-serve", bundle], capture_output=True, text=True, check=False
+)
+assert refused.returncode == 1, refused
+assert "pip install 'bge-runtime[cpu,serve]'" in refused.stderr, refused.stderr

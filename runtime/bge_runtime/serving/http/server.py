@@ -31,13 +31,15 @@ to stop. Each answer then closes its connection."""
 class _Server(uvicorn.Server):
     """uvicorn's server, which drains, and ends with status 0 where it was told to stop."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, on_ready: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gate: Gate, on_ready: Callable[[str], None] | None
+    ) -> None:
         super().__init__(config)
         self._gate, self._on_ready = gate, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.started and self._on_ready is not None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -69,7 +71,7 @@ class _Server(uvicorn.Server):
 
 
 def run_server(
-    app: Starlette, *, host: str, port: int, on_ready: Callable[[str], None] = lambda _: None
+    app: Starlette, *, host: str, port: int, on_ready: Callable[[str], None] | None = None
 ) -> None:
     """Serve an application until SIGTERM or SIGINT.
 
