@@ -20,7 +20,8 @@ TESTS = [
     "cli/test_embed_output", "encoding/test_batching", "encoding/test_parallel",
     "encoding/test_prefix_cache", "models/test_bad_input", "models/test_garbage",
     "models/test_processes", "models/test_threads", "system/test_cgroups", "system/test_cpus",
-    "test_errors", "test_import_isolation", "test_stores", "variants/test_parity_check",
+    "serving/test_app", "serving/test_lanes", "serving/test_scheduler", "test_errors",
+    "test_import_isolation", "test_stores", "variants/test_parity_check",
     "variants/test_selection",
 ]  # fmt: skip
 """Tests of the runtime that need neither PyTorch nor a peer, but for single ones that skip."""
@@ -74,7 +75,7 @@ def main(folder: Path, wheel: Path, versions: list[str]) -> None:
             run(str(found[version]), "-m", "venv", "--without-pip", str(environment))
         pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
         pinned = ["-c", "constraints.txt", "--no-compile", "--disable-pip-version-check"]
-        run(*pip, *pinned, "--group", "runtime-tests", f"{wheel}[cpu,sparse]")
+        run(*pip, *pinned, "--group", "runtime-tests", f"{wheel}[cpu,serve,sparse]")
         run(*pip, "--no-deps", "--force-reinstall", "--disable-pip-version-check", str(wheel))
         print(f"Python {version}:", flush=True)
         run(python, "-m", "pytest", "-n", "auto", "-m", "not slow", "-q", "-p", "no:cacheprovider",
