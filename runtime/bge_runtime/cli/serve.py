@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,9 @@ def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
         click.echo(f"bge-serve: listening on {url}", err=True)
 
     serving.run_server(app, host=host, port=port, on_ready=report)
+    if any(model.scheduler.is_computing for model in app.state.models):
+        # Python would wait for engines that do not answer, or end under those that compute.
+        os._exit(0)
 
 
 def _import_serving() -> Any:

@@ -91,17 +91,14 @@ def create_app(
     routes = _routes(served, gate, options)
     document = json.dumps(describe(routes)).encode()
     routes.append(("", _document_route(document)))
-    endpoints = {
-        (spec.method, base + spec.path): Endpoint(
-            gate,
-            base + spec.path,
-            spec.handler,
-            body=spec.body,
-            dialect=spec.dialect,
-            is_open=spec.is_open,
+    endpoints: dict[tuple[str, str], Endpoint] = {}
+    for base, spec in routes:
+        path = base + spec.path
+        endpoint = endpoints[spec.method, path] = Endpoint(
+            gate, path, spec.handler, body=spec.body, dialect=spec.dialect, is_open=spec.is_open
         )
-        for base, spec in routes
-    }
+        # Clients that are given the URL of a model send to /docs as well as to /docs/.
+        endpoints.setdefault((spec.method, path.rstrip("/") or "/"), endpoint)
     app = _Application(
         # What CORS adds is in Starlette's middleware.
         {} if options.cors_origins else endpoints,
@@ -113,6 +110,8 @@ def create_app(
         exception_handlers={HTTPException: _no_route},
         lifespan=partial(_lifespan, served, gate),
     )
+    # A redirect would be to the name in the request's Host, and change a POST for some clients.
+    app.router.redirect_slashes = False
     app.state.gate, app.state.models = gate, served
     return app
 
@@ -283,7 +282,7 @@ def _document_route(document: bytes) -> RouteSpec:
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
-    path = request.url.path
+    path = str(request.scope["path"])  # request.url is made of the Host, which may be anything
     if error.status_code == 405:
         found = RequestError(Kind.METHOD, f"{path} does not answer {request.method} requests")
     else:

@@ -216,12 +216,7 @@ class ServedModel:
         self._check(inputs, dimensions)
         tokens = await self._tokenize(inputs, context, kind, truncate=truncate, keep_end=keep_end)
         total = context.tokens = sum(map(len, tokens))
-        if total > self._options.max_request_tokens:
-            raise RequestError(
-                Kind.TOO_LARGE,
-                f"the request has {total:,} tokens, and {self._options.max_request_tokens:,} is "
-                "the limit of a request. Send it in parts",
-            )
+        self.check_tokens(total)
         most = {None: _QUERY_TOKENS, "query": _MARKED_QUERY_TOKENS, "passage": 0}[kind]
         bulk = total > most
         self._admit(total, bulk=bulk)
@@ -246,8 +241,10 @@ class ServedModel:
         try:
             self.scheduler.submit(work)
             await context.wait(result)
+        except WorkCancelledError as error:
+            raise self._failure(error, context) from error
         finally:
-            if not work.is_over:
+            if not work.is_over or work.queued_tokens:
                 self.scheduler.cancel(work)
             self._note_times(work, context)
         if work.error is not None:
@@ -267,6 +264,19 @@ class ServedModel:
                 Kind.TOO_LARGE,
                 f"the request has {len(inputs):,} inputs, and {self._options.max_inputs:,} is the "
                 "limit of a request. Send it in parts",
+            )
+
+    def check_tokens(self, tokens: int) -> None:
+        """Check the tokens of a request.
+
+        Raises:
+            RequestError: If there are too many.
+        """
+        if tokens > self._options.max_request_tokens:
+            raise RequestError(
+                Kind.TOO_LARGE,
+                f"the request has {tokens:,} tokens, and {self._options.max_request_tokens:,} is "
+                "the limit of a request. Send it in parts",
             )
 
     def _check(self, inputs: Inputs, dimensions: int | None) -> None:

@@ -31,7 +31,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 _LARGE_BODY_BYTES = 1 << 17
 """Bodies from this size on are parsed in a thread, so that other requests go on meanwhile."""
 
-_ID = re.compile(r"[\w.:-]{1,128}")
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 """Request ids that are taken over. Others would allow a client to forge lines of the log."""
 
 _CLIENT_LEFT = 499
@@ -152,6 +152,12 @@ class Endpoint:
             except RequestError as error:
                 status, body = error_body(self._dialect, error)
                 answer = Answer(body, status=status, headers=error.headers)
+            except asyncio.CancelledError:
+                # uvicorn cancels what is not answered within the drain timeout.
+                if not self._gate.draining:
+                    raise
+                stopped = RequestError(Kind.UNAVAILABLE, "the server has stopped")
+                answer = Answer(error_body(self._dialect, stopped)[1], status=503)
             except ClientLeftError:
                 self._gate.metrics.cancelled.labels(context.model).inc()
                 answer = None
@@ -201,7 +207,6 @@ class Endpoint:
             Kind.TOO_LARGE,
             f"the body has more than {limit:,} bytes, which is the limit of a request. Send it in "
             "parts",
-            headers={"connection": "close"},
         )
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:

@@ -102,16 +102,16 @@ def run_server(
         proxy_headers=False,
         backlog=4096,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(gate.options.drain_timeout_s)),
+        timeout_graceful_shutdown=max(0.1, gate.options.drain_timeout_s - _LAST_REQUESTS_S),  # type: ignore[arg-type]
     )
     server = _Server(config, gate, on_ready)
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     try:
         server.run()
-    except SystemExit:  # uvicorn's way to say that it cannot bind; it has logged why
+    except SystemExit:  # uvicorn's way to say that it failed; it has logged why
+        if server.lifespan.should_exit:
+            raise BgeError("the server did not start; the lines above say why") from None
         raise BgeError(f"cannot listen on {host}, port {port}; the line above says why") from None
     finally:
         sys.setswitchinterval(before)
-    if not server.started:
-        raise BgeError("the server did not start; the lines above say why")

@@ -80,6 +80,7 @@ class _Group(NamedTuple):
 async def _infer(resolve: Resolve, body: InferenceRequest, context: RequestContext) -> Answer:
     if not body.inputs:
         raise RequestError(Kind.EMPTY, "inputs is empty; send at least one")
+    resolve(body.inputs[0].model).check_count(body.inputs)
     groups: dict[_Group, list[int]] = {}
     for index, each in enumerate(body.inputs):
         if each.data_type != "text":

@@ -25,6 +25,10 @@ from bge_runtime.serving.routes.fields import (
 from bge_runtime.serving.routes.numbers import as_float32, sparse_rows, write, write_list
 from bge_runtime.serving.routes.spec import RouteSpec
 
+_CHARACTERS_A_TOKEN = 4
+"""Characters for which ``/tokenize`` expects a token; other than routes that embed, it has to
+tokenize all of a text."""
+
 
 class EmbedRequest(msgspec.Struct):
     """Body of ``/embed``, ``/embed_sparse`` and ``/embed_all``."""
@@ -207,6 +211,8 @@ async def _tokenize(model: ServedModel, body: TokenizeRequest, context: RequestC
     _, prompt = read_kind(body.prompt_name, model, param="prompt_name")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     model.check_count(texts)
+    # A token of the answer takes a hundred times the memory of its characters.
+    model.check_tokens(sum(map(len, texts)) // _CHARACTERS_A_TOKEN)
     context.model, context.texts = model.name, len(texts)
     tokenizer = model.parts.tokenizer.tokenizer
 
@@ -214,6 +220,7 @@ async def _tokenize(model: ServedModel, body: TokenizeRequest, context: RequestC
         encodings = tokenizer.encode_batch(
             [prompt + text for text in texts], add_special_tokens=body.add_special_tokens
         )
+        model.check_tokens(sum(map(len, encodings)))
         return [
             list(
                 starmap(

@@ -36,7 +36,7 @@ _MIN_SLICE_TOKENS = 64
 _AFTER_FAILURE_S = 0.1
 """Seconds that a thread of the scheduler pauses after a bug, which may show again at once."""
 
-_JOIN_S = 5.0
+_JOIN_S = 1.0
 """Seconds for batches to end after `Scheduler.close`."""
 
 OnBatch = Callable[[EngineGroup, int, int, float], object]
