@@ -28,7 +28,8 @@ class Health:
         """Return what is wrong with a model; None if its engines answer."""
         trouble = model.trouble
         idle_s = time.monotonic() - model.engines.answered_s
-        if idle_s < _LATELY_S and trouble is None:
+        # A long text on a small machine takes minutes; when its batch has stalled is trouble.
+        if trouble is None and (idle_s < _LATELY_S or model.scheduler.computes(model.engines)):
             return None
         # One probe at a time, however many ask.
         probe = self._probes.get(model.name)

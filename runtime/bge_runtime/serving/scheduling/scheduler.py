@@ -154,6 +154,10 @@ class Scheduler:
         """Batches in progress."""
         return sum(len(device.running) for device in self._devices)
 
+    def computes(self, group: EngineGroup) -> bool:
+        """Return whether a batch is in progress, of any model, on the devices of this one."""
+        return any(device.running for device in self._devices if device.name in group.devices)
+
     def stalled(self, group: EngineGroup | None = None) -> float | None:
         """Return for how many seconds an engine has not answered; None if all answer.
 
