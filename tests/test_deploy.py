@@ -173,7 +173,7 @@ def server(tiny_bundle, tmp_path_factory: pytest.TempPathFactory):
 
 def test_probes_are_routes_that_need_no_key(server: Server):
     paths = {CONTAINER[name]["httpGet"]["path"] for name in CONTAINER if name.endswith("Probe")}
-    assert len(paths) == 2
+    assert paths
     for path in paths:
         assert server.client.get(path).status_code == 200, path
 
