@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
 GPU_WHEEL := .onnxruntime-gpu
 GPU_BASELINES := .gpu-baselines
+GPU_SERVE := .gpu-serve
+INFINITY := .infinity
 TENSORRT_RTX := .tensorrt-rtx
 GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
@@ -26,7 +28,7 @@ EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
 .PHONY: demo test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
-    gpu-baselines transformers-5 sentence-transformers-6 serving-clients clean
+    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients clean
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
@@ -111,6 +113,26 @@ gpu-baselines: $(VENV)/.ready  ## Pack PyTorch's baselines, in the versions test
 	mkdir -p gpu-wheels
 	tar -cJf gpu-wheels/baselines.tar.xz --exclude=__pycache__ -C $(GPU_BASELINES) .
 
+gpu-serve: $(VENV)/.ready  ## Pack what bge-serve and bge-bench serve import, for serve_on_gpu.sh
+	rm -rf $(GPU_SERVE)*
+	$(BIN)/pip list --format=freeze >$(GPU_SERVE).txt
+	$(BIN)/pip install $(PIP_FLAGS) --no-compile -c $(GPU_SERVE).txt \
+	    --python-version $(GPU_PYTHON) --only-binary=:all: --target $(GPU_SERVE) \
+	    httptools msgspec orjson prometheus-client psutil starlette uvicorn uvloop
+	mkdir -p gpu-wheels
+	tar -cJf gpu-wheels/serve.tar.xz --exclude=__pycache__ -C $(GPU_SERVE) .
+
+infinity: $(INFINITY)/.ready  ## The server that bge-bench serve compares with, in an environment of its own
+
+# It needs numpy 1 and an older uvicorn, which its own requirements do not say.
+$(INFINITY)/.ready: Makefile
+	rm -rf $(INFINITY)
+	$(PYTHON) -m venv $(INFINITY)
+	$(INFINITY)/bin/pip install $(PIP_FLAGS) "infinity-emb[ct2,optimum,server,torch]==0.0.78" \
+	    "numpy<2" "optimum==2.1.0" "optimum-onnx==0.1.0" "torch==2.13.0" "transformers==4.57.6" \
+	    "uvicorn<0.33"
+	touch $@
+
 $(VENV)/.torch: constraints-common.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
@@ -152,6 +174,6 @@ $(SERVING_CLIENTS)/.ready: tests/serving_clients/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(TENSORRT_RTX) \
-	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(PYTHONS_DIR) \
-	    $(MADE) dist demo-bundle
+	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(GPU_SERVE)* $(TENSORRT_RTX) \
+	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(INFINITY) \
+	    $(PYTHONS_DIR) $(MADE) dist demo-bundle

@@ -24,6 +24,7 @@ try:
     from bge_bench.cli.progress import progress
     from bge_bench.cli.report import report as report_command
     from bge_bench.cli.retrieval import retrieval
+    from bge_bench.cli.serve import serve
     from bge_bench.cli.tables import COMMANDS
     from bge_bench.datasets.corpus import (
         PARAGRAPHS,
@@ -75,6 +76,7 @@ for command in COMMANDS:
 main.add_command(retrieval)
 main.add_command(gpu)
 main.add_command(checkpoint_command)
+main.add_command(serve)
 
 
 @main.command()

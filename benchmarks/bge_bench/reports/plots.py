@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bge_bench.reports.tables import Document, failures
+from bge_bench.reports.rows import Document, failures
 
 _OURS, _THEIRS = "#c2410c", ("#475569", "#64748b", "#94a3b8", "#0f766e", "#6d28d9", "#1d4ed8")
 _MARKERS = "osD^vPX*h<>"
@@ -115,9 +116,49 @@ def _memory(axes: Axes, document: Document) -> None:
     axes.legend(fontsize=7)
 
 
+def _serve(axes: Axes, document: Document) -> None:
+    for row, style in zip(document["rows"], _styles(document["rows"]), strict=True):
+        loads = [row["open"][str(load)] for load in document["loads"]]
+        offered = [load / 100 * row["capacity_per_s"] for load in document["loads"]]
+        for name, line in (("p50_ms", "-"), ("p99_ms", "--")):
+            # Where nothing was answered there is no latency.
+            found = [np.nan if load[name] is None else load[name] for load in loads]
+            shown = {**style, "label": f"{row['label']}, {name[:3]}", "linestyle": line}
+            axes.plot(offered, found, markersize=4, **shown)
+    axes.set_yscale("log")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("requests a second that come at random times, one text each")
+    axes.set_ylabel("milliseconds until the answer")
+    axes.legend(fontsize=7)
+
+
+def _overload(axes: Axes, document: Document) -> None:
+    found = document["overload"]
+    length = found["seconds"] / len(found["parts"])
+    middles = [(number + 0.5) * length for number in range(len(found["parts"]))]
+    for name, line in (("p50_ms", "-"), ("p99_ms", "--")):
+        latencies = [np.nan if part[name] is None else part[name] for part in found["parts"]]
+        label = f"{name[:3]} of accepted requests"
+        axes.plot(middles, latencies, color=_OURS, marker="o", linestyle=line, label=label)
+    held = axes.twinx()
+    held.plot(
+        range(1, len(found["held_bytes"]) + 1),
+        [value / 1e6 for value in found["held_bytes"]],
+        color=_THEIRS[0],
+    )
+    held.set_ylim(bottom=0)
+    held.set_ylabel("resident memory, MB (grey)")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"seconds at {found['percent']} % of the server's capacity")
+    axes.set_ylabel("milliseconds until the answer")
+    axes.legend(fontsize=7)
+
+
 _PLOTS: Mapping[str, Callable[[Axes, Document], None]] = {
     "throughput": _throughput,
     "latency": _latency,
     "scaling": _scaling,
     "memory": _memory,
+    "serve": _serve,
+    "overload": _overload,
 }

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from bge_bench.reports.rows import Document, Rows, failures, struck
+from bge_bench.reports.serving import (
+    overload_notes,
+    overload_rows,
+    serving_notes,
+    serving_rows,
+)
 from bge_bench.reports.text import busy_notes
-from bge_runtime.bundle import TOLERANCES, Parity
+from bge_runtime.bundle import Parity
 from bge_runtime.system import format_table
-
-Document = Mapping[str, Any]
-Rows = list[list[str]]
-
-
-def failures(row: Document) -> list[str]:
-    """Return the limits that a candidate's vectors miss, if they were compared."""
-    if "parity" not in row:
-        return []
-    return Parity.from_json(row["parity"]).failures(TOLERANCES[row["precision"]])
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float:
@@ -38,10 +34,6 @@ def best_of_ours(document: Document, precision: str) -> Document | None:
 
 def _precisions(document: Document) -> list[str]:
     return [row["precision"] for row in document["rows"] if row["ours"]]
-
-
-def _struck(cells: Sequence[str]) -> list[str]:
-    return [f"~~{cell}~~" if cell else "" for cell in cells]
 
 
 def throughput_rows(document: Document) -> Rows:
@@ -69,7 +61,7 @@ def throughput_rows(document: Document) -> Rows:
         ]
         failed = failures(row)
         if failed:
-            cells = _struck(cells)
+            cells = struck(cells)
         for mine in ours.values():
             # Compare both in full, or both on the sample.
             common = "full" if mine["full_s"] and row["full_s"] else "sample"
@@ -94,7 +86,7 @@ def latency_rows(document: Document) -> Rows:
             cells = [what, row["label"], *percentiles, str(len(calls)), row["precision"]]
             if compared:
                 cells.append(f"{Parity.from_json(row['parity']).min_cosine:.6f}")
-            rows.append(_struck(cells) if failures(row) else cells)
+            rows.append(struck(cells) if failures(row) else cells)
     return rows
 
 
@@ -141,12 +133,20 @@ ROWS: Mapping[str, Callable[[Document], Rows]] = {
     "cold-start": cold_start_rows,
     "scaling": scaling_rows,
     "memory": memory_rows,
+    "serve": serving_rows,
+    "overload": overload_rows,
 }
 """Function that returns the rows of each kind of document, header first."""
 
 
+_NOTES = {"serve": serving_notes, "overload": overload_notes}
+"""Function that returns the notes of a kind of document that has its own."""
+
+
 def notes(document: Document) -> list[str]:
     """Return notes on what was in force, and on candidates that are struck out or left out."""
+    if (own := _NOTES.get(document["kind"])) is not None:
+        return own(document)
     rates = ", ".join(
         f"{rate / 1e9:.0f} GFLOP/s in {precision}"
         for precision, rate in document["matrix_rate_flops"].items()

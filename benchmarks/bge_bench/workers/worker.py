@@ -49,8 +49,9 @@ def _answer(system: System, ask: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to one request.
 
     ``corpus`` embeds the texts of a JSON file and saves the vectors. ``query`` embeds a query, or a
-    list of them in one call, several times or until ``budget_s`` is spent. ``state`` returns the
-    memory held, its peak, and what is in force. ``batch_size`` in a request stays in force.
+    list of them in one call, several times or until ``budget_s`` is spent. ``each`` embeds texts in
+    calls of their own. ``state`` returns the memory held, its peak, and what is in force.
+    ``batch_size`` in a request stays in force.
     """
     system.batch_size = ask.get("batch_size", system.batch_size)
     if ask["do"] == "corpus":
@@ -62,6 +63,9 @@ def _answer(system: System, ask: dict[str, Any]) -> dict[str, Any]:
         return {"seconds": seconds, "shape": vectors.shape, "dtype": str(vectors.dtype)}
     if ask["do"] == "query":
         return {"ms": _query_ms(system, ask)}
+    if ask["do"] == "each":
+        one = {"calls": 1}
+        return {"ms": [_query_ms(system, {"query": text, **one})[0] for text in ask["texts"]]}
     held = {"peak_bytes": _status_bytes("VmHWM"), "held_bytes": _status_bytes("VmRSS")}
     return held | {"in_force": system.in_force}
 

@@ -21,7 +21,8 @@ from bge_bench.datasets.corpus import paragraphs
 from bge_bench.errors import BenchError
 from bge_bench.experiments import timing
 from bge_bench.experiments.roofline import needed_flop
-from bge_bench.reports.tables import failures, latency_rows, markdown, throughput_rows
+from bge_bench.reports.rows import failures
+from bge_bench.reports.tables import latency_rows, markdown, throughput_rows
 from bge_bench.systems import lineup
 from bge_bench.systems.base import open_system
 from bge_bench.workers.journal import Journal, header_of
