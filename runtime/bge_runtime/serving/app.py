@@ -97,8 +97,11 @@ def create_app(
         endpoint = endpoints[spec.method, path] = Endpoint(
             gate, path, spec.handler, body=spec.body, dialect=spec.dialect, is_open=spec.is_open
         )
-        # Clients that are given the URL of a model send to /docs as well as to /docs/.
-        endpoints.setdefault((spec.method, path.rstrip("/") or "/"), endpoint)
+        # Clients that are given the URL of a model send to /docs as well as to /docs/, Weaviate's
+        # to /vectors/ as well as to /vectors.
+        other = path.rstrip("/") if path.endswith("/") else path + "/"
+        if other and "{" not in path:
+            endpoints.setdefault((spec.method, other), endpoint)
     app = _Application(
         # What CORS adds is in Starlette's middleware.
         {} if options.cors_origins else endpoints,

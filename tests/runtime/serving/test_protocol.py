@@ -290,7 +290,9 @@ def test_percent_encoded_paths_are_what_they_stand_for(server):
 
 
 def test_a_slash_at_the_end_is_no_redirect(server):
-    assert one(server, get("/health/")).status == 404
+    assert one(server, get("/health/")).status == 200
+    assert one(server, post("/embed/", BODY)).status == 200
+    assert one(server, post("/nothing/", BODY)).status == 404
 
 
 def test_duplicated_headers(server):

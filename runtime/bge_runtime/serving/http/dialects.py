@@ -56,6 +56,7 @@ def error_body(dialect: Dialect, error: RequestError) -> tuple[int, bytes]:
 
 def dialect_of_path(path: str) -> Dialect:
     """Return the dialect of a path that may not exist, for its error."""
+    path = path.rstrip("/")
     if "/v1/" in f"{path}/" or path.endswith("/embeddings"):
-        return Dialect.OPENAI
+        return Dialect.PLAIN if "/api/" in path else Dialect.OPENAI
     return Dialect.TEI if path.rpartition("/")[2] in _TEI_SEGMENTS else Dialect.PLAIN

@@ -54,18 +54,14 @@ class Meta(msgspec.Struct):
 
 def routes(model: ServedModel) -> list[RouteSpec]:
     """Return the routes of one model."""
-    embed = partial(_embed, model)
     return [
-        *(
-            RouteSpec(
-                path=path,
-                method="POST",
-                handler=embed,
-                summary="Embed texts, as Weaviate's inference containers do.",
-                body=VectorRequest,
-                answer=VectorAnswer,
-            )
-            for path in ("/vectors", "/vectors/")
+        RouteSpec(
+            path="/vectors",
+            method="POST",
+            handler=partial(_embed, model),
+            summary="Embed texts, as Weaviate's inference containers do.",
+            body=VectorRequest,
+            answer=VectorAnswer,
         ),
         RouteSpec(
             path="/meta",
