@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,22 @@ TEXTS = (
 
 NUMBERS = (0, 1, -1, 2, 7, 48, 49, 2**31, 2**63, -(2**63), 2**64, 10**30, 0.5, 1e308, -0.0)
 
-ODD = (None, True, False, [], {}, [[]], [None], {"a": {}}, "", "x", 3.5, -1, [1, "a"], [[1], 2])
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": {}},
+    "",
+    "x",
+    3.5,
+    -1,
+    [1, "a"],
+    [[1], 2],
+)
 
 RAW = (
     b"", b" ", b"null", b"[]", b"{}", b"{", b"[[[", b"\xff\xfe", b"\xef\xbb\xbf{}", b'{"a":1}}',
@@ -32,7 +47,7 @@ RAW = (
     '{"inputs": "a"}'.encode("utf-32"), b'"' + b"a" * 200_000, b"-" * 100, b'{"dimensions": -0}',
 )  # fmt: skip
 
-HEADERS = (
+HEADERS: tuple[dict[str, str], ...] = (
     {"content-type": "text/plain"}, {"content-type": "application/json; charset=utf-16"},
     {"content-encoding": "gzip"}, {"accept": "image/png"}, {"x-request-timeout-ms": "-5"},
     {"x-request-timeout-ms": "abc"}, {"x-request-timeout-ms": "9" * 50},
@@ -135,7 +150,10 @@ class HostileRequests:
             return self.value(chance.choice(schema["anyOf"]), odd=odd, depth=depth)
         if "enum" in schema:
             return chance.choice(schema["enum"])
-        kind = schema.get("type")
+        return self._of_type(schema, odd, depth)
+
+    def _of_type(self, schema: Mapping[str, Any], odd: float, depth: int) -> Any:
+        chance, kind = self._random, schema.get("type")
         if kind == "object":
             return self._object(schema, odd, depth)
         if kind == "array":
@@ -144,15 +162,14 @@ class HostileRequests:
             return [
                 self.value(items, odd=odd, depth=depth + 1) for _ in range(chance.randint(0, most))
             ]
-        if kind == "string":
-            return chance.choice(TEXTS)
-        if kind == "integer":
-            return chance.choice([each for each in NUMBERS if isinstance(each, int)])
-        if kind == "number":
-            return chance.choice(NUMBERS)
-        if kind == "boolean":
-            return chance.random() < 0.5
-        return None if kind == "null" else chance.choice(ODD)
+        choices: dict[Any, Sequence[Any]] = {
+            "string": TEXTS,
+            "integer": [each for each in NUMBERS if isinstance(each, int)],
+            "number": NUMBERS,
+            "boolean": (True, False),
+            "null": (None,),
+        }
+        return chance.choice(choices.get(kind, ODD))
 
     def _object(self, schema: Mapping[str, Any], odd: float, depth: int) -> dict[str, Any]:
         chance = self._random
