@@ -110,7 +110,7 @@ def test_models_and_what_is_in_force_are_shown(browser, server):
 def test_figures_follow_the_server(browser, server):
     browser.open(f"{server.url}/ui")
     embed(server, "tiny", ["one text"] * 40, "passage")
-    browser.wait("/[1-9]\\d* texts/.test(document.querySelector('.card .facts').textContent)")
+    browser.wait("/[1-9]\\d*\\stexts/.test(document.querySelector('.card .facts').textContent)")
     browser.wait("document.querySelector('.card .chart .fill').getAttribute('d')")
     label = browser.run("return document.querySelector('.card .chart').getAttribute('aria-label')")
     assert label.startswith("Throughput: texts a second")
