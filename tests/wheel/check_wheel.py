@@ -23,6 +23,7 @@ packages = {name.split("/")[0] for name in names if not name.split("/")[0].endsw
 assert packages == {"bge_runtime", "bge_export", "bge_bench"}, packages
 for package in packages:
     assert f"{package}/py.typed" in names, package
+assert "bge_runtime/serving/ui.html" in names
 assert any(name.endswith("licenses/LICENSE") for name in names)
 assert "bge_runtime/serving/ui.html" in names
 
@@ -58,6 +59,12 @@ for command, extra in (("bge-export", "export"), ("bge-bench", "bench")):
     )
     if refused.returncode:
         assert f"pip install 'bge-runtime[{extra}]'" in refused.stderr, refused.stderr
+
+served = subprocess.run(
+    [scripts / "bge-serve", bundle], capture_output=True, text=True, check=False
+)
+assert served.returncode == 1, served
+assert "pip install 'bge-runtime[cpu,serve]'" in served.stderr, served.stderr
 
 for extra in ("langchain", "llama-index", "chroma", "mteb"):
     said = "nothing: it was imported, so this proves nothing"
