@@ -122,26 +122,26 @@ def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
     serving.set_up_logging(level=options["log_level"], as_json=options["log_format"] == "json")
     keys = _read_keys(options["api_keys"])
     opened = _open_models(models, options)
-    app = serving.create_app(
-        opened,
-        serving.ServeOptions(
-            api_keys=keys,
-            cors_origins=options["cors_origins"],
-            max_inputs=options["max_inputs"],
-            max_request_tokens=options["max_request_tokens"],
-            max_body_bytes=int(options["max_body_mb"] * 1e6),
-            max_queued_tokens=options["max_queued_tokens"],
-            request_timeout_s=options["request_timeout"],
-            engine_timeout_s=options["engine_timeout"],
-            drain_timeout_s=options["drain_timeout"],
-            slice_s=options["slice_ms"] / 1000,
-            allow_token_ids=options["allow_token_ids"],
-            parallel_batches=not options["no_parallel_batches"],
-            page=not options["no_ui"],
-            otlp_endpoint=options["otlp_endpoint"],
-        ),
-        max_length=options["max_length"],
+    serve_options = serving.ServeOptions(
+        api_keys=keys,
+        cors_origins=options["cors_origins"],
+        max_inputs=options["max_inputs"],
+        max_request_tokens=options["max_request_tokens"],
+        max_body_bytes=int(options["max_body_mb"] * 1e6),
+        max_queued_tokens=options["max_queued_tokens"],
+        request_timeout_s=options["request_timeout"],
+        engine_timeout_s=options["engine_timeout"],
+        drain_timeout_s=options["drain_timeout"],
+        slice_s=options["slice_ms"] / 1000,
+        allow_token_ids=options["allow_token_ids"],
+        parallel_batches=not options["no_parallel_batches"],
+        page=not options["no_ui"],
+        otlp_endpoint=options["otlp_endpoint"],
     )
+    try:
+        app = serving.create_app(opened, serve_options, max_length=options["max_length"])
+    except ValueError as error:
+        raise InputError(f"{error}. Give it another one: bge-serve MODEL=NAME") from error
 
     def report(url: str) -> None:
         for name, model in opened.items():

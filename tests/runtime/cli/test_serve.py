@@ -1,0 +1,34 @@
+"""What ``bge-serve`` refuses before it serves."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("starlette", reason="the extra serve is not installed")
+
+from bge_runtime.cli.serve import main
+
+
+def refuse(*arguments):
+    """Return what is said of arguments with which nothing can be served."""
+    result = CliRunner().invoke(main, [*map(str, arguments), "--port", "0"])
+    assert result.exit_code in (1, 2)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_a_name_that_cannot_be_part_of_a_path(tiny_bundle):
+    said = refuse(f"{tiny_bundle}=a b")
+    assert "a model cannot be served as 'a b', which is part of its path" in said
+    assert "bge-serve MODEL=NAME" in said
+
+
+def test_two_models_of_one_name(tiny_bundle):
+    assert f"bge-serve {tiny_bundle}=NAME" in refuse(tiny_bundle, tiny_bundle)
+
+
+def test_a_file_without_keys(tiny_bundle, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("\n# none yet\n")
+    assert f"{keys} has no API key" in refuse(tiny_bundle, "--api-keys", keys)
