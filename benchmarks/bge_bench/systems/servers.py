@@ -184,7 +184,8 @@ class Server:
             assert spec.engine is not None
             precision, options = INFINITY_ENGINES[spec.engine]
             name = f"infinity {_infinity_version(spec)}"
-            return {"name": name, "precision": precision, "in_force": " ".join(options)}
+            told = f"{' '.join(options)}, {precision}, {spec.threads} threads, batches of 32"
+            return {"name": name, "precision": precision, "in_force": told}
         if spec.system == PLAIN:
             said = json.loads(self._get("/health"))
             return {"name": "Starlette handler around FlagModel.encode", **said}
