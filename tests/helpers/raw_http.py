@@ -42,7 +42,11 @@ class Connection:
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(timeout_s)
-        self.socket.connect((parts.hostname, parts.port))
+        try:
+            self.socket.connect((parts.hostname, parts.port))
+        except OSError:
+            self.socket.close()
+            raise
         self._left = b""
 
     def send(self, data: bytes) -> None:

@@ -51,6 +51,8 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             await asyncio.sleep(_LAST_REQUESTS_S)
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves this out then, and logs that it was cancelled
+            await self.lifespan.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
