@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -24,8 +25,8 @@ _SWITCH_S = 0.0005
 result waits that long for a thread that parses or writes JSON."""
 
 _LAST_REQUESTS_S = 0.25
-"""Seconds in which connections that stay open may still bring a request, after the server was told
-to stop. Each answer then closes its connection."""
+"""Seconds in which connections may still bring a request, after the server was told to stop. Each
+answer then closes its connection."""
 
 
 class _Server(uvicorn.Server):
@@ -45,10 +46,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gate.draining = True
-        for server in self.servers:
-            server.close()
         logger.info("stopping: answering what was accepted")
         if not self.force_exit:
+            for server in self.servers:
+                for each in server.sockets:
+                    _refuse_connections(each.fileno())
             await asyncio.sleep(_LAST_REQUESTS_S)
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves this out then, and logs that it was cancelled
@@ -70,6 +72,15 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
+
+
+def _refuse_connections(descriptor: int) -> None:
+    """Let a listening socket take no further connections, but hand out those that it has.
+
+    To close it would reset connections that clients have opened, and have sent requests on.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        copy.listen(0)
 
 
 def run_server(
