@@ -26,9 +26,13 @@ def stop(server, number=signal.SIGTERM, *, within_s=20.0):
 
 
 class Load:
-    """Clients that send requests one after the other on connections that stay open."""
+    """Clients that send requests one after the other, each on a connection until that is closed.
 
-    def __init__(self, url, count, body, *headers):
+    With ``reconnect`` they open another one then.
+    """
+
+    def __init__(self, url, count, body, *headers, reconnect=False):
+        self._reconnect = reconnect
         self.statuses, self.cut, self.sent = Counter(), [], 0
         self._url, self._data = url, post("/embed", json.dumps(body), *headers)
         self._lock = threading.Lock()
@@ -38,7 +42,9 @@ class Load:
 
     def _work(self):
         try:
-            while True:
+            first = True
+            while first or self._reconnect:
+                first = False
                 with connection(self._url, timeout_s=30) as opened:
                     self._use(opened)
         except ConnectionRefusedError:
@@ -86,7 +92,9 @@ def test_no_request_is_lost_when_it_is_told_to_stop_under_load(tiny_bundle, tmp_
 def test_connections_that_were_not_accepted_yet_are_answered_as_well(tiny_bundle):
     """The system accepts connections for a server, which asks for them later."""
     with running_server(tiny_bundle) as server:
-        load = Load(server.url, 16, {"inputs": ["a", "few", "texts"]}, "Connection: close")
+        load = Load(
+            server.url, 16, {"inputs": ["a", "few", "texts"]}, "Connection: close", reconnect=True
+        )
         wait_until(lambda: load.statuses[200] > 100)
         status, took_s = stop(server)
         load.join()
@@ -100,7 +108,8 @@ def test_connections_that_were_not_accepted_yet_are_answered_as_well(tiny_bundle
 
 def test_a_request_that_takes_seconds_is_answered_before_it_ends(tiny_bundle, tmp_path):
     with faulty_server(tiny_bundle, tmp_path) as faulty, faulty.switched("slow", 0.2):
-        with connection(faulty.server.url) as busy, connection(faulty.server.url) as idle:
+        url = faulty.server.url
+        with connection(url) as busy, connection(url) as idle:
             idle.send(get("/health"))
             assert idle.reply().status == 200
             busy.send(post("/embed", '{"inputs": "seven tokens take more than a second"}'))
@@ -122,7 +131,7 @@ def test_a_request_that_takes_seconds_is_answered_before_it_ends(tiny_bundle, tm
 
 def test_a_request_longer_than_the_drain_timeout_gets_503(tiny_bundle, tmp_path):
     options = ("--drain-timeout", "1")
-    with faulty_server(tiny_bundle, tmp_path, *options) as faulty, faulty.switched("hang"):
+    with faulty_server(tiny_bundle, tmp_path, *options) as faulty, faulty.switched("hang"):  # noqa: SIM117
         with connection(faulty.server.url) as busy, connection(faulty.server.url) as openai:
             busy.send(post("/embed", '{"inputs": "a text"}'))
             openai.send(post("/v1/embeddings", '{"input": "a text"}'))
@@ -139,7 +148,7 @@ def test_a_request_longer_than_the_drain_timeout_gets_503(tiny_bundle, tmp_path)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once(tiny_bundle, tmp_path, number):
-    with faulty_server(tiny_bundle, tmp_path) as faulty, faulty.switched("hang"):
+    with faulty_server(tiny_bundle, tmp_path) as faulty, faulty.switched("hang"):  # noqa: SIM117
         with connection(faulty.server.url) as busy:
             busy.send(post("/embed", '{"inputs": "a text"}'))
             wait_until(lambda: faulty.metric("bge_running_batches") == 1)
