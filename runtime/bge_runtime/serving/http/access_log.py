@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 from typing import Any
 
@@ -67,4 +68,9 @@ def set_up_logging(*, level: str, as_json: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("bge_runtime").setLevel(level.upper())
-    logging.captureWarnings(capture=True)
+    warnings.showwarning = _log_warning
+
+
+def _log_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Log a warning without the line of code that it comes from."""
+    logging.getLogger("bge_runtime.serving").warning("%s", message)
