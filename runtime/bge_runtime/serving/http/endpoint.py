@@ -186,7 +186,11 @@ class Endpoint:
                 self._gate.check_key(headers)
         if self._decode is None:
             return await self._handler(scope.get("path_params"), context)
-        body = await self._parse(await self._read_body(headers, receive))
+        try:
+            body = await self._parse(await self._read_body(headers, receive))
+        except RequestError:
+            self._gate.check_key(headers)  # what is wrong is told to those with a key
+            raise
         if self._has_token:
             self._gate.check_key(headers, body.token)
         return await self._handler(body, context)
