@@ -176,31 +176,12 @@ async def _lifespan(served: Sequence[ServedModel], gate: Gate, _: Starlette) -> 
             gate.trace, send_last = start_tracing(options.otlp_endpoint)
             stack.push_async_callback(asyncio.to_thread, send_last)
         for model in served:
-            model.scheduler = scheduler
+            await asyncio.to_thread(model.start, scheduler)
             stack.callback(model.close)
         stack.push_async_callback(asyncio.to_thread, scheduler.close)
         watch = asyncio.create_task(_watch(scheduler, count_batches))
         stack.callback(watch.cancel)
-        for model in served:
-            await warm_up(model)
         yield
-
-
-async def warm_up(model: ServedModel) -> None:
-    """Embed some texts of several lengths, so that the first request finds all engines ready."""
-
-    async def never() -> dict[str, Any]:
-        await asyncio.Event().wait()
-        return {}
-
-    for text, count in (("warm up", 1), ("warm " * 100, 1), ("several texts " * 40, 8)):
-        context = RequestContext("warm-up", "warm-up", never, timeout_s=600.0)
-        try:
-            await model.embed([text] * count, context)
-        except RequestError as error:
-            # Where the options admit no such request, none will come.
-            if error.kind is not Kind.TOO_LARGE:
-                raise
 
 
 async def _watch(scheduler: Scheduler, count_batches: Callable[[], object]) -> None:

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from concurrent.futures import Executor
+from typing import Any, TypeVar
 
 from bge_runtime.serving.errors import Kind, RequestError
+
+T = TypeVar("T")
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -36,12 +39,14 @@ class RequestContext:
         tokenize_s: Seconds for tokenizing.
         queue_s: Seconds in the queue.
         compute_s: Seconds from the first batch to the last result.
+        is_over: Whether nobody waits for the answer any more.
     """
 
     __slots__ = (
         "_receive",
         "compute_s",
         "deadline_s",
+        "is_over",
         "model",
         "queue_s",
         "request_id",
@@ -61,6 +66,7 @@ class RequestContext:
         self.timeout_s = timeout_s
         self.deadline_s = self.started_s + timeout_s
         self.model = ""
+        self.is_over = False
         self.texts = self.tokens = self.truncated = 0
         self.tokenize_s = self.queue_s = self.compute_s = 0.0
 
@@ -69,12 +75,15 @@ class RequestContext:
         """Seconds since the request arrived."""
         return time.monotonic() - self.started_s
 
-    def check_deadline(self) -> None:
-        """Raise an error if nobody waits for the answer any more.
+    def check(self) -> None:
+        """Check that somebody waits for the answer, before work is spent on it.
 
         Raises:
             RequestError: If the deadline has passed.
+            ClientLeftError: If the client has left.
         """
+        if self.is_over:
+            raise ClientLeftError
         if time.monotonic() >= self.deadline_s:
             raise self.late()
 
@@ -87,8 +96,34 @@ class RequestContext:
             "server's --request-timeout",
         )
 
-    async def wait(self, result: asyncio.Future[None]) -> None:
+    async def run(self, executor: Executor, call: Callable[[], T]) -> T:
+        """Return what a call in another thread returns, for as long as the client waits.
+
+        Raises:
+            RequestError: If the deadline passes.
+            ClientLeftError: If the client closes its connection.
+        """
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+
+        def work() -> None:
+            try:
+                self.check()
+                value = call()
+            except Exception as error:  # noqa: BLE001  # raised in the caller's thread
+                notify(loop, fail, result, error)
+            else:
+                notify(loop, succeed, result, value)
+
+        executor.submit(work)
+        return await self.wait(result, watch=True)
+
+    async def wait(self, result: asyncio.Future[T], *, watch: bool = False) -> T:
         """Wait for a result, for as long as the client does.
+
+        Args:
+            result: The result.
+            watch: Watch the client from the beginning.
 
         Raises:
             RequestError: If the deadline passes.
@@ -109,22 +144,37 @@ class RequestContext:
             timer = loop.call_later(remaining_s, look)
 
         remaining_s = max(0.0, self.deadline_s - time.monotonic())
-        timer = loop.call_later(min(_WATCH_AFTER_S, remaining_s), look)
+        timer = loop.call_later(0 if watch else min(_WATCH_AFTER_S, remaining_s), look)
         try:
-            await result
+            return await result
+        except BaseException:
+            self.is_over = True
+            raise
         finally:
             timer.cancel()
             if watcher is not None:
                 watcher.cancel()
 
-    async def _watch(self, result: asyncio.Future[None]) -> None:
+    async def _watch(self, result: asyncio.Future[T]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while (await self._receive())["type"] != "http.disconnect":
                 pass
             fail(result, ClientLeftError())
 
 
-def fail(result: asyncio.Future[None], error: Exception) -> None:
+def notify(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: Any) -> None:
+    """Call a function in the thread of an event loop, from any thread; not if it is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *arguments)
+
+
+def succeed(result: asyncio.Future[T], value: T) -> None:
+    """Give a future its value, unless it has failed already."""
+    if not result.done():
+        result.set_result(value)
+
+
+def fail(result: asyncio.Future[T], error: Exception) -> None:
     """Give a future an error, unless it has a result already."""
     if not result.done():
         result.set_exception(error)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 from bge_runtime.bundle import SENTENCE_EMBEDDING
 from bge_runtime.encoding import TokenizationPlan, round_vectors
 from bge_runtime.errors import BgeError, NotFiniteError
-from bge_runtime.m3 import LexicalWeights, M3Outputs
-from bge_runtime.models import AnyFlagModel, TextKind
-from bge_runtime.serving.context import RequestContext
+from bge_runtime.m3 import LexicalWeights, M3Outputs, graph_outputs
+from bge_runtime.models import AnyFlagModel, FlagICLModel, TextKind
+from bge_runtime.serving.admission import Admission
+from bge_runtime.serving.context import RequestContext, notify, succeed
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.metrics import Metrics
-from bge_runtime.serving.options import (
-    BULK_QUEUE_S,
-    MIN_QUEUED_TOKENS,
-    QUERY_QUEUE_S,
-    ServeOptions,
-)
+from bge_runtime.serving.options import ServeOptions
 from bge_runtime.serving.scheduling import (
     BatchKey,
     EngineGroup,
@@ -41,8 +37,17 @@ Inputs = Sequence[str] | Sequence[NDArray[np.int64]]
 """Texts, or token ids of texts."""
 
 _INLINE_CHARACTERS = 2048
-"""Texts up to this length are tokenized without a thread, in 0.3 ms at most: starting one takes
-as long, and a query would wait for it."""
+"""Texts up to this length are tokenized without a thread, in half a millisecond: starting one takes
+nearly as long, and a query would wait for it."""
+
+_TEXT_CHARACTERS = 32
+"""Characters that take as long as starting with a text."""
+
+_TOKEN_CHARACTERS = 4
+"""Characters of a token, about, before texts are tokenized."""
+
+_TEXTS_AT_ONCE = 64
+"""Texts that are tokenized before a look at whether anybody still waits."""
 
 _QUERY_TOKENS = 512
 """Requests of up to this many tokens wait in the lane for queries, unless marked as passages."""
@@ -79,6 +84,8 @@ class ServedModel:
         max_length: Tokens at which texts are cut.
         engines: Its engines.
         last_minute: What it has served lately.
+        scheduler: The scheduler of all models, once the server has started.
+        threads: Threads that tokenize, for queries and (True) for bulk work.
     """
 
     def __init__(
@@ -106,19 +113,9 @@ class ServedModel:
             kind: self.parts.text_plan(kind=kind, max_length=max_length)
             for kind in (None, "query", "passage")
         }
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="bge-tokenize")
-        self._tokenizing_characters = 0
-        self._scheduler: Scheduler | None = None
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """The scheduler of all models."""
-        assert self._scheduler is not None, "start the server first"
-        return self._scheduler
-
-    @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+        self._admission: Admission
+        self.scheduler: Scheduler
+        self.threads: dict[bool, ThreadPoolExecutor]
 
     @property
     def outputs(self) -> list[str]:
@@ -170,7 +167,7 @@ class ServedModel:
                 "tokens": scheduler.queued_tokens(bulk=False) + scheduler.queued_tokens(bulk=True),
                 "requests": scheduler.queued_requests,
                 "running_batches": scheduler.running_batches,
-                "capacity_tokens": self._room(bulk=False) + self._room(bulk=True),
+                "capacity_tokens": self._admission.room_tokens,
             },
             **self.last_minute.report(),
         }
@@ -180,9 +177,22 @@ class ServedModel:
         parity = variants[variant].parity
         return None if parity is None else dataclasses.asdict(parity)
 
+    def start(self, scheduler: Scheduler) -> None:
+        """Start the threads that tokenize, and compute a batch on each engine."""
+        self.scheduler = scheduler
+        self._admission = Admission(
+            self.engines, scheduler, max_queued_tokens=self._options.max_queued_tokens
+        )
+        self.threads = {
+            bulk: ThreadPoolExecutor(1, thread_name_prefix="bge-tokenize") for bulk in (False, True)
+        }
+        heads = self.card.colbert_dim is not None
+        self.engines.warm_up(graph_outputs(dense=True, sparse=heads, colbert=heads))
+
     def close(self) -> None:
         """End the threads that tokenize."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self.threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def embed(
         self,
@@ -214,12 +224,15 @@ class ServedModel:
         """
         context.model, context.texts = self.name, len(inputs)
         self._check(inputs, dimensions)
+        if keep_end and kind == "query" and isinstance(self.model, FlagICLModel):
+            raise RequestError(
+                Kind.INVALID,
+                f"queries of {self.name} are cut on the right only, since examples are before them",
+                param="truncation_direction",
+            )
         tokens = await self._tokenize(inputs, context, kind, truncate=truncate, keep_end=keep_end)
         total = context.tokens = sum(map(len, tokens))
         self.check_tokens(total)
-        most = {None: _QUERY_TOKENS, "query": _MARKED_QUERY_TOKENS, "passage": 0}[kind]
-        bulk = total > most
-        self._admit(total, bulk=bulk)
         loop = asyncio.get_running_loop()
         result: asyncio.Future[None] = loop.create_future()
         prefix = self._plans[kind].prefix
@@ -234,8 +247,8 @@ class ServedModel:
                 truncate_dim=dimensions,
                 by_id=True,
             ),
-            bulk=bulk,
-            on_done=lambda _: _wake(loop, result),
+            bulk=_is_bulk(kind, total),
+            on_done=lambda _: notify(loop, succeed, result, None),
             deadline_s=context.deadline_s,
         )
         try:
@@ -250,6 +263,13 @@ class ServedModel:
         if work.error is not None:
             raise self._failure(work.error, context)
         return self._result(work, total)
+
+    def _admit(self, tokens: int, *, bulk: bool) -> None:
+        try:
+            self._admission.check(tokens, bulk=bulk)
+        except RequestError:
+            self._metrics.rejected.labels(self.name).inc()
+            raise
 
     def check_count(self, inputs: Sequence[object]) -> None:
         """Check the number of inputs of a request.
@@ -307,16 +327,14 @@ class ServedModel:
     ) -> list[NDArray[np.int64]]:
         started_s = time.monotonic()
         truncated: list[int] = []
-        if not isinstance(inputs[0], str):
-            tokens = self._cut_ids(inputs, truncated, keep_end=keep_end)  # type: ignore[arg-type]
+        if isinstance(inputs[0], str):
+            texts = cast("Sequence[str]", inputs)
+            tokens = await self._tokenize_texts(texts, context, kind, truncated, keep_end=keep_end)
         else:
-            tokens = await self._tokenize_texts(
-                inputs,  # type: ignore[arg-type]
-                context,
-                kind,
-                truncated,
-                keep_end=keep_end,
-            )
+            ids = cast("Sequence[NDArray[np.int64]]", inputs)
+            tokens = self._cut_ids(ids, truncated, keep_end=keep_end)
+            total = sum(map(len, tokens))
+            self._admit(total, bulk=_is_bulk(kind, total))
         if truncated and not truncate:
             raise RequestError(
                 Kind.INVALID,
@@ -341,25 +359,29 @@ class ServedModel:
         keep_end: bool,
     ) -> list[NDArray[np.int64]]:
         characters = sum(map(len, texts))
-        # At least so many tokens: what has no room now is refused before work is spent on it.
-        fewest = min(characters // 16, len(texts) * self.max_length)
-        self._admit(fewest, bulk=kind == "passage" or fewest > _QUERY_TOKENS)
-        options = {"truncated": truncated} | ({"keep_end": True} if keep_end else {})
-        tokenize = self._plans[kind].tokenize
+        # What has no room in the queue is refused before its texts are tokenized.
+        about = min(characters // _TOKEN_CHARACTERS, len(texts) * self.max_length) + len(texts)
+        bulk = _is_bulk(kind, about)
+        self._admit(about, bulk=bulk)
+        plan = self._plans[kind]
+        tokenize: Callable[..., list[NDArray[np.int64]]] = plan.tokenize
+        if keep_end:
+            tokenize = partial(tokenize, keep_end=True)
+
+        def tokenize_all() -> list[NDArray[np.int64]]:
+            rows: list[NDArray[np.int64]] = []
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                context.check()
+                some = texts[start : start + _TEXTS_AT_ONCE]
+                rows += tokenize(some, first=start, truncated=truncated)
+            return rows
+
         try:
-            if characters <= _INLINE_CHARACTERS:
-                return tokenize(texts, **options)  # type: ignore[arg-type]
-
-            def work() -> list[NDArray[np.int64]]:
-                context.check_deadline()
-                return tokenize(texts, **options)  # type: ignore[arg-type]
-
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except (TypeError, ValueError) as error:
-            if keep_end and isinstance(error, TypeError):
-                raise RequestError(
-                    Kind.INVALID, f"queries of {self.name} are cut on the right only"
-                ) from error
+            if characters + _TEXT_CHARACTERS * len(texts) <= _INLINE_CHARACTERS:
+                return tokenize_all()
+            with self._admission.tokenizing(about, bulk=bulk):
+                return await context.run(self.threads[bulk], tokenize_all)
+        except ValueError as error:
             raise RequestError(Kind.INVALID, str(error), param="input") from error
 
     def _cut_ids(
@@ -379,29 +401,6 @@ class ServedModel:
                 ids = ids[-self.max_length :] if keep_end else ids[: self.max_length]  # noqa: PLW2901
             rows.append(ids)
         return rows
-
-    def _admit(self, tokens: int, *, bulk: bool) -> None:
-        """Refuse a request for which the queue has no room.
-
-        A request that is larger than the queue counts as half of it: it is computed in slices.
-        """
-        rate, room = self.engines.tokens_per_s, self._room(bulk=bulk)
-        queued = self.scheduler.queued_tokens(bulk=bulk)
-        if queued + min(tokens, room // 2) <= room:
-            return
-        self._metrics.rejected.labels(self.name).inc()
-        wait_s = max(1, math.ceil(queued / rate)) if rate else 1
-        raise RequestError(
-            Kind.OVERLOADED,
-            f"{queued:,} tokens wait already, and {room:,} may. Try again in {wait_s} s",
-            headers={"retry-after": str(wait_s)},
-        )
-
-    def _room(self, *, bulk: bool) -> int:
-        """Return the tokens that may wait in a lane."""
-        seconds = BULK_QUEUE_S if bulk else QUERY_QUEUE_S
-        computed = int(self.engines.tokens_per_s * seconds)
-        return self._options.max_queued_tokens or max(MIN_QUEUED_TOKENS, computed)
 
     def _note_times(self, work: Work, context: RequestContext) -> None:
         started_s = work.started_s if work.started_s is not None else time.monotonic()
@@ -435,14 +434,8 @@ class ServedModel:
         return Embedded(dense, outputs.lexical(), outputs.colbert, tokens)
 
 
-def _wake(loop: asyncio.AbstractEventLoop, result: asyncio.Future[None]) -> None:
-    """Tell a request, from any thread, that its work is over."""
-    try:
-        loop.call_soon_threadsafe(_set, result)
-    except RuntimeError:  # the loop is closed, and nobody waits
-        return
-
-
-def _set(result: asyncio.Future[None]) -> None:
-    if not result.done():
-        result.set_result(None)
+def _is_bulk(kind: TextKind, tokens: int) -> bool:
+    """Return whether a request waits in the lane for bulk work."""
+    if kind == "passage":
+        return True
+    return tokens > (_QUERY_TOKENS if kind is None else _MARKED_QUERY_TOKENS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import time
 
 import numpy as np
 import pytest
@@ -347,6 +348,9 @@ def test_metrics_count_what_was_served(dense):
         before = _metric(client, "bge_texts_total")
         client.post("/embed", json={"inputs": TEXTS})
         client.post("/embed", json={"inputs": []})
+        until_s = time.monotonic() + 30  # a batch is counted after its answers
+        while _metric(client, "bge_texts_total") - before < len(TEXTS):
+            assert time.monotonic() < until_s
         assert _metric(client, "bge_texts_total") - before == len(TEXTS)
         assert _metric(client, 'bge_requests_total{model="', 'route="/embed",status="200"') == 1
         assert _metric(client, "bge_requests_total", 'status="400"') == 1

@@ -76,7 +76,7 @@ def test_a_text_on_which_an_engine_always_fails_fails_its_request_only(
     requests[0].check()
     requests[2].check()
     assert isinstance(requests[1].wait(), error)
-    assert opened[1].reopened == (0 if error is OutOfMemoryError else 1)
+    assert opened[1].reopened == 0  # the engine computes what others have sent
 
 
 def test_without_memory_for_a_batch_it_is_run_in_halves(group, engine):
@@ -195,4 +195,4 @@ def test_speed_is_measured_in_tokens_of_a_slot():
         run(group, Request(group, [100, 100]))
     # With all threads on one batch, 200 tokens in 0.05 s.
     assert 200 / 0.05 * 0.4 < group.tokens_per_s < 200 / 0.05 * 1.05
-    assert np.isfinite(group.token_s)
+    assert np.isfinite(group.devices["cpu"].token_s)

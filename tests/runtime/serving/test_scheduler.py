@@ -265,7 +265,7 @@ def test_a_hung_engine_fails_its_batch_and_no_other(group, engine):
     scheduler.submit(other.work)
     hold.release()
     other.check()
-    assert scheduler.stalled() is None
+    assert scheduler.stalled(group) is None
     scheduler.close()
 
 
@@ -301,7 +301,7 @@ def test_a_bug_of_the_scheduler_answers_what_waits_and_goes_on(
     for request in requests:
         scheduler.submit(request.work)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patch:

@@ -25,9 +25,9 @@ from bge_runtime.serving.routes.fields import (
 from bge_runtime.serving.routes.numbers import as_float32, sparse_rows, write, write_list
 from bge_runtime.serving.routes.spec import RouteSpec
 
-_CHARACTERS_A_TOKEN = 4
-"""Characters for which ``/tokenize`` expects a token; other than routes that embed, it has to
-tokenize all of a text."""
+_MAX_CHARACTERS = 1 << 18
+"""Maximum characters of the texts that ``/tokenize`` takes. Other than the routes that embed, it
+tokenizes all of a text, and answers with a hundred times the memory of its characters."""
 
 
 class EmbedRequest(msgspec.Struct):
@@ -211,37 +211,35 @@ async def _tokenize(model: ServedModel, body: TokenizeRequest, context: RequestC
     _, prompt = read_kind(body.prompt_name, model, param="prompt_name")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     model.check_count(texts)
-    # A token of the answer takes a hundred times the memory of its characters.
-    model.check_tokens(sum(map(len, texts)) // _CHARACTERS_A_TOKEN)
     context.model, context.texts = model.name, len(texts)
+    characters = sum(map(len, texts))
+    if characters > _MAX_CHARACTERS:
+        raise RequestError(
+            Kind.TOO_LARGE,
+            f"the texts have {characters:,} characters, and {_MAX_CHARACTERS:,} is the limit of "
+            "/tokenize. Send them in parts",
+        )
     tokenizer = model.parts.tokenizer.tokenizer
 
-    def tokens() -> list[list[dict[str, Any]]]:
-        encodings = tokenizer.encode_batch(
-            [prompt + text for text in texts], add_special_tokens=body.add_special_tokens
+    def tokens_of(text: str) -> bytes:
+        context.check()
+        encoding = tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+        parts = zip(
+            encoding.ids,
+            encoding.tokens,
+            encoding.special_tokens_mask,
+            encoding.offsets,
+            strict=True,
         )
-        model.check_tokens(sum(map(len, encodings)))
-        return [
-            list(
-                starmap(
-                    partial(_token, prompt + text),
-                    zip(
-                        encoding.ids,
-                        encoding.tokens,
-                        encoding.special_tokens_mask,
-                        encoding.offsets,
-                        strict=True,
-                    ),
-                )
-            )
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        return write(list(starmap(partial(_token, text), parts)))
+
+    def all_tokens() -> bytes:
+        return b"[" + b",".join([tokens_of(prompt + text) for text in texts]) + b"]"
 
     try:
-        rows = await asyncio.to_thread(tokens)
+        return Answer(await context.run(model.threads[True], all_tokens))
     except (TypeError, ValueError) as error:
         raise RequestError(Kind.INVALID, str(error), param="inputs") from error
-    return Answer(await write_list(rows, numbers=8 * sum(map(len, rows))))
 
 
 def _token(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bge_runtime.serving.scheduling.work import BatchKey, Work
+
+if TYPE_CHECKING:
+    from bge_runtime.serving.scheduling.execution import EngineGroup
 
 
 class Entry(NamedTuple):
@@ -48,7 +51,7 @@ class Lane:
     """Texts that wait for an engine. Not safe for several threads; the scheduler has a lock.
 
     Texts are sorted by length, since a batch of similar texts has little padding. A batch is built
-    around the oldest text, so that none waits for ever.
+    around the oldest text of a request whose turn it is, so that none waits for ever.
 
     Attributes:
         tokens: Tokens that wait.
@@ -57,6 +60,7 @@ class Lane:
     def __init__(self) -> None:
         """Start empty."""
         self.tokens = 0
+        self._tokens_of: Counter[EngineGroup] = Counter()
         self._number = 0
         self._sorted: dict[BatchKey, list[Entry]] = {}
         self._by_age: deque[tuple[Work, deque[Entry]]] = deque()
@@ -64,6 +68,15 @@ class Lane:
     def __len__(self) -> int:
         """Return the number of texts that wait."""
         return sum(map(len, self._sorted.values()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in which all that waits is computed; 0 as long as nothing was measured."""
+        return sum(
+            tokens / engines.tokens_per_s
+            for engines, tokens in list(self._tokens_of.items())
+            if engines.tokens_per_s
+        )
 
     @property
     def works(self) -> list[Work]:
@@ -92,6 +105,7 @@ class Lane:
             for entry in entries:
                 insort(waiting, entry)
         self.tokens += work.queued_tokens
+        self._tokens_of[work.key.engines] += work.queued_tokens
 
     def remove(self, work: Work) -> None:
         """Remove the texts of a request that are in no batch yet, if any are here."""
@@ -112,6 +126,15 @@ class Lane:
             if work.queued_tokens and accepts(work):
                 return work
         return None
+
+    def move_to_end(self, leader: Work) -> None:
+        """Let all other requests have their turn before this one has its next."""
+        for place, (work, _) in enumerate(self._by_age):
+            if work is leader:
+                entries = self._by_age[place]
+                del self._by_age[place]
+                self._by_age.append(entries)
+                return
 
     def take(self, leader: Work, size: BatchSize) -> list[Entry]:
         """Take a batch around the oldest text of a request, and return its texts.
@@ -161,6 +184,7 @@ class Lane:
     def _took(self, work: Work, tokens: int) -> None:
         work.queued_tokens -= tokens
         self.tokens -= tokens
+        self._tokens_of[work.key.engines] -= tokens
 
     def _forget_empty(self, key: BatchKey) -> None:
         if not self._sorted[key]:

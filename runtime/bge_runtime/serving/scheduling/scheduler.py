@@ -2,8 +2,8 @@
 
 Threads, one for each batch that can be in progress on a device, take the next batch themselves: no
 engine is idle while texts wait. There are two lanes, for queries and for bulk work. Queries go
-first, and bulk work is computed in slices no longer than a query may wait for. So that queries
-cannot stop bulk work, it gets at least one slice every `_AGING_S`.
+first, and bulk work is computed in slices no longer than a query may wait for, one request after
+the other in turn. So that queries cannot stop it, it gets `_BULK_SHARE` of the time in any case.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from bge_runtime.serving.scheduling.work import Work, WorkCancelledError
 
 logger = logging.getLogger("bge_runtime.serving")
 
-_AGING_S = 0.5
-"""Bulk work gets at least one slice in this time, whatever the queries. With slices of 50 ms on two
-processors that is a twentieth of the machine."""
+_BULK_SHARE = 1 / 16
+"""Share of the time that bulk work gets while it waits, however many queries come."""
 
 _PARALLEL_TOKENS = 256
 """Tokens that must wait before they are split into parallel batches: fewer are computed sooner with
@@ -60,12 +59,25 @@ class SchedulerOptions:
 
 @dataclass(eq=False)
 class _Run:
-    """A batch in progress."""
+    """A batch in progress.
 
-    works: list[Work]
+    Attributes:
+        parallel: Whether further batches may be started beside it.
+        expected_s: Seconds that it takes by what was measured so far.
+        reported: Whether its requests were told that it has stalled.
+    """
+
+    entries: list[Entry]
     engines: EngineGroup
-    started_s: float
+    parallel: bool
+    bulk: bool
+    expected_s: float
+    started_s: float = field(default_factory=time.monotonic)
     reported: bool = False
+
+    @property
+    def works(self) -> list[Work]:
+        return list(dict.fromkeys(entry.work for entry in self.entries))
 
 
 @dataclass(eq=False)
@@ -73,15 +85,13 @@ class _Device:
     """A device and the batches in progress there.
 
     Attributes:
-        parallel: Whether further batches may be started while some are in progress.
-        bulk_s: When bulk work last got a slice here, or last did not wait.
+        bulk_credit_s: Seconds that bulk work is still to get for the queries that went before it.
     """
 
     name: str
     slots: int
-    parallel: bool = False
     running: list[_Run] = field(default_factory=list)
-    bulk_s: float = 0.0
+    bulk_credit_s: float = 0.0
 
 
 class StalledError(Exception):
@@ -129,9 +139,10 @@ class Scheduler:
             if self._closing:
                 raise WorkCancelledError("the scheduler is closed")
             self._lanes[work.bulk].add(work)
-            # One thread for a query: a second one would find nothing to do.
-            alone = len(work.tokens) == 1 and len(self._devices) == 1
-            self._changed.notify(1 if alone else len(self._threads))
+            if len(work.tokens) == 1 and len(self._devices) == 1:
+                self._changed.notify()  # a second thread would find nothing to do
+            else:
+                self._changed.notify_all()
 
     def cancel(self, work: Work, error: Exception | None = None) -> None:
         """Drop the texts of a request that are in no batch yet, and end it with an error."""
@@ -142,6 +153,10 @@ class Scheduler:
     def queued_tokens(self, *, bulk: bool) -> int:
         """Return the tokens that wait in a lane."""
         return self._lanes[bulk].tokens
+
+    def queued_s(self, *, bulk: bool) -> float:
+        """Return the seconds in which what waits in a lane is computed, by measured speeds."""
+        return self._lanes[bulk].seconds
 
     @property
     def queued_requests(self) -> int:
@@ -158,35 +173,34 @@ class Scheduler:
         """Return whether a batch is in progress, of any model, on the devices of this one."""
         return any(device.running for device in self._devices if device.name in group.devices)
 
-    def stalled(self, group: EngineGroup | None = None) -> float | None:
+    def stalled(self, group: EngineGroup) -> float | None:
         """Return for how many seconds an engine has not answered; None if all answer.
 
         Args:
-            group: Look at the engines of this model only, and at the devices that it waits for.
+            group: Look at the devices of this model only, which it may have to wait for.
         """
-        now_s, longest = time.monotonic(), 0.0
-        for device in self._devices:
-            if group is not None and device.name not in group.devices:
-                continue
-            for run in list(device.running):
-                longest = max(longest, now_s - run.started_s)
-        return longest if longest >= self.options.stalled_s else None
+        devices = [device for device in self._devices if device.name in group.devices]
+        stalled = [since_s for device in devices for _, since_s in self._stalled(device)]
+        return max(stalled, default=None)
 
     def fail_stalled(self) -> None:
         """Fail the requests of batches that have stalled. Call it about once a second."""
-        now_s = time.monotonic()
         for device in self._devices:
-            for run in list(device.running):
-                if not run.reported and now_s - run.started_s >= self.options.stalled_s:
-                    run.reported = True
-                    for work in run.works:
-                        self.cancel(
-                            work,
-                            StalledError(
-                                f"the engine of {run.engines.name} has not answered for "
-                                f"{now_s - run.started_s:.0f} s"
-                            ),
-                        )
+            for run, since_s in self._stalled(device):
+                if run.reported:
+                    continue
+                run.reported = True
+                reason = f"the engine of {run.engines.name} has not answered for {since_s:.0f} s"
+                for work in run.works:
+                    self.cancel(work, StalledError(reason))
+
+    def _stalled(self, device: _Device) -> list[tuple[_Run, float]]:
+        """Return the batches that take too long, and for how long they have been in progress."""
+        now_s, running = time.monotonic(), list(device.running)
+        # Long texts on a CPU are computed one after the other.
+        most_s = self.options.stalled_s + sum(run.expected_s for run in running)
+        ages = [(run, now_s - run.started_s) for run in running]
+        return [(run, age_s) for run, age_s in ages if age_s >= most_s]
 
     def close(self) -> None:
         """End all requests that wait, and the threads once their batches are done."""
@@ -226,86 +240,103 @@ class Scheduler:
     def _work_once(self, device: _Device) -> bool:
         """Wait for a batch and run it; return whether the thread is to go on."""
         with self._changed:
-            while (taken := self._take(device)) is None:
+            while (run := self._take(device)) is None:
                 if self._closing:
                     return False
                 self._changed.wait()
-            run, entries, parallel = taken
             device.running.append(run)
         try:
-            run.engines.run(device.name, parallel=parallel, entries=entries)
+            run.engines.run(device.name, parallel=run.parallel, entries=run.entries)
         except Exception as error:  # of a bug, which must leave no request without an answer
             logger.exception("a batch failed")
             for work in run.works:
                 _end(work, error)
         finally:
-            tokens = sum(entry.length for entry in entries)
             took_s = time.monotonic() - run.started_s
             with self._changed:
                 device.running.remove(run)
-                if not parallel:  # the others waited for all of the device
-                    self._changed.notify(device.slots)
+                self._give_credit(device, run, took_s)
+                if not run.parallel or not device.running:
+                    self._changed.notify_all()  # others may have waited for all of the device
         try:
-            self._on_batch(run.engines, len(entries), tokens, took_s)
+            tokens = sum(entry.length for entry in run.entries)
+            self._on_batch(run.engines, len(run.entries), tokens, took_s)
         except Exception:
             logger.exception("a batch was not counted")
         return True
 
-    def _take(self, device: _Device) -> tuple[_Run, list[Entry], bool] | None:
+    def _give_credit(self, device: _Device, run: _Run, took_s: float) -> None:
+        if not self._lanes[True].tokens:
+            device.bulk_credit_s = 0.0
+        elif run.bulk:
+            device.bulk_credit_s = max(0.0, device.bulk_credit_s - took_s)
+        else:
+            most_s = device.slots * self.options.slice_s
+            device.bulk_credit_s = min(most_s, device.bulk_credit_s + _BULK_SHARE * took_s)
+
+    def _take(self, device: _Device) -> _Run | None:
         """Take the next batch for a device; None if there is none that may start now."""
-        if device.running and not device.parallel:
+        if any(not run.parallel for run in device.running):
             return None
         now_s = time.monotonic()
-        while (found := self._next(device, now_s)) is not None:
+        while (found := self._next(device)) is not None:
             lane, leader = found
             if _is_over(leader, lane, now_s):
                 continue
             engines = leader.key.engines
-            if not device.running:
-                device.parallel = self._fills_slots(engines, device, lane)
+            parallel = self._runs_parallel(engines, device, lane)
+            if device.running and not parallel:
+                return None  # it is next, once the device is free
+            size = self._size(engines, device, lane, parallel=parallel)
             entries = [
-                entry
-                for entry in lane.take(leader, self._size(engines, device, lane))
-                if not _is_over(entry.work, lane, now_s)
+                entry for entry in lane.take(leader, size) if not _is_over(entry.work, lane, now_s)
             ]
-            if lane is self._lanes[True] or not self._lanes[True].tokens:
-                device.bulk_s = now_s
+            bulk = lane is self._lanes[True]
+            if bulk:
+                lane.move_to_end(leader)
             if entries:
-                works = list(dict.fromkeys(entry.work for entry in entries))
-                return _Run(works, engines, now_s), entries, device.parallel
+                tokens = sum(entry.length for entry in entries)
+                expected_s = tokens * engines.devices[device.name].token_s
+                return _Run(entries, engines, parallel, bulk, expected_s)
         return None
 
-    def _next(self, device: _Device, now_s: float) -> tuple[Lane, Work] | None:
+    def _next(self, device: _Device) -> tuple[Lane, Work] | None:
         """Return the lane and the request whose turn it is."""
         queries, bulk = self._lanes[False], self._lanes[True]
-        aged = bulk.tokens and now_s - device.bulk_s >= _AGING_S
-        for lane in (bulk, queries) if aged else (queries, bulk):
+        owed = bulk.tokens and device.bulk_credit_s >= self.options.slice_s
+        for lane in (bulk, queries) if owed else (queries, bulk):
             if lane.tokens:
-                leader = lane.oldest(lambda work: device.name in work.key.engines.devices)
+                leader = lane.oldest(lambda work: work.key.engines.computes_on(device.name))
                 if leader is not None:
                     return lane, leader
         return None
 
-    def _fills_slots(self, engines: EngineGroup, device: _Device, lane: Lane) -> bool:
-        """Return whether so much waits that parallel batches are faster than one on all threads."""
+    def _runs_parallel(self, engines: EngineGroup, device: _Device, lane: Lane) -> bool:
+        """Return whether the next batch leaves room for others beside it.
+
+        So much may wait that parallel batches are faster than one on all threads, or others may be
+        in progress.
+        """
         found = engines.devices[device.name]
         if found.parallel is None:
             return found.single.batches.concurrent_runs > 1
-        return lane.tokens >= _PARALLEL_TOKENS and len(lane) > 1
+        return bool(device.running) or (lane.tokens >= _PARALLEL_TOKENS and len(lane) > 1)
 
-    def _size(self, engines: EngineGroup, device: _Device, lane: Lane) -> BatchSize:
+    def _size(
+        self, engines: EngineGroup, device: _Device, lane: Lane, *, parallel: bool
+    ) -> BatchSize:
         """Return the limits of the next batch."""
         found = engines.devices[device.name]
-        engine = found.parallel if device.parallel and found.parallel else found.single
-        tokens, free = engine.batches.tokens, 1
-        if device.parallel:
-            free = max(1, device.slots - len(device.running))
-        if free > 1:
-            # What waits is shared by the slots that are free, with room for one text more.
-            texts = len(lane)
-            tokens = min(tokens, math.ceil(lane.tokens / free) + lane.tokens // texts)
-        if lane is self._lanes[True] and engines.token_s:
-            token_s = engines.token_s if device.parallel else engines.token_s / found.slots
+        engine, tokens = found.single, found.single.batches.tokens
+        if parallel and found.parallel is not None:
+            engine, tokens = found.parallel, found.parallel.batches.tokens
+            free = device.slots - len(device.running)
+            if free > 1:
+                # What waits is shared by the slots that are free, with room for one text more.
+                share = math.ceil(lane.tokens / free) + lane.tokens // len(lane)
+                tokens = min(tokens, share)
+        if lane is self._lanes[True] and found.token_s:
+            token_s = found.token_s if parallel else found.token_s / found.slots
             slice_tokens = int(self.options.slice_s / token_s)
             tokens = min(tokens, max(slice_tokens, _MIN_SLICE_TOKENS))
         return BatchSize(
