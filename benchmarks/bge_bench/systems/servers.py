@@ -31,14 +31,20 @@ SERVERS = (OURS, PLAIN, INFINITY)
 
 INFINITY_ENGINES = MappingProxyType(
     {
-        "torch": ("fp32", ("--engine", "torch", "--no-compile")),
-        "torch-compiled": ("fp32", ("--engine", "torch", "--compile", "--no-bettertransformer")),
-        "torch-bf16": ("bf16", ("--engine", "torch", "--no-compile", "--dtype", "bfloat16")),
-        "optimum": ("fp32", ("--engine", "optimum")),
-        "ctranslate2": ("fp32", ("--engine", "ctranslate2", "--no-compile")),
+        "ctranslate2": ("fp32", ("ctranslate2", "--no-compile", "--no-model-warmup")),
+        "optimum": ("fp32", ("optimum", "--no-model-warmup")),
+        "torch": ("fp32", ("torch", "--no-compile", "--no-model-warmup")),
+        "torch-bf16": (
+            "bf16",
+            ("torch", "--no-compile", "--no-model-warmup", "--dtype", "bfloat16"),
+        ),
+        "torch-compiled": ("fp32", ("torch", "--compile")),
     }
 )
-"""Precision and options of each of infinity's engines, but for int8, which needs another file."""
+"""Precision and options of each of infinity's engines, but for int8, which needs another file.
+
+Their warm-up computes the longest batches for half a minute, to print how fast that was.
+"""
 
 # As its script does it, which an environment need not have on its path.
 _BGE_SERVE = "from bge_runtime.cli.serve import main; main(prog_name='bge-serve')"
@@ -119,7 +125,7 @@ class ServerSpec:
         device = self.device.partition(":")[0]
         given = ["--model-id", model, "--served-model-name", _MODEL, "--device", device]
         where = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
-        return [program, "v2", *given, *where, *of_engine, *self.options]
+        return [program, "v2", *given, *where, "--engine", *of_engine, *self.options]
 
 
 class Server:
@@ -184,7 +190,7 @@ class Server:
             assert spec.engine is not None
             precision, options = INFINITY_ENGINES[spec.engine]
             name = f"infinity {_infinity_version(spec)}"
-            told = f"{' '.join(options)}, {precision}, {spec.threads} threads, batches of 32"
+            told = f"engine {' '.join(options)}, {precision}, {spec.threads} threads, batches of 32"
             return {"name": name, "precision": precision, "in_force": told}
         if spec.system == PLAIN:
             said = json.loads(self._get("/health"))

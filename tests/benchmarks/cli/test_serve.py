@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,46 @@ def test_all_servers_take_turns(given: list[object], tmp_path: Path):
     plain["parity"]["min_cosine"] = 0.5
     assert "~~plain~~" in document_tables(document)
     assert any(note.startswith("plain is struck out") for note in notes(document))
+
+
+INFINITY = """#!{python}
+import sys
+sys.path[:0] = {path}
+from starlette.routing import Route
+import uvicorn
+import bge_runtime
+from bge_bench.systems.plain_server import create_app
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+if given["--engine"] == "optimum":
+    sys.exit("no such engine")
+app = create_app(bge_runtime.FlagModel({bundle!r}, precision="fp32"))
+app.routes.append(Route("/embeddings", app.routes[0].endpoint, methods=["POST"]))
+uvicorn.run(app, port=int(given["--port"]), log_level="warning")
+"""
+
+
+def test_infinity_takes_part_at_the_engine_that_is_fastest(
+    given: list[object], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bge_bench.experiments.serving._PROBE_S", 0.5)
+    environment = tmp_path / "none"
+    (environment / "lib/python3/site-packages/infinity_emb-0.1.dist-info").mkdir(parents=True)
+    program = environment / "bin" / "infinity_emb"
+    program.parent.mkdir()
+    path, bundle = [folder for folder in sys.path if folder], str(tiny_bundle)
+    program.write_text(INFINITY.format(python=sys.executable, path=path, bundle=bundle))
+    program.chmod(0o755)
+    run(
+        *given, "--load", 50, "--system", "infinity",
+        "--infinity-engine", "optimum", "--infinity-engine", "ctranslate2",
+    )  # fmt: skip
+    document = json.loads((tmp_path / "serve.json").read_text())
+    (row,) = document["rows"]
+    assert (row["label"], row["name"]) == ("infinity ctranslate2", "infinity 0.1")
+    engines = document["infinity_engines"]
+    assert engines["ctranslate2"]["texts_per_s"] > 0
+    assert "ended with 1 before it was ready" in engines["optimum"]["failed"]
+    assert any("infinity's engine optimum: the server" in note for note in notes(document))
 
 
 def test_overload_is_reported_in_tenths(given: list[object], tmp_path: Path):
