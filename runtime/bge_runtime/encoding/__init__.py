@@ -6,6 +6,7 @@ Nothing here knows a model class; `bge_runtime.models` and `bge_runtime.m3` buil
 from bge_runtime.encoding.batching import MAX_PADDED_TOKENS
 from bge_runtime.encoding.dense_vectors import DenseVectors
 from bge_runtime.encoding.engine_set import EngineSet, EngineSetOptions
+from bge_runtime.encoding.parallel import MAX_STREAM_TOKENS
 from bge_runtime.encoding.pipeline import (
     Batch,
     BatchCall,
@@ -35,6 +36,7 @@ from bge_runtime.encoding.validation import (
 
 __all__ = [
     "MAX_PADDED_TOKENS",
+    "MAX_STREAM_TOKENS",
     "Batch",
     "BatchCall",
     "DenseVectors",

@@ -32,7 +32,7 @@ _MIN_STREAM_TOKENS = 128
 """Minimum tokens of a batch in one stream. On 2 cores with bge-base, two smaller batches in
 parallel take as long as one batch of both."""
 
-_MAX_STREAM_TOKENS = 2048
+MAX_STREAM_TOKENS = 2048
 """Maximum tokens of a batch in one stream. A larger batch runs alone on all threads; otherwise its
 intermediate results would be in memory once for each stream (0.4 GB for 8192 tokens of BGE-M3)."""
 
@@ -152,7 +152,7 @@ class _StreamEngine:
         past: Sequence[NDArray[np.float32]] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Run one batch; see `bge_runtime.engines.Engine.run`."""
-        if input_ids.size <= _MAX_STREAM_TOKENS:
+        if input_ids.size <= MAX_STREAM_TOKENS:
             return self._throughput.run(input_ids, attention_mask, outputs, past=past)
         with self._long:
             return self._latency.run(input_ids, attention_mask, outputs, past=past)
@@ -174,4 +174,4 @@ def _fill_streams(lengths: Sequence[int], latency: Engine) -> bool:
 
 
 def _short(lengths: Sequence[int]) -> list[int]:
-    return [length for length in lengths if length <= _MAX_STREAM_TOKENS]
+    return [length for length in lengths if length <= MAX_STREAM_TOKENS]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bge_runtime.encoding import MAX_PADDED_TOKENS
+from bge_runtime.encoding import MAX_PADDED_TOKENS, MAX_STREAM_TOKENS
 from bge_runtime.serving.scheduling.execution import EngineGroup
 from bge_runtime.serving.scheduling.lanes import BatchSize, Entry, Lane
 from bge_runtime.serving.scheduling.work import Work, WorkCancelledError
@@ -74,6 +74,10 @@ class _Run:
     expected_s: float
     started_s: float = field(default_factory=time.monotonic)
     reported: bool = False
+
+    @property
+    def is_long(self) -> bool:
+        return any(entry.length > MAX_STREAM_TOKENS for entry in self.entries)
 
     @property
     def works(self) -> list[Work]:
@@ -197,10 +201,10 @@ class Scheduler:
     def _stalled(self, device: _Device) -> list[tuple[_Run, float]]:
         """Return the batches that take too long, and for how long they have been in progress."""
         now_s, running = time.monotonic(), list(device.running)
-        # Long texts on a CPU are computed one after the other.
-        most_s = self.options.stalled_s + sum(run.expected_s for run in running)
         ages = [(run, now_s - run.started_s) for run in running]
-        return [(run, age_s) for run, age_s in ages if age_s >= most_s]
+        return [
+            (run, age_s) for run, age_s in ages if age_s >= self.options.stalled_s + run.expected_s
+        ]
 
     def close(self) -> None:
         """End all requests that wait, and the threads once their batches are done."""
@@ -256,7 +260,7 @@ class Scheduler:
             with self._changed:
                 device.running.remove(run)
                 self._give_credit(device, run, took_s)
-                if not run.parallel or not device.running:
+                if not run.parallel or not device.running or run.is_long:
                     self._changed.notify_all()  # others may have waited for all of the device
         try:
             tokens = sum(entry.length for entry in run.entries)
@@ -303,10 +307,20 @@ class Scheduler:
     def _next(self, device: _Device) -> tuple[Lane, Work] | None:
         """Return the lane and the request whose turn it is."""
         queries, bulk = self._lanes[False], self._lanes[True]
+        # Beside each other, long texts would wait for each other in the engine, and not here.
+        long = any(run.is_long for run in device.running)
+
+        def accepts(work: Work) -> bool:
+            engines = work.key.engines
+            if not engines.computes_on(device.name):
+                return False
+            one_by_one = engines.devices[device.name].parallel is not None
+            return not (long and one_by_one and work.longest > MAX_STREAM_TOKENS)
+
         owed = bulk.tokens and device.bulk_credit_s >= self.options.slice_s
         for lane in (bulk, queries) if owed else (queries, bulk):
             if lane.tokens:
-                leader = lane.oldest(lambda work: work.key.engines.computes_on(device.name))
+                leader = lane.oldest(accepts)
                 if leader is not None:
                     return lane, leader
         return None

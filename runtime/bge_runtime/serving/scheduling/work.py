@@ -44,6 +44,7 @@ class Work:
         outputs: Collects the outputs.
         bulk: Whether it waits in the lane for bulk work.
         deadline_s: Time (of `time.monotonic`) after which nobody waits for it; None for never.
+        longest: Tokens of its longest text.
         queued_tokens: Tokens of the texts that are in no batch yet.
         queued_s: When it was queued.
         started_s: When its first batch was started; None before.
@@ -62,6 +63,7 @@ class Work:
         "ended_s",
         "error",
         "key",
+        "longest",
         "outputs",
         "queued_s",
         "queued_tokens",
@@ -82,7 +84,7 @@ class Work:
         """Prepare the work; ``on_done`` is called once, from any thread."""
         self.key, self.tokens, self.outputs = key, tokens, outputs
         self.bulk, self.deadline_s = bulk, deadline_s
-        self.queued_tokens = sum(map(len, tokens))
+        self.queued_tokens, self.longest = sum(map(len, tokens)), max(map(len, tokens))
         self.queued_s = time.monotonic()
         self.started_s: float | None = None
         self.ended_s: float | None = None
