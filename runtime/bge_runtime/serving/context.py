@@ -82,10 +82,10 @@ class RequestContext:
             RequestError: If the deadline has passed.
             ClientLeftError: If the client has left.
         """
-        if self.is_over:
-            raise ClientLeftError
         if time.monotonic() >= self.deadline_s:
             raise self.late()
+        if self.is_over:
+            raise ClientLeftError
 
     def late(self) -> RequestError:
         """Return the error of a request that took too long."""

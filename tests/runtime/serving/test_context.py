@@ -79,7 +79,7 @@ def test_the_deadline_ends_it(timeout_s):
         assert error.value.kind is Kind.DEADLINE
         assert timeout_s <= time.monotonic() - started_s < timeout_s + 1
         with pytest.raises(RequestError):
-            context.check_deadline()
+            context.check()
 
     run(scenario)
 

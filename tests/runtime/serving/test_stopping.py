@@ -220,12 +220,12 @@ def test_it_says_why_it_cannot_start(tiny_bundle):
 def test_a_signal_while_it_starts_ends_it(tiny_bundle):
     program = """
 import os, signal, threading
-from bge_runtime.serving import app
-warm_up = app.warm_up
-async def interrupted(model):
+from bge_runtime.serving.model import ServedModel
+start = ServedModel.start
+def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
-    await warm_up(model)
-app.warm_up = interrupted
+    start(*arguments)
+ServedModel.start = interrupted
 from bge_runtime.cli.serve import main
 main()
 """
