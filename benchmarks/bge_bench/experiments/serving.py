@@ -25,7 +25,7 @@ Step = Callable[[str], object]
 PARITY_TEXTS = 16
 """Answers of a server that are compared with ``encode`` in fp32."""
 
-BULK_TEXTS = 64
+BULK_TEXTS = 16
 """Texts of a request of the bulk job that runs beside queries."""
 
 _BULK_CLIENTS = 2

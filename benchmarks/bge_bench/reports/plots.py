@@ -146,7 +146,7 @@ def _overload(axes: Axes, document: Document) -> None:
         [value / 1e6 for value in found["held_bytes"]],
         color=_THEIRS[0],
     )
-    held.set_ylim(bottom=0)
+    held.set_ylim(0, 1.3e-6 * max(found["held_bytes"], default=1e6))
     held.set_ylabel("resident memory, MB (grey)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"seconds at {found['percent']} % of the server's capacity")
