@@ -68,7 +68,7 @@ def test_headers_without_end_keep_no_connection(server):
         started_s = time.monotonic()
         while time.monotonic() - started_s < 3:
             opened.send(b"X-A: b\r\n")
-            time.sleep(0.05)
+            time.sleep(0.1)
         reply = opened.reply()
         assert reply.status == 408
         assert opened.is_closed(within_s=1)
@@ -104,7 +104,7 @@ def test_a_slow_body_within_the_time_is_read(server):
         data = post("/embed", BODY)
         for start in range(0, len(data), 16):
             opened.send(data[start : start + 16])
-            time.sleep(0.02)
+            time.sleep(0.05)
         assert opened.reply().status == 200
 
 
