@@ -180,19 +180,40 @@ class TextTokenizer:
                 check_unicode(each, f"text {index}")
             raise
 
+    def beginning(self, text: str, tokens: int, *, most_characters: int) -> str | None:
+        """Return a beginning of a text that has the same first tokens.
+
+        Args:
+            text: The text.
+            tokens: How many of them.
+            most_characters: Maximum length of the beginning.
+
+        Returns:
+            The beginning; None if none so short is certain to have the same tokens.
+        """
+        if not self._is_local:
+            return None
+        found = next(self._beginnings(text, tokens, most_characters), None)
+        return None if found is None else found[0]
+
     def _beginning(self, text: str, most: int) -> Any:
         """Return the encoding of as much of a long text as its first tokens need."""
         if not text.isascii():
             text.encode()  # what is cut off must be valid, too
-        length = _CHARACTERS_A_TOKEN * most
-        while place := _BETWEEN_WORDS.search(text, length):
-            (encoding,) = self.tokenizer.encode_batch_fast(
-                [text[: place.start()]], add_special_tokens=False
-            )
-            if len(encoding) >= most:
-                return encoding
-            length = 4 * place.end()
+        for _, encoding in self._beginnings(text, most, len(text)):
+            return encoding
         return self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+
+    def _beginnings(self, text: str, tokens: int, most: int) -> Iterator[tuple[str, Any]]:
+        """Yield beginnings with so many tokens, and their encodings, the shortest first."""
+        length = _CHARACTERS_A_TOKEN * tokens
+        # The place is one character, and those beside it are looked at.
+        while place := _BETWEEN_WORDS.search(text, length, most + 2):
+            start = text[: place.start()]
+            (encoding,) = self.tokenizer.encode_batch_fast([start], add_special_tokens=False)
+            if len(encoding) >= tokens:
+                yield start, encoding
+            length = 4 * place.end()
 
     @functools.cached_property
     def _is_local(self) -> bool:

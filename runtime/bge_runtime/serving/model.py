@@ -21,6 +21,7 @@ from bge_runtime.models import AnyFlagModel, FlagICLModel, TextKind
 from bge_runtime.serving.admission import Admission
 from bge_runtime.serving.context import RequestContext, notify, succeed
 from bge_runtime.serving.errors import Kind, RequestError
+from bge_runtime.serving.long_texts import shorten
 from bge_runtime.serving.metrics import Metrics
 from bge_runtime.serving.options import ServeOptions
 from bge_runtime.serving.scheduling import (
@@ -372,7 +373,13 @@ class ServedModel:
             rows: list[NDArray[np.int64]] = []
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
                 context.check()
-                some = texts[start : start + _TEXTS_AT_ONCE]
+                some = shorten(
+                    texts[start : start + _TEXTS_AT_ONCE],
+                    self.parts.tokenizer,
+                    self.max_length,
+                    first=start,
+                    keep_end=keep_end,
+                )
                 rows += tokenize(some, first=start, truncated=truncated)
             return rows
 

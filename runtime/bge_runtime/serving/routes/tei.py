@@ -262,6 +262,7 @@ async def _decode(model: ServedModel, body: DecodeRequest, context: RequestConte
     context.model, context.texts = model.name, len(rows)
     if not all(isinstance(row, list) for row in rows):
         raise RequestError(Kind.INVALID, "ids mixes numbers and lists", param="ids")
+    model.check_tokens(sum(map(len, rows)))
     if any(not 0 <= each < model.card.vocab_size for row in rows for each in row):
         raise RequestError(
             Kind.INVALID, f"ids of {model.name} are 0 to {model.card.vocab_size - 1}", param="ids"
