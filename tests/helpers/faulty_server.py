@@ -14,6 +14,9 @@ from tests.helpers.servers import Server, running_server
 MARKS = {"nan": "~", "raise": "^", "memory": "|"}
 """Texts with such a character have a vector that is NaN, or fail."""
 
+REOPEN_S = 2.0
+"""Seconds after which engines are opened again once more."""
+
 _PROGRAM = """
 import json, os, pathlib, time
 import numpy as np
@@ -46,6 +49,8 @@ def faulty(self, ids, mask, outputs, **options):
     return found
 
 ort_cpu.OrtCpuEngine.run = faulty
+from bge_runtime.serving.scheduling import execution
+execution._REOPEN_S = float(os.environ["REOPEN_S"])
 from bge_runtime.cli.serve import main
 main()
 """
@@ -98,7 +103,7 @@ def faulty_server(bundle: Path, folder: Path, *options: object) -> Iterator[Faul
     """
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     marks = {name: tokenizer.token_to_id(character) for name, character in MARKS.items()}
-    environment = {"FAULTS": str(folder), "MARKS": json.dumps(marks)}
+    environment = {"FAULTS": str(folder), "MARKS": json.dumps(marks), "REOPEN_S": str(REOPEN_S)}
     with running_server(
         bundle, "--engine", "onnxruntime", *options, environment=environment, program=_PROGRAM
     ) as server:

@@ -112,6 +112,9 @@ class RequestContext:
                 value = call()
             except Exception as error:  # noqa: BLE001  # raised in the caller's thread
                 notify(loop, fail, result, error)
+            except BaseException as error:  # a panic of Rust in tokenizers is no Exception
+                notify(loop, fail, result, RuntimeError(f"{type(error).__name__}: {error}"))
+                raise
             else:
                 notify(loop, succeed, result, value)
 

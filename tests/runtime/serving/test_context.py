@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -127,5 +129,46 @@ def test_a_request_that_is_cancelled_leaves_nothing_behind():
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+
+    run(scenario)
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def test_a_call_in_a_thread_returns_or_raises(executor):
+    class PanicError(BaseException):
+        """As a panic of Rust: no Exception."""
+
+    def fail(error):
+        raise error
+
+    async def scenario():
+        assert await make(Client()).run(executor, lambda: 5) == 5
+        with pytest.raises(ZeroDivisionError):
+            await make(Client()).run(executor, lambda: fail(ZeroDivisionError()))
+        with pytest.raises(RuntimeError, match="PanicError"):
+            await make(Client()).run(executor, lambda: fail(PanicError()))
+        assert await make(Client()).run(executor, lambda: 6) == 6
+
+    run(scenario)
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_left_out(executor):
+    async def scenario():
+        called, go_on = [], threading.Event()
+        executor.submit(go_on.wait, 10)
+        client = Client()
+        asyncio.get_running_loop().call_later(0.05, client.left.set)
+        with pytest.raises(ClientLeftError):
+            await make(client).run(executor, lambda: called.append(1))
+        with pytest.raises(RequestError):
+            await make(Client(), 0.05).run(executor, lambda: called.append(2))
+        go_on.set()
+        await make(Client()).run(executor, lambda: called.append(3))
+        assert called == [3]
 
     run(scenario)

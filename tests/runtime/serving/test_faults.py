@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.helpers.faulty_server import MARKS, faulty_server
+from tests.helpers.faulty_server import MARKS, REOPEN_S, faulty_server
 from tests.helpers.raw_http import wait_until
 
 QUERIES, BULK = 'bge_queued_tokens{lane="query"}', 'bge_queued_tokens{lane="bulk"}'
@@ -74,6 +74,7 @@ def test_without_memory_batches_are_halved_and_only_what_never_fits_fails(faulty
 
 
 def test_a_crashed_engine_is_opened_again_and_nobody_notices(faulty, client):
+    time.sleep(REOPEN_S)
     before = faulty.server.log.count("opening the engines again")
     with faulty.switched("crash"):
         answer = embed(client, ["a text"])
@@ -82,6 +83,7 @@ def test_a_crashed_engine_is_opened_again_and_nobody_notices(faulty, client):
 
 
 def test_a_broken_engine_is_told_by_health_until_it_works(faulty, client):
+    time.sleep(REOPEN_S)
     before = faulty.server.log.count("opening the engines again")
     with faulty.switched("broken"):
         for _ in range(3):
