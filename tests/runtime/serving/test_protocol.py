@@ -340,7 +340,7 @@ def test_the_rest_of_a_body_after_an_answer_is_waited_for_and_no_longer(server):
         assert opened.is_closed(within_s=3)
 
 
-LARGE_ANSWER = post("/decode", json.dumps({"ids": [[8999] * 1500] * 1000}))
+LARGE_ANSWER = post("/decode", json.dumps({"ids": [[8999] * 1000] * 1000}))
 
 
 def test_a_client_that_does_not_read_its_answer_keeps_no_memory(server):
