@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from bge_runtime._version import __version__
@@ -23,7 +23,7 @@ from bge_runtime.models import AnyFlagModel
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.health import Health
-from bge_runtime.serving.http import Answer, Endpoint, Gate, dialect_of_path, error_body
+from bge_runtime.serving.http import Answer, Endpoint, Gate, dialect_of_path
 from bge_runtime.serving.metrics import Metrics
 from bge_runtime.serving.model import ServedModel
 from bge_runtime.serving.model_set import ModelSet
@@ -41,6 +41,8 @@ from bge_runtime.serving.routes import (
 )
 from bge_runtime.serving.scheduling import EngineGroup, Scheduler, SchedulerOptions
 from bge_runtime.serving.tracing import start_tracing
+
+logger = logging.getLogger("bge_runtime.serving")
 
 _WATCH_S = 1.0
 """Seconds between two looks for batches that have stalled."""
@@ -70,11 +72,7 @@ def create_app(
     """
     options = options or ServeOptions()
     named = dict(models) if isinstance(models, Mapping) else {models.name: models}
-    if not named:
-        raise ValueError("there is no model to serve; pass one at least")
-    for name in named:
-        if not name or set(name) & set("/?#%{} ") or name in ("v1", "api", "ui"):
-            raise ValueError(f"a model cannot be served as {name!r}, which is part of its path")
+    _check_names(list(named))
     metrics, several = Metrics(), len(named) > 1
     gate = Gate(options, metrics)
     served = [
@@ -95,7 +93,14 @@ def create_app(
     for base, spec in routes:
         path = base + spec.path
         endpoint = endpoints[spec.method, path] = Endpoint(
-            gate, path, spec.handler, body=spec.body, dialect=spec.dialect, is_open=spec.is_open
+            gate,
+            path,
+            spec.handler,
+            body=spec.body,
+            dialect=spec.dialect,
+            is_open=spec.is_open,
+            # What only tells of the server counts for no model.
+            model="" if spec.body is None else base[1:] if several else served[0].name,
         )
         # Clients that are given the URL of a model send to /docs as well as to /docs/, Weaviate's
         # to /vectors/ as well as to /vectors.
@@ -110,13 +115,24 @@ def create_app(
             for (method, path), endpoint in endpoints.items()
         ],
         middleware=_middleware(options),
-        exception_handlers={HTTPException: _no_route},
+        exception_handlers={HTTPException: partial(_no_route, gate)},
         lifespan=partial(_lifespan, served, gate),
     )
     # A redirect would be to the name in the request's Host, and change a POST for some clients.
     app.router.redirect_slashes = False
     app.state.gate, app.state.models = gate, served
     return app
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
+        raise ValueError("there is no model to serve; pass one at least")
+    for name in names:
+        if not name:
+            raise ValueError("a model cannot be served without a name")
+        # Of several models, each has its routes below its name.
+        if len(names) > 1 and (set(name) & set("/?#%{} ") or name in ("v1", "api", "ui")):
+            raise ValueError(f"a model cannot be served as {name!r}, which is part of its path")
 
 
 class _Application(Starlette):
@@ -187,8 +203,11 @@ async def _lifespan(served: Sequence[ServedModel], gate: Gate, _: Starlette) -> 
 async def _watch(scheduler: Scheduler, count_batches: Callable[[], object]) -> None:
     while True:
         await asyncio.sleep(_WATCH_S)
-        scheduler.fail_stalled()
-        count_batches()
+        try:
+            scheduler.fail_stalled()
+            count_batches()
+        except Exception:  # a task that ended would look no more
+            logger.exception("looking for stalled batches failed")
 
 
 def _routes(
@@ -202,7 +221,7 @@ def _routes(
         found += [
             (model.base_path, spec)
             for spec in [
-                *_named_routes(_only(model, alone), alone, options),
+                *_named_routes(alone.resolve, alone, options),
                 *tei.routes(model, options),
                 *weaviate.routes(model),
                 *pages.routes([model], gate, health, page=options.page),
@@ -227,15 +246,6 @@ def _named_routes(resolve: Resolve, models: ModelSet, options: ServeOptions) -> 
         *ollama.routes(resolve, models),
         *qdrant.routes(resolve),
     ]
-
-
-def _only(model: ServedModel, alone: ModelSet) -> Callable[[str | None], ServedModel]:
-    """Return a function that finds the model of a base path, and refuses the names of others."""
-
-    def resolve(name: str | None) -> ServedModel:
-        return alone.resolve(name) if name else model
-
-    return resolve
 
 
 def _root_route(served: Sequence[ServedModel]) -> RouteSpec:
@@ -265,16 +275,24 @@ def _document_route(document: bytes) -> RouteSpec:
     )
 
 
-async def _no_route(request: Request, error: HTTPException) -> Response:
+async def _no_route(gate: Gate, request: Request, error: HTTPException) -> Endpoint:
+    """Return what answers a request for which there is no route."""
     path = str(request.scope["path"])  # request.url is made of the Host, which may be anything
     if error.status_code == 405:
-        found = RequestError(Kind.METHOD, f"{path} does not answer {request.method} requests")
+        found = RequestError(
+            Kind.METHOD,
+            f"{path[:200]} does not answer {request.method[:20]} requests",
+            headers=error.headers,
+        )
     else:
         found = RequestError(
             Kind.NOT_FOUND, f"there is no {path[:200]} here; /openapi.json lists all routes"
         )
-    status, body = error_body(dialect_of_path(path), found)
-    return Response(body, status, dict(error.headers or {}), "application/json")
+
+    async def refuse(_: Any, __: RequestContext) -> Answer:
+        raise found
+
+    return Endpoint(gate, "unknown", refuse, dialect=dialect_of_path(path), is_open=True)
 
 
 def _middleware(options: ServeOptions) -> list[Middleware]:
@@ -285,7 +303,20 @@ def _middleware(options: ServeOptions) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id", "x-request-timeout-ms"],
-            expose_headers=["x-request-id", "x-truncated-inputs", "retry-after"],
+            allow_headers=[
+                "authorization",
+                "x-api-key",
+                "content-type",
+                "x-request-id",
+                "x-request-timeout-ms",
+            ],
+            expose_headers=[
+                "x-request-id",
+                "x-truncated-inputs",
+                "x-queue-time",
+                "x-inference-time",
+                "x-total-time",
+                "retry-after",
+            ],
         )
     ]

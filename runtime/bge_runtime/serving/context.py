@@ -33,6 +33,7 @@ class RequestContext:
         started_s: When it arrived.
         deadline_s: Time after which nobody waits for it.
         model: Name of the model that answers it; empty if none does.
+        error: What was wrong with it, or with the server; None if nothing was.
         texts: Its texts.
         tokens: Their tokens after truncation.
         truncated: How many of them were truncated.
@@ -46,6 +47,7 @@ class RequestContext:
         "_receive",
         "compute_s",
         "deadline_s",
+        "error",
         "is_over",
         "model",
         "queue_s",
@@ -66,6 +68,7 @@ class RequestContext:
         self.timeout_s = timeout_s
         self.deadline_s = self.started_s + timeout_s
         self.model = ""
+        self.error: Kind | None = None
         self.is_over = False
         self.texts = self.tokens = self.truncated = 0
         self.tokenize_s = self.queue_s = self.compute_s = 0.0
@@ -74,6 +77,11 @@ class RequestContext:
     def elapsed_s(self) -> float:
         """Seconds since the request arrived."""
         return time.monotonic() - self.started_s
+
+    def limit_time(self, seconds: float) -> None:
+        """Give the request less time than it has."""
+        self.timeout_s = min(self.timeout_s, seconds)
+        self.deadline_s = self.started_s + self.timeout_s
 
     def check(self) -> None:
         """Check that somebody waits for the answer, before work is spent on it.

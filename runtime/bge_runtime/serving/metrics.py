@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    Metric,
+    ProcessCollector,
+)
+
+from bge_runtime._version import __version__
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
@@ -13,13 +23,26 @@ _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class _Registry(CollectorRegistry):
+    """A registry without the times at which series were created, which would double them.
+
+    prometheus-client can leave them out for all registries of a process only.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in super().collect():
+            metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
+            yield metric
+
+
 class Metrics:
     """All metrics of a server, in a registry of their own."""
 
     def __init__(self) -> None:
         """Create them."""
-        registry = self.registry = CollectorRegistry()
+        registry = self.registry = _Registry()
         ProcessCollector(registry=registry)  # memory, processor time, open files
+        Info("bge_build", "The server.", registry=registry).info({"version": __version__})
         by_model, by_route = ["model"], ["model", "route"]
 
         def seconds(name: str, text: str, labels: list[str]) -> Histogram:
@@ -65,10 +88,7 @@ class Metrics:
         self.queued_tokens = gauge("queued_tokens", "Tokens that wait.", ["lane"])
         self.running_batches = gauge("running_batches", "Batches in progress.", [])
         self.healthy = gauge("healthy", "Whether the engines answer.", by_model)
-
-    @functools.cached_property
-    def _of_requests(self) -> dict[tuple[str, str, int], tuple[Counter, Histogram]]:
-        return {}
+        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def of_request(self, model: str, route: str, status: int) -> tuple[Counter, Histogram]:
         """Return the count and the duration of requests with these labels.

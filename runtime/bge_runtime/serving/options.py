@@ -30,7 +30,6 @@ class ServeOptions:
         parallel_batches: On a CPU, compute several batches in parallel, for which OpenVINO needs a
             second copy of the weights.
         page: Serve the page for people.
-        log_requests: Log every request.
         otlp_endpoint: URL that receives traces by OpenTelemetry's protocol; None for no traces.
     """
 
@@ -38,7 +37,7 @@ class ServeOptions:
     cors_origins: Sequence[str] = ()
     max_inputs: int = 2048
     max_request_tokens: int = 1 << 20
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 32_000_000
     max_queued_tokens: int | None = None
     request_timeout_s: float = 300.0
     body_timeout_s: float = 30.0
@@ -48,7 +47,6 @@ class ServeOptions:
     allow_token_ids: bool = False
     parallel_batches: bool = True
     page: bool = True
-    log_requests: bool = True
     otlp_endpoint: str | None = None
 
 

@@ -19,7 +19,7 @@ def refuse(*arguments):
 
 
 def test_a_name_that_cannot_be_part_of_a_path(tiny_bundle):
-    said = refuse(f"{tiny_bundle}=a b")
+    said = refuse(f"{tiny_bundle}=a b", f"{tiny_bundle}=c")
     assert "a model cannot be served as 'a b', which is part of its path" in said
     assert "bge-serve MODEL=NAME" in said
 

@@ -316,8 +316,15 @@ def test_it_can_be_mounted_in_another_application(dense):
 
 @pytest.mark.parametrize("name", ["", "v1", "a/b", "a b"])
 def test_a_name_must_be_part_of_a_path(dense, name):
-    with pytest.raises(ValueError, match="cannot be served as"):
+    with pytest.raises(ValueError, match="cannot be served"):
         create_app({name: dense, "other": dense})
+
+
+def test_the_name_of_a_single_model_may_be_a_hub_id(dense):
+    with TestClient(create_app({"BAAI/bge-tiny": dense})) as client:
+        answer = post(client, "/v1/embeddings", input="a", model="BAAI/bge-tiny")
+        assert answer["model"] == "BAAI/bge-tiny"
+        assert client.get("/v1/models/BAAI/bge-tiny").json()["id"] == "BAAI/bge-tiny"
 
 
 def test_there_must_be_a_model():

@@ -134,12 +134,43 @@ def test_numbers_may_be_strings():
 
 @pytest.mark.parametrize(
     ("asked", "seconds"),
-    [("100", 0.1), ("0", 0), ("999999", 7), ("-1", 7), ("1e3", 7), ("", 7), ("9" * 40, 7)],
+    [("100", 0.1), ("0.5", 0.0005), (".5", 0.0005), ("999999", 7), ("9" * 400, 7)],
 )
 def test_a_request_may_ask_for_less_time_and_for_no_more(asked, seconds):
     client = client_of(make(request_timeout_s=7)[0])
     answer = client.post("/", json={}, headers={"x-request-timeout-ms": asked})
     assert answer.json()["timeout"] == seconds
+
+
+@pytest.mark.parametrize("asked", ["0", "0.0", "-1", "1e3", "", "nan", "inf", "1_0", "2 s"])
+def test_a_time_that_is_none_is_refused(asked):
+    answer = client_of(make(dialect=Dialect.OPENAI)[0]).post(
+        "/", json={}, headers={"x-request-timeout-ms": asked}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "x-request-timeout-ms"
+
+
+def test_a_request_past_its_deadline_is_counted():
+    async def wait(_, context):
+        raise context.late()
+
+    endpoint, gate = make(wait)
+    assert client_of(endpoint).post("/", json={}).status_code == 504
+    assert gate.metrics.registry.get_sample_value("bge_late_requests_total", {"model": ""}) == 1
+
+
+def test_a_wrong_key_in_the_headers_is_refused_before_the_body_is_read(tiny):
+    """Qdrant has its key in the body, so that of others is not parsed for nothing."""
+    app = create_app(tiny, ServeOptions(api_keys=("key",)))
+    body = {"inputs": [{"data": "a"}], "token": "key"}
+    with TestClient(app) as client:
+        assert client.post("/infer", json=body).status_code == 200
+        assert client.post("/infer", json=body | {"token": "other"}).status_code == 401
+        wrong = client.post("/infer", json=body, headers={"x-api-key": "other"})
+        assert wrong.status_code == 401
+        unread = client.post("/infer", content=b"{", headers={"authorization": "Bearer other"})
+        assert unread.status_code == 401
 
 
 @pytest.mark.parametrize("dialect", Dialect)
@@ -289,6 +320,35 @@ def test_errors_at_the_paths_of_several_models(tiny):
             assert client.get(path).json() == {"status": "ok"}
 
 
+def test_what_is_refused_is_counted_for_the_model_of_its_path(tiny):
+    with TestClient(app := create_app({"a": tiny, "b": tiny})) as client:
+        count = app.state.gate.metrics.registry.get_sample_value
+        client.post("/a/embed", content=b"{")
+        client.post("/v1/embeddings", json={"input": "text", "model": "c"})
+        client.get("/a/health")
+        for model, route, status in (
+            ("a", "/a/embed", "422"),
+            ("", "/v1/embeddings", "404"),
+            ("", "/a/health", "200"),
+        ):
+            labels = {"model": model, "route": route, "status": status}
+            assert count("bge_requests_total", labels) == 1
+
+
+def test_a_path_without_a_route_is_answered_logged_and_counted_as_others_are(tiny, log):
+    set_up_logging(level="info", as_json=False)
+    with TestClient(app := create_app(tiny)) as client:
+        count = app.state.gate.metrics.registry.get_sample_value
+        for method, path, status in (("GET", "/nothing", 404), ("PUT", "/embed", 405)):
+            answer = client.request(method, path, headers={"x-request-id": "mine"})
+            assert answer.status_code == status
+            assert answer.headers["x-request-id"] == "mine"
+            labels = {"model": "", "route": "unknown", "status": str(status)}
+            assert count("bge_requests_total", labels) == 1
+        assert answer.headers["allow"] == "POST"
+    assert "route=unknown status=405" in log()
+
+
 @pytest.fixture
 def log(capsys):
     """A function that returns what is written to standard error."""
@@ -308,10 +368,14 @@ def test_each_request_is_a_line_of_json_without_its_texts(tiny, log):
         client.post("/v1/embeddings", json={"input": secret, "model": secret})
         client.post("/embed", json={"inputs": secret, "prompt_name": secret})
         client.post("/embed", content=secret.encode())
+        client.get("/xyzzy")
     written = log()
     lines = [json.loads(line) for line in written.splitlines()]
     requests = [line for line in lines if "route" in line]
-    assert [line["status"] for line in requests] == [200, 404, 422, 422]
+    assert [line["status"] for line in requests] == [200, 404, 422, 422, 404]
+    codes = ["not_found", "invalid_request", "invalid_request", "not_found"]
+    assert [line.get("error") for line in requests] == [None, *codes]
+    assert requests[4]["route"] == "unknown"
     assert requests[0]["request_id"] == "mine"
     assert requests[0]["texts"] == 2
     assert requests[0]["tokens"] > 4

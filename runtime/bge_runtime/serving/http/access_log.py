@@ -21,7 +21,7 @@ def log_request(context: RequestContext, status: int) -> None:
     """Log a request that was answered."""
     if not access.isEnabledFor(logging.INFO):
         return
-    fields = {
+    fields: dict[str, Any] = {
         "request_id": context.request_id,
         "route": context.route,
         "status": status,
@@ -34,6 +34,8 @@ def log_request(context: RequestContext, status: int) -> None:
         "queue_ms": round(1000 * context.queue_s, 2),
         "inference_ms": round(1000 * context.compute_s, 2),
     }
+    if context.error is not None:
+        fields["error"] = context.error.code
     access.info("request", extra={_FIELDS: fields})
 
 
