@@ -278,3 +278,35 @@ def test_a_request_larger_than_the_queue_needs_half_of_it():
             admission.check(100, bulk=True)
     finally:
         held.close()
+
+
+def test_bulk_texts_longer_than_a_slice_get_no_more_than_their_share(close):
+    engine, seconds = FakeEngine(), {"bulk": 0.0, "query": 0.0}
+
+    def work(ids):
+        time.sleep(1e-4 * ids.size)
+        seconds["bulk" if ids.shape[1] == 600 else "query"] += 1e-4 * ids.size
+
+    engine.before = work
+    group = measured(fake_group(by_device={"cpu": engine})[0])
+    scheduler = start(close, [group], slice_s=0.005)
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            query = Request(group, [60], first=5)
+            scheduler.submit(query.work)
+            query.check()
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    bulk = Request(group, [600] * 100, bulk=True)  # 0.06 s each
+    scheduler.submit(bulk.work)
+    time.sleep(3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    share = seconds["bulk"] / sum(seconds.values())
+    scheduler.cancel(bulk.work)
+    assert 0 < share < 0.2  # it would be nine tenths if each text counted as one slice

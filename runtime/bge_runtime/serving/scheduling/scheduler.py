@@ -63,6 +63,7 @@ class _Run:
 
     Attributes:
         parallel: Whether further batches may be started beside it.
+        owed: Whether queries wait for it, since bulk work is to get its share.
         expected_s: Seconds that it takes by what was measured so far.
         reported: Whether its requests were told that it has stalled.
     """
@@ -71,6 +72,7 @@ class _Run:
     engines: EngineGroup
     parallel: bool
     bulk: bool
+    owed: bool
     expected_s: float
     started_s: float = field(default_factory=time.monotonic)
     reported: bool = False
@@ -272,9 +274,9 @@ class Scheduler:
     def _give_credit(self, device: _Device, run: _Run, took_s: float) -> None:
         if not self._lanes[True].tokens:
             device.bulk_credit_s = 0.0
-        elif run.bulk:
-            device.bulk_credit_s = max(0.0, device.bulk_credit_s - took_s)
-        else:
+        elif run.owed:  # a text may take longer than a slice: then the next one is owed later
+            device.bulk_credit_s -= took_s
+        elif not run.bulk:
             most_s = device.slots * self.options.slice_s
             device.bulk_credit_s = min(most_s, device.bulk_credit_s + _BULK_SHARE * took_s)
 
@@ -284,7 +286,7 @@ class Scheduler:
             return None
         now_s = time.monotonic()
         while (found := self._next(device)) is not None:
-            lane, leader = found
+            lane, leader, owed = found
             if _is_over(leader, lane, now_s):
                 continue
             engines = leader.key.engines
@@ -301,11 +303,11 @@ class Scheduler:
             if entries:
                 tokens = sum(entry.length for entry in entries)
                 expected_s = tokens * engines.devices[device.name].token_s
-                return _Run(entries, engines, parallel, bulk, expected_s)
+                return _Run(entries, engines, parallel, bulk, owed, expected_s)
         return None
 
-    def _next(self, device: _Device) -> tuple[Lane, Work] | None:
-        """Return the lane and the request whose turn it is."""
+    def _next(self, device: _Device) -> tuple[Lane, Work, bool] | None:
+        """Return the lane and the request whose turn it is, and whether queries wait for it."""
         queries, bulk = self._lanes[False], self._lanes[True]
         # Beside each other, long texts would wait for each other in the engine, and not here.
         long = any(run.is_long for run in device.running)
@@ -317,12 +319,12 @@ class Scheduler:
             one_by_one = engines.devices[device.name].parallel is not None
             return not (long and one_by_one and work.longest > MAX_STREAM_TOKENS)
 
-        owed = bulk.tokens and device.bulk_credit_s >= self.options.slice_s
+        owed = queries.tokens and bulk.tokens and device.bulk_credit_s >= self.options.slice_s
         for lane in (bulk, queries) if owed else (queries, bulk):
             if lane.tokens:
                 leader = lane.oldest(accepts)
                 if leader is not None:
-                    return lane, leader
+                    return lane, leader, lane is bulk and bool(queries.tokens)
         return None
 
     def _runs_parallel(self, engines: EngineGroup, device: _Device, lane: Lane) -> bool:
