@@ -31,6 +31,7 @@ BULK_TEXTS = 16
 _BULK_CLIENTS = 2
 _WARM_S = 1.0
 _SETTLE_S = 0.3
+_DRAIN_S = 10.0
 _PROBE_CLIENTS, _PROBE_S = 64, 8.0
 _QUERY_SHARE = 0.8
 
@@ -214,7 +215,7 @@ def _run_all(
         streams,
         seconds=plan.seconds,
         warm_s=_WARM_S,
-        drain_s=plan.seconds,
+        drain_s=max(plan.seconds, _DRAIN_S),
         processes=plan.client_processes,
     )
     share = (server.cpu_seconds() - before) / (time.perf_counter() - began)
