@@ -50,12 +50,17 @@ RAW = (
 HEADERS: tuple[dict[str, str], ...] = (
     {"content-type": "text/plain"}, {"content-type": "application/json; charset=utf-16"},
     {"content-encoding": "gzip"}, {"accept": "image/png"}, {"x-request-timeout-ms": "-5"},
-    {"x-request-timeout-ms": "abc"}, {"x-request-timeout-ms": "9" * 50},
+    {"x-request-timeout-ms": "abc"},
+    {"x-request-timeout-ms": "0"}, {"x-request-timeout-ms": "9" * 50},
     {"x-request-id": "a" * 5000}, {"x-request-id": "{}[]\"'"}, {"authorization": "Basic x"},
     {"authorization": "Bearer"}, {"cookie": "a=" + "b" * 2000}, {"origin": "https://example.org"},
     {"range": "bytes=0-1"}, {"if-none-match": "*"}, {"te": "trailers"},
     {"traceparent": "00-zz-zz-01"}, {"x-forwarded-for": "999.1.1.1"}, {},
 )  # fmt: skip
+
+
+SHORT_TIMES = ("0.001", "1", "5")
+"""Milliseconds within which a request may not be answered."""
 
 
 @dataclass
@@ -107,7 +112,7 @@ class HostileRequests:
         if chance.random() < 0.2:
             request.headers |= chance.choice(HEADERS)
         if chance.random() < 0.05:
-            request.headers["x-request-timeout-ms"] = chance.choice(["0", "1", "5"])
+            request.headers["x-request-timeout-ms"] = chance.choice(SHORT_TIMES)
         if chance.random() < 0.05:
             request.method, request.operation = chance.choice(["PUT", "DELETE", "PATCH"]), None
         elif chance.random() < 0.03:

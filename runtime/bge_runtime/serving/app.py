@@ -23,7 +23,7 @@ from bge_runtime.models import AnyFlagModel
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.health import Health
-from bge_runtime.serving.http import Answer, Endpoint, Gate, dialect_of_path
+from bge_runtime.serving.http import Answer, Dialect, Endpoint, Gate, dialect_of_path
 from bge_runtime.serving.metrics import Metrics
 from bge_runtime.serving.model import ServedModel
 from bge_runtime.serving.model_set import ModelSet
@@ -262,7 +262,12 @@ def _root_route(served: Sequence[ServedModel]) -> RouteSpec:
         return Answer(content)
 
     return RouteSpec(
-        path="/", method="GET", handler=root, summary="What is served, and where.", is_open=True
+        path="/",
+        method="GET",
+        handler=root,
+        summary="What is served, and where.",
+        dialect=Dialect.TEI,
+        is_open=True,
     )
 
 
