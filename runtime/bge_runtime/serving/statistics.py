@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import deque
+from bisect import bisect_right
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 _SECONDS = 60
+
+_STEP = math.log(1.01)
+"""Latencies are counted in steps of 1 %: a second takes the same memory however many requests it
+has, and a report the same time."""
 
 
 @dataclass
@@ -20,7 +27,8 @@ class _Second:
     errors: int = 0
     rejected: int = 0
     queued_tokens: int = 0
-    latencies_ms: list[float] = field(default_factory=list)
+    latencies: Counter[int] = field(default_factory=Counter)
+    p95_ms: float | None = None
 
 
 class LastMinute:
@@ -39,7 +47,8 @@ class LastMinute:
             second.rejected += status == 429
             second.errors += status >= 500
             if status < 300:
-                second.latencies_ms.append(latency_ms)
+                second.latencies[_step_of(latency_ms)] += 1
+                second.p95_ms = None
 
     def add_batch(self, *, texts: int, tokens: int, queued_tokens: int) -> None:
         """Count a batch that was computed; ``queued_tokens`` is what waits behind it."""
@@ -55,22 +64,34 @@ class LastMinute:
         with self._lock:
             known = {second.number: second for second in self._seconds}
             kept = [known.get(now - ago) or _Second(0) for ago in range(_SECONDS, 0, -1)]
-            latencies = sorted(each for second in kept for each in second.latencies_ms)
+            latencies: Counter[int] = Counter()
+            for second in kept:
+                latencies.update(second.latencies)
+                if second.p95_ms is None and second.latencies:
+                    (second.p95_ms,) = percentiles(second.latencies, 95)
+            shares = (50, 95, 99)
             sums = {
                 name: sum(getattr(second, name) for second in kept)
                 for name in ("requests", "texts", "tokens", "errors", "rejected")
             }
-            active = max(1, sum(1 for second in kept if second.tokens))
+            # Since the first of them: a second without a batch has had its share of the work.
+            first = next((at for at, each in enumerate(kept) if each.requests or each.tokens), 0)
+            seconds = len(kept) - first
             return {
                 "last_minute": {
                     **sums,
-                    "texts_per_s": sums["texts"] / active,
-                    "tokens_per_s": sums["tokens"] / active,
-                    **{f"p{share}_ms": percentile(latencies, share) for share in (50, 95, 99)},
+                    "texts_per_s": sums["texts"] / seconds,
+                    "tokens_per_s": sums["tokens"] / seconds,
+                    **{
+                        f"p{share}_ms": found
+                        for share, found in zip(
+                            shares, percentiles(latencies, *shares), strict=True
+                        )
+                    },
                 },
                 "per_second": {
                     "texts": [second.texts for second in kept],
-                    "p95_ms": [percentile(sorted(second.latencies_ms), 95) for second in kept],
+                    "p95_ms": [second.p95_ms for second in kept],
                     "queued_tokens": [second.queued_tokens for second in kept],
                 },
             }
@@ -82,8 +103,20 @@ class LastMinute:
         return self._seconds[-1]
 
 
-def percentile(ordered: list[float], share: float) -> float | None:
-    """Return a percentile of sorted values, the next larger value; None if there are none."""
-    if not ordered:
-        return None
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))]
+def _step_of(latency_ms: float) -> int:
+    return math.floor(math.log(max(latency_ms, 0.001)) / _STEP)
+
+
+def percentiles(latencies: Counter[int], *shares: float) -> list[float | None]:
+    """Return percentiles of latencies in milliseconds, within half a step of 1 %.
+
+    Args:
+        latencies: How many there are in each step.
+        *shares: Which percentiles, in percent. Each is None if there are no latencies.
+    """
+    steps = sorted(latencies)
+    passed = list(accumulate(latencies[step] for step in steps))
+    if not steps:
+        return [None] * len(shares)
+    places = (bisect_right(passed, passed[-1] * share / 100) for share in shares)
+    return [math.exp((steps[min(place, len(steps) - 1)] + 0.5) * _STEP) for place in places]
