@@ -33,6 +33,7 @@ from bge_runtime.serving.scheduling import (
     WorkCancelledError,
 )
 from bge_runtime.serving.statistics import LastMinute
+from bge_runtime.sources import is_hub_id
 
 Inputs = Sequence[str] | Sequence[NDArray[np.int64]]
 """Texts, or token ids of texts."""
@@ -140,12 +141,13 @@ class ServedModel:
     def describe(self) -> dict[str, Any]:
         """Return what is served, what is in force, and how it goes, as JSON."""
         info, card = self.model.engine.info, self.card
+        source = self.model.bundle.manifest.provenance.source
         scheduler = self.scheduler
         return {
             "name": self.name,
             "base_path": self.base_path,
             "model": card.name,
-            "source": self.model.bundle.manifest.provenance.source,
+            "source": source if is_hub_id(source) else None,  # a path is nobody's business
             "model_class": card.model_class,
             "dim": card.dim,
             "max_length": self.max_length,

@@ -80,6 +80,32 @@ def test_base64_is_the_same_vector(client, dense, dtype, layout):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 if dtype == "float32" else 5e-4)
 
 
+def test_numbers_may_be_rounded_to_float16(client, dense):
+    answer = post(
+        client, "/v1/embeddings", input=TEXTS, model="dense", encoding_format="float",
+        embed_dtype="float16",
+    )  # fmt: skip
+    expected = dense.encode(TEXTS).astype(np.float16)
+    got = np.array(embeddings(answer), dtype=np.float32)
+    np.testing.assert_array_equal(got.astype(np.float16).astype(np.float32), got)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-4)
+
+
+def test_too_many_inputs_are_refused_and_one_text_of_many_ids_is_not(dense):
+    options = ServeOptions(max_inputs=2, allow_token_ids=True)
+    with TestClient(create_app(dense, options)) as client:
+        for path, body in (
+            ("/v1/embeddings", {"input": ["a"] * 3}),
+            ("/v1/embeddings", {"input": [[5]] * 3}),
+            ("/embed", {"inputs": ["a"] * 3}),
+            ("/vectors", {"texts": ["a"] * 3}),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 413, path
+            assert "3 inputs, and 2 is the limit" in answer.text
+        assert len(post(client, "/embed", inputs=[5, 6, 7])) == 1
+
+
 def test_a_text_of_its_own_is_one_vector(client, dense):
     answer = post(client, "/dense/embeddings", input="a text")
     close(embeddings(answer), [dense.encode("a text")])
@@ -341,6 +367,7 @@ def test_what_is_served_is_described(client, dense):
     assert described["engine"]["precision"] == dense.engine.info.precision == "fp32"
     assert described["parity"]["min_cosine"] > 0.999
     assert described["healthy"] is True
+    assert described["source"] is None  # which was a path
     assert stats["models"][1]["outputs"] == ["dense", "sparse", "colbert_vecs"]
     assert [model["name"] for model in client.get("/m3/ui/stats").json()["models"]] == ["m3"]
     meta = client.get("/dense/meta").json()

@@ -39,19 +39,23 @@ _TRUNCATIONS = {
 """Whether to cut, and whether on the left: by the names that Cohere and NVIDIA have for it."""
 
 
-def read_inputs(value: InputField, *, token_ids: bool, param: str) -> Inputs:
+def read_inputs(value: InputField, model: ServedModel, *, token_ids: bool, param: str) -> Inputs:
     """Return the inputs of a request as texts or as arrays of token ids.
 
     Args:
         value: What the request has.
+        model: The model, whose limit of inputs is checked before they are walked.
         token_ids: Whether ids are accepted.
         param: Name of the field, for errors.
 
     Raises:
-        RequestError: If texts and ids are mixed, or ids are not accepted.
+        RequestError: If there are no inputs or too many, texts and ids are mixed, or ids are not
+            accepted.
     """
     if isinstance(value, str):
         return [value]
+    if not value or not isinstance(value[0], int):  # which would be the first token of one text
+        model.check_count(value)
     if all(isinstance(each, str) for each in value):
         return value  # type: ignore[return-value]
     if not token_ids:

@@ -61,6 +61,11 @@ def as_float32(vectors: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
+def sparse_vectors(weights: LexicalWeights) -> list[dict[str, NDArray[Any]]]:
+    """Return the token ids and weights of each text, as an answer has them."""
+    return [{"indices": ids, "values": values} for ids, values in sparse_rows(weights)]
+
+
 def sparse_rows(
     weights: LexicalWeights,
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
@@ -26,7 +28,7 @@ from bge_runtime.serving.routes.fields import (
 from bge_runtime.serving.routes.numbers import (
     as_base64,
     as_float32,
-    sparse_rows,
+    sparse_vectors,
     write,
     write_list,
 )
@@ -145,7 +147,7 @@ async def _embed(
         )
     param = "input_type" if body.prompt_name is None else "prompt_name"
     kind, prompt = read_kind(body.input_type or body.prompt_name, model, param=param)
-    inputs = read_inputs(body.input, token_ids=token_ids, param="input")
+    inputs = read_inputs(body.input, model, token_ids=token_ids, param="input")
     outputs = read_outputs(
         model,
         dense=body.return_dense is not False,
@@ -163,10 +165,8 @@ async def _embed(
         truncate=truncate,
         keep_end=keep_end,
     )
-    in_base64 = body.encoding_format == "base64" or body.embed_dtype is not None
-    items, numbers = _items(
-        embedded, as_base64(body.embed_dtype or "float32") if in_base64 else as_float32
-    )
+    form = _form(body.encoding_format, body.embed_dtype or "float32")
+    items, numbers = _items(embedded, form)
     data = await write_list(items, numbers=numbers)
     usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
     return Answer(
@@ -180,6 +180,15 @@ async def _embed(
     )
 
 
+def _form(encoding: str | None, dtype: str) -> Callable[[NDArray[Any]], Any]:
+    """Return a function that writes a vector as a request asks for it."""
+    if encoding == "base64":
+        return as_base64(dtype)
+    if dtype == "float16":
+        return lambda array: array.astype(np.float16)  # orjson writes them as float32
+    return as_float32
+
+
 def _items(embedded: Embedded, form: Callable[[Any], Any]) -> tuple[list[dict[str, Any]], int]:
     """Return the items of an answer, and about how many numbers they hold."""
     numbers, columns = 0, []
@@ -187,12 +196,7 @@ def _items(embedded: Embedded, form: Callable[[Any], Any]) -> tuple[list[dict[st
         columns.append([("embedding", form(row)) for row in embedded.dense])
         numbers += embedded.dense.size
     if embedded.lexical is not None:
-        columns.append(
-            [
-                ("sparse_embedding", {"indices": ids, "values": weights})
-                for ids, weights in sparse_rows(embedded.lexical)
-            ]
-        )
+        columns.append([("sparse_embedding", each) for each in sparse_vectors(embedded.lexical)])
         numbers += 2 * len(embedded.lexical.weights)
     if embedded.colbert is not None:
         columns.append([("colbert_vecs", form(vectors)) for vectors in embedded.colbert])

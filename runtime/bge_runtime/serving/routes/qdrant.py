@@ -14,7 +14,7 @@ from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.http import Answer, Dialect
 from bge_runtime.serving.model import Embedded, ServedModel
 from bge_runtime.serving.routes.fields import SparseVector, add_prompt, read_kind, read_outputs
-from bge_runtime.serving.routes.numbers import as_float32, sparse_rows, write, write_list
+from bge_runtime.serving.routes.numbers import as_float32, sparse_vectors, write, write_list
 from bge_runtime.serving.routes.spec import Resolve, RouteSpec
 
 Output = Literal["dense", "sparse", "colbert_vecs"]
@@ -133,9 +133,7 @@ async def _embed(
     if embedded.dense is not None:
         vectors["dense"] = list(as_float32(embedded.dense))
     if embedded.lexical is not None:
-        vectors["sparse"] = [
-            {"indices": ids, "values": weights} for ids, weights in sparse_rows(embedded.lexical)
-        ]
+        vectors["sparse"] = list(sparse_vectors(embedded.lexical))
     if embedded.colbert is not None:
         vectors["colbert_vecs"] = [as_float32(rows) for rows in embedded.colbert]
     place = {text: index for index, text in enumerate(texts)}

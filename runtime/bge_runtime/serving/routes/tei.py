@@ -92,7 +92,7 @@ class Info(msgspec.Struct):
     model_sha: str | None
     model_dtype: str
     model_type: ModelType
-    max_concurrent_requests: int
+    max_concurrent_requests: int | None
     max_input_length: int
     max_batch_tokens: int
     max_batch_requests: int | None
@@ -165,7 +165,7 @@ async def _compute(
     model: ServedModel, body: EmbedRequest, context: RequestContext, outputs: tuple[str, ...]
 ) -> Embedded:
     kind, prompt = read_kind(body.prompt_name, model, param="prompt_name")
-    inputs = read_inputs(body.inputs, token_ids=True, param="inputs")
+    inputs = read_inputs(body.inputs, model, token_ids=True, param="inputs")
     return await model.embed(
         add_prompt(inputs, prompt),
         context,
@@ -289,7 +289,7 @@ async def _info(
                 "model_sha": None,
                 "model_dtype": info.precision,
                 "model_type": {"embedding": {"pooling": model.card.pooling}},
-                "max_concurrent_requests": 512,
+                "max_concurrent_requests": None,
                 "max_input_length": model.max_length,
                 "max_batch_tokens": options.max_request_tokens,
                 "max_batch_requests": None,

@@ -79,6 +79,7 @@ async def _embed(model: ServedModel, body: VectorRequest, context: RequestContex
     if (body.text is None) == (body.texts is None):
         raise RequestError(Kind.INVALID, "send either text or texts", param="text")
     texts = body.texts if body.texts is not None else [str(body.text)]
+    model.check_count(texts)
     kind, prompt = read_kind(config.task_type, model, param="task_type")
     embedded = await model.embed(
         add_prompt(texts, prompt), context, kind=kind, dimensions=config.dimensions or None
