@@ -33,6 +33,7 @@ class RequestContext:
         started_s: When it arrived.
         deadline_s: Time after which nobody waits for it.
         model: Name of the model that answers it; empty if none does.
+        status: The status of its answer; 0 before.
         error: What was wrong with it, or with the server; None if nothing was.
         texts: Its texts.
         tokens: Their tokens after truncation.
@@ -54,6 +55,7 @@ class RequestContext:
         "request_id",
         "route",
         "started_s",
+        "status",
         "texts",
         "timeout_s",
         "tokenize_s",
@@ -68,6 +70,7 @@ class RequestContext:
         self.timeout_s = timeout_s
         self.deadline_s = self.started_s + timeout_s
         self.model = ""
+        self.status = 0
         self.error: Kind | None = None
         self.is_over = False
         self.texts = self.tokens = self.truncated = 0

@@ -9,16 +9,27 @@ from typing import Any
 import msgspec
 
 from bge_runtime._version import __version__
+from bge_runtime.serving.errors import Kind
+from bge_runtime.serving.http import Dialect, error_status, error_type
 from bge_runtime.serving.routes import RouteSpec
 
 _ERRORS = {
-    "400": "The request is wrong (422 at TEI's routes).",
-    "401": "An API key is missing or wrong.",
-    "413": "The request is larger than a limit of the server.",
-    "429": "The queue is full; Retry-After says when to try again.",
-    "503": "An engine does not answer, or the server is stopping.",
-    "504": "The deadline of the request has passed.",
+    Kind.INVALID: "The request is wrong.",
+    Kind.EMPTY: "There is no input.",
+    Kind.UNAUTHORIZED: "An API key is missing or wrong.",
+    Kind.NOT_FOUND: "There is no such model.",
+    Kind.BODY_TIMEOUT: "The request took too long to arrive.",
+    Kind.TOO_LARGE: "The request is larger than a limit of the server.",
+    Kind.WRONG_MODEL: "The model has no such output.",
+    Kind.OVERLOADED: "The queue is full; Retry-After says when to try again.",
+    Kind.BACKEND: "An engine has failed.",
+    Kind.UNAVAILABLE: "An engine does not answer, or the server is stopping.",
+    Kind.DEADLINE: "The deadline of the request has passed.",
 }
+"""What a route with a body may answer."""
+
+_ERRORS_WITHOUT_A_BODY = (Kind.INVALID, Kind.UNAUTHORIZED, Kind.UNAVAILABLE)
+"""What another route may answer; the first is a header's."""
 
 
 def describe(routes: Sequence[tuple[str, RouteSpec]]) -> dict[str, Any]:
@@ -28,16 +39,20 @@ def describe(routes: Sequence[tuple[str, RouteSpec]]) -> dict[str, Any]:
         routes: The base path and the description of each route.
     """
     types = [each for _, spec in routes for each in (spec.body, spec.answer) if each is not None]
+    types += [error_type(dialect) for dialect in Dialect]
     found, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
     schemas = iter(found)
+    errors = dict(zip(Dialect, found[-len(Dialect) :], strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for base, spec in routes:
         body = next(schemas) if spec.body is not None else None
         answer = next(schemas) if spec.answer is not None else None
         path = re.sub(r"{(\w+):path}", r"{\1}", base + spec.path)
-        paths.setdefault(path, {})[spec.method.lower()] = _operation(path, spec, body, answer)
+        paths.setdefault(path, {})[spec.method.lower()] = _operation(
+            path, spec, body, answer, errors[spec.dialect]
+        )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -53,7 +68,7 @@ def describe(routes: Sequence[tuple[str, RouteSpec]]) -> dict[str, Any]:
     }
 
 
-def _operation(path: str, spec: RouteSpec, body: Any, answer: Any) -> dict[str, Any]:
+def _operation(path: str, spec: RouteSpec, body: Any, answer: Any, error: Any) -> dict[str, Any]:
     content = {} if answer is None else {"content": {"application/json": {"schema": answer}}}
     operation: dict[str, Any] = {
         "summary": spec.summary,
@@ -73,7 +88,24 @@ def _operation(path: str, spec: RouteSpec, body: Any, answer: Any) -> dict[str, 
         }
     if not spec.is_open:
         operation["security"] = [{"key": []}, {}]
-        operation["responses"] |= {
-            status: {"description": text} for status, text in _ERRORS.items()
+    operation["responses"] |= {
+        status: {
+            "description": " ".join(texts),
+            "content": {"application/json": {"schema": error}},
         }
+        for status, texts in _errors(spec).items()
+    }
     return operation
+
+
+def _errors(spec: RouteSpec) -> dict[str, list[str]]:
+    """Return the statuses of the errors that a route may answer, and what each of them means."""
+    kinds: Sequence[Kind] = tuple(_ERRORS)
+    if spec.is_open:
+        kinds = (Kind.INVALID, Kind.UNAVAILABLE)
+    elif spec.body is None:
+        kinds = _ERRORS_WITHOUT_A_BODY + ((Kind.NOT_FOUND,) if "{" in spec.path else ())
+    found: dict[str, list[str]] = {}
+    for kind in kinds:
+        found.setdefault(str(error_status(spec.dialect, kind)), []).append(_ERRORS[kind])
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,8 +11,11 @@ from bge_runtime._version import __version__
 from bge_runtime.errors import BgeError
 from bge_runtime.serving.context import RequestContext
 
-Trace = Callable[[Any, str, RequestContext], AbstractContextManager[object]]
-"""Returns a context for a request's headers, route and state."""
+Trace = Callable[[Mapping[str, Any], str, RequestContext], AbstractContextManager[object]]
+"""Returns a context for a request's ASGI scope, route and state."""
+
+_PROBES = ("/health", "/.well-known/ready", "/.well-known/live", "/metrics")
+"""Ends of routes that are asked every few seconds, and are no part of anybody's trace."""
 
 
 def start_tracing(endpoint: str) -> tuple[Trace, Callable[[], object]]:
@@ -29,7 +32,7 @@ def start_tracing(endpoint: str) -> tuple[Trace, Callable[[], object]]:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     except ImportError as error:
         raise BgeError(
@@ -45,15 +48,29 @@ def start_tracing(endpoint: str) -> tuple[Trace, Callable[[], object]]:
     tracer, propagator = provider.get_tracer("bge-serve"), TraceContextTextMapPropagator()
 
     @contextmanager
-    def trace(headers: Any, route: str, context: RequestContext) -> Iterator[None]:
-        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    def trace(scope: Mapping[str, Any], route: str, context: RequestContext) -> Iterator[None]:
+        if route.endswith(_PROBES):
+            yield
+            return
+        carrier = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         started_ns = time.time_ns()
         with tracer.start_as_current_span(
-            route, context=propagator.extract(carrier), kind=SpanKind.SERVER, start_time=started_ns
+            f"{scope['method']} {route}",
+            context=propagator.extract(carrier),
+            kind=SpanKind.SERVER,
+            start_time=started_ns,
         ) as span:
             yield
+            span.set_attribute("http.response.status_code", context.status)
+            if context.error is not None:
+                span.set_attribute("error.type", context.error.code)
+                if context.error.status >= 500:
+                    span.set_status(StatusCode.ERROR)
             span.set_attributes(
                 {
+                    "http.request.method": scope["method"],
                     "http.route": route,
                     "bge.request_id": context.request_id,
                     "bge.model": context.model,

@@ -56,7 +56,7 @@ def test_a_text_fails_its_own_request_only(faulty, client, fault, message):
         bad = ["a text", f"a {MARKS[fault]} text"]
         answers = together(client, [["first"], *good[:4], bad, *good[4:]])
     failed = answers.pop(5)
-    assert failed.status_code == 500
+    assert failed.status_code == 424
     assert failed.json()["error_type"] == "Backend"
     assert message in failed.json()["error"]
     assert [answer.status_code for answer in answers] == [200] * 9
@@ -88,7 +88,7 @@ def test_a_broken_engine_is_told_by_health_until_it_works(faulty, client):
     with faulty.switched("broken"):
         for _ in range(3):
             answer = embed(client, ["a text"])
-            assert answer.status_code == 500
+            assert answer.status_code == 424
             assert "the engine is broken" in answer.json()["error"]
         health = client.get("/health")
         assert health.status_code == 503

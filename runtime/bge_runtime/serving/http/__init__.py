@@ -4,7 +4,13 @@
 """
 
 from bge_runtime.serving.http.access_log import set_up_logging
-from bge_runtime.serving.http.dialects import Dialect, dialect_of_path, error_body
+from bge_runtime.serving.http.dialects import (
+    Dialect,
+    dialect_of_path,
+    error_body,
+    error_status,
+    error_type,
+)
 from bge_runtime.serving.http.endpoint import Answer, Endpoint, Gate, Handler
 from bge_runtime.serving.http.server import run_server
 
@@ -16,6 +22,8 @@ __all__ = [
     "Handler",
     "dialect_of_path",
     "error_body",
+    "error_status",
+    "error_type",
     "run_server",
     "set_up_logging",
 ]

@@ -17,14 +17,14 @@ _FIELDS = "bge_fields"
 """Attribute of a record that holds the fields of a request."""
 
 
-def log_request(context: RequestContext, status: int) -> None:
+def log_request(context: RequestContext) -> None:
     """Log a request that was answered."""
     if not access.isEnabledFor(logging.INFO):
         return
     fields: dict[str, Any] = {
         "request_id": context.request_id,
         "route": context.route,
-        "status": status,
+        "status": context.status,
         "model": context.model,
         "texts": context.texts,
         "tokens": context.tokens,

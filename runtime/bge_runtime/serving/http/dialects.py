@@ -31,27 +31,64 @@ _TEI_SEGMENTS = frozenset(
 )
 
 
+class OpenAIReason(msgspec.Struct):
+    """What is wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(msgspec.Struct):
+    """An error at OpenAI's routes."""
+
+    error: OpenAIReason
+
+
+class TEIError(msgspec.Struct):
+    """An error at TEI's routes."""
+
+    error: str
+    error_type: str
+
+
+class PlainError(msgspec.Struct):
+    """An error at the other routes."""
+
+    error: str
+
+
+def error_type(dialect: Dialect) -> type[msgspec.Struct]:
+    """Return the type of the errors of a dialect."""
+    if dialect is Dialect.OPENAI:
+        return OpenAIError
+    return TEIError if dialect is Dialect.TEI else PlainError
+
+
+def error_status(dialect: Dialect, kind: Kind) -> int:
+    """Return the status that an error has in a dialect."""
+    if dialect is Dialect.TEI:
+        # TEI has 422 for what it cannot read or does not accept, 400 for no input at all, and 424
+        # for what an engine fails.
+        return {Kind.INVALID: 422, Kind.BACKEND: 424}.get(kind, kind.status)
+    if dialect is Dialect.QDRANT and kind in (Kind.INVALID, Kind.NOT_FOUND, Kind.WRONG_MODEL):
+        return 400  # the only one whose message Qdrant shows to its user
+    return kind.status
+
+
 def error_body(dialect: Dialect, error: RequestError) -> tuple[int, bytes]:
     """Return the status and the body of an error in a dialect."""
     kind, message = error.kind, str(error)
+    body: msgspec.Struct
     if dialect is Dialect.OPENAI:
-        body: dict[str, object] = {
-            "error": {
-                "message": message,
-                "type": _OPENAI_TYPES.get(kind, "invalid_request_error"),
-                "param": error.param,
-                "code": kind.code,
-            }
-        }
-        return kind.status, msgspec.json.encode(body)
-    if dialect is Dialect.TEI:
-        # TEI has 422 for what it cannot read or does not accept, and 400 for no input at all.
-        status = 422 if kind is Kind.INVALID else kind.status
-        return status, msgspec.json.encode({"error": message, "error_type": kind.tei_type})
-    status = kind.status
-    if dialect is Dialect.QDRANT and kind in (Kind.INVALID, Kind.NOT_FOUND, Kind.WRONG_MODEL):
-        status = 400  # the only one whose message Qdrant shows to its user
-    return status, msgspec.json.encode({"error": message})
+        type_ = _OPENAI_TYPES.get(kind, "invalid_request_error")
+        body = OpenAIError(OpenAIReason(message, type_, error.param, kind.code))
+    elif dialect is Dialect.TEI:
+        body = TEIError(message, kind.tei_type)
+    else:
+        body = PlainError(message)
+    return error_status(dialect, kind), msgspec.json.encode(body)
 
 
 def dialect_of_path(path: str) -> Dialect:

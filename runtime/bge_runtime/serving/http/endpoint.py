@@ -8,7 +8,7 @@ import hmac
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ logger = logging.getLogger("bge_runtime.serving")
 
 Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 """Request ids that are taken over. Others would allow a client to forge lines of the log."""
@@ -67,7 +66,7 @@ class Gate:
         on_answer: Is told of the model and seconds of each request, and of its status, whichever
             one its dialect has for it.
         count_batches: Brings the metrics of batches up to date.
-        trace: Returns a context for a request's headers and route, or None.
+        trace: Returns a context for a request's ASGI scope, route and state.
     """
 
     def __init__(self, options: ServeOptions, metrics: Metrics) -> None:
@@ -76,7 +75,7 @@ class Gate:
         self.draining = False
         self.on_answer: Callable[[str, float, int], object] = lambda *_: None
         self.count_batches: Callable[[], object] = lambda: None
-        self.trace: Callable[[Headers, str, RequestContext], AbstractContextManager[object]] = (
+        self.trace: Callable[[Scope, str, RequestContext], AbstractContextManager[object]] = (
             lambda *_: nullcontext()
         )
         # Hashes have one length, and comparing them tells nothing of the keys.
@@ -153,7 +152,7 @@ class Endpoint:
         """Answer a request."""
         headers = dict(scope["headers"])
         context = self._context(headers, receive)
-        with self._gate.trace(scope["headers"], self._route, context):
+        with self._gate.trace(scope, self._route, context):
             try:
                 answer: Answer | None = await self._answer(headers, receive, context, scope)
             except RequestError as error:
@@ -175,10 +174,10 @@ class Endpoint:
                 logger.exception("request %s to %s failed", context.request_id, self._route)
                 unknown = RequestError(Kind.BACKEND, "the server failed; its log says why")
                 answer = Answer(error_body(self._dialect, unknown)[1], status=500)
-            status = _CLIENT_LEFT if answer is None else answer.status
+            context.status = _CLIENT_LEFT if answer is None else answer.status
             if answer is not None:
                 await self._send(answer, context, send)
-        self._note(context, status)
+        self._note(context)
 
     async def _answer(
         self,
@@ -298,8 +297,8 @@ class Endpoint:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         await send({"type": "http.response.body", "body": answer.content})
 
-    def _note(self, context: RequestContext, status: int) -> None:
-        seconds = context.elapsed_s
+    def _note(self, context: RequestContext) -> None:
+        seconds, status = context.elapsed_s, context.status
         count, duration = self._gate.metrics.of_request(context.model, self._route, status)
         count.inc()
         duration.observe(seconds)
@@ -308,4 +307,4 @@ class Endpoint:
         if context.model:
             error = context.error
             self._gate.on_answer(context.model, seconds, error.status if error else status)
-        log_request(context, status)
+        log_request(context)
