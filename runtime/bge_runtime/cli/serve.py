@@ -14,9 +14,13 @@ from bge_runtime.bundle import Bundle
 from bge_runtime.cli.command_line import command_line
 from bge_runtime.cli.embed_input import InputError
 from bge_runtime.encoding import resolve_devices
+from bge_runtime.engines import ENGINES
 from bge_runtime.errors import BgeError
 from bge_runtime.models import AnyFlagModel, FlagAutoModel
+from bge_runtime.serving import ServeOptions
 from bge_runtime.sources import ENCODER_ONLY_M3, ExportRequest, Use, find_bundle
+
+_DEFAULTS = ServeOptions()
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -26,8 +30,17 @@ from bge_runtime.sources import ENCODER_ONLY_M3, ExportRequest, Use, find_bundle
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any."
 )
 @click.option("--device", "devices", multiple=True, help="Where to run; repeatable. Default: cpu.")
-@click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
-@click.option("--precision", help="Name of a precision. Default: the fastest with verified parity.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(ENGINES)}: use this one, or fail. auto: the fastest for the precision.",
+)
+@click.option(
+    "--precision",
+    help="fp32, bf16, fp16, int8, int4: use this one, or fail. Default: the fastest with verified "
+    "parity.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Default: all usable processors.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--query-instruction", help="Default: the one the model's authors recommend.")
@@ -46,62 +59,68 @@ from bge_runtime.sources import ENCODER_ONLY_M3, ExportRequest, Use, find_bundle
 @click.option(
     "--max-inputs",
     type=click.IntRange(1),
-    default=2048,
+    default=_DEFAULTS.max_inputs,
     show_default=True,
-    help="Most texts of a request.",
+    help="Maximum texts of a request.",
 )
 @click.option(
     "--max-request-tokens",
     type=click.IntRange(1),
-    default=1 << 20,
+    default=_DEFAULTS.max_request_tokens,
     show_default=True,
-    help="Most tokens of a request.",
+    help="Maximum tokens of a request.",
 )
 @click.option(
     "--max-body-mb",
     type=click.FloatRange(0, min_open=True),
-    default=32,
+    default=_DEFAULTS.max_body_bytes / 1e6,
     show_default=True,
-    help="Most megabytes of a request.",
+    help="Maximum megabytes of a request.",
 )
 @click.option(
     "--max-queued-tokens",
     type=click.IntRange(1),
-    help="Tokens that may wait, for queries and for bulk work each. Default: what is computed in "
-    "2 s and in 60 s.",
+    help="Maximum tokens that wait, for queries and for bulk work each; a request that is larger "
+    "counts as half of it. Default: what is computed in 2 s and in 60 s, and 16384 at least.",
 )
 @click.option(
     "--request-timeout",
     type=click.FloatRange(0, min_open=True),
-    default=300.0,
+    default=_DEFAULTS.request_timeout_s,
     show_default=True,
     help="Seconds for a request; the header x-request-timeout-ms may ask for fewer.",
 )
 @click.option(
     "--engine-timeout",
     type=click.FloatRange(0, min_open=True),
-    default=120.0,
+    default=_DEFAULTS.engine_timeout_s,
     show_default=True,
     help="Seconds after which a batch has stalled: its requests fail, and so does /health.",
 )
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(1),
-    default=30.0,
+    default=_DEFAULTS.drain_timeout_s,
     show_default=True,
     help="Seconds to answer what was accepted, after SIGTERM.",
 )
 @click.option(
     "--slice-ms",
     type=click.FloatRange(1),
-    default=50.0,
+    default=1000 * _DEFAULTS.slice_s,
     show_default=True,
     help="Milliseconds of a slice of bulk work, for which a query may have to wait.",
 )
 @click.option("--allow-token-ids", is_flag=True, help="Accept token ids at /v1/embeddings.")
 @click.option("--no-parallel-batches", is_flag=True, help="Do without a second engine on a CPU.")
 @click.option("--no-ui", is_flag=True, help="Do not serve the page at /ui.")
-@click.option("--log-format", type=click.Choice(("text", "json")), default="text")
+@click.option(
+    "--log-format",
+    type=click.Choice(("text", "json")),
+    default="text",
+    show_default=True,
+    help="json: an object in each line.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(("debug", "info", "warning", "error")),
@@ -122,7 +141,7 @@ def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
     serving.set_up_logging(level=options["log_level"], as_json=options["log_format"] == "json")
     keys = _read_keys(options["api_keys"])
     opened = _open_models(models, options)
-    serve_options = serving.ServeOptions(
+    serve_options = ServeOptions(
         api_keys=keys,
         cors_origins=options["cors_origins"],
         max_inputs=options["max_inputs"],
@@ -157,6 +176,8 @@ def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
 def _import_serving() -> Any:
     try:
         from bge_runtime import serving
+
+        serving.create_app  # noqa: B018  # imports the packages
     except ImportError as error:
         raise BgeError(
             f"bge-serve needs packages that are not installed ({error}). "
@@ -175,10 +196,19 @@ def _read_keys(file: Path | None) -> Sequence[str]:
     return keys
 
 
+def _split_name(given: str) -> tuple[str, str]:
+    """Return a model and the name that is given to it, which may be none."""
+    if "=" not in given or Path(given).exists():
+        return given, ""
+    source, _, name = given.rpartition("=")
+    return source, name
+
+
 def _open_models(models: Sequence[str], options: dict[str, Any]) -> dict[str, AnyFlagModel]:
     opened: dict[str, AnyFlagModel] = {}
     for given in models:
-        source, _, name = given.rpartition("=") if "=" in given else (given, "", "")
+        source, name = _split_name(given)
+        click.echo(f"bge-serve: loading {source}", err=True)
         model = _open_model(source, options)
         name = name or model.name
         if name in opened:
