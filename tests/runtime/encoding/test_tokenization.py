@@ -87,6 +87,7 @@ def test_texts_are_tokenised_few_characters_at_once(both, texts, most):
     watched.tokenizer = Watched()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenization, "_CHARACTERS_AT_ONCE", most)
+        patch.setattr(tokenization, "_FEW_CHARACTERS", -1)
         assert [ids.tolist() for ids in watched.encode(texts, max_length=512)] == expected
     assert [text for some in given_at_once for text in some] == texts
     assert all(len(some) == 1 or len("".join(some)) <= most for some in given_at_once)
