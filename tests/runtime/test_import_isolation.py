@@ -21,7 +21,6 @@ BANNED = [
     "bge_export",
     "bge_bench",
     "bge_runtime.integrations",
-    "bge_runtime.serving",
     "starlette",
     "uvicorn",
     "langchain_core",
