@@ -360,6 +360,12 @@ class BaseEmbedder:
             said = self._query_instruction() if kind == "query" else self._passage_instruction()
         instruction, template = said.get("instruction"), said.get("instruction_format")
         plan = self._tokenization(max_length, instruction, template)
+        return self._instructed(plan, instruction, template)
+
+    def _instructed(
+        self, plan: TokenizationPlan, instruction: str | None, template: str | None
+    ) -> TokenizationPlan:
+        """Return a plan that puts an instruction before texts, and then does as another one."""
 
         def tokenize(texts: Sequence[str], **options: Any) -> list[NDArray[np.int64]]:
             texts = self._add_instruction(list(texts), instruction, template)

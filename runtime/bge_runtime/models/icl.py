@@ -290,13 +290,7 @@ class FlagICLModel(DenseEmbedder):
         # Only what is left beside the examples can be asked for.
         taken = self._count_tokens(self.prefix, self.suffix) + _SPECIAL_TOKENS
         plan = self._query_tokenization(min(max_length, self.max_length - taken), before)
-
-        def tokenize(texts: Sequence[str], **options: Any) -> list[NDArray[np.int64]]:
-            return plan.tokenize(
-                self._add_instruction(list(texts), instruction, template), **options
-            )
-
-        return TokenizationPlan(tokenize, plan.prefix)
+        return self._instructed(plan, instruction, template)
 
     def _query_tokenization(self, max_length: int, before: str) -> TokenizationPlan:
         """Return how queries that begin with ``before`` become tokens."""

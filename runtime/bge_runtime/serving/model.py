@@ -142,7 +142,7 @@ class ServedModel:
         """Return what is served, what is in force, and how it goes, as JSON."""
         info, card = self.model.engine.info, self.card
         source = self.model.bundle.manifest.provenance.source
-        scheduler = self.scheduler
+        scheduler, trouble = self.scheduler, self.trouble
         return {
             "name": self.name,
             "base_path": self.base_path,
@@ -164,8 +164,8 @@ class ServedModel:
                 "slots": sum(found.slots for found in self.engines.devices.values()),
             },
             "parity": self._parity(info.variant),
-            "healthy": self.trouble is None,
-            "trouble": self.trouble,
+            "healthy": trouble is None,
+            "trouble": trouble,
             "queue": {
                 "tokens": scheduler.queued_tokens(bulk=False) + scheduler.queued_tokens(bulk=True),
                 "requests": scheduler.queued_requests,
