@@ -1,0 +1,1 @@
+"""Embed files of any size into shards: ``bge-embed`` with a folder as output."""
