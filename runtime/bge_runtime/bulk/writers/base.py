@@ -10,18 +10,29 @@ import pyarrow as pa
 
 
 class ShardWriter(Protocol):
-    """Writes one shard to local files, as a stream."""
+    """Writes one shard to local files, as a stream.
+
+    The bytes depend on the sequence of rows, and not on how it is divided among calls of `write`.
+    """
 
     def write(self, rows: pa.Table) -> None:
         """Write rows; the columns are those of the schema that the writer was opened with.
 
         Raises:
-            OSError: If a file cannot be written.
+            OSError: If a file cannot be written. Call `abort` then.
         """
         ...
 
     def close(self) -> None:
-        """Complete the files. Called once, after the last row; not called after an error."""
+        """Complete the files and close them. They are not synced to the disk.
+
+        Raises:
+            OSError: If a file cannot be written. Call `abort` then.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Close the files as they are, and free memory. Never fails; may follow `close`."""
         ...
 
 
@@ -31,9 +42,11 @@ class Format(Protocol):
     Attributes:
         suffixes: Suffixes of the files of a shard, such as ``(".parquet",)``. The first one is the
             main file.
+        result: What `finish` makes in the folder, None if the shards are the result.
     """
 
     suffixes: Sequence[str]
+    result: str | None
 
     def check(self, schema: pa.Schema) -> None:
         """Check whether the format can hold the columns.
@@ -50,5 +63,22 @@ class Format(Protocol):
         Args:
             paths: Files that do not exist yet.
             schema: The columns; its metadata describes the model and is written with them.
+
+        Raises:
+            OSError: If a file cannot be created.
+        """
+        ...
+
+    def finish(self, folder: str, shards: Sequence[str]) -> None:
+        """Make one result of all shards, if the format has one. Complete results are kept.
+
+        Call it after the last shard, each time: what was interrupted is done again.
+
+        Args:
+            folder: Folder of the output, or its URI.
+            shards: Names of the main files in it, in order.
+
+        Raises:
+            OSError: If the result cannot be written.
         """
         ...
