@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import queue
@@ -13,11 +12,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
 import click
 
 from bge_runtime.errors import BgeError
+from bge_runtime.lines import (
+    BadLineError,
+    check_characters,
+    decode_line,
+    is_blank,
+    parse_json,
+    skip_mark,
+    split_lines,
+)
 
 _BLOCK_BYTES = 1 << 16
 """Bytes that are read at a time: the capacity of a pipe on Linux."""
@@ -45,10 +53,6 @@ class Row(NamedTuple):
     line: int
     text: str
     members: str
-
-
-class _BadRowError(Exception):
-    """A line cannot be embedded. The message continues "line 3"."""
 
 
 class BadRows:
@@ -177,14 +181,14 @@ def _read(
     file: IO[bytes], parse: Callable[[int, str], Row | None], bad_rows: BadRows
 ) -> Iterator[Row | None]:
     number = 0
-    for line in _split_lines(_read_blocks(file, bad_rows.source)):
-        if line is None:
+    for line in split_lines(skip_mark(_read_blocks(file, bad_rows.source))):
+        if not isinstance(line, bytes):  # a pause: there is no limit of a line's length
             yield None
             continue
         number += 1
         try:
-            row = parse(number, _decode(line))
-        except _BadRowError as error:
+            row = parse(number, decode_line(line))
+        except BadLineError as error:
             bad_rows.add(number, str(error))
         else:
             if row is not None:
@@ -236,79 +240,28 @@ def _read_ahead(file: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
-    # A lone carriage return does not end a line: rows must match the lines that `wc -l` counts.
-    parts: list[bytes] = []
-    mark = codecs.BOM_UTF8  # only in the first line
-    for block in blocks:
-        if not block:
-            yield None
-            continue
-        *lines, rest = block.split(b"\n")
-        if lines:
-            lines[0] = b"".join([*parts, lines[0]]).removeprefix(mark)
-            parts, mark = [], b""
-            yield from lines
-        parts.append(rest)
-    if last := b"".join(parts).removeprefix(mark):
-        yield last
-
-
-def _decode(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise _BadRowError(
-            f"is not UTF-8: its byte {error.start + 1} is 0x{line[error.start]:02X}. Convert the "
-            "input, for example with iconv"
-        ) from error
-
-
 def _parse_line(number: int, line: str) -> Row:
     return Row(number, line.removesuffix("\r"), f'"index": {number - 1}')
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise _BadRowError(f"is not JSON, which has no {name}")
-
-
-_JSON_WHITE_SPACE = " \t\r\n"
-
-_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
-
-
 def _parse_json(number: int, line: str, *, field: str, results: Sequence[str]) -> Row | None:
-    if not line.strip(_JSON_WHITE_SPACE):
+    if is_blank(line):
         return None
-    try:
-        record: Any = _decode_json(line)
-    except json.JSONDecodeError as error:
-        raise _BadRowError(f"is not JSON: {error}") from error
-    except RecursionError as error:
-        raise _BadRowError("is nested too deeply") from error
-    except ValueError as error:
-        limit = sys.get_int_max_str_digits()
-        raise _BadRowError(f"has a number of more than {limit} digits") from error
+    record = parse_json(line)
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        raise _BadRowError(f"has no string field {field!r}; name the right one with --field")
+        raise BadLineError(f"has no string field {field!r}; name the right one with --field")
     text = record.pop(field)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _BadRowError(
-            f"has the lone surrogate U+{ord(text[error.start]):04X} in its field {field!r}, which "
-            "is not a character"
-        ) from error
+    check_characters(text, field)
     for name in results:
         if name in record:
-            raise _BadRowError(f"already has a field {name!r}, which the output adds; rename it")
+            raise BadLineError(f"already has a field {name!r}, which the output adds; rename it")
     try:
         # Checked before the text is embedded, since the row could not be written.
         members = json.dumps(record, allow_nan=False)[1:-1]
     except ValueError as error:
-        raise _BadRowError(
+        raise BadLineError(
             "has a number beyond 1.8e308, which would be written as Infinity"
         ) from error
     except RecursionError as error:
-        raise _BadRowError("is nested too deeply") from error
+        raise BadLineError("is nested too deeply") from error
     return Row(number, text, members)

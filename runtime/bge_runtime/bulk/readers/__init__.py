@@ -1,1 +1,28 @@
 """Readers of input files, one module a format."""
+
+from __future__ import annotations
+
+from bge_runtime.bulk.files import InputError
+from bge_runtime.bulk.readers.base import BadRow, FileIndex, OnBytes, Reader, RowBatch
+from bge_runtime.bulk.readers.jsonl import JsonlReader
+from bge_runtime.bulk.readers.parquet import ParquetReader
+from bge_runtime.bulk.readers.text import TextReader
+
+__all__ = ["BadRow", "FileIndex", "OnBytes", "Reader", "RowBatch", "open_reader"]
+
+_READERS: dict[str, type[Reader]] = {
+    "parquet": ParquetReader,
+    "jsonl": JsonlReader,
+    "text": TextReader,
+}
+
+
+def open_reader(input_format: str) -> Reader:
+    """Return the reader of a format: a key of `bge_runtime.bulk.files.SUFFIXES`.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if input_format not in _READERS:
+        raise InputError(f"input format {input_format!r} is none of {', '.join(_READERS)}")
+    return _READERS[input_format]()

@@ -12,6 +12,15 @@ from numpy.typing import NDArray
 
 from bge_runtime.bulk.files import InputFile
 
+MAX_ROW_BYTES = 64 << 20
+"""A larger row is not read, and reported as bad: a thousand times a long document."""
+
+BATCH_ROWS = 2048
+"""Most rows of a batch."""
+
+BATCH_BYTES = 16 << 20
+"""A batch is also full with about this many bytes of its file."""
+
 OnBytes = Callable[[int], object]
 """Receives the number of bytes that were read since the last call."""
 
@@ -21,7 +30,7 @@ class FileIndex:
     """Where the rows of a file are.
 
     Attributes:
-        rows: Number of rows, those that cannot be read included.
+        rows: Number of rows, those that cannot be read and blank lines included.
         stride: Rows between two entries of ``offsets``.
         offsets: Byte where the rows 0, ``stride``, 2 * ``stride``... begin, in files of lines that
             are not compressed. Empty for all others.
@@ -47,6 +56,9 @@ class BadRow(NamedTuple):
 class RowBatch(NamedTuple):
     """Consecutive rows of a file.
 
+    Blank lines of JSONL, CSV and TSV have a number, but are neither a row nor bad. So the row of a
+    line is its number, from 0, in JSONL and text.
+
     Attributes:
         rows: Numbers of the readable rows in the file, ascending. Shape: ``(n,)``.
         columns: Their columns, as many rows.
@@ -61,11 +73,16 @@ class RowBatch(NamedTuple):
 class Reader(Protocol):
     """Reads the files of one format, as a stream: memory does not depend on a file's size."""
 
-    def schema(self, files: Sequence[InputFile]) -> pa.Schema:
-        """Return the columns of some files; types are inferred where the format has none.
+    def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
+        """Return columns that all files have; types are inferred where the format has none.
+
+        Args:
+            files: The files.
+            columns: The columns of interest, in this order. Without them, all that all files have.
 
         Raises:
-            InputError: If a file cannot be read, or the files have no common schema.
+            InputError: If a file cannot be read or lacks a column, or the files have no common
+                type of a column.
         """
         ...
 
@@ -80,7 +97,7 @@ class Reader(Protocol):
     def read(
         self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
     ) -> Iterator[RowBatch]:
-        """Yield rows in the order of the file, a few thousand at a time.
+        """Yield rows in the order of the file, at most `BATCH_ROWS` at a time.
 
         Args:
             file: The file.
@@ -90,6 +107,6 @@ class Reader(Protocol):
             count: Number of rows.
 
         Raises:
-            InputError: If the file cannot be read.
+            InputError: If the file cannot be read, or has changed since it was indexed.
         """
         ...

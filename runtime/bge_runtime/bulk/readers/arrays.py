@@ -1,0 +1,141 @@
+"""What readers of typed formats share: common types, and rows that do not have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from bge_runtime.bulk.files import InputError, InputFile
+from bge_runtime.bulk.readers.base import BATCH_ROWS, MAX_ROW_BYTES, BadRow, RowBatch
+
+
+def common_schema(
+    files: Sequence[InputFile], schemas: Sequence[pa.Schema], columns: Sequence[str] | None
+) -> pa.Schema:
+    """Return the columns that all files have, with types that hold the values of all.
+
+    Dictionaries are decoded, since each file has its own.
+
+    Raises:
+        InputError: If a file lacks one of ``columns`` or has it twice, or types differ.
+    """
+    if columns is None:
+        shared = set.intersection(*({*schema.names} for schema in schemas))
+        columns = [name for name in dict.fromkeys(schemas[0].names) if name in shared]
+    merged: dict[str, pa.Field] = {}
+    for file, schema in zip(files, schemas, strict=True):
+        for name in columns:
+            field = _plain(require_column(file, schema, name))
+            known = merged.setdefault(name, field)
+            if known.equals(field):
+                continue
+            try:
+                unified = pa.unify_schemas(
+                    [pa.schema([known]), pa.schema([field])], promote_options="permissive"
+                )
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"column {name!r} of {file.uri} has type {field.type}, in files before it "
+                    f"{known.type}: convert the files to one type"
+                ) from error
+            merged[name] = unified.field(0)
+    return pa.schema([merged[name] for name in columns])
+
+
+def require_column(file: InputFile, schema: pa.Schema, name: str) -> pa.Field:
+    """Return a column of a file.
+
+    Raises:
+        InputError: If the file does not have it, or has it twice.
+    """
+    count = schema.names.count(name)
+    if count == 0:
+        raise InputError(
+            f"{file.uri} has no column {name!r}; its columns are {', '.join(schema.names)}"
+        )
+    if count > 1:
+        raise InputError(f"{file.uri} has {count} columns {name!r}: rename all but one")
+    return schema.field(name)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """Return a field without a dictionary, and without metadata, which differs between files."""
+    kind = field.type
+    while isinstance(kind, pa.DictionaryType):
+        kind = kind.value_type
+    return pa.field(field.name, kind)
+
+
+def to_batches(batch: pa.RecordBatch, schema: pa.Schema, first: int) -> Iterator[RowBatch]:
+    """Yield the rows of a record batch with the columns and types of a schema.
+
+    A value that the type cannot hold, text that is not UTF-8 and a row that is too large make the
+    row a bad one.
+
+    Args:
+        batch: The rows, with the columns of the schema and maybe others.
+        schema: The columns.
+        first: Number of the first row.
+    """
+    for start in range(0, batch.num_rows, BATCH_ROWS):
+        part = batch.slice(start, BATCH_ROWS).select(schema.names)
+        yield _convert(part, schema, first + start)
+
+
+def _convert(batch: pa.RecordBatch, schema: pa.Schema, first: int) -> RowBatch:
+    numbers = np.arange(first, first + batch.num_rows)
+    if batch.nbytes <= MAX_ROW_BYTES:
+        try:
+            return RowBatch(numbers, _cast(batch, schema))
+        except pa.ArrowException:
+            pass  # row by row below
+    good: list[pa.RecordBatch] = []
+    bad: dict[int, str] = {}
+    for row in range(batch.num_rows):
+        one = batch.slice(row, 1)
+        if one.nbytes > MAX_ROW_BYTES:
+            bad[row] = too_large(one.nbytes)
+            continue
+        try:
+            good.append(_cast(one, schema))
+        except pa.ArrowException:
+            bad[row] = _problem(one, schema)
+    rows = pa.Table.from_batches(good, schema).combine_chunks().to_batches()
+    empty = pa.RecordBatch.from_pylist([], schema)
+    return RowBatch(
+        np.delete(numbers, [*bad]),
+        rows[0] if rows else empty,
+        [BadRow(first + row, reason) for row, reason in bad.items()],
+    )
+
+
+def too_large(size_bytes: int) -> str:
+    """Return the reason why a row of that size is bad."""
+    return (
+        f"is too large: it has {size_bytes:,} bytes, more than the {MAX_ROW_BYTES:,} that a row "
+        "may have"
+    )
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [
+        column if column.type.equals(field.type) else column.cast(field.type)
+        for column, field in zip(batch.columns, schema, strict=True)
+    ]
+    result = pa.RecordBatch.from_arrays(columns, schema=schema)
+    result.validate(full=True)  # files can hold text that is not UTF-8
+    return result
+
+
+def _problem(row: pa.RecordBatch, schema: pa.Schema) -> str:
+    for column, field in zip(row.columns, schema, strict=True):
+        try:
+            _cast(pa.RecordBatch.from_arrays([column], [field.name]), pa.schema([field]))
+        except pa.ArrowException as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            if "UTF8" in reason or "UTF-8" in reason:
+                return f"is not UTF-8 in its column {field.name!r}"
+            return f"does not fit into type {field.type} of column {field.name!r}: {reason}"
+    raise AssertionError("unreachable")

@@ -1,0 +1,110 @@
+"""Reads Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bge_runtime.bulk.files import InputError, InputFile, open_file, reading
+from bge_runtime.bulk.readers.arrays import common_schema, require_column, to_batches
+from bge_runtime.bulk.readers.base import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    FileIndex,
+    OnBytes,
+    RowBatch,
+)
+
+_BUFFER_BYTES = 1 << 20
+"""Bytes that are read of a column at a time. Without a buffer, a whole row group is read."""
+
+_FOOTERS_AT_A_TIME = 8
+"""Footers that are read in parallel, since each is a round trip to a remote file."""
+
+
+class ParquetReader:
+    """Reads Parquet page by page, also files of one huge row group."""
+
+    def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
+        """Return columns that all files have."""
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+            schemas = list(pool.map(_schema, files))
+        return common_schema(files, schemas, columns)
+
+    def index(self, file: InputFile, on_bytes: OnBytes) -> FileIndex:
+        """Return how many rows the footer states."""
+        with reading(file), _open(file) as parquet:
+            rows = int(parquet.metadata.num_rows)
+        on_bytes(file.size_bytes)
+        return FileIndex(rows=rows)
+
+    def read(
+        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
+    ) -> Iterator[RowBatch]:
+        """Yield rows; row groups before the first one are not read."""
+        end = min(first + count, index.rows)
+        if first >= end:
+            return
+        with reading(file), _open(file) as parquet:
+            metadata = parquet.metadata
+            if metadata.num_rows != index.rows:
+                raise InputError(
+                    f"{file.uri} has changed: it had {index.rows:,} rows, now "
+                    f"{metadata.num_rows:,}. Restore it, or start a new job"
+                )
+            for name in schema.names:
+                require_column(file, parquet.schema_arrow, name)
+            groups, row = _groups(metadata, first, end)
+            batches = parquet.iter_batches(
+                batch_size=_batch_rows(metadata),
+                row_groups=groups,
+                columns=schema.names,
+                use_threads=False,
+            )
+            for batch in batches:
+                begin, stop = max(first - row, 0), min(end - row, batch.num_rows)
+                if begin < stop:
+                    yield from to_batches(batch.slice(begin, stop - begin), schema, row + begin)
+                row += batch.num_rows
+                if row >= end:
+                    return
+            raise InputError(f"{file.uri} ends at row {row:,}, before the {index.rows:,} it states")
+
+
+@contextmanager
+def _open(file: InputFile) -> Iterator[Any]:
+    with open_file(file) as stream:
+        yield pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+
+
+def _schema(file: InputFile) -> pa.Schema:
+    with reading(file), _open(file) as parquet:
+        return parquet.schema_arrow
+
+
+def _groups(metadata: Any, first: int, end: int) -> tuple[list[int], int]:
+    """Return the row groups with some rows, and the number of the first row in them."""
+    groups: list[int] = []
+    start = row = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if row < end and row + rows > first:
+            if not groups:
+                start = row
+            groups.append(group)
+        row += rows
+    return groups, start
+
+
+def _batch_rows(metadata: Any) -> int:
+    """Return how many rows to decode at a time: fewer where rows are large."""
+    row_bytes = max(
+        metadata.row_group(group).total_byte_size // max(metadata.row_group(group).num_rows, 1)
+        for group in range(metadata.num_row_groups)
+    )
+    return int(max(1, min(BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1))))
