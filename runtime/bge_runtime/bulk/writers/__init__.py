@@ -1,13 +1,27 @@
-"""Writers of shards, one module a format."""
+"""Writers of shards, one module a format.
+
+To add a format, implement `Format` in a module of its own, and name it in `FORMATS`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bge_runtime.bulk.writers.base import Format, ShardWriter
+from bge_runtime.bulk.writers.jsonl import JsonlFormat
+from bge_runtime.bulk.writers.lance import LanceFormat
+from bge_runtime.bulk.writers.npy import NpyFormat
 from bge_runtime.bulk.writers.parquet import ParquetFormat
 
-__all__ = ["Format", "ShardWriter", "open_format"]
+__all__ = ["FORMATS", "Format", "ShardWriter", "open_format"]
 
-_FORMATS = {"parquet": ParquetFormat}
+FORMATS: Mapping[str, type[Format]] = {
+    "parquet": ParquetFormat,
+    "npy": NpyFormat,
+    "jsonl": JsonlFormat,
+    "lance": LanceFormat,
+}
+"""The output formats by name."""
 
 
 def open_format(name: str) -> Format:
@@ -16,6 +30,6 @@ def open_format(name: str) -> Format:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in _FORMATS:
-        raise ValueError(f"there is no output format {name!r}; choose one of {', '.join(_FORMATS)}")
-    return _FORMATS[name]()
+    if name not in FORMATS:
+        raise ValueError(f"output_format={name!r} is none of {', '.join(map(repr, FORMATS))}")
+    return FORMATS[name]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -69,16 +69,17 @@ class Format(Protocol):
         """
         ...
 
-    def finish(self, folder: str, shards: Sequence[str]) -> None:
-        """Make one result of all shards, if the format has one. Complete results are kept.
+    def finish(self, folder: str, shards: Mapping[str, str]) -> None:
+        """Make one result of all shards, if the format has one.
 
-        Call it after the last shard, each time: what was interrupted is done again.
+        Call it once all shards are complete, by every run: a complete result is kept, and one that
+        was interrupted is made again.
 
         Args:
             folder: Folder of the output, or its URI.
-            shards: Names of the main files in it, in order.
+            shards: Names of the main files in it, in order, and their SHA-256.
 
         Raises:
-            OSError: If the result cannot be written.
+            OSError: If the result cannot be written, or another one is in its place.
         """
         ...

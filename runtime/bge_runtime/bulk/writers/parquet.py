@@ -44,7 +44,7 @@ class ParquetFormat:
         (path,) = paths
         return ParquetShard(path, schema)
 
-    def finish(self, folder: str, shards: Sequence[str]) -> None:
+    def finish(self, folder: str, shards: Mapping[str, str]) -> None:
         """Do nothing: the shards are the result."""
 
 
