@@ -23,7 +23,8 @@ def vectors_array(vectors: NDArray[Any]) -> pa.Array:
 def unit_vectors(rows: int, dim: int = DIM, dtype: str = "float32") -> NDArray[Any]:
     """Return normalized vectors, the same ones each time."""
     vectors = np.random.default_rng(rows).standard_normal((rows, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(dtype)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.dtype(dtype))
 
 
 def sparse_array(rows: int) -> pa.Array:
