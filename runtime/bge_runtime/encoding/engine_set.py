@@ -116,6 +116,15 @@ class EngineSet:
             return None
         return self.parallel[device].streams(engine, partial(self._open_streams, device, engine))
 
+    def for_bulk(self, devices: Sequence[str]) -> list[Engine]:
+        """Return the engines for texts without end, each as often as it computes batches at once.
+
+        Args:
+            devices: Devices to share the work.
+        """
+        found = [self.streams_on(device) or self.on_device(device) for device in devices]
+        return [engine for engine in found for _ in range(engine.batches.concurrent_runs)]
+
     def reopen(self) -> None:
         """Open all engines again, after one of them has failed."""
         with self._lock:

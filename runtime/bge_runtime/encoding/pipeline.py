@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ from bge_runtime.system import BackgroundTask, on_terminal
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+_Work = TypeVar("_Work")
 
 _WINDOW = 2048
 """Texts that are tokenized and sorted together. The next window is tokenized while one is computed;
@@ -180,7 +182,7 @@ def compute_batch(engine: Engine, batch: Batch, *, call: BatchCall) -> None:
         if len(batch.rows) == 1:
             raise
         warnings.warn(f"{error}. It is run in two halves", stacklevel=2)
-        for half in _halves(batch):
+        for half in halve_batch(batch):
             compute_batch(engine, half, call=call)
         return
     _check_finite(batch, outputs, engine, call)
@@ -191,8 +193,8 @@ def compute_batch(engine: Engine, batch: Batch, *, call: BatchCall) -> None:
 
 def share_batches(
     engines: Sequence[Engine],
-    batches: Iterator[Batch],
-    compute: Callable[[Engine, Batch], None],
+    batches: Iterator[_Work],
+    compute: Callable[[Engine, _Work], None],
 ) -> None:
     """Run batches on engines: each takes the next one, until none is left or one fails."""
     if len(engines) > 1:
@@ -279,27 +281,56 @@ def _make_batches(
     engines: EngineSet,
     running: Sequence[Engine],
 ) -> Iterator[Batch]:
-    pad_token_id = engines.bundle.manifest.model.pad_token_id
     distinct = list(dict.fromkeys(running))
     # Whichever engine is idle takes the next batch, so each batch has to suit all of them.
     max_tokens = min(engine.batches.tokens for engine in distinct)
-    max_padding = min(engine.batches.overhead_tokens for engine in distinct)
     for start, tokens in windows:
         prefix = engines.prefix_cache.share(distinct, tokens, plan.tokenization.prefix)
-        rest = tokens if prefix is None else [ids[prefix.length :] for ids in tokens]
-        lengths = [len(ids) for ids in rest]
-        positions = plan_batches(
-            lengths,
+        lengths = [len(ids) - (prefix.length if prefix else 0) for ids in tokens]
+        for batch in batch_tokens(
+            tokens,
+            distinct,
+            pad_token_id=engines.bundle.manifest.model.pad_token_id,
             max_tokens=balanced_batch_tokens(lengths, max_tokens, streams=len(running)),
             max_rows=plan.batch_size,
-            max_padding=max_padding,
-        )
-        for rows in positions:
-            ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
-            yield Batch(rows + start, ids, mask, prefix)
+            prefix=prefix,
+        ):
+            yield batch._replace(rows=batch.rows + start)
 
 
-def _halves(batch: Batch) -> Iterator[Batch]:
+def batch_tokens(
+    tokens: Sequence[NDArray[np.int64]],
+    engines: Sequence[Engine],
+    *,
+    pad_token_id: int,
+    max_tokens: int,
+    max_rows: int,
+    prefix: SharedPrefix | None = None,
+) -> Iterator[Batch]:
+    """Yield batches of the texts of a window, longest first.
+
+    Args:
+        tokens: Token ids of each text.
+        engines: Engines that may run a batch.
+        pad_token_id: Id that fills shorter rows.
+        max_tokens: Maximum tokens of a batch, padding included.
+        max_rows: Maximum texts of a batch.
+        prefix: What all texts begin with; None if nothing is shared.
+    """
+    rest = tokens if prefix is None else [ids[prefix.length :] for ids in tokens]
+    positions = plan_batches(
+        [len(ids) for ids in rest],
+        max_tokens=max_tokens,
+        max_rows=max_rows,
+        max_padding=min(engine.batches.overhead_tokens for engine in engines),
+    )
+    for rows in positions:
+        ids, mask = pad_batch([rest[row] for row in rows], pad_token_id=pad_token_id)
+        yield Batch(rows, ids, mask, prefix)
+
+
+def halve_batch(batch: Batch) -> Iterator[Batch]:
+    """Yield the two halves of a batch, each without padding that it does not need."""
     middle = len(batch.rows) // 2
     for part in (slice(None, middle), slice(middle, None)):
         mask = batch.attention_mask[part]

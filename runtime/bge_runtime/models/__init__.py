@@ -8,6 +8,7 @@ from here.
 from bge_runtime.models.auto import AnyFlagModel, FlagAutoModel
 from bge_runtime.models.encoder import FlagModel
 from bge_runtime.models.icl import FlagICLModel
+from bge_runtime.models.instructions import choose_query_instruction
 from bge_runtime.models.llm import FlagLLMModel
 from bge_runtime.models.m3 import BGEM3FlagModel
 from bge_runtime.models.parts import ModelParts, TextKind
@@ -21,4 +22,5 @@ __all__ = [
     "FlagModel",
     "ModelParts",
     "TextKind",
+    "choose_query_instruction",
 ]

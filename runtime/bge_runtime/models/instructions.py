@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bge_runtime.bundle import Model
 from bge_runtime.encoding import TextTokenizer, type_name
+from bge_runtime.sources import ENCODER_ONLY_M3
 
 _NUMBERS = {2: "two", 3: "three"}
 
@@ -12,6 +14,29 @@ _NUMBERS = {2: "two", 3: "three"}
 def join_instruction(instruction_format: str, *parts: str) -> str:
     r"""Return a format filled with texts; a literal ``\n`` in it is a newline."""
     return instruction_format.replace("\\n", "\n").format(*parts)
+
+
+def choose_query_instruction(model: Model, instruction: str | None) -> str | None:
+    """Return the instruction to put before queries; None for none.
+
+    Args:
+        model: What the bundle says of the model.
+        instruction: What a user asks for: ``""`` for none, None for what its authors recommend.
+
+    Raises:
+        ValueError: If nothing is asked for or recommended.
+    """
+    if instruction is None:
+        # M3 is trained without instructions.
+        is_m3 = model.model_class == ENCODER_ONLY_M3
+        instruction = "" if is_m3 else model.query_instruction
+    if instruction is None:
+        raise ValueError(
+            f"{model.name} has no recommended instruction for queries; pass instruction='TEXT', "
+            "or instruction='' for none"
+        )
+    # None also leaves out the text of the format around the instruction.
+    return instruction or None
 
 
 def text_before_sentence(instruction_format: str, instruction: str) -> str:

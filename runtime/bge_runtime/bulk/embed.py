@@ -1,0 +1,320 @@
+"""``embed_dataset``: embed files of any size into a folder of shards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from bge_runtime.bulk.encoder import TextEncoder
+from bge_runtime.bulk.files import InputFile, find_inputs, format_of, open_location
+from bge_runtime.bulk.job import (
+    JOB_FILE,
+    Job,
+    ModelDescription,
+    check_same_input,
+    check_same_model,
+    check_same_options,
+    index_inputs,
+    input_from_document,
+    read_document,
+)
+from bge_runtime.bulk.model import describe_model, open_model
+from bge_runtime.bulk.options import JobOptions, default_rows_per_shard
+from bge_runtime.bulk.output import OutputFolder
+from bge_runtime.bulk.plan import shards_of_process
+from bge_runtime.bulk.progress import Progress
+from bge_runtime.bulk.rows import Columns
+from bge_runtime.bulk.shards import OnAdvance, add_up, read_records, recorded_shards, run_shards
+from bge_runtime.bulk.writers import open_format
+from bge_runtime.models import AnyFlagModel
+
+Paths = str | Path | Sequence[str | Path]
+"""A file, folder, glob or URI, or several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSummary:
+    """What a job has done, in this run and in earlier ones.
+
+    Attributes:
+        output: The output folder.
+        rows: Rows of the input in the complete shards of this process.
+        embedded: Rows that were written: texts, or chunks of texts.
+        empty: Rows without text, which were left out.
+        rejected: Other rows that were left out.
+        truncated: Texts that were cut at ``max_length``.
+        tokens: Tokens that were computed.
+        shards: Shards of this process.
+        shards_done_before: Those that an earlier run has written.
+        complete: Whether the shards of all processes are there.
+        seconds: Time of this run.
+    """
+
+    output: str
+    rows: int
+    embedded: int
+    empty: int
+    rejected: int
+    truncated: int
+    tokens: int
+    shards: int
+    shards_done_before: int
+    complete: bool
+    seconds: float
+
+
+class ShardEngine(Protocol):
+    """Something that computes shards: this process, or a cluster."""
+
+    def describe(self) -> ModelDescription:
+        """Return the model, as it runs where shards are computed."""
+        ...
+
+    def run(
+        self, job: Job, shards: Sequence[int], folder: OutputFolder, on_advance: OnAdvance
+    ) -> dict[int, dict[str, Any]]:
+        """Compute shards, and return their records."""
+        ...
+
+
+class LocalEngine:
+    """Computes shards in this process."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | AnyFlagModel,
+        options: JobOptions,
+        *,
+        instruction: str | None,
+        model_options: Mapping[str, Any],
+    ) -> None:
+        """Open a model; see `bge_runtime.bulk.model.open_model`."""
+        opened = open_model(model, options, instruction=instruction, model_options=model_options)
+        default = opened.query_max_length if options.query else opened.passage_max_length
+        length = min(opened.max_length, options.chunk_tokens or options.max_length or default)
+        self._encoder = TextEncoder(opened, options.encode_options(length))
+
+    def describe(self) -> ModelDescription:
+        """Return the model."""
+        return describe_model(self._encoder)
+
+    def run(
+        self, job: Job, shards: Sequence[int], folder: OutputFolder, on_advance: OnAdvance
+    ) -> dict[int, dict[str, Any]]:
+        """Compute shards, and return their records."""
+        return run_shards(job, shards, self._encoder, folder, on_advance=on_advance)
+
+
+def embed_dataset(
+    model: str | os.PathLike[str] | AnyFlagModel,
+    inputs: Paths,
+    output: str | Path,
+    *,
+    text: str | Sequence[str] = "text",
+    template: str | None = None,
+    id: str | None = None,  # noqa: A002  # the name of the column in the output
+    keep: Sequence[str] = (),
+    input_format: str | None = None,
+    output_format: str = "parquet",
+    query: bool = False,
+    instruction: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 256,
+    return_dense: bool = True,
+    return_sparse: bool = False,
+    return_colbert_vecs: bool = False,
+    dtype: str = "float32",
+    colbert_dtype: str = "float16",
+    chunk_tokens: int | None = None,
+    overlap: int = 0,
+    rows_per_shard: int | None = None,
+    on_error: str = "stop",
+    on_empty: str = "skip",
+    shard: str | None = None,
+    engine: str = "local",
+    model_options: Mapping[str, Any] | None = None,
+    ray_options: Mapping[str, Any] | None = None,
+    show_progress: bool | None = None,
+) -> JobSummary:
+    """Embed the rows of files into a folder of shards, and go on where an earlier run ended.
+
+    Each shard has the same bytes whatever the number of threads or processes, and wherever an
+    earlier run was stopped, on processors with the same instructions.
+
+    Args:
+        model: A name or folder as in `bge_runtime.FlagModel`, or an opened model.
+        inputs: Files, folders, globs or URIs, of one format; see docs/bulk.md.
+        output: A folder or URI. It is created, or holds the same job.
+        text: Column with the texts, or several.
+        template: How several columns make a text, such as ``"{title}: {body}"``. None puts each
+            on a line of its own.
+        id: Column that identifies a row; None for the number of the row, from 0.
+        keep: Columns that the output keeps.
+        input_format: ``parquet``, ``arrow``, ``jsonl``, ``csv``, ``tsv`` or ``text``; None goes by
+            the suffix.
+        output_format: ``parquet``, ``npy``, ``jsonl`` or ``lance``.
+        query: Whether texts are queries, which get the instruction for them.
+        instruction: That instruction; None for the one that the model's authors recommend, ``""``
+            for none.
+        max_length: Maximum tokens of a text; None for the model's default of 512.
+        batch_size: Maximum texts of a batch.
+        return_dense: Write dense vectors.
+        return_sparse: Write lexical weights, for BGE-M3.
+        return_colbert_vecs: Write ColBERT vectors, for BGE-M3.
+        dtype: Type of dense vectors: ``float32`` or ``float16``.
+        colbert_dtype: Type of ColBERT vectors.
+        chunk_tokens: Split texts into chunks of so many tokens, special tokens included, with a
+            row for each; None truncates texts at ``max_length``.
+        overlap: Tokens that consecutive chunks share.
+        rows_per_shard: Rows of the input in a shard; None for 16,384, or 2,048 with ColBERT
+            vectors.
+        on_error: What to do with a row that cannot be embedded: ``stop``, or ``skip`` it and list
+            it in the rejects file.
+        on_empty: What to do with a row whose text is null or white space: ``skip``, ``embed`` or
+            ``stop``.
+        shard: ``"i/n"`` computes each n-th shard, from the i-th on, for n processes that share a
+            job. i counts from 1.
+        engine: ``local``, or ``ray`` for a cluster; see docs/ray.md.
+        model_options: Arguments of `bge_runtime.FlagAutoModel.from_finetuned`, such as
+            ``devices``, ``precision`` and ``threads``.
+        ray_options: With ``engine="ray"``: ``concurrency``, ``num_cpus`` and ``num_gpus`` of the
+            actors.
+        show_progress: None shows a progress bar on a terminal, and elsewhere logs a line a minute.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: If the input cannot be read, has changed, or has a bad row.
+        OutputError: If the output cannot be written, or is that of another job.
+        ValueError: If an argument is wrong.
+        BgeError: If the model cannot be opened or run.
+    """
+    started_s = time.monotonic()
+    options = JobOptions(
+        columns=Columns(
+            text=(text,) if isinstance(text, str) else tuple(text),
+            template=template,
+            id=id,
+            keep=(keep,) if isinstance(keep, str) else tuple(keep),
+        ),
+        input_format=input_format,
+        output_format=output_format,
+        query=query,
+        max_length=max_length,
+        batch_size=batch_size,
+        return_dense=return_dense,
+        return_sparse=return_sparse,
+        return_colbert_vecs=return_colbert_vecs,
+        dtype=dtype,
+        colbert_dtype=colbert_dtype,
+        chunk_tokens=chunk_tokens,
+        overlap=overlap,
+        rows_per_shard=rows_per_shard
+        if rows_per_shard is not None
+        else default_rows_per_shard(colbert=return_colbert_vecs),
+        on_error=on_error,
+        on_empty=on_empty,
+    )
+    shards_of_process(1, shard)  # an error before anything is opened
+
+    def open_engine() -> ShardEngine:
+        arguments: dict[str, Any] = {
+            "instruction": instruction,
+            "model_options": dict(model_options or {}),
+        }
+        if engine == "local":
+            return LocalEngine(model, options, **arguments)
+        from bge_runtime.bulk.ray_engine import (  # type: ignore[import-not-found]
+            RayEngine,
+        )
+
+        ray_engine = RayEngine(model, options, **arguments, ray_options=dict(ray_options or {}))
+        return cast(ShardEngine, ray_engine)
+
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine must be 'local' or 'ray', but is {engine!r}")
+    with closing(OutputFolder(open_location(output))) as folder:
+        files = find_inputs(inputs, input_format=input_format)
+        return _run(
+            files,
+            options,
+            folder,
+            open_engine,
+            process=shard,
+            show_progress=show_progress,
+            started_s=started_s,
+        )
+
+
+def _run(
+    files: Sequence[InputFile],
+    options: JobOptions,
+    folder: OutputFolder,
+    open_engine: Callable[[], ShardEngine],
+    *,
+    process: str | None,
+    show_progress: bool | None,
+    started_s: float,
+) -> JobSummary:
+    folder.check_ours()
+    found_format = options.input_format or format_of(files)
+    document = read_document(folder)
+    if document is not None:
+        # Before the model is opened, which may take minutes.
+        check_same_options(document, options, where=folder.uri)
+        check_same_input(document, files, found_format, where=folder.uri)
+        found = input_from_document(document, files)
+    else:
+        found = index_inputs(
+            files, found_format, options.columns, added=_added(options), on_bytes=lambda _: None
+        )
+    folder.create()
+    with folder.lock(process or "1/1"):
+        engine = open_engine()
+        job = Job(input=found, options=options, model=engine.describe())
+        output_format = open_format(options.output_format)
+        output_format.check(job.schema)
+        folder.create_json(JOB_FILE, job.to_json())
+        document = read_document(folder)  # perhaps another process was first
+        assert document is not None
+        check_same_options(document, options, where=folder.uri)
+        check_same_input(document, files, found_format, where=folder.uri)
+        check_same_model(document, job.model, where=folder.uri)
+        records = read_records(folder, job)
+        ours = shards_of_process(job.plan.shards, process)
+        missing = [shard for shard in ours if shard not in records]
+        done_before = len(ours) - len(missing)
+        folder.clear_temporary([job.plan.name(shard) for shard in missing])
+        before = sum(job.plan.rows_of(shard) for shard in ours if shard in records)
+        total = sum(map(job.plan.rows_of, ours))
+        if missing:
+            with Progress(total, initial=before, show=show_progress) as progress:
+                records |= engine.run(
+                    job,
+                    missing,
+                    folder,
+                    lambda done: progress.update(
+                        rows=done.rows, texts=done.texts, tokens=done.tokens
+                    ),
+                )
+        complete = len(recorded_shards(folder, job.plan)) == job.plan.shards
+        return JobSummary(
+            output=folder.uri,
+            **add_up(records[shard] for shard in ours),
+            shards=len(ours),
+            shards_done_before=done_before,
+            complete=complete,
+            seconds=time.monotonic() - started_s,
+        )
+
+
+def _added(options: JobOptions) -> list[str]:
+    """Return the columns that the output adds to those that are kept."""
+    chunks = ["chunk", "start", "end"] if options.chunk_tokens is not None else []
+    return ["id", *chunks, *options.outputs]

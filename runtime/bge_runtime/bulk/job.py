@@ -1,0 +1,332 @@
+"""The description of a job, in its output folder: what is computed, from what.
+
+Everything that decides about the bytes of a shard is in it. A rerun compares it with what is asked
+for, and refuses a mix.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from bge_runtime.bulk.files import InputError, InputFile
+from bge_runtime.bulk.options import EncodeOptions, JobOptions
+from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
+from bge_runtime.bulk.plan import Plan
+from bge_runtime.bulk.readers import FileIndex, Reader, open_reader
+from bge_runtime.bulk.rows import Columns, row_fields, select_columns
+from bge_runtime.system import file_hash
+
+FORMAT = "bge-runtime job"
+FORMAT_VERSION = 1
+JOB_FILE = f"{MANIFEST}/job.json"
+
+_INDEXING_THREADS = 8
+"""Files whose rows are counted at the same time: each waits for its file system."""
+
+OnBytes = Callable[[int], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputEntry:
+    """A file of the input, as the job found it.
+
+    Attributes:
+        file: The file.
+        index: Where its rows are.
+        sha256: Hash of its content, in hexadecimal; None for remote files.
+    """
+
+    file: InputFile
+    index: FileIndex
+    sha256: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a part of the description."""
+        return {
+            "uri": self.file.uri,
+            "size_bytes": self.file.size_bytes,
+            "modified_ns": self.file.modified_ns,
+            "sha256": self.sha256,
+            **asdict(self.index),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """The input of a job.
+
+    Attributes:
+        format: Format of its files.
+        entries: Its files, in order.
+        schema: The columns that are read.
+    """
+
+    format: str
+    entries: Sequence[InputEntry]
+    schema: pa.Schema
+
+
+def index_inputs(
+    files: Sequence[InputFile],
+    input_format: str,
+    columns: Columns,
+    *,
+    added: Sequence[str],
+    on_bytes: OnBytes,
+) -> Input:
+    """Return an input: its columns, and where its rows are.
+
+    Args:
+        files: Its files.
+        input_format: Their format.
+        columns: The columns to read.
+        added: Names of the columns that the output adds.
+        on_bytes: Receives the number of bytes read since the last call, from several threads.
+
+    Raises:
+        InputError: If a file cannot be read, or lacks a column.
+        ValueError: If a column or the template is wrong.
+    """
+    reader = open_reader(input_format)
+    schema = reader.schema(files, columns.names)
+    columns.check(schema, added=added)
+
+    def index(file: InputFile) -> InputEntry:
+        found = reader.index(file, on_bytes)
+        return InputEntry(file=file, index=found, sha256=_sha256(file))
+
+    with ThreadPoolExecutor(_INDEXING_THREADS, thread_name_prefix="bge-index") as threads:
+        entries = list(threads.map(index, files))
+    return Input(format=input_format, entries=entries, schema=select_columns(schema, columns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """A model as a job needs it.
+
+    Attributes:
+        document: What its vectors depend on, as JSON; part of the description, and of the
+            metadata of shards.
+        fields: Its columns of vectors.
+        encode: How texts become vectors.
+    """
+
+    document: Mapping[str, Any]
+    fields: Sequence[pa.Field]
+    encode: EncodeOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job: everything that its shards depend on.
+
+    Attributes:
+        input: The input.
+        options: What is computed and written.
+        model: The model.
+    """
+
+    input: Input
+    options: JobOptions
+    model: ModelDescription
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows are in which shard."""
+        rows = [entry.index.rows for entry in self.input.entries]
+        return Plan(rows, self.options.rows_per_shard)
+
+    @property
+    def row_fields(self) -> list[pa.Field]:
+        """The columns of the output that come before the vectors."""
+        chunks = self.options.chunk_tokens is not None
+        return row_fields(self.input.schema, self.options.columns, chunks=chunks)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the output; the metadata describes the model."""
+        import json
+
+        document = {**self.model.document, **asdict(self.model.encode)}
+        metadata = {"bge_runtime": json.dumps(document, ensure_ascii=False, sort_keys=True)}
+        return pa.schema([*self.row_fields, *self.model.fields], metadata=metadata)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``job.json``."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model": dict(self.model.document),
+            "encode": _plain(asdict(self.model.encode)),
+            "options": _compared_options(self.options),
+            "shards": self.plan.shards,
+            "rows": self.plan.rows,
+            "columns": {each.name: str(each.type) for each in self.schema},
+            "input_format": self.input.format,
+            "input_schema": base64.b64encode(self.input.schema.serialize()).decode(),
+            "input": [entry.to_json() for entry in self.input.entries],
+        }
+
+
+def read_document(folder: OutputFolder) -> dict[str, Any] | None:
+    """Return the description in a folder; None if there is none.
+
+    Raises:
+        OutputError: If it cannot be read, or is of a newer version.
+    """
+    if not folder.exists(JOB_FILE):
+        return None
+    document = folder.read_json(JOB_FILE)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise OutputError(f"{folder.uri}/{JOB_FILE} does not describe a job; name a new folder")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise OutputError(
+            f"the job in {folder.uri} has format version {document.get('format_version')}, and "
+            f"this bge-runtime reads {FORMAT_VERSION}; use the same version, or name a new folder"
+        )
+    return document
+
+
+def input_from_document(document: Mapping[str, Any], files: Sequence[InputFile]) -> Input:
+    """Return the input of a job that was started before, at the files found now."""
+    entries = [
+        InputEntry(
+            file=file,
+            index=FileIndex(
+                rows=stored["rows"], stride=stored["stride"], offsets=tuple(stored["offsets"])
+            ),
+            sha256=stored["sha256"],
+        )
+        for stored, file in zip(document["input"], files, strict=True)
+    ]
+    serialized = pa.py_buffer(base64.b64decode(document["input_schema"]))
+    schema = pa.ipc.read_schema(serialized)
+    return Input(format=document["input_format"], entries=entries, schema=schema)
+
+
+def check_same_input(
+    document: Mapping[str, Any], files: Sequence[InputFile], input_format: str, *, where: str
+) -> None:
+    """Check that some files are those with which a job was started.
+
+    A file of the same path, size and time of modification is taken to be the same. If only the
+    path or the time differs, the content is compared.
+
+    Raises:
+        InputError: If they are not.
+    """
+    stored = document["input"]
+    remedy = "Restore the input, or name a new folder"
+    if document["input_format"] != input_format or len(stored) != len(files):
+        raise InputError(
+            f"the job in {where} was started with {len(stored)} files of "
+            f"{document['input_format']}, and now there are {len(files)} of {input_format}. "
+            f"{remedy}"
+        )
+    for entry, file in zip(stored, files, strict=True):
+        change = _changed(entry, file)
+        if change is not None:
+            raise InputError(
+                f"{file.uri} has changed since the job in {where} was started: {change}. {remedy}"
+            )
+
+
+def check_same_options(document: Mapping[str, Any], options: JobOptions, *, where: str) -> None:
+    """Check that a job was started with the same options.
+
+    Raises:
+        OutputError: If it was not; all differences are named.
+    """
+    _refuse_differences(document["options"], _compared_options(options), where=where)
+
+
+def check_same_model(document: Mapping[str, Any], model: ModelDescription, *, where: str) -> None:
+    """Check that a job was started with the same model.
+
+    Raises:
+        OutputError: If it was not; all differences are named.
+    """
+    _refuse_differences(document["model"], dict(model.document), where=where, prefix="model ")
+    _refuse_differences(document["encode"], _plain(asdict(model.encode)), where=where)
+
+
+def read_rows(job: Job, shard: int, reader: Reader) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Yield the parts of files that make a shard: where a file begins, and its rows."""
+    for segment in job.plan.segments(shard):
+        entry = job.input.entries[segment.file]
+        rows = reader.read(
+            entry.file,
+            entry.index,
+            job.input.schema,
+            first=segment.first,
+            count=segment.count,
+        )
+        yield segment.start - segment.first, rows
+
+
+def _compared_options(options: JobOptions) -> dict[str, Any]:
+    """Return the options that decide about the content of shards.
+
+    After a job stopped at a bad row, it may go on without such rows: shards that were complete have
+    none. What depends on the model is compared with the model.
+    """
+    document = asdict(replace(options, on_empty=options.on_empty.replace("stop", "skip")))
+    for name in (
+        "input_format", "on_error", "max_length", "batch_size", "query", "dtype", "colbert_dtype",
+    ):  # fmt: skip
+        del document[name]
+    return _plain(document)
+
+
+def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document as it is after it was written and read."""
+    return {
+        key: list(value)
+        if isinstance(value, tuple)
+        else _plain(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in document.items()
+    }
+
+
+def _refuse_differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], *, where: str, prefix: str = ""
+) -> None:
+    found = [
+        f"{prefix}{name}={stored.get(name)!r}, and now {name}={asked.get(name)!r}"
+        for name in {**stored, **asked}
+        if stored.get(name) != asked.get(name)
+    ]
+    if found:
+        raise OutputError(
+            f"the job in {where} was started with {'; '.join(found)}. Ask for the same, or name a "
+            "new folder"
+        )
+
+
+def _changed(entry: Mapping[str, Any], file: InputFile) -> str | None:
+    if entry["size_bytes"] != file.size_bytes:
+        return f"it had {entry['size_bytes']:,} bytes, and has {file.size_bytes:,}"
+    if entry["uri"] == file.uri and entry["modified_ns"] == file.modified_ns:
+        return None
+    if file.local is None or entry["sha256"] is None:
+        same = entry["modified_ns"] == file.modified_ns
+        return None if same else "it was modified later"
+    sha256 = _sha256(file)
+    return None if sha256 == entry["sha256"] else f"its SHA-256 was {entry['sha256']}"
+
+
+def _sha256(file: InputFile) -> str | None:
+    if file.local is None:
+        return None
+    try:
+        return file_hash.file_sha256(file.local)
+    except OSError as error:
+        raise InputError(f"cannot read {file.uri}: {error.strerror}") from error

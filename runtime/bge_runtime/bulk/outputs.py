@@ -1,0 +1,178 @@
+"""From the outputs of a graph to columns of Arrow: dense, sparse and ColBERT vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bge_runtime.bundle import Model
+from bge_runtime.encoding import Batch, DenseVectors, round_vectors
+from bge_runtime.m3 import LexicalWeights, M3Outputs
+from bge_runtime.models import AnyFlagModel, BGEM3FlagModel
+
+ARROW_FLOATS: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
+"""Types of vectors by name."""
+
+SPARSE_TYPE = pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
+"""Lexical weights of a text: token ids, ascending, and their weights."""
+
+
+def output_fields(
+    model: Model, outputs: Sequence[str], *, dim: int, dtype: str, colbert_dtype: str
+) -> list[pa.Field]:
+    """Return the columns of vectors.
+
+    Args:
+        model: What the bundle says of the model.
+        outputs: Some of ``dense``, ``sparse`` and ``colbert``.
+        dim: Components of a dense vector.
+        dtype: Type of dense vectors: ``float32`` or ``float16``.
+        colbert_dtype: Type of ColBERT vectors.
+    """
+    width = min(dim, model.colbert_dim or dim)
+    types = {
+        "dense": pa.list_(ARROW_FLOATS[dtype], dim),
+        "sparse": SPARSE_TYPE,
+        "colbert": pa.list_(pa.list_(ARROW_FLOATS[colbert_dtype], width)),
+    }
+    return [pa.field(name, types[name]) for name in types if name in outputs]
+
+
+def dense_array(vectors: NDArray[np.floating[Any]], dtype: str) -> pa.Array:
+    """Return dense vectors as a column of lists of fixed size.
+
+    Args:
+        vectors: Shape: ``(n, dim)``.
+        dtype: ``float32`` or ``float16``.
+
+    Raises:
+        NotFiniteError: If a component is too large for float16.
+    """
+    rounded = round_vectors(vectors, np.dtype(dtype), np.arange(len(vectors)))
+    return pa.FixedSizeListArray.from_arrays(pa.array(rounded.reshape(-1)), vectors.shape[1])
+
+
+def sparse_array(weights: LexicalWeights) -> pa.Array:
+    """Return lexical weights, sorted by token id, as a column of structs."""
+    ends = pa.array(weights.indptr.astype(np.int32))
+    return pa.StructArray.from_arrays(
+        [
+            pa.ListArray.from_arrays(ends, pa.array(weights.token_ids)),
+            pa.ListArray.from_arrays(ends, pa.array(weights.weights)),
+        ],
+        fields=list(SPARSE_TYPE),
+    )
+
+
+def colbert_array(vectors: Sequence[NDArray[np.floating[Any]]], dtype: str, dim: int) -> pa.Array:
+    """Return ColBERT vectors as a column of lists of vectors.
+
+    Args:
+        vectors: For each text, the vectors of its tokens. Shape: ``(tokens, dim)`` each.
+        dtype: ``float32`` or ``float16``.
+        dim: Components of a vector.
+
+    Raises:
+        NotFiniteError: If a component is too large for float16.
+    """
+    ends = np.zeros(len(vectors) + 1, np.int32)
+    np.cumsum([len(tokens) for tokens in vectors], out=ends[1:])
+    numbers = np.empty((ends[-1], dim), np.dtype(dtype))
+    for row, (start, tokens) in enumerate(zip(ends.tolist(), vectors, strict=False)):
+        rounded = round_vectors(tokens, numbers.dtype, np.full(len(tokens), row))
+        numbers[start : start + len(tokens)] = rounded
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), dim)
+    return pa.ListArray.from_arrays(pa.array(ends), flat)
+
+
+class Outputs(Protocol):
+    """The outputs of the texts of a window."""
+
+    def add(self, batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
+        """Keep the outputs of a batch, at the rows that it names."""
+        ...
+
+    def arrays(self) -> dict[str, pa.Array]:
+        """Return a column for each output, with a row for each text."""
+        ...
+
+
+class OutputColumns:
+    """Makes the columns of one model's outputs.
+
+    Attributes:
+        names: Some of ``dense``, ``sparse`` and ``colbert``.
+        fields: Their columns.
+    """
+
+    def __init__(
+        self, model: AnyFlagModel, names: Sequence[str], *, dtype: str, colbert_dtype: str
+    ) -> None:
+        """Keep what the columns depend on."""
+        card = model.bundle.manifest.model
+        self.names = tuple(names)
+        self.fields = output_fields(
+            card, names, dim=model.dim, dtype=dtype, colbert_dtype=colbert_dtype
+        )
+        self._model, self._card = model, card
+        self._dtype, self._colbert_dtype = dtype, colbert_dtype
+
+    def collect(self, count: int, graph_outputs: Sequence[str]) -> Outputs:
+        """Return what collects the outputs of ``count`` texts."""
+        model = self._model
+        if not isinstance(model, BGEM3FlagModel):
+            vectors = DenseVectors(
+                count,
+                model.dim,
+                dtype=model.vector_dtype,
+                normalized=model.normalize_embeddings,
+            )
+            return _DenseOutputs(vectors, self._dtype)
+        collected = M3Outputs(
+            count,
+            graph_outputs,
+            self._card,
+            normalized=model.normalize_embeddings,
+            truncate_dim=model.truncate_dim,
+            by_id=True,
+        )
+        return _M3Columns(collected, model, self._dtype, self._colbert_dtype)
+
+
+class _DenseOutputs:
+    def __init__(self, collected: DenseVectors, dtype: str) -> None:
+        self.add = collected.add
+        self._collected, self._dtype = collected, dtype
+
+    def arrays(self) -> dict[str, pa.Array]:
+        return {"dense": dense_array(self._collected.vectors, self._dtype)}
+
+
+class _M3Columns:
+    def __init__(
+        self, collected: M3Outputs, model: BGEM3FlagModel, dtype: str, colbert_dtype: str
+    ) -> None:
+        self.add = collected.add
+        self._collected, self._model = collected, model
+        self._dtype, self._colbert_dtype = dtype, colbert_dtype
+
+    def arrays(self) -> dict[str, pa.Array]:
+        found, rounded = self._collected, self._model.vector_dtype
+        arrays = {}
+        if found.dense is not None:
+            dense = round_vectors(found.dense, rounded, np.arange(len(found.dense)))
+            arrays["dense"] = dense_array(dense, self._dtype)
+        weights = found.lexical()
+        if weights is not None:
+            # As in the dictionaries of `encode`, whose weights have the type of dense vectors.
+            arrays["sparse"] = sparse_array(weights.astype(rounded).astype(np.dtype(np.float32)))
+        if found.colbert is not None:
+            dim = self._model.bundle.manifest.model.colbert_dim
+            assert dim is not None
+            dim = min(self._model.truncate_dim or dim, dim)
+            arrays["colbert"] = colbert_array(found.colbert, self._colbert_dtype, dim)
+        return arrays

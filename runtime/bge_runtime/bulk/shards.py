@@ -1,0 +1,264 @@
+"""Compute the shards of a job: files that are complete once their record is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bge_runtime.bulk.chunks import split_texts
+from bge_runtime.bulk.encoder import PreparedWindow, TextEncoder
+from bge_runtime.bulk.files import InputError
+from bge_runtime.bulk.job import Job, read_rows
+from bge_runtime.bulk.output import MANIFEST, REJECTS, OutputError, OutputFolder
+from bge_runtime.bulk.pipeline import Pipeline
+from bge_runtime.bulk.plan import Plan
+from bge_runtime.bulk.readers import open_reader
+from bge_runtime.bulk.rows import (
+    COLBERT_CHARACTERS,
+    WINDOW_CHARACTERS,
+    Reject,
+    Window,
+    WindowReader,
+)
+from bge_runtime.bulk.writers import ShardWriter, open_format
+
+_COUNTS = ("rows", "embedded", "empty", "rejected", "truncated", "tokens")
+
+_READING_THREADS = 16
+"""Records that are read at the same time: on an object store, each takes tens of milliseconds."""
+
+
+class Advance(NamedTuple):
+    """What was done since the last call.
+
+    Attributes:
+        rows: Rows of the input.
+        texts: Texts that were embedded.
+        tokens: Their tokens.
+    """
+
+    rows: int
+    texts: int
+    tokens: int
+
+
+OnAdvance = Callable[[Advance], object]
+
+
+def record_name(name: str) -> str:
+    """Return the file with the record of a shard."""
+    return f"{MANIFEST}/{name}.json"
+
+
+def read_records(folder: OutputFolder, job: Job) -> dict[int, dict[str, Any]]:
+    """Return the records of complete shards, once their files are known to be unchanged.
+
+    Raises:
+        OutputError: If a file was changed.
+    """
+    recorded = sorted(recorded_shards(folder, job.plan))
+
+    def read(shard: int) -> dict[str, Any] | None:
+        record: dict[str, Any] = folder.read_json(record_name(job.plan.name(shard)))
+        return record if _is_whole(folder, record) else None
+
+    with ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="bge-records") as threads:
+        found = zip(recorded, threads.map(read, recorded), strict=True)
+        return {shard: record for shard, record in found if record is not None}
+
+
+def recorded_shards(folder: OutputFolder, plan: Plan) -> set[int]:
+    """Return the shards that have a record."""
+    present = set(folder.list(MANIFEST))
+    return {shard for shard in range(plan.shards) if f"{plan.name(shard)}.json" in present}
+
+
+def _is_whole(folder: OutputFolder, record: Mapping[str, Any]) -> bool:
+    """Return whether a shard is complete; False if one of its files was deleted."""
+    for file, written in record["files"].items():
+        if not folder.exists(file):
+            return False
+        change = folder.changed(file, written)
+        if change is not None:
+            raise OutputError(
+                f"{folder.uri}/{file} was changed after it was written: {change}. Restore it, or "
+                f"delete it, and it is written again"
+            )
+    return True
+
+
+def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the sums of what records count."""
+    found = list(records)
+    return {name: sum(record[name] for record in found) for name in _COUNTS}
+
+
+def run_shards(
+    job: Job,
+    shards: Sequence[int],
+    encoder: TextEncoder,
+    folder: OutputFolder,
+    *,
+    on_advance: OnAdvance,
+) -> dict[int, dict[str, Any]]:
+    """Compute shards, one after the other without a pause in between.
+
+    Args:
+        job: The job.
+        shards: Numbers of the shards.
+        encoder: Computes the vectors.
+        folder: Where they are written.
+        on_advance: Receives progress, from another thread.
+
+    Returns:
+        Their records.
+
+    Raises:
+        InputError: If the input cannot be read, or a row is bad and the job stops there.
+        OutputError: If a shard cannot be written.
+        BgeError: If an engine fails.
+    """
+    sink = _Sink(job, folder, on_advance)
+    windows = _read_windows(job, shards, encoder)
+    Pipeline(windows, encoder, sink.write).run()
+    return sink.records
+
+
+def _read_windows(job: Job, shards: Sequence[int], encoder: TextEncoder) -> Iterator[Window]:
+    options, plan = job.options, job.plan
+    split = None
+    if options.chunk_tokens is not None:
+        split = partial(
+            split_texts,
+            encoder.model.tokenizer,
+            chunk_tokens=options.chunk_tokens,
+            overlap=options.overlap,
+        )
+    windows = WindowReader(
+        options.columns,
+        job.row_fields,
+        on_empty=options.on_empty,
+        window_characters=COLBERT_CHARACTERS if options.return_colbert_vecs else WINDOW_CHARACTERS,
+        split=split,
+    )
+    reader = open_reader(job.input.format)
+    for shard in shards:
+        start = shard * options.rows_per_shard
+        yield from windows.read(
+            shard, read_rows(job, shard, reader), start=start, end=start + plan.rows_of(shard)
+        )
+
+
+@dataclass
+class _OpenShard:
+    """A shard that is being written."""
+
+    name: str
+    paths: list[Path]
+    writer: ShardWriter
+    rejects: list[Reject] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
+
+
+class _Sink:
+    """Writes windows to shards, and completes a shard with its last window."""
+
+    def __init__(self, job: Job, folder: OutputFolder, on_advance: OnAdvance) -> None:
+        self.records: dict[int, dict[str, Any]] = {}
+        self._job, self._folder, self._on_advance = job, folder, on_advance
+        self._plan, self._schema = job.plan, job.schema
+        self._format = open_format(job.options.output_format)
+        self._open: _OpenShard | None = None
+
+    def write(self, prepared: PreparedWindow) -> None:
+        window = prepared.window
+        shard = self._open or self._start(window.shard)
+        rejects = prepared.rejects()
+        self._check(rejects)
+        table = prepared.table()
+        texts = 0 if table is None else len(table)
+        if table is not None:
+            try:
+                shard.writer.write(table.cast(self._schema))
+            except OSError as error:
+                raise self._failure(error) from error
+        shard.rejects += rejects
+        empty = sum(reject.empty for reject in rejects)
+        counts = (
+            window.rows_read, texts, empty, len(rejects) - empty, prepared.truncated,
+            prepared.tokens,
+        )  # fmt: skip
+        for name, count in zip(_COUNTS, counts, strict=True):
+            shard.counts[name] += count
+        if window.last:
+            self.records[window.shard] = self._complete(shard)
+            self._open = None
+        self._on_advance(Advance(window.rows_read, texts, prepared.tokens))
+
+    def _start(self, number: int) -> _OpenShard:
+        name = self._plan.name(number)
+        paths = [self._folder.draft(f"{name}{suffix}") for suffix in self._format.suffixes]
+        try:
+            writer = self._format.open(paths, self._schema)
+        except OSError as error:
+            raise self._failure(error) from error
+        self._open = _OpenShard(name, paths, writer)
+        return self._open
+
+    def _check(self, rejects: Sequence[Reject]) -> None:
+        options = self._job.options
+        for reject in rejects:
+            stops = options.on_empty if reject.empty else options.on_error
+            if stops == "stop":
+                file, row = self._plan.locate(reject.row)
+                option, advice = (
+                    ("on_empty='skip'", "leave such rows out")
+                    if reject.empty
+                    else ("on_error='skip'", "leave it out, and list it in the rejects file")
+                )
+                raise InputError(
+                    f"row {row} (from 0) of {self._job.input.entries[file].file.uri} "
+                    f"{reject.reason}. Pass {option} to {advice}"
+                )
+
+    def _complete(self, shard: _OpenShard) -> dict[str, Any]:
+        try:
+            shard.writer.close()
+        except OSError as error:
+            raise self._failure(error) from error
+        files = {}
+        for path, suffix in zip(shard.paths, self._format.suffixes, strict=True):
+            files[f"{shard.name}{suffix}"] = self._folder.commit(path, f"{shard.name}{suffix}")
+        if shard.rejects:
+            self._write_rejects(shard)
+        record = {**shard.counts, "files": files}
+        self._folder.write_json(record_name(shard.name), record)
+        return record
+
+    def _write_rejects(self, shard: _OpenShard) -> None:
+        draft = self._folder.draft(f"{shard.name}.rejects")
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                for reject in shard.rejects:
+                    number, row = self._plan.locate(reject.row)
+                    document = {
+                        "file": self._job.input.entries[number].file.uri,
+                        "row": row,
+                        "id": reject.row if self._job.options.columns.id is None else reject.id,
+                        "reason": reject.reason,
+                    }
+                    file.write(json.dumps(document, default=str) + "\n")
+        except OSError as error:
+            raise self._failure(error) from error
+        self._folder.commit(draft, f"{REJECTS}/{shard.name}.jsonl")
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"cannot write {self._folder.uri}: {error.strerror or error}. Complete shards are "
+            "kept; run the same command again to go on"
+        )
