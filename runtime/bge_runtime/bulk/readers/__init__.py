@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from bge_runtime.bulk.files import InputError
+from bge_runtime.bulk.readers.arrow import ArrowReader
 from bge_runtime.bulk.readers.base import BadRow, FileIndex, OnBytes, Reader, RowBatch
+from bge_runtime.bulk.readers.delimited import DelimitedReader
 from bge_runtime.bulk.readers.jsonl import JsonlReader
 from bge_runtime.bulk.readers.parquet import ParquetReader
 from bge_runtime.bulk.readers.text import TextReader
 
 __all__ = ["BadRow", "FileIndex", "OnBytes", "Reader", "RowBatch", "open_reader"]
 
-_READERS: dict[str, type[Reader]] = {
+_READERS: dict[str, Callable[[], Reader]] = {
     "parquet": ParquetReader,
+    "arrow": ArrowReader,
     "jsonl": JsonlReader,
+    "csv": partial(DelimitedReader, ","),
+    "tsv": partial(DelimitedReader, "\t"),
     "text": TextReader,
 }
 

@@ -65,7 +65,10 @@ def _plain(field: pa.Field) -> pa.Field:
     kind = field.type
     while isinstance(kind, pa.DictionaryType):
         kind = kind.value_type
-    return pa.field(field.name, kind)
+    return pa.field(field.name, _WITHOUT_VIEWS.get(kind, kind))
+
+
+_WITHOUT_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def to_batches(batch: pa.RecordBatch, schema: pa.Schema, first: int) -> Iterator[RowBatch]:

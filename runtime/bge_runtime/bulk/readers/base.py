@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bge_runtime.bulk.files import InputFile
+from bge_runtime.bulk.files import InputError, InputFile
 
 MAX_ROW_BYTES = 64 << 20
 """A larger row is not read, and reported as bad: a thousand times a long document."""
@@ -33,7 +33,8 @@ class FileIndex:
         rows: Number of rows, those that cannot be read and blank lines included.
         stride: Rows between two entries of ``offsets``.
         offsets: Byte where the rows 0, ``stride``, 2 * ``stride``... begin, in files of lines that
-            are not compressed. Empty for all others.
+            are not compressed. In Arrow files, the row with which each record batch begins. Empty
+            for all others.
     """
 
     rows: int
@@ -110,3 +111,11 @@ class Reader(Protocol):
             InputError: If the file cannot be read, or has changed since it was indexed.
         """
         ...
+
+
+def changed(file: InputFile, index: FileIndex, rows: int) -> InputError:
+    """Return the error of a file that has another number of rows than its index says."""
+    return InputError(
+        f"{file.uri} has changed: it had {index.rows:,} rows, now {rows:,}. Restore it, or start a "
+        "new job"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from bge_runtime.bulk.files import InputError, InputFile, compression_of, open_file, reading
-from bge_runtime.bulk.readers.base import MAX_ROW_BYTES, FileIndex, OnBytes
+from bge_runtime.bulk.readers.base import MAX_ROW_BYTES, FileIndex, OnBytes, changed
 from bge_runtime.lines import LongLine, skip_mark, split_lines
 
 STRIDE = 4096
@@ -104,7 +104,4 @@ def read_lines(
             row += 1
             if row == end:
                 return
-    raise InputError(
-        f"{file.uri} has changed: it had {index.rows:,} lines, now {row:,}. Restore it, or start a "
-        "new job"
-    )
+    raise changed(file, index, row)

@@ -18,6 +18,7 @@ from bge_runtime.bulk.readers.base import (
     FileIndex,
     OnBytes,
     RowBatch,
+    changed,
 )
 
 _BUFFER_BYTES = 1 << 20
@@ -53,10 +54,7 @@ class ParquetReader:
         with reading(file), _open(file) as parquet:
             metadata = parquet.metadata
             if metadata.num_rows != index.rows:
-                raise InputError(
-                    f"{file.uri} has changed: it had {index.rows:,} rows, now "
-                    f"{metadata.num_rows:,}. Restore it, or start a new job"
-                )
+                raise changed(file, index, metadata.num_rows)
             for name in schema.names:
                 require_column(file, parquet.schema_arrow, name)
             groups, row = _groups(metadata, first, end)
