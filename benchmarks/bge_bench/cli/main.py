@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 try:
+    from bge_bench.cli.bulk import bulk
     from bge_bench.cli.checkpoint import checkpoint as checkpoint_command
     from bge_bench.cli.console import one_line_errors, report
     from bge_bench.cli.data import data
@@ -77,6 +78,7 @@ main.add_command(retrieval)
 main.add_command(gpu)
 main.add_command(checkpoint_command)
 main.add_command(serve)
+main.add_command(bulk)
 
 
 @main.command()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ class SentencePairs(NamedTuple):
 
 
 def load_passages(name: str, folder: Path | None = None) -> list[str]:
-    """Return the passages of a retrieval dataset, in the order of the file.
+    """Return the passages of a retrieval dataset, or the sentences of pairs, as in the file.
 
     Args:
         name: One of `DATASETS`.
@@ -57,6 +58,14 @@ def load_passages(name: str, folder: Path | None = None) -> list[str]:
     Raises:
         BenchError: If there is no such dataset, or it is not there as it should be.
     """
+    dataset = DATASETS.get(name)
+    if dataset is not None and dataset.kind == "sts":
+        folder = folder or data_folder()
+        check(dataset, folder)
+        pairs = load_sts(folder / dataset.path)
+        return [
+            sentence for pair in zip(pairs.first, pairs.second, strict=True) for sentence in pair
+        ]
     return list(_load(name, folder).corpus.values())
 
 
