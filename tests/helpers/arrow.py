@@ -87,8 +87,11 @@ def write_shard(
     paths = [folder / f"{stem}{suffix}" for suffix in form.suffixes]
     writer = form.open(paths, rows.schema)
     start = 0
-    for size in (*sizes, rows.num_rows):
-        writer.write(rows.slice(start, size))
-        start += size
-    writer.close()
+    try:
+        for size in (*sizes, rows.num_rows):
+            writer.write(rows.slice(start, size))
+            start += size
+        writer.close()
+    finally:
+        writer.abort()
     return paths

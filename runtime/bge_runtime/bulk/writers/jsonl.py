@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class JsonlShard:
         """Write a line for each row."""
         parts = np.cumsum(row_sizes(rows)) // _PART_BYTES
         starts = np.flatnonzero(np.diff(parts, prepend=-1)).tolist()
-        for start, stop in zip(starts, [*starts[1:], rows.num_rows], strict=True):
+        for start, stop in pairwise([*starts, rows.num_rows]):
             self._file.write(_lines(rows.slice(start, stop - start)))
 
     def close(self) -> None:

@@ -57,7 +57,10 @@ class LanceFormat(ParquetFormat):
         schema = pq.read_schema(Path(folder, names[0]))
         schema = schema.with_metadata({**(schema.metadata or {}), _SHARDS_KEY: digest})
         batches = _read([Path(folder, name) for name in names], schema)
-        lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches), str(path))
+        try:
+            lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches), str(path))
+        except OSError as error:
+            raise OSError(f"cannot write {path}, the shards are complete: {error}") from error
 
 
 def _open(path: Path) -> Any:

@@ -101,8 +101,13 @@ class NpyShard:
     def _write_ids(self) -> None:
         ids = pa.chunked_array(self._ids, self._id_type)
         if _is_string(self._id_type):
-            longest = pc.max(pc.utf8_length(ids)).as_py() if len(ids) else 0
-            dtype = np.dtype(f"<U{max(1, longest)}")
+            ids = ids.cast(pa.large_string())
+            if pc.any(pc.ends_with(ids, "\0")).as_py():
+                raise ValueError(
+                    "an id ends with the character U+0000, which NumPy drops; use "
+                    "output_format='parquet'"
+                )
+            dtype = np.dtype(f"<U{pc.max(pc.utf8_length(ids)).as_py() or 1}")
         else:
             dtype = np.dtype(self._id_type.to_pandas_dtype())
         _write_header(self._files[1], dtype, (self._rows,))
