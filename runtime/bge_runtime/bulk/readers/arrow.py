@@ -13,13 +13,14 @@ import pyarrow.ipc
 from bge_runtime.bulk.files import InputError, InputFile, open_file, reading
 from bge_runtime.bulk.readers.arrays import common_schema, require_column, to_batches
 from bge_runtime.bulk.readers.base import FileIndex, OnBytes, RowBatch, changed
+from bge_runtime.bulk.readers.scan import ScanningReader
 
 _FILE_MAGIC = b"ARROW1"
 
 _FEATHER_1_MAGIC = b"FEA1"
 
 
-class ArrowReader:
+class ArrowReader(ScanningReader):
     """Reads record batches, each as a whole.
 
     Files are not mapped into memory: the process would be killed if one was cut meanwhile.
@@ -43,13 +44,10 @@ class ArrowReader:
         on_bytes(file.size_bytes - done)
         return FileIndex(rows=rows, offsets=tuple(starts))
 
-    def read(
-        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
+    def scan(
+        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int
     ) -> Iterator[RowBatch]:
         """Yield rows; record batches before the first one are skipped, in streams by reading."""
-        end = min(first + count, index.rows)
-        if first >= end:
-            return
         found = _schema(file)
         chosen = [
             found.names.index(require_column(file, found, name).name) for name in schema.names
@@ -58,12 +56,10 @@ class ArrowReader:
         row = index.offsets[start]
         with _open(file, chosen) as (_, reader):
             for batch in _batches(reader, start):
-                begin, stop = max(first - row, 0), min(end - row, batch.num_rows)
-                if begin < stop:
-                    yield from to_batches(batch.slice(begin, stop - begin), schema, row + begin)
+                begin = max(first - row, 0)
+                yield from to_batches(batch.slice(begin), schema, row + begin)
                 row += batch.num_rows
-                if row >= end:
-                    return
+        if row != index.rows:
             raise changed(file, index, row)
 
 

@@ -33,8 +33,8 @@ class FileIndex:
         rows: Number of rows, those that cannot be read and blank lines included.
         stride: Rows between two entries of ``offsets``.
         offsets: Byte where the rows 0, ``stride``, 2 * ``stride``... begin, in files of lines that
-            are not compressed. In Arrow files, the row with which each record batch begins. Empty
-            for all others.
+            are not compressed. In Arrow and Parquet, the row with which each record batch or row
+            group begins. Empty for all others.
     """
 
     rows: int
@@ -99,6 +99,8 @@ class Reader(Protocol):
         self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
     ) -> Iterator[RowBatch]:
         """Yield rows in the order of the file, at most `BATCH_ROWS` at a time.
+
+        Read consecutive rows with one reader, by one thread: it goes on where the last read ended.
 
         Args:
             file: The file.

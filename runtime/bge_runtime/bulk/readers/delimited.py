@@ -12,10 +12,11 @@ from bge_runtime.bulk.readers.base import FileIndex, OnBytes, RowBatch, changed
 from bge_runtime.bulk.readers.batches import BatchBuilder
 from bge_runtime.bulk.readers.line_files import STRIDE, open_blocks
 from bge_runtime.bulk.readers.records import RecordStream
+from bge_runtime.bulk.readers.scan import ScanningReader
 from bge_runtime.lines import BadLineError
 
 
-class DelimitedReader:
+class DelimitedReader(ScanningReader):
     """Reads values between delimiters; one in double quotes may hold delimiters and newlines.
 
     A row whose quotes are wrong is bad, and ends with its first line, so that a quote that is never
@@ -24,6 +25,7 @@ class DelimitedReader:
 
     def __init__(self, delimiter: str) -> None:
         """Read files with a delimiter of one character."""
+        super().__init__()
         self._delimiter = delimiter
 
     def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
@@ -51,26 +53,23 @@ class DelimitedReader:
             return FileIndex(rows=rows)
         return FileIndex(rows=rows, stride=STRIDE, offsets=tuple(offsets))
 
-    def read(
-        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
+    def scan(
+        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int
     ) -> Iterator[RowBatch]:
         """Yield records; one with another number of values than the header is a bad row."""
-        wanted = range(first, min(first + count, index.rows))
-        if not wanted:
-            return
         with open_blocks(file) as blocks:
             records = RecordStream(blocks, self._delimiter)
             header = _read_header(file, records)
             for name in schema.names:
                 require_column(file, pa.schema([(each, pa.string()) for each in header]), name)
             if not index.offsets:
-                yield from _read_rows(file, index, records, header, schema, 0, wanted)
+                yield from _read_rows(file, index, records, header, schema, 0, first)
                 return
         entry = first // index.stride
         with open_blocks(file, offset=index.offsets[entry]) as blocks:
             records = RecordStream(blocks, self._delimiter, position=index.offsets[entry])
             row = entry * index.stride
-            yield from _read_rows(file, index, records, header, schema, row, wanted)
+            yield from _read_rows(file, index, records, header, schema, row, first)
 
 
 def _read_header(file: InputFile, records: RecordStream) -> list[str]:
@@ -90,13 +89,13 @@ def _read_rows(
     header: Sequence[str],
     schema: pa.Schema,
     row: int,
-    wanted: range,
+    first: int,
 ) -> Iterator[RowBatch]:
-    """Yield the wanted rows of records that begin with some row."""
+    """Yield rows from one on, of records that begin with some row."""
     batch = BatchBuilder(schema)
     chosen = [header.index(name) for name in schema.names]
-    for number in range(row, wanted.stop):
-        if number < wanted.start:
+    for number in range(row, index.rows):
+        if number < first:
             if not records.skip():
                 raise changed(file, index, number)
             continue

@@ -22,6 +22,7 @@ from bge_runtime.bulk.readers.base import (
 )
 from bge_runtime.bulk.readers.batches import BatchBuilder
 from bge_runtime.bulk.readers.line_files import index_lines, open_blocks, read_lines
+from bge_runtime.bulk.readers.scan import ScanningReader
 from bge_runtime.lines import (
     BadLineError,
     LongLine,
@@ -42,7 +43,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-class JsonlReader:
+class JsonlReader(ScanningReader):
     """Reads objects; their columns and types are those of the first file's first rows.
 
     A column has the type of most of its values there. A later value of another type makes its row
@@ -75,13 +76,13 @@ class JsonlReader:
         """Return how many lines there are."""
         return index_lines(file, on_bytes)
 
-    def read(
-        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
+    def scan(
+        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int
     ) -> Iterator[RowBatch]:
         """Yield objects; a line that is not an object of these columns is a bad row."""
         batch = BatchBuilder(schema)
         columns = [(field.name, _checker(field.type)) for field in schema]
-        for row, line in read_lines(file, index, first=first, count=count):
+        for row, line in read_lines(file, index, first=first):
             try:
                 record = _parse(line)
                 if record is None:

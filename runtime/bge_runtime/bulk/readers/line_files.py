@@ -83,25 +83,22 @@ def index_lines(file: InputFile, on_bytes: OnBytes) -> FileIndex:
 
 
 def read_lines(
-    file: InputFile, index: FileIndex, *, first: int, count: int
+    file: InputFile, index: FileIndex, *, first: int
 ) -> Iterator[tuple[int, bytes | LongLine]]:
-    """Yield the numbers of some lines, from 0, and the lines.
+    """Yield the numbers of lines, from one on, and the lines.
 
     Raises:
         InputError: If the file cannot be read, or has fewer lines than its index says.
     """
-    end = min(first + count, index.rows)
-    if first >= end:
-        return
     row = offset = 0
     if index.offsets:
-        entry = min(first // index.stride, len(index.offsets) - 1)
+        entry = first // index.stride
         row, offset = entry * index.stride, index.offsets[entry]
     with open_blocks(file, offset=offset) as blocks:
         for line in split_lines(blocks if offset else skip_mark(blocks), MAX_ROW_BYTES):
             if row >= first and line is not None:  # there are no pauses in files
                 yield row, line
             row += 1
-            if row == end:
+            if row == index.rows:
                 return
     raise changed(file, index, row)

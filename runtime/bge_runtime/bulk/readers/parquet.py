@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bge_runtime.bulk.files import InputError, InputFile, open_file, reading
+from bge_runtime.bulk.files import InputFile, open_file, reading
 from bge_runtime.bulk.readers.arrays import common_schema, require_column, to_batches
 from bge_runtime.bulk.readers.base import (
     BATCH_BYTES,
@@ -20,6 +22,7 @@ from bge_runtime.bulk.readers.base import (
     RowBatch,
     changed,
 )
+from bge_runtime.bulk.readers.scan import ScanningReader
 
 _BUFFER_BYTES = 1 << 20
 """Bytes that are read of a column at a time. Without a buffer, a whole row group is read."""
@@ -28,7 +31,7 @@ _FOOTERS_AT_A_TIME = 8
 """Footers that are read in parallel, since each is a round trip to a remote file."""
 
 
-class ParquetReader:
+class ParquetReader(ScanningReader):
     """Reads Parquet page by page, also files of one huge row group."""
 
     def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
@@ -40,38 +43,33 @@ class ParquetReader:
     def index(self, file: InputFile, on_bytes: OnBytes) -> FileIndex:
         """Return how many rows the footer states."""
         with reading(file), _open(file) as parquet:
-            rows = int(parquet.metadata.num_rows)
+            groups = _rows_of_groups(parquet.metadata)
         on_bytes(file.size_bytes)
-        return FileIndex(rows=rows)
+        starts = accumulate(groups[:-1], initial=0) if groups else ()
+        return FileIndex(rows=sum(groups), offsets=tuple(starts))
 
-    def read(
-        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int, count: int
+    def scan(
+        self, file: InputFile, index: FileIndex, schema: pa.Schema, *, first: int
     ) -> Iterator[RowBatch]:
         """Yield rows; row groups before the first one are not read."""
-        end = min(first + count, index.rows)
-        if first >= end:
-            return
         with reading(file), _open(file) as parquet:
             metadata = parquet.metadata
             if metadata.num_rows != index.rows:
                 raise changed(file, index, metadata.num_rows)
             for name in schema.names:
                 require_column(file, parquet.schema_arrow, name)
-            groups, row = _groups(metadata, first, end)
+            start = bisect_right(index.offsets, first) - 1
+            row = index.offsets[start]
             batches = parquet.iter_batches(
                 batch_size=_batch_rows(metadata),
-                row_groups=groups,
+                row_groups=range(start, metadata.num_row_groups),
                 columns=schema.names,
                 use_threads=False,
             )
             for batch in batches:
-                begin, stop = max(first - row, 0), min(end - row, batch.num_rows)
-                if begin < stop:
-                    yield from to_batches(batch.slice(begin, stop - begin), schema, row + begin)
+                begin = max(first - row, 0)
+                yield from to_batches(batch.slice(begin), schema, row + begin)
                 row += batch.num_rows
-                if row >= end:
-                    return
-            raise InputError(f"{file.uri} ends at row {row:,}, before the {index.rows:,} it states")
 
 
 @contextmanager
@@ -85,18 +83,8 @@ def _schema(file: InputFile) -> pa.Schema:
         return parquet.schema_arrow
 
 
-def _groups(metadata: Any, first: int, end: int) -> tuple[list[int], int]:
-    """Return the row groups with some rows, and the number of the first row in them."""
-    groups: list[int] = []
-    start = row = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if row < end and row + rows > first:
-            if not groups:
-                start = row
-            groups.append(group)
-        row += rows
-    return groups, start
+def _rows_of_groups(metadata: Any) -> list[int]:
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def _batch_rows(metadata: Any) -> int:
