@@ -25,13 +25,14 @@ from bge_runtime.encoding.postprocess import (
     truncate,
 )
 from bge_runtime.encoding.prefix_cache import PrefixCache
-from bge_runtime.encoding.tokenization import TextTokenizer, special_tokens_around
+from bge_runtime.encoding.tokenization import TextTokenizer, TokenPlaces, special_tokens_around
 from bge_runtime.encoding.validation import (
     as_pairs,
     as_text,
     as_text_list,
     as_texts,
     check_positive,
+    check_unicode,
     list_items,
     resolve_devices,
     type_name,
@@ -48,6 +49,7 @@ __all__ = [
     "EngineSetOptions",
     "PrefixCache",
     "TextTokenizer",
+    "TokenPlaces",
     "TokenizationPlan",
     "as_pairs",
     "as_text",
@@ -55,6 +57,7 @@ __all__ = [
     "as_texts",
     "batch_tokens",
     "check_positive",
+    "check_unicode",
     "compute_batch",
     "encode",
     "find_not_finite",

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,18 @@ Others may look ahead, as a pattern does."""
 
 _PROBE = {"a": 2**32 - 2, "b": 2**32 - 1}
 """A vocabulary of two words, with ids that no other vocabulary has."""
+
+
+class TokenPlaces(NamedTuple):
+    """Where the tokens of a text are, special tokens not included.
+
+    Attributes:
+        starts: Character where each token begins. Tokens of one character begin at the same one.
+        words: Number of each token's word, as the pre-tokenizer sees words.
+    """
+
+    starts: list[int]
+    words: list[int | None]
 
 
 class TextTokenizer:
@@ -116,6 +128,27 @@ class TextTokenizer:
             for encoding in self._encodings(texts, first, max_length)
         ]
 
+    def locate(self, texts: Sequence[str], *, first: int = 0) -> list[TokenPlaces]:
+        """Return where the tokens of texts are, all of them.
+
+        It takes about 200 bytes for each token at once.
+
+        Args:
+            texts: Texts; may be empty strings.
+            first: As in `encode`.
+
+        Raises:
+            ValueError: If a text is not valid Unicode.
+        """
+        return [
+            TokenPlaces([start for start, _ in encoding.offsets], encoding.word_ids)
+            for encoding in self._encodings(texts, first, None, offsets=True)
+        ]
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a valid text, special tokens not included."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
     def encode(
         self,
         texts: Sequence[str],
@@ -170,8 +203,11 @@ class TextTokenizer:
                 )
         return rows
 
-    def _encodings(self, texts: Sequence[str], first: int, most: int | None) -> Iterator[Any]:
+    def _encodings(
+        self, texts: Sequence[str], first: int, most: int | None, *, offsets: bool = False
+    ) -> Iterator[Any]:
         """Yield the encoding of each text, of which the first ``most`` tokens are needed."""
+        encode = self.tokenizer.encode_batch if offsets else self.tokenizer.encode_batch_fast
         try:
             for some in _split_by_size(texts, _CHARACTERS_AT_ONCE):
                 (text, *others) = some
@@ -181,7 +217,7 @@ class TextTokenizer:
                     for each in some:
                         yield self.tokenizer.encode(each, add_special_tokens=False)
                 else:
-                    yield from self.tokenizer.encode_batch_fast(some, add_special_tokens=False)
+                    yield from encode(some, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             for index, each in enumerate(texts, start=first):
                 check_unicode(each, f"text {index}")
@@ -221,6 +257,28 @@ class TextTokenizer:
             if len(encoding) >= tokens:
                 yield start, encoding
             length = 4 * place.end()
+
+    def cuts_between_words(self, text: str, place: int) -> bool:
+        """Return whether cutting at a place leaves the tokens on both sides as they are.
+
+        So much is certain only of a space between plain letters, which then belongs to no side.
+
+        Args:
+            text: The text.
+            place: Position of a space, or of the character behind it.
+        """
+        space = place if text[place : place + 1] == " " else place - 1
+        return self._words_are_alone and _BETWEEN_WORDS.match(text, space) is not None
+
+    @functools.cached_property
+    def _words_are_alone(self) -> bool:
+        """Whether a word has the same tokens at the beginning of a text as behind a space."""
+        if not self._is_local:
+            return False
+        normalizer, pre_tokenizer = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        texts = ["a b", "b"] if normalizer is None else map(normalizer.normalize_str, ["a b", "b"])
+        (_, (behind, _)), ((alone, _),) = map(pre_tokenizer.pre_tokenize_str, texts)
+        return bool(behind == alone)
 
     @functools.cached_property
     def _is_local(self) -> bool:
