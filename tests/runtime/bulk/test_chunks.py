@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from tests.helpers.runtime import PROPERTY, TEXTS
 
 PARAGRAPH = (
     "Heat pumps move warmth from a cold place to a warm one. They don't burn anything, so that "
-    "one kWh gives three or four. 熱泵將熱量從寒冷的地方轉移到溫暖的地方。 Größe überträgt 👩‍👩‍👧 e\u0301. "
+    "one kWh gives three or four. 熱泵將熱量從寒冷的地方轉移到溫暖的地方。 "
+    "Größe überträgt 👩‍👩‍👧 e\u0301. "
 )
 
 HOSTILE = st.text(
@@ -45,10 +47,12 @@ def train_byte_level(path: Path, *, prefix_space: bool) -> None:
 def train_without_words(path: Path) -> None:
     """Write a tokenizer as Mistral's: a whole text is one word, with a mark for each space."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([
-        normalizers.Prepend("▁"),
-        normalizers.Replace(" ", "▁"),
-    ])
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+        ]
+    )
     tokenizer.decoder = decoders.ByteFallback()
     trainer = trainers.BpeTrainer(
         vocab_size=500,
@@ -139,13 +143,12 @@ def test_consecutive_chunks_share_the_tokens_that_were_asked_for(tokenizer):
     text = PARAGRAPH * 20
     (chunks,) = split_texts(tokenizer, [text], chunk_tokens=128, overlap=32)
     shared = [
-        tokenizer.count(text[following.start : chunk.end])
-        for chunk, following in zip(chunks, chunks[1:], strict=False)
+        tokenizer.count(text[following.start : chunk.end]) for chunk, following in pairwise(chunks)
     ]
     # At least half of them, since a word begins there; a piece by itself may have two more.
     assert all(14 <= each <= 34 for each in shared), shared
     (chunks,) = split_texts(tokenizer, [text], chunk_tokens=128)
-    assert all(a.end <= b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(chunks))
 
 
 def test_usual_texts_are_cut_right(tokenizer):
