@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 

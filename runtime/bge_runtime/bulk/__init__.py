@@ -7,7 +7,14 @@ import from here.
 
 from bge_runtime.bulk.embed import JobSummary, embed_dataset
 from bge_runtime.bulk.files import InputError
-from bge_runtime.bulk.options import default_rows_per_shard
+from bge_runtime.bulk.options import JobArguments, default_rows_per_shard
 from bge_runtime.bulk.output import OutputError
 
-__all__ = ["InputError", "JobSummary", "OutputError", "default_rows_per_shard", "embed_dataset"]
+__all__ = [
+    "InputError",
+    "JobArguments",
+    "JobSummary",
+    "OutputError",
+    "default_rows_per_shard",
+    "embed_dataset",
+]

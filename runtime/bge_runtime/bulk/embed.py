@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Unpack, cast
 
-from bge_runtime.bulk.encoder import TextEncoder
 from bge_runtime.bulk.files import InputFile, find_inputs, format_of, open_location
 from bge_runtime.bulk.job import (
     JOB_FILE,
     Job,
-    ModelDescription,
     check_same_input,
     check_same_model,
     check_same_options,
@@ -23,15 +21,15 @@ from bge_runtime.bulk.job import (
     input_from_document,
     read_document,
 )
-from bge_runtime.bulk.model import describe_model, open_model
-from bge_runtime.bulk.options import JobOptions, default_rows_per_shard
-from bge_runtime.bulk.output import OutputFolder
+from bge_runtime.bulk.options import JobArguments, JobOptions
+from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import shards_of_process
 from bge_runtime.bulk.progress import Progress
-from bge_runtime.bulk.rows import Columns
 from bge_runtime.bulk.shards import OnAdvance, add_up, read_records, recorded_shards, run_shards
-from bge_runtime.bulk.writers import open_format
+from bge_runtime.bulk.vectors import ModelDescription, TextEncoder, describe_model, open_model
+from bge_runtime.bulk.writers import Format, open_format
 from bge_runtime.models import AnyFlagModel
+from bge_runtime.system import hold_file_lock
 
 Paths = str | Path | Sequence[str | Path]
 """A file, folder, glob or URI, or several."""
@@ -115,31 +113,13 @@ def embed_dataset(
     inputs: Paths,
     output: str | Path,
     *,
-    text: str | Sequence[str] = "text",
-    template: str | None = None,
-    id: str | None = None,  # noqa: A002  # the name of the column in the output
-    keep: Sequence[str] = (),
-    input_format: str | None = None,
-    output_format: str = "parquet",
-    query: bool = False,
     instruction: str | None = None,
-    max_length: int | None = None,
-    batch_size: int = 256,
-    return_dense: bool = True,
-    return_sparse: bool = False,
-    return_colbert_vecs: bool = False,
-    dtype: str = "float32",
-    colbert_dtype: str = "float16",
-    chunk_tokens: int | None = None,
-    overlap: int = 0,
-    rows_per_shard: int | None = None,
-    on_error: str = "stop",
-    on_empty: str = "skip",
     shard: str | None = None,
     engine: str = "local",
     model_options: Mapping[str, Any] | None = None,
     ray_options: Mapping[str, Any] | None = None,
     show_progress: bool | None = None,
+    **arguments: Unpack[JobArguments],
 ) -> JobSummary:
     """Embed the rows of files into a folder of shards, and go on where an earlier run ended.
 
@@ -150,33 +130,8 @@ def embed_dataset(
         model: A name or folder as in `bge_runtime.FlagModel`, or an opened model.
         inputs: Files, folders, globs or URIs, of one format; see docs/bulk.md.
         output: A folder or URI. It is created, or holds the same job.
-        text: Column with the texts, or several.
-        template: How several columns make a text, such as ``"{title}: {body}"``. None puts each
-            on a line of its own.
-        id: Column that identifies a row; None for the number of the row, from 0.
-        keep: Columns that the output keeps.
-        input_format: ``parquet``, ``arrow``, ``jsonl``, ``csv``, ``tsv`` or ``text``; None goes by
-            the suffix.
-        output_format: ``parquet``, ``npy``, ``jsonl`` or ``lance``.
-        query: Whether texts are queries, which get the instruction for them.
-        instruction: That instruction; None for the one that the model's authors recommend, ``""``
-            for none.
-        max_length: Maximum tokens of a text; None for the model's default of 512.
-        batch_size: Maximum texts of a batch.
-        return_dense: Write dense vectors.
-        return_sparse: Write lexical weights, for BGE-M3.
-        return_colbert_vecs: Write ColBERT vectors, for BGE-M3.
-        dtype: Type of dense vectors: ``float32`` or ``float16``.
-        colbert_dtype: Type of ColBERT vectors.
-        chunk_tokens: Split texts into chunks of so many tokens, special tokens included, with a
-            row for each; None truncates texts at ``max_length``.
-        overlap: Tokens that consecutive chunks share.
-        rows_per_shard: Rows of the input in a shard; None for 16,384, or 2,048 with ColBERT
-            vectors.
-        on_error: What to do with a row that cannot be embedded: ``stop``, or ``skip`` it and list
-            it in the rejects file.
-        on_empty: What to do with a row whose text is null or white space: ``skip``, ``embed`` or
-            ``stop``.
+        instruction: Instruction for queries; None for the one that the model's authors recommend,
+            ``""`` for none.
         shard: ``"i/n"`` computes each n-th shard, from the i-th on, for n processes that share a
             job. i counts from 1.
         engine: ``local``, or ``ray`` for a cluster; see docs/ray.md.
@@ -185,6 +140,7 @@ def embed_dataset(
         ray_options: With ``engine="ray"``: ``concurrency``, ``num_cpus`` and ``num_gpus`` of the
             actors.
         show_progress: None shows a progress bar on a terminal, and elsewhere logs a line a minute.
+        **arguments: What is computed and written; see `JobArguments`.
 
     Returns:
         What was done.
@@ -196,51 +152,30 @@ def embed_dataset(
         BgeError: If the model cannot be opened or run.
     """
     started_s = time.monotonic()
-    options = JobOptions(
-        columns=Columns(
-            text=(text,) if isinstance(text, str) else tuple(text),
-            template=template,
-            id=id,
-            keep=(keep,) if isinstance(keep, str) else tuple(keep),
-        ),
-        input_format=input_format,
-        output_format=output_format,
-        query=query,
-        max_length=max_length,
-        batch_size=batch_size,
-        return_dense=return_dense,
-        return_sparse=return_sparse,
-        return_colbert_vecs=return_colbert_vecs,
-        dtype=dtype,
-        colbert_dtype=colbert_dtype,
-        chunk_tokens=chunk_tokens,
-        overlap=overlap,
-        rows_per_shard=rows_per_shard
-        if rows_per_shard is not None
-        else default_rows_per_shard(colbert=return_colbert_vecs),
-        on_error=on_error,
-        on_empty=on_empty,
-    )
+    options = JobOptions.from_arguments(arguments)
     shards_of_process(1, shard)  # an error before anything is opened
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine must be 'local' or 'ray', but is {engine!r}")
 
     def open_engine() -> ShardEngine:
-        arguments: dict[str, Any] = {
-            "instruction": instruction,
-            "model_options": dict(model_options or {}),
-        }
+        given = dict(model_options or {})
         if engine == "local":
-            return LocalEngine(model, options, **arguments)
+            return LocalEngine(model, options, instruction=instruction, model_options=given)
         from bge_runtime.bulk.ray_engine import (  # type: ignore[import-not-found]
             RayEngine,
         )
 
-        ray_engine = RayEngine(model, options, **arguments, ray_options=dict(ray_options or {}))
+        ray_engine = RayEngine(
+            model,
+            options,
+            instruction=instruction,
+            model_options=given,
+            ray_options=dict(ray_options or {}),
+        )
         return cast(ShardEngine, ray_engine)
 
-    if engine not in ("local", "ray"):
-        raise ValueError(f"engine must be 'local' or 'ray', but is {engine!r}")
     with closing(OutputFolder(open_location(output))) as folder:
-        files = find_inputs(inputs, input_format=input_format)
+        files = find_inputs(inputs, input_format=options.input_format)
         return _run(
             files,
             options,
@@ -280,6 +215,11 @@ def _run(
         job = Job(input=found, options=options, model=engine.describe())
         output_format = open_format(options.output_format)
         output_format.check(job.schema)
+        if output_format.result is not None and folder.local is None:
+            raise ValueError(
+                f"output_format={options.output_format!r} writes local folders, and {folder.uri} "
+                "is none; name one, or write parquet"
+            )
         folder.create_json(JOB_FILE, job.to_json())
         document = read_document(folder)  # perhaps another process was first
         assert document is not None
@@ -304,6 +244,8 @@ def _run(
                     ),
                 )
         complete = len(recorded_shards(folder, job.plan)) == job.plan.shards
+        if complete and output_format.result is not None:
+            _finish(output_format, folder, job)
         return JobSummary(
             output=folder.uri,
             **add_up(records[shard] for shard in ours),
@@ -312,6 +254,24 @@ def _run(
             complete=complete,
             seconds=time.monotonic() - started_s,
         )
+
+
+def _finish(output_format: Format, folder: OutputFolder, job: Job) -> None:
+    """Make one result of all shards; where several processes see them complete, one after another.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    assert folder.local is not None
+    records = read_records(folder, job)
+    main = {f"{job.plan.name(shard)}{output_format.suffixes[0]}": shard for shard in records}
+    hashes = {name: records[shard]["files"][name]["sha256"] for name, shard in main.items()}
+    lock = folder.local / MANIFEST / "result.lock"
+    with hold_file_lock(lock, waiting=f"waiting for another process that writes to {folder.uri}"):
+        try:
+            output_format.finish(str(folder.local), hashes)
+        except OSError as error:
+            raise OutputError(str(error)) from error
 
 
 def _added(options: JobOptions) -> list[str]:

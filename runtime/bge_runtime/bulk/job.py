@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from bge_runtime.bulk.files import InputError, InputFile
-from bge_runtime.bulk.options import EncodeOptions, JobOptions
+from bge_runtime.bulk.options import JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan
 from bge_runtime.bulk.readers import FileIndex, Reader, open_reader
 from bge_runtime.bulk.rows import Columns, row_fields, select_columns
+from bge_runtime.bulk.vectors import ModelDescription
 from bge_runtime.system import file_hash
 
 FORMAT = "bge-runtime job"
@@ -104,22 +105,6 @@ def index_inputs(
     with ThreadPoolExecutor(_INDEXING_THREADS, thread_name_prefix="bge-index") as threads:
         entries = list(threads.map(index, files))
     return Input(format=input_format, entries=entries, schema=select_columns(schema, columns))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelDescription:
-    """A model as a job needs it.
-
-    Attributes:
-        document: What its vectors depend on, as JSON; part of the description, and of the
-            metadata of shards.
-        fields: Its columns of vectors.
-        encode: How texts become vectors.
-    """
-
-    document: Mapping[str, Any]
-    fields: Sequence[pa.Field]
-    encode: EncodeOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
-from bge_runtime.bulk.outputs import ARROW_FLOATS
 from bge_runtime.bulk.rows import Columns
 from bge_runtime.encoding import check_positive
 
@@ -16,8 +16,8 @@ _CHOICES = {
     "output_format": ("parquet", "npy", "jsonl", "lance"),
     "on_error": ("stop", "skip"),
     "on_empty": ("skip", "embed", "stop"),
-    "dtype": tuple(ARROW_FLOATS),
-    "colbert_dtype": tuple(ARROW_FLOATS),
+    "dtype": ("float32", "float16"),
+    "colbert_dtype": ("float32", "float16"),
 }
 
 
@@ -42,17 +42,41 @@ class EncodeOptions:
     batch_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What a job does; the names are those of `bge_runtime.bulk.embed_dataset`.
+class JobArguments(TypedDict, total=False):
+    """Arguments of `bge_runtime.bulk.embed_dataset` that say what is computed and written.
 
-    Attributes:
-        columns: Which columns of the input to use.
-        max_length: Maximum tokens of a text; None for the model's default.
-        rows_per_shard: Rows of the input in a shard.
+    Keys:
+        text: Column with the texts, or several. Default: ``"text"``.
+        template: How several columns make a text, such as ``"{title}: {body}"``. Default: each is
+            on a line of its own.
+        id: Column that identifies a row. Default: the number of the row, from 0.
+        keep: Columns that the output keeps.
+        input_format: ``parquet``, ``arrow``, ``jsonl``, ``csv``, ``tsv`` or ``text``. Default: by
+            the suffix.
+        output_format: ``parquet``, ``npy``, ``jsonl`` or ``lance``. Default: ``parquet``.
+        query: Whether texts are queries, which get the instruction for them.
+        max_length: Maximum tokens of a text. Default: the model's, mostly 512.
+        batch_size: Maximum texts of a batch. Default: 256.
+        return_dense: Whether to write dense vectors. Default: True.
+        return_sparse: Whether to write lexical weights, for BGE-M3.
+        return_colbert_vecs: Whether to write ColBERT vectors, for BGE-M3.
+        dtype: Type of dense vectors: ``float32`` or ``float16``. Default: ``float32``.
+        colbert_dtype: Type of ColBERT vectors. Default: ``float16``.
+        chunk_tokens: Split texts into chunks of so many tokens, special tokens included, with a
+            row for each. Default: truncate texts at ``max_length``.
+        overlap: Tokens that consecutive chunks share. Default: 0.
+        rows_per_shard: Rows of the input in a shard. Default: 16,384, or 2,048 with ColBERT
+            vectors.
+        on_error: What to do with a row that cannot be embedded: ``stop``, or ``skip`` it and list
+            it in the rejects file. Default: ``stop``.
+        on_empty: What to do with a row whose text is null or white space: ``skip`` it, and list it
+            in the rejects file; ``embed`` it; or ``stop``. Default: ``skip``.
     """
 
-    columns: Columns
+    text: str | Sequence[str]
+    template: str | None
+    id: str | None
+    keep: Sequence[str]
     input_format: str | None
     output_format: str
     query: bool
@@ -65,9 +89,58 @@ class JobOptions:
     colbert_dtype: str
     chunk_tokens: int | None
     overlap: int
-    rows_per_shard: int
+    rows_per_shard: int | None
     on_error: str
     on_empty: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What a job computes and writes; the names are those of `JobArguments`.
+
+    Attributes:
+        columns: Which columns of the input to use.
+    """
+
+    columns: Columns
+    input_format: str | None = None
+    output_format: str = "parquet"
+    query: bool = False
+    max_length: int | None = None
+    batch_size: int = 256
+    return_dense: bool = True
+    return_sparse: bool = False
+    return_colbert_vecs: bool = False
+    dtype: str = "float32"
+    colbert_dtype: str = "float16"
+    chunk_tokens: int | None = None
+    overlap: int = 0
+    rows_per_shard: int = _ROWS_PER_SHARD
+    on_error: str = "stop"
+    on_empty: str = "skip"
+
+    @classmethod
+    def from_arguments(cls, arguments: JobArguments) -> JobOptions:
+        """Return the options that a user's arguments mean.
+
+        Raises:
+            TypeError: If there is no argument of a name.
+            ValueError: If a value is out of range.
+        """
+        given: dict[str, Any] = dict(arguments)
+        unknown = given.keys() - JobArguments.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"embed_dataset() has no argument {min(unknown)!r}")
+        columns = Columns(
+            text=_names(given.pop("text", "text")),
+            template=given.pop("template", None),
+            id=given.pop("id", None),
+            keep=_names(given.pop("keep", ())),
+        )
+        if given.get("rows_per_shard") is None:
+            colbert = bool(given.get("return_colbert_vecs"))
+            given["rows_per_shard"] = default_rows_per_shard(colbert=colbert)
+        return cls(columns=columns, **given)
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model.
@@ -112,6 +185,10 @@ class JobOptions:
 def default_rows_per_shard(*, colbert: bool) -> int:
     """Return the rows of a shard: 25 to 67 MB of dense vectors, 1 GB of ColBERT vectors."""
     return _COLBERT_ROWS_PER_SHARD if colbert else _ROWS_PER_SHARD
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -54,12 +54,13 @@ class OutputFolder:
 
     Attributes:
         uri: Where it is, for messages.
+        local: Its path, if it is on this machine; None otherwise.
     """
 
     def __init__(self, location: Location) -> None:
         """Take a folder, which need not exist."""
         self.uri = location.uri
-        self._local, self._path = location.local, location.path
+        self.local, self._path = location.local, location.path
         self._filesystem = location.filesystem
         self._spool: Path | None = None
 
@@ -103,12 +104,12 @@ class OutputFolder:
         Raises:
             OutputError: If another process has it.
         """
-        if self._local is None:
+        if self.local is None:
             yield  # two would write the same bytes twice
             return
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._local / MANIFEST / f"{process.replace('/', '-of-')}.lock")
+        lock = FileLock(self.local / MANIFEST / f"{process.replace('/', '-of-')}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -169,12 +170,12 @@ class OutputFolder:
             if self.exists(name):
                 return
             draft = self._write_draft(name, document)
-            if self._local is None:
+            if self.local is None:
                 self._publish(draft, name)
                 return
             _sync(draft)
             try:
-                os.link(draft, self._local / name)  # fails if there is one, unlike a rename
+                os.link(draft, self.local / name)  # fails if there is one, unlike a rename
             except FileExistsError:
                 pass
             except OSError:  # no hard links there
@@ -183,8 +184,8 @@ class OutputFolder:
 
     def draft(self, name: str) -> Path:
         """Return the name of a new local file, which `commit` gives its final place."""
-        if self._local is not None:
-            folder = self._local / _TEMPORARY
+        if self.local is not None:
+            folder = self.local / _TEMPORARY
         else:
             if self._spool is None:
                 self._spool = Path(tempfile.mkdtemp(prefix="bge-embed-"))
@@ -238,8 +239,8 @@ class OutputFolder:
         return draft
 
     def _publish(self, draft: Path, name: str) -> None:
-        if self._local is not None:
-            target = self._local / name
+        if self.local is not None:
+            target = self.local / name
             _sync(draft)
             os.replace(draft, target)
             _sync(target.parent)
@@ -264,8 +265,8 @@ class OutputFolder:
         return call()
 
     def _sha256(self, name: str) -> str:
-        if self._local is not None:
-            return file_hash.file_sha256(self._local / name)
+        if self.local is not None:
+            return file_hash.file_sha256(self.local / name)
         import hashlib
 
         digest = hashlib.sha256()

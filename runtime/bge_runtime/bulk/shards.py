@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bge_runtime.bulk.chunks import split_texts
-from bge_runtime.bulk.encoder import PreparedWindow, TextEncoder
 from bge_runtime.bulk.files import InputError
 from bge_runtime.bulk.job import Job, read_rows
 from bge_runtime.bulk.output import MANIFEST, REJECTS, OutputError, OutputFolder
-from bge_runtime.bulk.pipeline import Pipeline
 from bge_runtime.bulk.plan import Plan
 from bge_runtime.bulk.readers import open_reader
 from bge_runtime.bulk.rows import (
@@ -25,6 +23,7 @@ from bge_runtime.bulk.rows import (
     Window,
     WindowReader,
 )
+from bge_runtime.bulk.vectors import Pipeline, PreparedWindow, TextEncoder
 from bge_runtime.bulk.writers import ShardWriter, open_format
 
 _COUNTS = ("rows", "embedded", "empty", "rejected", "truncated", "tokens")
@@ -125,7 +124,10 @@ def run_shards(
     """
     sink = _Sink(job, folder, on_advance)
     windows = _read_windows(job, shards, encoder)
-    Pipeline(windows, encoder, sink.write).run()
+    try:
+        Pipeline(windows, encoder, sink.write).run()
+    finally:
+        sink.abort()
     return sink.records
 
 
@@ -199,6 +201,11 @@ class _Sink:
             self.records[window.shard] = self._complete(shard)
             self._open = None
         self._on_advance(Advance(window.rows_read, texts, prepared.tokens))
+
+    def abort(self) -> None:
+        """Close the files of a shard that is not complete."""
+        if self._open is not None:
+            self._open.writer.abort()
 
     def _start(self, number: int) -> _OpenShard:
         name = self._plan.name(number)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from bge_runtime.bulk.channel import AbortedError, Channel
-from bge_runtime.bulk.encoder import PreparedWindow, TextEncoder
 from bge_runtime.bulk.rows import Window
+from bge_runtime.bulk.vectors.channel import AbortedError, Channel
+from bge_runtime.bulk.vectors.encoder import PreparedWindow, TextEncoder
 from bge_runtime.encoding import Batch, halve_batch, share_batches
 from bge_runtime.engines import Engine
 from bge_runtime.errors import NotFiniteError

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from bge_runtime.bulk.chunks import check_chunking
-from bge_runtime.bulk.encoder import TextEncoder
-from bge_runtime.bulk.job import ModelDescription
-from bge_runtime.bulk.options import JobOptions
+from bge_runtime.bulk.options import EncodeOptions, JobOptions
+from bge_runtime.bulk.vectors.encoder import TextEncoder
 from bge_runtime.models import (
     AnyFlagModel,
     BGEM3FlagModel,
@@ -20,6 +22,22 @@ from bge_runtime.models import (
     choose_query_instruction,
 )
 from bge_runtime.sources import is_hub_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """A model as a job needs it.
+
+    Attributes:
+        document: What its vectors depend on, as JSON; part of the description, and of the
+            metadata of shards.
+        fields: Its columns of vectors.
+        encode: How texts become vectors.
+    """
+
+    document: Mapping[str, Any]
+    fields: Sequence[pa.Field]
+    encode: EncodeOptions
 
 
 def open_model(

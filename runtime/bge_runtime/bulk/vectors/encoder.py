@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bge_runtime.bulk.options import EncodeOptions
-from bge_runtime.bulk.outputs import OutputColumns, Outputs
 from bge_runtime.bulk.rows import Reject, Window
+from bge_runtime.bulk.vectors.outputs import OutputColumns, Outputs
 from bge_runtime.encoding import Batch, BatchCall, PrefixCache, batch_tokens, compute_batch
 from bge_runtime.engines import Engine
 from bge_runtime.m3 import graph_outputs
