@@ -24,7 +24,7 @@ from bge_runtime.bulk.job import (
 from bge_runtime.bulk.options import JobArguments, JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import shards_of_process
-from bge_runtime.bulk.progress import Progress
+from bge_runtime.bulk.progress import Progress, show_reading
 from bge_runtime.bulk.shards import OnAdvance, add_up, read_records, recorded_shards, run_shards
 from bge_runtime.bulk.vectors import ModelDescription, TextEncoder, describe_model, open_model
 from bge_runtime.bulk.writers import Format, open_format
@@ -206,9 +206,11 @@ def _run(
         check_same_input(document, files, found_format, where=folder.uri)
         found = input_from_document(document, files)
     else:
-        found = index_inputs(
-            files, found_format, options.columns, added=_added(options), on_bytes=lambda _: None
-        )
+        size = sum(file.size_bytes for file in files)
+        with show_reading(size, show=show_progress) as on_bytes:
+            found = index_inputs(
+                files, found_format, options.columns, added=_added(options), on_bytes=on_bytes
+            )
     folder.create()
     with folder.lock(process or "1/1"):
         engine = open_engine()

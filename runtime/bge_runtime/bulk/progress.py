@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 _INTERVAL_S = 60.0
 """Time between two lines."""
+
+_LARGE_INPUT_BYTES = 1 << 28
+"""Size of an input from which counting its rows takes a noticeable time: a second a gigabyte."""
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}<{remaining}{postfix}]"
 
@@ -107,3 +112,29 @@ class Progress:
 
 def _rounded(number: float) -> str:
     return f"{number:,.1f}" if number < 10 else f"{number:,.0f}"
+
+
+@contextmanager
+def show_reading(total_bytes: int, *, show: bool | None) -> Iterator[Callable[[int], object]]:
+    """Show how much of a large input has been read to count its rows, on a terminal.
+
+    Args:
+        total_bytes: Size of the input.
+        show: False shows nothing.
+
+    Yields:
+        What receives the number of bytes read since the last call, from any thread.
+    """
+    if show is False or total_bytes < _LARGE_INPUT_BYTES or not on_terminal():
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    lock = threading.Lock()
+    with tqdm(total=total_bytes, desc="counting rows", unit="B", unit_scale=True) as bar:
+
+        def update(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield update
