@@ -106,15 +106,16 @@ def open_location(name: str | Path) -> Location:
     address, *options = _OPTIONS.split(name, maxsplit=1)
     scheme, _, rest = address.partition("://")
     if scheme not in _ARROW_SCHEMES:
-        filesystem, path = _fsspec_file_system(scheme, name)
-        return Location(uri=name, path=path, filesystem=filesystem, local=None)
+        return _fsspec_location(scheme, name)
     host, _, path = rest.partition("/")
     if "@" in host and scheme not in ("abfs", "abfss"):
         raise InputError(
             f"{scheme}://...@{host.rpartition('@')[2]} has a password in it, which would be "
             "written to files: give credentials by environment variables"
         )
-    filesystem, base = _arrow_file_system(scheme, host, options[0] if options else "")
+    # pyarrow reads this variable when a file system is opened.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    filesystem, base = _arrow_file_system(scheme, host, options[0] if options else "", endpoint)
     path = f"{base.rstrip('/')}/{path}".rstrip("/") or "/"
     return Location(uri=name, path=path, filesystem=filesystem, local=None)
 
@@ -193,6 +194,11 @@ def format_of(files: Sequence[InputFile]) -> str:
     return next(iter(formats))
 
 
+def block_bytes(file: InputFile) -> int:
+    """Return how many bytes to read of a file at a time: each read of a remote one is a request."""
+    return 1 << 20 if file.local else 8 << 20
+
+
 def compression_of(file: InputFile) -> str | None:
     """Return pyarrow's name of a file's compression, by its suffix; None without one."""
     return COMPRESSIONS.get(os.path.splitext(file.path)[1].lower())
@@ -257,7 +263,12 @@ def _local_file_system() -> pyarrow.fs.FileSystem:
 
 
 @lru_cache(maxsize=64)
-def _arrow_file_system(scheme: str, host: str, options: str) -> tuple[Any, str]:
+def _arrow_file_system(
+    scheme: str,
+    host: str,
+    options: str,
+    endpoint: str | None,  # noqa: ARG001  # part of the cache's key
+) -> tuple[Any, str]:
     # Opened without the path, since pyarrow would decode its percent signs.
     root = f"{scheme}://{host}/" + (f"?{options}" if options else "")
     try:
@@ -268,7 +279,7 @@ def _arrow_file_system(scheme: str, host: str, options: str) -> tuple[Any, str]:
     return filesystem, str(base)
 
 
-def _fsspec_file_system(scheme: str, name: str) -> tuple[Any, str]:
+def _fsspec_location(scheme: str, name: str) -> Location:
     from fsspec.core import url_to_fs  # imported late: it takes 50 ms
 
     try:
@@ -276,7 +287,12 @@ def _fsspec_file_system(scheme: str, name: str) -> tuple[Any, str]:
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot open {scheme}:// for {name}: {reason}") from error
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), str(path)
+    return Location(
+        uri=filesystem.unstrip_protocol(path),  # one of several spellings
+        path=path,
+        filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
+        local=None,
+    )
 
 
 def _suffix_format(path: str) -> str | None:

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bge_runtime.bulk.files import InputError, InputFile, compression_of, open_file, reading
+from bge_runtime.bulk.files import (
+    InputError,
+    InputFile,
+    block_bytes,
+    compression_of,
+    open_file,
+    reading,
+)
 from bge_runtime.bulk.readers.base import MAX_ROW_BYTES, FileIndex, OnBytes, changed
 from bge_runtime.lines import LongLine, skip_mark, split_lines
 
 STRIDE = 4096
 """Lines between two entries of an index."""
-
-_BLOCK_BYTES = 1 << 20
 
 _NEWLINE = ord("\n")
 
@@ -36,15 +41,19 @@ def open_blocks(
     compression = compression_of(file)
     with reading(file), open_file(file) as raw:
         raw.seek(offset)
-        stream = pa.CompressedInputStream(raw, compression) if compression else raw
+        stream = raw
+        if compression:  # pyarrow asks for 64 KB at a time
+            buffered = pa.BufferedInputStream(raw, block_bytes(file))
+            stream = pa.CompressedInputStream(buffered, compression)
         yield _blocks(file, raw, stream, on_bytes)
 
 
 def _blocks(file: InputFile, raw: Any, stream: Any, on_bytes: OnBytes) -> Iterator[bytes]:
+    size = block_bytes(file)
     position = raw.tell()
     while True:
         try:
-            block = stream.read(_BLOCK_BYTES)
+            block = stream.read(size)
         except OSError as error:
             if stream is raw:
                 raise

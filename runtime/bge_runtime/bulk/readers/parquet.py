@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bge_runtime.bulk.files import InputFile, open_file, reading
+from bge_runtime.bulk.files import InputFile, block_bytes, open_file, reading
 from bge_runtime.bulk.readers.arrays import common_schema, require_column, to_batches
 from bge_runtime.bulk.readers.base import (
     BATCH_BYTES,
@@ -23,9 +23,6 @@ from bge_runtime.bulk.readers.base import (
     changed,
 )
 from bge_runtime.bulk.readers.scan import ScanningReader
-
-_BUFFER_BYTES = 1 << 20
-"""Bytes that are read of a column at a time. Without a buffer, a whole row group is read."""
 
 _FOOTERS_AT_A_TIME = 8
 """Footers that are read in parallel, since each is a round trip to a remote file."""
@@ -75,7 +72,8 @@ class ParquetReader(ScanningReader):
 @contextmanager
 def _open(file: InputFile) -> Iterator[Any]:
     with open_file(file) as stream:
-        yield pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        # Without a buffer, the columns of a row group would be read as a whole.
+        yield pq.ParquetFile(stream, pre_buffer=False, buffer_size=block_bytes(file))
 
 
 def _schema(file: InputFile) -> pa.Schema:
