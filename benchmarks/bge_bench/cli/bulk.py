@@ -69,7 +69,7 @@ def bulk(
             plan.outputs["return_colbert_vecs"] = True
         with (
             tempfile.TemporaryDirectory(prefix="bge-bench-bulk-", dir=place) as name,
-            progress(2 * rounds + 1) as step,
+            progress(2 * rounds + 2) as step,
         ):
             result = measure_bulk(plan, Path(name), step)
         document = {"texts": list(named), "busy_percent": busy, **result}
