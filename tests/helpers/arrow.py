@@ -10,14 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bge_runtime.bulk.outputs import colbert_array, dense_array, sparse_array
 from bge_runtime.bulk.writers import open_format
+from bge_runtime.m3 import LexicalWeights
 
 DIM = 8
-
-
-def vectors_array(vectors: NDArray[Any]) -> pa.Array:
-    """Return vectors as a column of lists of fixed size."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
 def unit_vectors(rows: int, dim: int = DIM, dtype: str = "float32") -> NDArray[Any]:
@@ -27,26 +24,18 @@ def unit_vectors(rows: int, dim: int = DIM, dtype: str = "float32") -> NDArray[A
     return vectors.astype(np.dtype(dtype))
 
 
-def sparse_array(rows: int) -> pa.Array:
-    """Return lexical weights of 0 to 4 tokens a row."""
+def lexical_weights(rows: int) -> LexicalWeights:
+    """Return the weights of 0 to 4 tokens a row."""
     lengths = np.arange(rows) % 5
-    ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     ids = np.array([7 * place for length in lengths for place in range(length)], np.int32)
     weights = np.random.default_rng(0).random(len(ids), dtype=np.float32)
-    return pa.StructArray.from_arrays(
-        [
-            pa.ListArray.from_arrays(ends, pa.array(ids)),
-            pa.ListArray.from_arrays(ends, pa.array(weights)),
-        ],
-        names=["indices", "values"],
-    )
+    return LexicalWeights(np.concatenate([[0], np.cumsum(lengths)]), ids, weights)
 
 
-def colbert_array(rows: int, dtype: str = "float16") -> pa.Array:
+def token_vectors(rows: int) -> list[NDArray[Any]]:
     """Return the vectors of 1 to 4 tokens a row."""
-    ends = np.concatenate([[0], np.cumsum(np.arange(rows) % 4 + 1)]).astype(np.int32)
-    tokens = vectors_array(unit_vectors(int(ends[-1]), dtype=dtype))
-    return pa.ListArray.from_arrays(pa.array(ends), tokens)
+    ends = np.cumsum(np.arange(rows) % 4 + 1)
+    return np.split(unit_vectors(int(ends[-1])), ends[:-1]) if rows else []
 
 
 def embedded_table(
@@ -63,9 +52,9 @@ def embedded_table(
             [None if row % 3 else f"Title {row} 標題" for row in numbers], pa.string()
         ),
         "tags": pa.array([["a", None][: row % 3] for row in numbers], pa.list_(pa.string())),
-        "dense": vectors_array(unit_vectors(rows, dtype=dtype)),
-        "sparse": sparse_array(rows),
-        "colbert": colbert_array(rows, colbert_dtype),
+        "dense": dense_array(unit_vectors(rows), dtype),
+        "sparse": sparse_array(lexical_weights(rows)),
+        "colbert": colbert_array(token_vectors(rows), colbert_dtype, DIM),
     }
     return pa.table(columns).replace_schema_metadata({"bge_runtime": '{"model": "bge-m3"}'})
 

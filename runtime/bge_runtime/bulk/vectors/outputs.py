@@ -17,7 +17,13 @@ from bge_runtime.models import AnyFlagModel, BGEM3FlagModel
 ARROW_FLOATS: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 """Types of vectors by name."""
 
-SPARSE_TYPE = pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
+
+def _list_of(kind: pa.DataType, length: int = -1) -> pa.DataType:
+    """Return a list without nulls, which Parquet reads three times as fast as one with them."""
+    return pa.list_(pa.field("element", kind, nullable=False), length)
+
+
+SPARSE_TYPE = pa.struct([("indices", _list_of(pa.int32())), ("values", _list_of(pa.float32()))])
 """Lexical weights of a text: token ids, ascending, and their weights."""
 
 
@@ -35,9 +41,9 @@ def output_fields(
     """
     width = min(dim, model.colbert_dim or dim)
     types = {
-        "dense": pa.list_(ARROW_FLOATS[dtype], dim),
+        "dense": _list_of(ARROW_FLOATS[dtype], dim),
         "sparse": SPARSE_TYPE,
-        "colbert": pa.list_(pa.list_(ARROW_FLOATS[colbert_dtype], width)),
+        "colbert": _list_of(_list_of(ARROW_FLOATS[colbert_dtype], width)),
     }
     return [pa.field(name, types[name]) for name in types if name in outputs]
 
@@ -53,19 +59,22 @@ def dense_array(vectors: NDArray[np.floating[Any]], dtype: str) -> pa.Array:
         NotFiniteError: If a component is too large for float16.
     """
     rounded = round_vectors(vectors, np.dtype(dtype), np.arange(len(vectors)))
-    return pa.FixedSizeListArray.from_arrays(pa.array(rounded.reshape(-1)), vectors.shape[1])
+    return _vectors_array(rounded)
+
+
+def _vectors_array(vectors: NDArray[np.floating[Any]]) -> pa.Array:
+    kind = _list_of(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind)
 
 
 def sparse_array(weights: LexicalWeights) -> pa.Array:
     """Return lexical weights, sorted by token id, as a column of structs."""
     ends = pa.array(weights.indptr.astype(np.int32))
-    return pa.StructArray.from_arrays(
-        [
-            pa.ListArray.from_arrays(ends, pa.array(weights.token_ids)),
-            pa.ListArray.from_arrays(ends, pa.array(weights.weights)),
-        ],
-        fields=list(SPARSE_TYPE),
-    )
+    lists = [
+        pa.ListArray.from_arrays(ends, pa.array(values), type=child.type)
+        for values, child in zip((weights.token_ids, weights.weights), SPARSE_TYPE, strict=True)
+    ]
+    return pa.StructArray.from_arrays(lists, fields=list(SPARSE_TYPE))
 
 
 def colbert_array(vectors: Sequence[NDArray[np.floating[Any]]], dtype: str, dim: int) -> pa.Array:
@@ -85,8 +94,8 @@ def colbert_array(vectors: Sequence[NDArray[np.floating[Any]]], dtype: str, dim:
     for row, (start, tokens) in enumerate(zip(ends.tolist(), vectors, strict=False)):
         rounded = round_vectors(tokens, numbers.dtype, np.full(len(tokens), row))
         numbers[start : start + len(tokens)] = rounded
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), dim)
-    return pa.ListArray.from_arrays(pa.array(ends), flat)
+    flat = _vectors_array(numbers)
+    return pa.ListArray.from_arrays(pa.array(ends), flat, type=_list_of(flat.type))
 
 
 class Outputs(Protocol):

@@ -13,15 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bge_runtime.bulk.outputs import dense_array
 from bge_runtime.bulk.writers import open_format
-from tests.helpers.arrow import unit_vectors, vectors_array
+from tests.helpers.arrow import unit_vectors
 from tests.helpers.limits import largest_file
 
 FORMATS = ["parquet", "npy", "jsonl"]
 
 
 def dense_table(rows: int) -> pa.Table:
-    return pa.table({"id": np.arange(rows), "dense": vectors_array(unit_vectors(rows, 256))})
+    return pa.table(
+        {"id": np.arange(rows), "dense": dense_array(unit_vectors(rows, 256), "float32")}
+    )
 
 
 def open_files() -> list[str]:

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bge_runtime.bulk.outputs import dense_array
 from bge_runtime.bulk.writers import jsonl, open_format
-from tests.helpers.arrow import embedded_table, vectors_array, write_shard
+from tests.helpers.arrow import embedded_table, write_shard
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def test_numbers_are_the_shortest_that_read_back(
     tmp_path_factory: pytest.TempPathFactory, values: list[float]
 ):
     vector = np.array([values], np.float32)
-    rows = pa.table({"id": [1], "dense": vectors_array(vector)})
+    rows = pa.table({"id": [1], "dense": dense_array(vector, "float32")})
     (path,) = write_shard("jsonl", tmp_path_factory.mktemp("numbers"), rows)
     text = path.read_text()
     found = np.array(json.loads(text)["dense"], np.float32)

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bge_runtime.bulk.outputs import dense_array
 from bge_runtime.bulk.writers import open_format
-from tests.helpers.arrow import embedded_table, unit_vectors, vectors_array, write_shard
+from tests.helpers.arrow import embedded_table, unit_vectors, write_shard
 
 STRINGS = ["a", "", "an id that is longer", "標題", "😀"] * 5
 
@@ -28,7 +29,7 @@ STRINGS = ["a", "", "an id that is longer", "標題", "😀"] * 5
 )
 def test_both_files_can_be_memory_mapped(tmp_path: Path, dtype: str, ids: pa.Array, id_type: str):
     vectors = unit_vectors(25, dtype=dtype)
-    rows = pa.table({"id": ids, "dense": vectors_array(vectors)})
+    rows = pa.table({"id": ids, "dense": dense_array(vectors, dtype)})
     paths = write_shard("npy", tmp_path, rows, sizes=[3, 0, 10])
     assert [path.name for path in paths] == ["part.npy", "part.ids.npy"]
     found, found_ids = (np.load(path, mmap_mode="r") for path in paths)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bge_runtime.bulk.outputs import dense_array
 from bge_runtime.bulk.writers import open_format, parquet, row_sizes
-from tests.helpers.arrow import embedded_table, unit_vectors, vectors_array, write_shard
+from tests.helpers.arrow import embedded_table, unit_vectors, write_shard
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -83,7 +84,7 @@ def test_bytes_do_not_depend_on_the_calls(sizes: Sequence[int], limit: int, offs
 
 
 def test_a_row_group_holds_at_most_32_mb(tmp_path: Path):
-    vectors = vectors_array(unit_vectors(50_000, 384))
+    vectors = dense_array(unit_vectors(50_000, 384), "float32")
     rows = pa.table({"id": np.arange(50_000), "dense": vectors})
     (path,) = write_shard("parquet", tmp_path, rows, sizes=[2048] * 10)
     assert groups(path) == [(32 << 20) // (384 * 4 + 8)] * 2 + [50_000 - 2 * 21732]
