@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bge_runtime.bulk.outputs import colbert_array, dense_array, sparse_array
+from bge_runtime.bulk.vectors import colbert_array, dense_array, sparse_array
 from bge_runtime.bulk.writers import open_format
 from bge_runtime.m3 import LexicalWeights
 

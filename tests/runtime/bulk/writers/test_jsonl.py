@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime.bulk.outputs import dense_array
+from bge_runtime.bulk.vectors import dense_array
 from bge_runtime.bulk.writers import jsonl, open_format
 from tests.helpers.arrow import embedded_table, write_shard
 

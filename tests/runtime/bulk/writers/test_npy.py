@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bge_runtime.bulk.outputs import dense_array
+from bge_runtime.bulk.vectors import dense_array
 from bge_runtime.bulk.writers import open_format
 from tests.helpers.arrow import embedded_table, unit_vectors, write_shard
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_runtime.bulk.outputs import dense_array
+from bge_runtime.bulk.vectors import dense_array
 from bge_runtime.bulk.writers import open_format, parquet, row_sizes
 from tests.helpers.arrow import embedded_table, unit_vectors, write_shard
 
