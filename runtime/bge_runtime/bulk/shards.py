@@ -25,6 +25,7 @@ from bge_runtime.bulk.rows import (
 )
 from bge_runtime.bulk.vectors import Pipeline, PreparedWindow, TextEncoder
 from bge_runtime.bulk.writers import ShardWriter, open_format
+from bge_runtime.system import BackgroundTask
 
 _COUNTS = ("rows", "embedded", "empty", "rejected", "truncated", "tokens")
 
@@ -122,10 +123,11 @@ def run_shards(
         OutputError: If a shard cannot be written.
         BgeError: If an engine fails.
     """
-    sink = _Sink(job, folder, on_advance)
+    sink = ShardSink(job, folder, on_advance)
     windows = _read_windows(job, shards, encoder)
     try:
         Pipeline(windows, encoder, sink.write).run()
+        sink.finish()
     finally:
         sink.abort()
     return sink.records
@@ -167,17 +169,31 @@ class _OpenShard:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
 
 
-class _Sink:
-    """Writes windows to shards, and completes a shard with its last window."""
+class ShardSink:
+    """Writes windows to shards, and completes a shard with its last window.
+
+    A shard is synced, or uploaded, while the next one is computed.
+
+    Attributes:
+        records: The records of complete shards, by number.
+    """
 
     def __init__(self, job: Job, folder: OutputFolder, on_advance: OnAdvance) -> None:
+        """Start without a shard."""
         self.records: dict[int, dict[str, Any]] = {}
         self._job, self._folder, self._on_advance = job, folder, on_advance
         self._plan, self._schema = job.plan, job.schema
         self._format = open_format(job.options.output_format)
         self._open: _OpenShard | None = None
+        self._completing: BackgroundTask[None] | None = None
 
     def write(self, prepared: PreparedWindow) -> None:
+        """Write the next window.
+
+        Raises:
+            InputError: If it has a bad row, and the job stops there.
+            OutputError: If it cannot be written, or the shard before.
+        """
         window = prepared.window
         shard = self._open or self._start(window.shard)
         rejects = prepared.rejects()
@@ -198,14 +214,29 @@ class _Sink:
         for name, count in zip(_COUNTS, counts, strict=True):
             shard.counts[name] += count
         if window.last:
-            self.records[window.shard] = self._complete(shard)
-            self._open = None
+            self.finish()
+            complete = partial(self._complete, window.shard, shard)
+            self._open, self._completing = None, BackgroundTask(complete, name="bge-commit")
+            self._completing.start()
         self._on_advance(Advance(window.rows_read, texts, prepared.tokens))
 
+    def finish(self) -> None:
+        """Wait until the last shard is complete.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        if self._completing is not None:
+            task, self._completing = self._completing, None
+            task.wait()
+            task.result()
+
     def abort(self) -> None:
-        """Close the files of a shard that is not complete."""
+        """Close the files of a shard that is not complete, and end the thread that syncs another."""
         if self._open is not None:
             self._open.writer.abort()
+        if self._completing is not None:
+            self._completing.wait()
 
     def _start(self, number: int) -> _OpenShard:
         name = self._plan.name(number)
@@ -233,10 +264,11 @@ class _Sink:
                     f"{reject.reason}. Pass {option} to {advice}"
                 )
 
-    def _complete(self, shard: _OpenShard) -> dict[str, Any]:
+    def _complete(self, number: int, shard: _OpenShard) -> None:
         try:
             shard.writer.close()
         except OSError as error:
+            shard.writer.abort()
             raise self._failure(error) from error
         files = {}
         for path, suffix in zip(shard.paths, self._format.suffixes, strict=True):
@@ -245,7 +277,7 @@ class _Sink:
             self._write_rejects(shard)
         record = {**shard.counts, "files": files}
         self._folder.write_json(record_name(shard.name), record)
-        return record
+        self.records[number] = record
 
     def _write_rejects(self, shard: _OpenShard) -> None:
         draft = self._folder.draft(f"{shard.name}.rejects")
