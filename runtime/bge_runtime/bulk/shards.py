@@ -232,7 +232,7 @@ class ShardSink:
             task.result()
 
     def abort(self) -> None:
-        """Close the files of a shard that is not complete, and end the thread that syncs another."""
+        """Close the files of an unfinished shard, and wait for the one that is being synced."""
         if self._open is not None:
             self._open.writer.abort()
         if self._completing is not None:
