@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -59,9 +60,9 @@ class PreparedWindow:
                 self.finished.set()
 
     def reject(self, text: int, reason: str) -> None:
-        """Note that a text has no vector, and why."""
+        """Note that a text has no vector, and why; the reason may begin with "text 3"."""
         with self._lock:
-            self._rejected[text] = reason
+            self._rejected[text] = re.sub(r"^text \d+ ", "", reason)
 
     def rejects(self) -> list[Reject]:
         """Return the rows of the window that are not embedded, in order."""
