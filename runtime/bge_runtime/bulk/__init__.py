@@ -5,7 +5,7 @@ in the output folder; `run_shards` in ``shards.py`` computes what is missing. cl
 import from here.
 """
 
-from bge_runtime.bulk.embed import JobSummary, embed_dataset
+from bge_runtime.bulk.embed import JobSummary, count_shards, embed_dataset
 from bge_runtime.bulk.files import InputError
 from bge_runtime.bulk.options import JobArguments, default_rows_per_shard
 from bge_runtime.bulk.output import OutputError
@@ -15,6 +15,7 @@ __all__ = [
     "JobArguments",
     "JobSummary",
     "OutputError",
+    "count_shards",
     "default_rows_per_shard",
     "embed_dataset",
 ]

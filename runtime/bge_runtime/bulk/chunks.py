@@ -60,8 +60,8 @@ def check_chunking(
         raise ValueError(f"overlap={overlap} is negative; pass 0 for chunks that share nothing")
     if chunk_tokens > max_length:
         raise ValueError(
-            f"chunk_tokens={chunk_tokens} is more than the {max_length} tokens that are read of a "
-            "text; pass a smaller chunk_tokens, or a larger max_length if the model allows it"
+            f"chunk_tokens={chunk_tokens} is more than the {max_length} tokens that the model "
+            "reads of a text; pass that or less"
         )
     if overlap >= chunk_tokens - special_tokens:
         raise ValueError(

@@ -23,7 +23,7 @@ from bge_runtime.bulk.job import (
 )
 from bge_runtime.bulk.options import JobArguments, JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
-from bge_runtime.bulk.plan import shards_of_process
+from bge_runtime.bulk.plan import Plan, shards_of_process
 from bge_runtime.bulk.progress import Progress, show_reading
 from bge_runtime.bulk.shards import OnAdvance, add_up, read_records, recorded_shards, run_shards
 from bge_runtime.bulk.vectors import ModelDescription, TextEncoder, describe_model, open_model
@@ -51,6 +51,9 @@ class JobSummary:
         shards_done_before: Those that an earlier run has written.
         complete: Whether the shards of all processes are there.
         seconds: Time of this run.
+        texts_per_s: Texts, or chunks of texts, that this run has embedded in a second; 0 if nothing
+            was missing.
+        tokens_per_s: Tokens in a second, the same.
     """
 
     output: str
@@ -64,6 +67,8 @@ class JobSummary:
     shards_done_before: int
     complete: bool
     seconds: float
+    texts_per_s: float
+    tokens_per_s: float
 
 
 class ShardEngine(Protocol):
@@ -235,6 +240,7 @@ def _run(
         folder.clear_temporary([job.plan.name(shard) for shard in missing])
         before = sum(job.plan.rows_of(shard) for shard in ours if shard in records)
         total = sum(map(job.plan.rows_of, ours))
+        computing_s = time.monotonic()
         if missing:
             with Progress(total, initial=before, show=show_progress) as progress:
                 records |= engine.run(
@@ -245,6 +251,8 @@ def _run(
                         rows=done.rows, texts=done.texts, tokens=done.tokens
                     ),
                 )
+        computing_s = time.monotonic() - computing_s
+        computed = add_up(records[shard] for shard in missing)
         complete = len(recorded_shards(folder, job.plan)) == job.plan.shards
         if complete and output_format.result is not None:
             _finish(output_format, folder, job)
@@ -255,7 +263,30 @@ def _run(
             shards_done_before=done_before,
             complete=complete,
             seconds=time.monotonic() - started_s,
+            texts_per_s=computed["embedded"] / computing_s,
+            tokens_per_s=computed["tokens"] / computing_s,
         )
+
+
+def count_shards(output: str | Path) -> tuple[int, int] | None:
+    """Return how many shards of a job are complete, and how many it has.
+
+    Args:
+        output: The folder of the job.
+
+    Returns:
+        None if no job was started there.
+
+    Raises:
+        OutputError: If the folder cannot be read.
+    """
+    with closing(OutputFolder(open_location(output))) as folder:
+        document = read_document(folder)
+        if document is None:
+            return None
+        rows = [stored["rows"] for stored in document["input"]]
+        plan = Plan(rows, document["options"]["rows_per_shard"])
+        return len(recorded_shards(folder, plan)), plan.shards
 
 
 def _finish(output_format: Format, folder: OutputFolder, job: Job) -> None:

@@ -266,7 +266,7 @@ def _compared_options(options: JobOptions) -> dict[str, Any]:
         "input_format", "on_error", "max_length", "batch_size", "query", "dtype", "colbert_dtype",
     ):  # fmt: skip
         del document[name]
-    return _plain(document)
+    return _plain({**document.pop("columns"), **document})
 
 
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:

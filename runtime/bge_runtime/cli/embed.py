@@ -1,13 +1,15 @@
-"""``bge-embed``: embed the texts of a file or pipe.
+"""``bge-embed``: embed the texts of a file or pipe, or of many files to a folder of shards.
 
-The embed_* modules do the parts: embed_input reads rows, embed_model opens and prepares the model,
-embed_rows embeds them, embed_output writes them.
+For a file as output, the embed_* modules do the parts: embed_input reads rows, embed_model opens
+and prepares the model, embed_rows embeds them, embed_output writes them. A folder is left to
+embed_job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -22,7 +24,15 @@ from bge_runtime.cli.embed_input import (
     read_jsonl,
     read_lines,
 )
+from bge_runtime.cli.embed_job import check_file_input, embed_folder, is_folder
 from bge_runtime.cli.embed_model import make_encoder, prepare_for_queries, read_examples
+from bge_runtime.cli.embed_options import (
+    OF_A_FILE,
+    OF_A_FOLDER,
+    EmbedCommand,
+    folder_options,
+    refuse_options,
+)
 from bge_runtime.cli.embed_output import is_jsonl, is_npy, open_output
 from bge_runtime.cli.embed_rows import embed_rows, format_rows
 from bge_runtime.models import FlagAutoModel
@@ -38,15 +48,15 @@ _COLBERT_CHARACTERS = 1 << 18
 for a chunk of English, and twice as much for Chinese."""
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(cls=EmbedCommand, context_settings={"max_content_width": 100})
 @click.argument("model")
-@click.argument("source", metavar="[INPUT]", default="-")
+@click.argument("sources", metavar="[INPUT]...", nargs=-1)
 @click.option(
     "--output",
     "-o",
     default="-",
-    help="A .npy or .jsonl file, which appears once it is complete; or a pipe or device, which "
-    "gets JSONL. Default: JSONL on standard output.",
+    help="A .npy or .jsonl file, which appears once it is complete; a pipe or device, which gets "
+    "JSONL; or a folder or URI of one, which gets shards. Default: JSONL on standard output.",
 )
 @click.option("--jsonl", is_flag=True, help="INPUT is JSONL. Default for .jsonl and .ndjson files.")
 @click.option("--field", default="text", show_default=True, help="Field of JSONL to embed.")
@@ -55,9 +65,9 @@ for a chunk of English, and twice as much for Chinese."""
     type=click.Choice(("stop", "skip")),
     default="stop",
     show_default=True,
-    help="What to do at a line that cannot be embedded. stop: exit with 1; standard output has the "
-    "lines before it. skip: leave it out, report it on standard error, and exit with 0 if any "
-    "line was embedded; not for .npy, whose rows match lines.",
+    help="What to do with a text that cannot be embedded. stop: exit with 1; standard output has "
+    "the lines before it. skip: leave it out, and report it on standard error or, in a folder, in "
+    "_rejects; exit with 0 if any line was embedded. Not for a .npy file, whose rows match lines.",
 )
 @click.option("--query", is_flag=True, help="Texts are queries: put the instruction before each.")
 @click.option("--instruction", help="With --query. Default: the one the model's authors recommend.")
@@ -78,20 +88,67 @@ for a chunk of English, and twice as much for Chinese."""
 )
 @click.option("--truncate-dim", type=click.IntRange(1), help="Components of a vector to keep.")
 @click.option("--no-normalize", is_flag=True, help="Do not scale vectors to unit length.")
-@click.option("--sparse", is_flag=True, help="Also write lexical weights, for BGE-M3 and JSONL.")
-@click.option("--colbert", is_flag=True, help="Also write ColBERT vectors, for BGE-M3 and JSONL.")
+@click.option(
+    "--sparse", is_flag=True, help="Also write lexical weights, for BGE-M3; not to a .npy."
+)
+@click.option(
+    "--colbert", is_flag=True, help="Also write ColBERT vectors, for BGE-M3; not to a .npy."
+)
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--device", "devices", multiple=True, help="Where to run; repeatable. Default: cpu.")
 @click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
 @click.option("--precision", help="Name of a precision. Default: the fastest with verified parity.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all usable processors.")
 @click.option("--verbose", "-v", is_flag=True, help="Print the engine in force.")
+@folder_options
 @click.version_option(__version__)
+@click.pass_context
 @command_line("bge-embed")
 def main(
+    context: click.Context, /, model: str, sources: tuple[str, ...], output: str, **options: Any
+) -> None:
+    """Embed INPUT with MODEL: one text per line, or the rows of many files.
+
+    MODEL is a folder that bge-export wrote, or the Hub ID of one; or a checkpoint, as a folder or
+    Hub ID, which is exported into the cache the first time, if PyTorch is installed.
+
+    With a file or stream as output, INPUT is a file of text lines or of JSONL, or - for standard
+    input. An empty line is an empty text. JSONL keeps its other fields in the output.
+
+    With a folder as output, INPUT is files, folders, patterns or URIs of Parquet, Arrow, JSONL,
+    CSV, TSV or text. A shard is complete or not there: after an interruption, the same command
+    goes on.
+    """
+    instructs = options["instruction"] is not None or options["examples_file"] is not None
+    if instructs and not options["query"]:
+        raise InputError("--instruction and --examples are only for queries; pass --query as well")
+    if is_folder(output):
+        refuse_options(context, OF_A_FILE, output="a folder")
+        examples_file, verbose = options.pop("examples_file"), options.pop("verbose")
+        for name in OF_A_FILE:
+            del options[name]
+        embed_folder(
+            model, sources, output, examples_file=examples_file, verbose=verbose, options=options
+        )
+        return
+    refuse_options(context, OF_A_FOLDER, output="a file")
+    for name in OF_A_FOLDER:
+        del options[name]
+    if len(sources) > 1:
+        raise InputError(
+            f"{len(sources)} inputs are for a folder as output; name one with --output, such as "
+            "--output vectors"
+        )
+    source = sources[0] if sources else "-"
+    check_file_input(source)
+    _embed_file(model, source, output, **options)
+
+
+def _embed_file(
     model: str,
     source: str,
     output: str,
+    *,
     jsonl: bool,
     field: str,
     on_error: str,
@@ -111,21 +168,7 @@ def main(
     threads: int | None,
     verbose: bool,
 ) -> None:
-    """Embed INPUT, one text per line, with MODEL.
-
-    MODEL is a folder that bge-export wrote, or the Hub ID of one; or a checkpoint, as a folder or
-    Hub ID, which is exported into the cache the first time, if PyTorch is installed.
-
-    INPUT is a file of text lines or of JSONL, or - for standard input. An empty line is
-    an empty text. JSONL keeps its other fields in the output.
-    """
-    _check_options(
-        output,
-        instructs=instruction is not None or examples_file is not None,
-        query=query,
-        heads=sparse or colbert,
-        skips=on_error == "skip",
-    )
+    _check_npy(output, heads=sparse or colbert, skips=on_error == "skip")
     examples = None if examples_file is None else read_examples(examples_file)
     # Files come first, since opening a model may take minutes.
     with open_input(source) as file, open_output(output, file) as write:
@@ -166,14 +209,12 @@ def main(
         bad_rows.summarize(embedded=count)
 
 
-def _check_options(output: str, *, instructs: bool, query: bool, heads: bool, skips: bool) -> None:
-    """Check that the options fit together.
+def _check_npy(output: str, *, heads: bool, skips: bool) -> None:
+    """Check that an output can hold what is asked for.
 
     Raises:
-        InputError: If they do not.
+        InputError: If it cannot.
     """
-    if instructs and not query:
-        raise InputError("--instruction and --examples are only for queries; pass --query as well")
     if is_npy(output) and heads:
         raise InputError("--sparse and --colbert need JSONL; name a .jsonl --output")
     if is_npy(output) and skips:

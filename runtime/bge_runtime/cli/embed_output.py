@@ -38,6 +38,11 @@ def is_npy(name: str) -> bool:
     return name.endswith(".npy")
 
 
+def is_descriptor(output: str) -> bool:
+    """Return whether an output is an open file of this process, such as ``/dev/stdout``."""
+    return _descriptor_of(output) is not None
+
+
 @contextlib.contextmanager
 def open_output(output: str, source: IO[bytes]) -> Iterator[Write]:
     """Open an output and check that it can be written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -17,6 +18,22 @@ _NAMES = (
     "precision", "threads", "max_length", "truncate_dim", "batch_size",
 )  # fmt: skip
 _ARGUMENT = re.compile(rf"\b({'|'.join(_NAMES)})=('[^']*'|True|\d+)")
+
+_JOB_OPTIONS = {
+    "output_format": "--format", "return_sparse": "--sparse", "return_colbert_vecs": "--colbert",
+    **{name: f"--{name.replace('_', '-')}" for name in (
+        "batch_size", "chunk_tokens", "colbert_dtype", "dtype", "id", "input_format", "instruction",
+        "keep", "max_length", "on_empty", "on_error", "overlap", "query", "rows_per_shard", "shard",
+        "template", "text",
+    )},
+}  # fmt: skip
+"""Arguments of bulk jobs, which only bge-embed has."""
+
+_JOB_ARGUMENT = re.compile(
+    rf"\b({'|'.join(_JOB_OPTIONS)})=('[^']*'|\[(?:'[^']*'(?:, )?)*\]|None|True|False|\d+)"
+)
+_JOB_NAME = re.compile(rf"\b({'|'.join(name for name in _JOB_OPTIONS if '_' in name)})\b(?!=)")
+"""They are also reworded without a value, if they are no words of English."""
 
 _CLASSES = {opened_by: model_class for model_class, opened_by in OPENED_BY.items()}
 _CLASS = re.compile(rf"\bopen it with ({'|'.join(_CLASSES)})\b")
@@ -53,4 +70,19 @@ def replace_arguments(message: str) -> str:
     def format_class(match: re.Match[str]) -> str:
         return f"pass {format_option(match, '--model-class', _CLASSES[match[1]])}"
 
-    return _ARGUMENT.sub(format_argument, _CLASS.sub(format_class, message))
+    message = _ARGUMENT.sub(format_argument, _CLASS.sub(format_class, message))
+    if "--rows-per-shard" not in known:
+        return message
+    message = _JOB_ARGUMENT.sub(lambda match: _format_job_option(*match.groups()), message)
+    return _JOB_NAME.sub(lambda match: _JOB_OPTIONS[match[1]], message)
+
+
+def _format_job_option(name: str, value: str) -> str:
+    """Return how the command is given an argument of a job, by its ``repr``."""
+    option, values = _JOB_OPTIONS[name], ast.literal_eval(value)
+    if values is None or values is False or values == []:
+        return f"no {option}"
+    if values is True:
+        return option
+    listed = values if isinstance(values, list) else [values]
+    return " ".join(f"{option} {shlex.quote(str(each))}" for each in listed)

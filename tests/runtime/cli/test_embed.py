@@ -205,7 +205,7 @@ def test_empty_instruction_is_none(tiny_bundle: Path, model: FlagModel):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["in.txt", "-o", "folder"], "--output folder is a folder"),
+        (["in.txt", "in.jsonl", "-o", "out.npy"], "2 inputs are for a folder as output"),
         (["in.txt", "-o", "missing/out.npy"], "there is no folder"),
         (["in.jsonl", "-o", "link.jsonl"], "link.jsonl is the input itself"),
         (["in.txt", "-o", "out.npy", "--on-error", "skip"], "the rows of a .npy would no longer"),

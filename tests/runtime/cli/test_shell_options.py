@@ -13,7 +13,7 @@ import pytest
 import bge_export
 import bge_runtime
 from bge_export import cli as exporter
-from bge_runtime.cli import doctor, embed
+from bge_runtime.cli import doctor, embed, serve
 from bge_runtime.cli.shell_options import replace_arguments
 from bge_runtime.sources import FOR_PYTHON
 
@@ -46,6 +46,26 @@ def test_arguments_become_options_of_the_command_that_runs(message, exporting, e
     assert embedding in reworded(embed.main, message)
     if exporting != message:
         assert not re.search(r"\w=['T]", reworded(exporter.main, message))
+
+
+@pytest.mark.parametrize(
+    ("message", "embedding"),
+    [
+        ("with rows_per_shard=16384, and now rows_per_shard=5", "--rows-per-shard 16384, and now"),
+        ("text=['text'], and now text=['a b', 'c']", "--text text, and now --text 'a b' --text c"),
+        ("with id=None, and now id='key'", "with no --id, and now --id key"),
+        ("keep=[], and now keep=['x']", "no --keep, and now --keep x"),
+        ("return_sparse=False, and now return_sparse=True", "no --sparse, and now --sparse"),
+        ("Pass on_error='skip' to leave", "Pass --on-error skip to leave"),
+        ("name it with input_format, or", "name it with --input-format, or"),
+        ("output_format='npy' holds", "--format npy holds"),
+        ("pass a smaller chunk_tokens", "pass a smaller --chunk-tokens"),
+        ("the text of an id, and a template", "the text of an id, and a template"),
+    ],
+)
+def test_arguments_of_a_job_become_options_of_bge_embed_alone(message, embedding):
+    assert embedding in reworded(embed.main, message)
+    assert reworded(serve.main, message) == message
 
 
 def test_an_export_for_a_program_keeps_the_arguments_of_python(monkeypatch):

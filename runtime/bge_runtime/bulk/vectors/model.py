@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from bge_runtime.models import (
     choose_query_instruction,
 )
 from bge_runtime.sources import is_hub_id
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ def open_model(
             special_tokens=opened.tokenizer.special_tokens,
             max_length=opened.max_length,
         )
+    _logger.info("%s: %s", opened.name, opened.engine.info)
     return opened
 
 
