@@ -233,12 +233,12 @@ def _run(
         check_same_options(document, options, where=folder.uri)
         check_same_input(document, files, found_format, where=folder.uri)
         check_same_model(document, job.model, where=folder.uri)
-        records = read_records(folder, job)
         ours = shards_of_process(job.plan.shards, process)
+        records = read_records(folder, job, ours)
         missing = [shard for shard in ours if shard not in records]
         done_before = len(ours) - len(missing)
         folder.clear_temporary([job.plan.name(shard) for shard in missing])
-        before = sum(job.plan.rows_of(shard) for shard in ours if shard in records)
+        before = sum(map(job.plan.rows_of, records))
         total = sum(map(job.plan.rows_of, ours))
         computing_s = time.monotonic()
         if missing:
@@ -254,8 +254,10 @@ def _run(
         computing_s = time.monotonic() - computing_s
         computed = add_up(records[shard] for shard in missing)
         complete = len(recorded_shards(folder, job.plan)) == job.plan.shards
-        if complete and output_format.result is not None:
-            _finish(output_format, folder, job)
+        if complete:
+            folder.clear_temporary()
+            if output_format.result is not None:
+                _finish(output_format, folder, job)
         return JobSummary(
             output=folder.uri,
             **add_up(records[shard] for shard in ours),
@@ -296,7 +298,7 @@ def _finish(output_format: Format, folder: OutputFolder, job: Job) -> None:
         OutputError: If it cannot be written.
     """
     assert folder.local is not None
-    records = read_records(folder, job)
+    records = read_records(folder, job, range(job.plan.shards))
     main = {f"{job.plan.name(shard)}{output_format.suffixes[0]}": shard for shard in records}
     hashes = {name: records[shard]["files"][name]["sha256"] for name, shard in main.items()}
     lock = folder.local / MANIFEST / "result.lock"

@@ -9,18 +9,22 @@
     _temporary/                              files that are being written
 
 A shard is written to a local file. On a local file system it is in ``_temporary``, synced and
-renamed. Elsewhere it is uploaded to ``_temporary`` and moved, since an object store shows an
-interrupted upload as a complete object under some circumstances. Its record comes last.
+renamed. Elsewhere it is uploaded to ``_temporary`` and moved, since pyarrow completes an upload
+that an error has interrupted. Its record comes last.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +41,9 @@ _TEMPORARY = "_temporary"
 _COPY_BYTES = 1 << 23
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 1.0
+_CHECKSUM = "checksum"
+_LOCK_WAIT_S = 10.0
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 _T = TypeVar("_T")
 
@@ -46,7 +53,11 @@ class OutputError(BgeError):
 
 
 class FileRecord(dict[str, Any]):
-    """What a record holds of a file: ``size_bytes``, ``sha256`` and ``modified_ns``."""
+    """What a record holds of a file.
+
+    These are ``size_bytes``, ``sha256``, ``modified_ns``, and for local files ``changed_ns``: when
+    its inode was last changed, which nobody can set back.
+    """
 
 
 class OutputFolder:
@@ -63,20 +74,30 @@ class OutputFolder:
         self.local, self._path = location.local, location.path
         self._filesystem = location.filesystem
         self._spool: Path | None = None
+        self._stopped = threading.Event()
+
+    def uri_of(self, name: str) -> str:
+        """Return where a file of the folder is, for messages."""
+        folder, mark, options = self.uri.partition("?" if self.local is None else "\0")
+        return f"{folder.rstrip('/')}/{name}{mark}{options}"
+
+    def stop(self) -> None:
+        """Let calls fail at the next error of the network, without further attempts."""
+        self._stopped.set()
 
     def create(self) -> None:
         """Create the folder, and check that it can be written.
 
         Raises:
-            OutputError: If it cannot be, or holds files of something else.
+            OutputError: If it cannot be.
         """
-        with self._errors("write"):
+        with self._errors("write", "name another folder, or make this one writable"):
             for name in (MANIFEST, REJECTS, _TEMPORARY):
                 self._filesystem.create_dir(self._join(name), recursive=True)
             probe = f"{_TEMPORARY}/probe-{os.urandom(4).hex()}"
             with self._filesystem.open_output_stream(self._join(probe)) as stream:
                 stream.write(b"bge")
-            self._filesystem.delete_file(self._join(probe))
+            self._delete(probe)
 
     def check_ours(self) -> None:
         """Check that the folder is new, empty or that of a job.
@@ -88,76 +109,105 @@ class OutputFolder:
             found = self._filesystem.get_file_info(self._path)
             if found.type == pyarrow.fs.FileType.File:
                 raise OutputError(f"the output {self.uri} is a file; name a folder")
-            if found.type == pyarrow.fs.FileType.NotFound or self.exists(f"{MANIFEST}/job.json"):
+            if found.type == pyarrow.fs.FileType.NotFound:
                 return
-            names = [name for name in self.list("") if not name.startswith(("_", "."))]
-        if names:
+            names = [info.base_name for info in self._infos("")]
+        foreign = sorted(name for name in names if not name.startswith(("_", ".")))
+        if foreign and not self.exists(f"{MANIFEST}/job.json"):
             raise OutputError(
-                f"the folder {self.uri} holds files of something else, such as {names[0]!r}; name "
-                "a new folder"
+                f"the folder {self.uri} holds files of something else, such as {foreign[0]!r}; "
+                "name a new folder"
             )
 
     @contextlib.contextmanager
     def lock(self, process: str) -> Iterator[None]:
-        """Hold the right to write shards of one process, where the file system has locks.
+        """Hold the right to write the shards of one process, where the file system has locks.
+
+        Args:
+            process: ``"i/n"``, for each n-th shard from the i-th on.
 
         Raises:
-            OutputError: If another process has it.
+            OutputError: If another process has the right to write one of them.
         """
         if self.local is None:
             yield  # two would write the same bytes twice
             return
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.local / MANIFEST / f"{process.replace('/', '-of-')}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise OutputError(
-                f"another process is writing to {self.uri}; wait for it, or end it"
-            ) from None
-        except NotImplementedError:
+        folder = self.local / MANIFEST
+        number, of = map(int, process.split("/"))
+        with contextlib.ExitStack() as held:
+            try:
+                # One at a time looks for others. A deleted file guards nothing: filelock knows.
+                guard = folder / "all.lock"
+                with FileLock(guard, timeout=_LOCK_WAIT_S):
+                    for path in sorted(folder.glob("*-of-*.lock")):
+                        if _overlap((number, of), _lock_numbers(path)):
+                            with FileLock(path, timeout=0):
+                                path.unlink(missing_ok=True)  # of one that was killed
+                    path = folder / f"{number}-of-{of}.lock"
+                    held.enter_context(FileLock(path, timeout=0))
+                    held.callback(path.unlink, missing_ok=True)
+                    guard.unlink(missing_ok=True)
+            except Timeout:
+                raise OutputError(
+                    f"another process is writing to {self.uri}; wait for it, or end it"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise self._failure("lock", error) from error
             yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
 
-    def clear_temporary(self, names: Sequence[str]) -> None:
-        """Delete temporary files of shards, which a killed process has left."""
-        wanted = tuple(names)
+    def clear_temporary(self, names: Sequence[str] = ("",)) -> None:
+        """Delete temporary files that a killed process has left.
+
+        Args:
+            names: Beginnings of their names, such as those of shards; all by default.
+        """
         with self._errors("write"):
             for name in self.list(_TEMPORARY):
-                if name.startswith(wanted):
-                    self._filesystem.delete_file(self._join(f"{_TEMPORARY}/{name}"))
+                if name.startswith(tuple(names)):
+                    self._delete(f"{_TEMPORARY}/{name}")
 
     def list(self, folder: str) -> list[str]:
-        """Return the names of the files in a folder, in order; none if there is no folder."""
-        selector = pyarrow.fs.FileSelector(self._join(folder), allow_not_found=True)
-        found = self._filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == pyarrow.fs.FileType.File)
-
-    def exists(self, name: str) -> bool:
-        """Return whether there is a file of that name."""
-        return bool(self._info(name).type == pyarrow.fs.FileType.File)
-
-    def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file.
+        """Return the names of the files in a folder, in order; none if there is no folder.
 
         Raises:
             OutputError: If it cannot be read.
         """
-        with self._errors("read"), self._filesystem.open_input_stream(self._join(name)) as stream:
-            data = stream.read()
+        with self._errors("read"):
+            found = self._retry(lambda: self._infos(folder))
+        return sorted(info.base_name for info in found if info.type == pyarrow.fs.FileType.File)
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file of that name."""
+        with self._errors("read"):
+            return bool(self._info(name).type == pyarrow.fs.FileType.File)
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file that was written here.
+
+        Raises:
+            OutputError: If it cannot be read, or was changed.
+        """
+
+        def read() -> bytes:
+            with self._filesystem.open_input_stream(self._join(name)) as stream:
+                return bytes(stream.read())
+
+        with self._errors("read"):
+            data = self._retry(read)
         try:
-            return json.loads(data)
-        except ValueError as error:
-            raise OutputError(
-                f"{self.uri}/{name} is damaged ({error}). Delete it, and the shard is written again"
-                if name != f"{MANIFEST}/job.json"
-                else f"{self.uri}/{name} is damaged ({error}); name a new folder"
-            ) from error
+            document = json.loads(data)
+            damage = None if document.pop(_CHECKSUM) == _checksum(document) else "it was changed"
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            damage = str(error) if isinstance(error, ValueError) else "it is something else"
+        if damage is not None:
+            remedy = "delete it, and its shard is computed again"
+            if name == f"{MANIFEST}/job.json":
+                remedy = "restore it, or name a new folder"
+            raise OutputError(f"{self.uri_of(name)} is damaged ({damage}); {remedy}")
+        return document
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
         """Write a JSON file, which appears once it is complete."""
@@ -176,6 +226,7 @@ class OutputFolder:
             _sync(draft)
             try:
                 os.link(draft, self.local / name)  # fails if there is one, unlike a rename
+                _sync((self.local / name).parent)
             except FileExistsError:
                 pass
             except OSError:  # no hard links there
@@ -202,29 +253,45 @@ class OutputFolder:
             sha256, size = file_hash.file_sha256(draft), draft.stat().st_size
             self._publish(draft, name)
             info = self._info(name)
-        if info.size != size:
-            raise OutputError(
-                f"{self.uri}/{name} has {info.size:,} bytes, and {size:,} were written; run the "
-                "same command again"
-            )
-        return FileRecord(size_bytes=size, sha256=sha256, modified_ns=info.mtime_ns)
+            if info.size != size:
+                raise OutputError(
+                    f"{self.uri_of(name)} has {info.size} bytes, and {size} were written; run the "
+                    "same command again"
+                )
+            return FileRecord(size_bytes=size, sha256=sha256, **self._times(name, info))
 
-    def changed(self, name: str, record: Mapping[str, Any]) -> str | None:
-        """Return how a file differs from its record; None if it does not.
+    def discard(self, drafts: Sequence[Path]) -> None:
+        """Delete files that are not to be committed, those that are there; never fails."""
+        for draft in drafts:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
 
-        A file of the same size and time of modification is taken to be the same. If the time
-        differs, as in a copied folder, its content is compared.
+    def draft_failure(self, error: OSError) -> OutputError:
+        """Return the error to raise when a draft cannot be written."""
+        return self._failure("write", error, where=self._spool or self.uri)
+
+    def check_unchanged(self, name: str, record: Mapping[str, Any]) -> FileRecord:
+        """Check that a file is as it was written, and return its record, perhaps with new times.
+
+        A file of the same size and times is taken to be the same. If a time differs, as in a copied
+        folder, its content is compared.
+
+        Raises:
+            OutputError: If it was changed.
         """
         with self._errors("read"):
             info = self._info(name)
+            found = FileRecord(record, **self._times(name, info))
             if info.size != record["size_bytes"]:
-                return f"it has {info.size:,} bytes, and {record['size_bytes']:,} were written"
-            if info.mtime_ns == record["modified_ns"]:
-                return None
-            sha256 = self._sha256(name)
-        if sha256 == record["sha256"]:
-            return None
-        return f"its SHA-256 is {sha256}, and that written {record['sha256']}"
+                change = f"it has {info.size} bytes, and {record['size_bytes']} were written"
+            elif found == record or (sha256 := self._sha256(name)) == record["sha256"]:
+                return found
+            else:
+                change = f"its SHA-256 is {sha256}, and that written {record['sha256']}"
+        raise OutputError(
+            f"{self.uri_of(name)} was changed after it was written: {change}; restore it, or "
+            "delete it, and it is written again"
+        )
 
     def close(self) -> None:
         """Delete local files that were not committed, where the output is remote."""
@@ -234,6 +301,7 @@ class OutputFolder:
 
     def _write_draft(self, name: str, document: Mapping[str, Any]) -> Path:
         draft = self.draft(name.rpartition("/")[2])
+        document = {**document, _CHECKSUM: _checksum(document)}
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         draft.write_text(text + "\n", encoding="utf-8")
         return draft
@@ -246,14 +314,16 @@ class OutputFolder:
             _sync(target.parent)
             return
         temporary = self._join(f"{_TEMPORARY}/{draft.name}")
-        self._retry(lambda: self._upload(draft, temporary))
-        self._retry(lambda: self._filesystem.move(temporary, self._join(name)))
-        draft.unlink()
 
-    def _upload(self, draft: Path, path: str) -> None:
-        with draft.open("rb") as source, self._filesystem.open_output_stream(path) as stream:
-            while chunk := source.read(_COPY_BYTES):
-                stream.write(chunk)
+        def upload() -> None:
+            with draft.open("rb") as source, self._filesystem.open_output_stream(temporary) as to:
+                while chunk := source.read(_COPY_BYTES):
+                    to.write(chunk)
+            # A second attempt uploads again: the first one may have moved the file.
+            self._filesystem.move(temporary, self._join(name))
+
+        self._retry(upload)
+        draft.unlink()
 
     def _retry(self, call: Callable[[], _T]) -> _T:
         """Call again after an error of the network, and give up after some attempts."""
@@ -261,33 +331,57 @@ class OutputFolder:
             try:
                 return call()
             except OSError:
-                time.sleep(_FIRST_WAIT_S * 4**attempt)
+                if self.local is not None or self._stopped.wait(_FIRST_WAIT_S * 4**attempt):
+                    raise
         return call()
 
     def _sha256(self, name: str) -> str:
         if self.local is not None:
             return file_hash.file_sha256(self.local / name)
-        import hashlib
 
-        digest = hashlib.sha256()
-        with self._filesystem.open_input_stream(self._join(name)) as stream:
-            while chunk := stream.read(_COPY_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
+        def read() -> str:
+            digest = hashlib.sha256()
+            with self._filesystem.open_input_stream(self._join(name)) as stream:
+                while chunk := stream.read(_COPY_BYTES):
+                    digest.update(chunk)
+            return digest.hexdigest()
+
+        return self._retry(read)
 
     def _info(self, name: str) -> pyarrow.fs.FileInfo:
-        return self._filesystem.get_file_info(self._join(name))
+        return self._retry(lambda: self._filesystem.get_file_info(self._join(name)))
+
+    def _infos(self, folder: str) -> Sequence[pyarrow.fs.FileInfo]:
+        selector = pyarrow.fs.FileSelector(self._join(folder), allow_not_found=True)
+        return list(self._filesystem.get_file_info(selector))
+
+    def _times(self, name: str, info: pyarrow.fs.FileInfo) -> dict[str, int | None]:
+        if self.local is None:
+            return {"modified_ns": info.mtime_ns, "changed_ns": None}
+        stat = (self.local / name).stat()
+        return {"modified_ns": stat.st_mtime_ns, "changed_ns": stat.st_ctime_ns}
+
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            self._filesystem.delete_file(self._join(name))
 
     def _join(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}".rstrip("/")
 
     @contextlib.contextmanager
-    def _errors(self, verb: str) -> Iterator[None]:
+    def _errors(self, verb: str, remedy: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"cannot {verb} {self.uri}: {reason}") from error
+            raise self._failure(verb, error, remedy) from error
+
+    def _failure(
+        self, verb: str, error: OSError, remedy: str = "", *, where: str | Path | None = None
+    ) -> OutputError:
+        # pyarrow's errors have a number, and a long text instead of that of the number.
+        reason = os.strerror(error.errno) if error.errno else str(error).partition("\n")[0]
+        remedy = remedy or "complete shards are kept: run the same command again to go on"
+        return OutputError(f"cannot {verb} {where or self.uri}: {reason}; {remedy}")
 
 
 def _sync(path: Path) -> None:
@@ -297,3 +391,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Return a hash of a JSON document, which tells when a file was damaged."""
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lock_numbers(path: Path) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)-of-(\d+)\.lock", path.name)
+    return (int(found[1]), int(found[2])) if found else (0, 1)
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two processes ``(i, n)`` have a shard in common."""
+    return (one[0] - other[0]) % math.gcd(one[1], other[1]) == 0

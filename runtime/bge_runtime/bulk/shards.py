@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bge_runtime.bulk.chunks import split_texts
 from bge_runtime.bulk.files import InputError
 from bge_runtime.bulk.job import Job, read_rows
-from bge_runtime.bulk.output import MANIFEST, REJECTS, OutputError, OutputFolder
+from bge_runtime.bulk.output import MANIFEST, REJECTS, FileRecord, OutputFolder
 from bge_runtime.bulk.plan import Plan
 from bge_runtime.bulk.readers import open_reader
 from bge_runtime.bulk.rows import (
@@ -55,21 +55,28 @@ def record_name(name: str) -> str:
     return f"{MANIFEST}/{name}.json"
 
 
-def read_records(folder: OutputFolder, job: Job) -> dict[int, dict[str, Any]]:
+def read_records(
+    folder: OutputFolder, job: Job, shards: Sequence[int]
+) -> dict[int, dict[str, Any]]:
     """Return the records of complete shards, once their files are known to be unchanged.
+
+    Args:
+        folder: The folder of the job.
+        job: The job.
+        shards: The shards of interest; others are left to those who compute them.
 
     Raises:
         OutputError: If a file was changed.
     """
-    recorded = sorted(recorded_shards(folder, job.plan))
-
-    def read(shard: int) -> dict[str, Any] | None:
-        record: dict[str, Any] = folder.read_json(record_name(job.plan.name(shard)))
-        return record if _is_whole(folder, record) else None
-
+    recorded = sorted(recorded_shards(folder, job.plan).intersection(shards))
     with ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="bge-records") as threads:
-        found = zip(recorded, threads.map(read, recorded), strict=True)
-        return {shard: record for shard, record in found if record is not None}
+        try:
+            found = threads.map(lambda shard: _read_record(folder, job.plan.name(shard)), recorded)
+            pairs = list(zip(recorded, found, strict=True))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {shard: record for shard, record in pairs if record is not None}
 
 
 def recorded_shards(folder: OutputFolder, plan: Plan) -> set[int]:
@@ -78,18 +85,17 @@ def recorded_shards(folder: OutputFolder, plan: Plan) -> set[int]:
     return {shard for shard in range(plan.shards) if f"{plan.name(shard)}.json" in present}
 
 
-def _is_whole(folder: OutputFolder, record: Mapping[str, Any]) -> bool:
-    """Return whether a shard is complete; False if one of its files was deleted."""
-    for file, written in record["files"].items():
-        if not folder.exists(file):
-            return False
-        change = folder.changed(file, written)
-        if change is not None:
-            raise OutputError(
-                f"{folder.uri}/{file} was changed after it was written: {change}. Restore it, or "
-                f"delete it, and it is written again"
-            )
-    return True
+def _read_record(folder: OutputFolder, name: str) -> dict[str, Any] | None:
+    """Return the record of a complete shard; None if one of its files was deleted."""
+    record: dict[str, Any] = folder.read_json(record_name(name))
+    files = record["files"]
+    if not all(map(folder.exists, files)):
+        return None
+    found = {file: folder.check_unchanged(file, written) for file, written in files.items()}
+    if found != files:  # copied: the next run need not read them again
+        record = {**record, "files": found}
+        folder.write_json(record_name(name), record)
+    return record
 
 
 def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -126,14 +132,13 @@ def run_shards(
     sink = ShardSink(job, folder, on_advance)
     windows = _read_windows(job, shards, encoder)
     try:
-        Pipeline(windows, encoder, sink.write).run()
-        sink.finish()
+        Pipeline(windows, encoder, sink.write, finish=sink.finish, on_stop=folder.stop).run()
     finally:
-        sink.abort()
+        sink.discard()
     return sink.records
 
 
-def _read_windows(job: Job, shards: Sequence[int], encoder: TextEncoder) -> Iterator[Window]:
+def _read_windows(job: Job, shards: Sequence[int], encoder: TextEncoder) -> Generator[Window]:
     options, plan = job.options, job.plan
     split = None
     if options.chunk_tokens is not None:
@@ -204,7 +209,7 @@ class ShardSink:
             try:
                 shard.writer.write(table.cast(self._schema))
             except OSError as error:
-                raise self._failure(error) from error
+                raise self._folder.draft_failure(error) from error
         shard.rejects += rejects
         empty = sum(reject.empty for reject in rejects)
         counts = (
@@ -231,12 +236,14 @@ class ShardSink:
             task.wait()
             task.result()
 
-    def abort(self) -> None:
-        """Close the files of an unfinished shard, and wait for the one that is being synced."""
-        if self._open is not None:
-            self._open.writer.abort()
+    def discard(self) -> None:
+        """Delete what there is of shards that are not complete, so that the disk has its space."""
         if self._completing is not None:
             self._completing.wait()
+        if self._open is not None:
+            self._open.writer.abort()
+            self._folder.discard(self._open.paths)
+            self._open = None
 
     def _start(self, number: int) -> _OpenShard:
         name = self._plan.name(number)
@@ -244,7 +251,8 @@ class ShardSink:
         try:
             writer = self._format.open(paths, self._schema)
         except OSError as error:
-            raise self._failure(error) from error
+            self._folder.discard(paths)
+            raise self._folder.draft_failure(error) from error
         self._open = _OpenShard(name, paths, writer)
         return self._open
 
@@ -266,20 +274,27 @@ class ShardSink:
 
     def _complete(self, number: int, shard: _OpenShard) -> None:
         try:
+            self.records[number] = self._commit(shard)
+        except BaseException:
+            shard.writer.abort()
+            self._folder.discard(shard.paths)
+            raise
+
+    def _commit(self, shard: _OpenShard) -> dict[str, Any]:
+        try:
             shard.writer.close()
         except OSError as error:
-            shard.writer.abort()
-            raise self._failure(error) from error
+            raise self._folder.draft_failure(error) from error
         files = {}
         for path, suffix in zip(shard.paths, self._format.suffixes, strict=True):
             files[f"{shard.name}{suffix}"] = self._folder.commit(path, f"{shard.name}{suffix}")
         if shard.rejects:
-            self._write_rejects(shard)
+            files |= self._write_rejects(shard)
         record = {**shard.counts, "files": files}
         self._folder.write_json(record_name(shard.name), record)
-        self.records[number] = record
+        return record
 
-    def _write_rejects(self, shard: _OpenShard) -> None:
+    def _write_rejects(self, shard: _OpenShard) -> dict[str, FileRecord]:
         draft = self._folder.draft(f"{shard.name}.rejects")
         try:
             with draft.open("w", encoding="utf-8") as file:
@@ -293,11 +308,7 @@ class ShardSink:
                     }
                     file.write(json.dumps(document, default=str) + "\n")
         except OSError as error:
-            raise self._failure(error) from error
-        self._folder.commit(draft, f"{REJECTS}/{shard.name}.jsonl")
-
-    def _failure(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"cannot write {self._folder.uri}: {error.strerror or error}. Complete shards are "
-            "kept; run the same command again to go on"
-        )
+            self._folder.discard([draft])
+            raise self._folder.draft_failure(error) from error
+        name = f"{REJECTS}/{shard.name}.jsonl"
+        return {name: self._folder.commit(draft, name)}

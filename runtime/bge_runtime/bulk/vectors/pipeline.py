@@ -14,7 +14,8 @@ texts alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import NamedTuple
 
@@ -46,9 +47,12 @@ class Pipeline:
 
     def __init__(
         self,
-        windows: Iterator[Window],
+        windows: Generator[Window],
         encoder: TextEncoder,
         write: Callable[[PreparedWindow], object],
+        *,
+        finish: Callable[[], object] = lambda: None,
+        on_stop: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepare a run.
 
@@ -56,8 +60,11 @@ class Pipeline:
             windows: Windows of texts; read in a thread.
             encoder: Computes them.
             write: Receives each window once its texts are computed, in order, in a thread.
+            finish: Called in that thread after the last window.
+            on_stop: Called once a stage fails or the run is interrupted, so that others end soon.
         """
         self._windows, self._encoder, self._write = windows, encoder, write
+        self._finish, self._on_stop = finish, on_stop
         self._prepared: Channel[PreparedWindow] = Channel(_WINDOWS_AHEAD)
         unfinished = _WINDOWS_AHEAD + len(encoder.engines) // _STREAMS_A_WINDOW
         # In the order of the input; the first one may still be computed.
@@ -78,18 +85,18 @@ class Pipeline:
             BackgroundTask(partial(self._guard, stage), name=name) for name, stage in stages.items()
         ]
         self._over.acquire()
-        try:
+        with ExitStack() as stack:  # waits for all of them, even if one wait is interrupted
             for task in tasks:
-                task.start()
-            # With a timeout, since only then a signal is handled while waiting.
-            while not self._over.acquire(timeout=_POLL_S):
-                pass
-        except BaseException as error:
-            self._stop(error)
-            raise
-        finally:
-            for task in tasks:
-                task.wait()
+                stack.callback(task.wait)
+            try:
+                for task in tasks:
+                    task.start()
+                # With a timeout, since only then a signal is handled while waiting.
+                while not self._over.acquire(timeout=_POLL_S):
+                    pass
+            except BaseException as error:
+                self._stop(error)
+                raise
         if self._error is not None:
             raise self._error
 
@@ -111,12 +118,14 @@ class Pipeline:
             self._error = self._error or error
         self._prepared.abort()
         self._ordered.abort()
+        self._on_stop()
 
     def _prepare(self) -> None:
-        for window in self._windows:
-            prepared = self._encoder.prepare(window)
-            self._ordered.put(prepared)
-            self._prepared.put(prepared)
+        with closing(self._windows):  # and the files that it reads, also after an error
+            for window in self._windows:
+                prepared = self._encoder.prepare(window)
+                self._ordered.put(prepared)
+                self._prepared.put(prepared)
         self._prepared.close()
         self._ordered.close()
 
@@ -150,3 +159,4 @@ class Pipeline:
                 if self._error is not None:
                     raise AbortedError
             self._write(window)
+        self._finish()
