@@ -1,0 +1,67 @@
+"""Jobs of bulk embedding: their input, and what they leave in a folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORDS = "the of a vector text query passage house river 向量 naïve embed search engine".split()
+
+
+def make_texts(count: int, *, seed: int = 0, longest: int = 30) -> list[str]:
+    """Return texts of 1 to ``longest`` words, the same ones each time."""
+    chosen = random.Random(seed)
+    return [
+        " ".join([str(number), *chosen.choices(WORDS, k=chosen.randint(1, longest) - 1)])
+        for number in range(count)
+    ]
+
+
+def write_parquet(
+    path: Path, texts: Sequence[str | None], *, first: int = 0, row_group: int | None = None
+) -> Path:
+    """Write rows with an id, a text and a title; ``first`` is the number of the first row."""
+    numbers = range(first, first + len(texts))
+    table = pa.table(
+        {
+            "name": pa.array([f"row-{number}" for number in numbers], pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "title": pa.array([None if n % 3 else f"Title {n}" for n in numbers], pa.string()),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group or max(1, len(texts)))
+    return path
+
+
+def data_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files of a job that hold rows, and check that all is tidy."""
+    left = [path.name for path in (folder / "_temporary").iterdir()]
+    assert not left, f"left in _temporary: {left}"
+    manifest = {path.suffix for path in (folder / "_manifest").iterdir()}
+    assert manifest == {".json"}, manifest
+    paths = [*folder.glob("part-*"), *folder.glob("_rejects/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """Return the records of complete shards, without the times of files."""
+    found = {}
+    for path in sorted(folder.glob("_manifest/part-*.json")):
+        record = json.loads(path.read_text())
+        del record["checksum"]
+        for file in record["files"].values():
+            del file["modified_ns"], file["changed_ns"]
+        found[path.name] = record
+    return found
+
+
+def read_rows(folder: Path) -> pa.Table:
+    """Return the rows of all Parquet shards, in order."""
+    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
