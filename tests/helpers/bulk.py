@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.helpers.bundles import ROOT
 
 WORDS = "the of a vector text query passage house river 向量 naïve embed search engine".split()
 
@@ -65,3 +70,22 @@ def records(folder: Path) -> dict[str, Any]:
 def read_rows(folder: Path) -> pa.Table:
     """Return the rows of all Parquet shards, in order."""
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def run_jobs(jobs: Sequence[dict[str, Any]], *, together: bool = False) -> list[dict[str, Any]]:
+    """Run jobs in processes, some of which are killed; see `tests.helpers.kill`."""
+    command = [sys.executable, "-m", "tests.helpers.kill", json.dumps(jobs)]
+    found = subprocess.run(
+        [*command, *(["together"] if together else [])],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    answers: list[dict[str, Any]] = json.loads(found.stdout.splitlines()[-1])
+    for answer in answers:
+        answer["stderr"] = found.stderr
+    return answers
