@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tests.helpers.bundles import ROOT
 
-WORDS = "the of a vector text query passage house river 向量 naïve embed search engine".split()
+WORDS = ["the", "of", "a", "vector", "text", "query", "passage", "house", "naïve", "向量", "river"]
 
 
 def make_texts(count: int, *, seed: int = 0, longest: int = 30) -> list[str]:

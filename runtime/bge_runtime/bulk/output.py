@@ -140,15 +140,14 @@ class OutputFolder:
             try:
                 # One at a time looks for others. A deleted file guards nothing: filelock knows.
                 guard = folder / "all.lock"
-                with FileLock(guard, timeout=_LOCK_WAIT_S):
+                with FileLock(guard, timeout=_LOCK_WAIT_S), _deleting(guard):
                     for path in sorted(folder.glob("*-of-*.lock")):
                         if _overlap((number, of), _lock_numbers(path)):
-                            with FileLock(path, timeout=0):
-                                path.unlink(missing_ok=True)  # of one that was killed
+                            with FileLock(path, timeout=0), _deleting(path):
+                                pass  # of one that was killed
                     path = folder / f"{number}-of-{of}.lock"
                     held.enter_context(FileLock(path, timeout=0))
-                    held.callback(path.unlink, missing_ok=True)
-                    guard.unlink(missing_ok=True)
+                    held.enter_context(_deleting(path))
             except Timeout:
                 raise OutputError(
                     f"another process is writing to {self.uri}; wait for it, or end it"
@@ -391,6 +390,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _deleting(path: Path) -> Iterator[None]:
+    """Delete a file at the end."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
