@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bge_runtime.bundle import Model
 from bge_runtime.encoding import Batch, DenseVectors, round_vectors
 from bge_runtime.m3 import LexicalWeights, M3Outputs
 from bge_runtime.models import AnyFlagModel, BGEM3FlagModel
@@ -28,22 +27,21 @@ SPARSE_TYPE = pa.struct([("indices", _list_of(pa.int32())), ("values", _list_of(
 
 
 def output_fields(
-    model: Model, outputs: Sequence[str], *, dim: int, dtype: str, colbert_dtype: str
+    outputs: Sequence[str], *, dim: int, dtype: str, colbert_dim: int, colbert_dtype: str
 ) -> list[pa.Field]:
     """Return the columns of vectors.
 
     Args:
-        model: What the bundle says of the model.
         outputs: Some of ``dense``, ``sparse`` and ``colbert``.
         dim: Components of a dense vector.
         dtype: Type of dense vectors: ``float32`` or ``float16``.
+        colbert_dim: Components of a ColBERT vector, which may be more; 0 without them.
         colbert_dtype: Type of ColBERT vectors.
     """
-    width = min(dim, model.colbert_dim or dim)
     types = {
         "dense": _list_of(ARROW_FLOATS[dtype], dim),
         "sparse": SPARSE_TYPE,
-        "colbert": _list_of(_list_of(ARROW_FLOATS[colbert_dtype], width)),
+        "colbert": _list_of(_list_of(ARROW_FLOATS[colbert_dtype], colbert_dim)),
     }
     return [pa.field(name, types[name]) for name in types if name in outputs]
 
@@ -125,7 +123,11 @@ class OutputColumns:
         card = model.bundle.manifest.model
         self.names = tuple(names)
         self.fields = output_fields(
-            card, names, dim=model.dim, dtype=dtype, colbert_dtype=colbert_dtype
+            names,
+            dim=model.dim,
+            dtype=dtype,
+            colbert_dim=_colbert_dim(model),
+            colbert_dtype=colbert_dtype,
         )
         self._model, self._card = model, card
         self._dtype, self._colbert_dtype = dtype, colbert_dtype
@@ -180,8 +182,12 @@ class _M3Columns:
             # As in the dictionaries of `encode`, whose weights have the type of dense vectors.
             arrays["sparse"] = sparse_array(weights.astype(rounded).astype(np.dtype(np.float32)))
         if found.colbert is not None:
-            dim = self._model.bundle.manifest.model.colbert_dim
-            assert dim is not None
-            dim = min(self._model.truncate_dim or dim, dim)
+            dim = _colbert_dim(self._model)
             arrays["colbert"] = colbert_array(found.colbert, self._colbert_dtype, dim)
         return arrays
+
+
+def _colbert_dim(model: AnyFlagModel) -> int:
+    """Return the components of a ColBERT vector, 0 without them."""
+    dim = model.bundle.manifest.model.colbert_dim or 0
+    return min(model.truncate_dim or dim, dim)
