@@ -202,6 +202,12 @@ def _run(
     show_progress: bool | None,
     started_s: float,
 ) -> JobSummary:
+    output_format = open_format(options.output_format)
+    if output_format.result is not None and folder.local is None:
+        raise ValueError(
+            f"output_format={options.output_format!r} writes local folders, and {folder.uri} is "
+            "none; name one, or write parquet"
+        )
     folder.check_ours()
     found_format = options.input_format or format_of(files)
     document = read_document(folder)
@@ -220,13 +226,7 @@ def _run(
     with folder.lock(process or "1/1"):
         engine = open_engine()
         job = Job(input=found, options=options, model=engine.describe())
-        output_format = open_format(options.output_format)
         output_format.check(job.schema)
-        if output_format.result is not None and folder.local is None:
-            raise ValueError(
-                f"output_format={options.output_format!r} writes local folders, and {folder.uri} "
-                "is none; name one, or write parquet"
-            )
         folder.create_json(JOB_FILE, job.to_json())
         document = read_document(folder)  # perhaps another process was first
         assert document is not None

@@ -5,6 +5,7 @@ To add a format, implement `Format` in a module of its own, and name it in `FORM
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 
 from bge_runtime.bulk.writers.base import Format, ShardWriter
@@ -29,7 +30,13 @@ def open_format(name: str) -> Format:
 
     Raises:
         ValueError: If there is none of that name.
+        ImportError: If the package that it needs is not installed.
     """
     if name not in FORMATS:
         raise ValueError(f"output_format={name!r} is none of {', '.join(map(repr, FORMATS))}")
-    return FORMATS[name]()
+    found = FORMATS[name]()
+    if found.package is not None:
+        package, module = found.package
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(f"output_format={name!r} needs {package}: pip install {package}")
+    return found

@@ -43,17 +43,18 @@ class Format(Protocol):
         suffixes: Suffixes of the files of a shard, such as ``(".parquet",)``. The first one is the
             main file.
         result: What `finish` makes in the folder, None if the shards are the result.
+        package: What it needs to be installed, and the module to import; None if nothing.
     """
 
     suffixes: Sequence[str]
     result: str | None
+    package: tuple[str, str] | None
 
     def check(self, schema: pa.Schema) -> None:
         """Check whether the format can hold the columns.
 
         Raises:
             ValueError: If it cannot.
-            ImportError: If a package is missing.
         """
         ...
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -30,16 +29,14 @@ class JsonlFormat:
 
     suffixes: Sequence[str] = (".jsonl",)
     result: str | None = None
+    package: tuple[str, str] | None = ("orjson", "orjson")
 
     def check(self, schema: pa.Schema) -> None:
         """Check whether JSON has the types of the columns.
 
         Raises:
             ValueError: If it does not.
-            ImportError: If orjson is missing.
         """
-        if importlib.util.find_spec("orjson") is None:
-            raise ImportError("output_format='jsonl' needs orjson: pip install orjson")
         for field in schema:
             if not _has_json(field.type):
                 raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,19 +22,7 @@ class LanceFormat(ParquetFormat):
     """Parquet shards, and one Lance dataset of them all once they are complete."""
 
     result: str | None = "vectors.lance"
-
-    def check(self, schema: pa.Schema) -> None:
-        """Check whether Parquet and Lance have the types of the columns, and Lance is installed.
-
-        Raises:
-            ValueError: If a type is missing.
-            ImportError: If Lance is not installed.
-        """
-        if importlib.util.find_spec("lance") is None:
-            raise ImportError(
-                "output_format='lance' needs the package of Lance: pip install pylance"
-            )
-        super().check(schema)
+    package: tuple[str, str] | None = ("pylance", "lance")
 
     def finish(self, folder: str, shards: Mapping[str, str]) -> None:
         """Write the dataset, which appears at once, unless it is there.

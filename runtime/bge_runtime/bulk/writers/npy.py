@@ -24,6 +24,7 @@ class NpyFormat:
 
     suffixes: Sequence[str] = (".npy", ".ids.npy")
     result: str | None = None
+    package: tuple[str, str] | None = None
 
     def check(self, schema: pa.Schema) -> None:
         """Check whether there are ids and dense vectors, and nothing else.

@@ -23,6 +23,7 @@ class ParquetFormat:
 
     suffixes: Sequence[str] = (".parquet",)
     result: str | None = None
+    package: tuple[str, str] | None = None
 
     def check(self, schema: pa.Schema) -> None:
         """Check whether Parquet has the types of the columns.
