@@ -231,7 +231,7 @@ def reading(file: InputFile) -> Iterator[None]:
         raise InputError(f"{file.uri} is gone: restore it, or start a new job") from error
     except PermissionError as error:
         raise InputError(f"cannot read {file.uri}: permission denied") from error
-    except (OSError, pa.ArrowException, EOFError) as error:
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         raise InputError(_damage(file, error)) from error
     except BgeError:
         raise

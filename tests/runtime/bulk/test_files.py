@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from bge_runtime.bulk import files
 from bge_runtime.bulk.files import (
     InputError,
     find_inputs,
     format_of,
     open_file,
     open_location,
+    reading,
 )
 
 
@@ -129,3 +133,47 @@ def test_a_uri_of_a_local_file_is_its_path(tmp_path: Path):
 def test_a_uri_that_cannot_be_used_is_an_error(name: str, message: str):
     with pytest.raises(InputError, match=message):
         open_location(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied"), "permission denied"),
+        (OSError(5, "Input/output error"), "Input/output error. If it is damaged or incomplete"),
+        (pa.ArrowInvalid("Corrupt snappy data\nmore"), "Corrupt snappy data. If it is damaged"),
+    ],
+)
+def test_what_goes_wrong_while_reading_names_the_file(folder: Path, error: Exception, message: str):
+    (file,) = find_inputs(folder / "a/one.jsonl")
+    with pytest.raises(InputError) as caught, reading(file):
+        raise error
+    assert str(caught.value).startswith(f"cannot read {file.uri}: {message}")
+
+
+def test_only_what_clients_of_remote_files_raise_is_an_error_of_the_input(folder: Path):
+    (file,) = find_inputs(folder / "a/one.jsonl")
+    with pytest.raises(KeyError), reading(file):
+        raise KeyError("a mistake in our code")
+    with pytest.raises(InputError, match="KeyError"), reading(replace(file, local=None)):
+        raise KeyError("a client's own error")
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "_walk", refuse)
+    with pytest.raises(InputError, match=f"cannot list {folder}/a: permission denied"):
+        find_inputs(folder / "a")
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_an_error():
+    with pytest.raises(InputError, match="is neither a file nor a folder"):
+        find_inputs("/dev/null")
+
+
+def test_unknown_formats_are_an_error(folder: Path):
+    with pytest.raises(InputError, match="input format 'xml' is none of parquet, arrow, jsonl"):
+        find_inputs(folder / "a", input_format="xml")
+    with pytest.raises(InputError, match="the folder .* has no file of format parquet"):
+        find_inputs(folder / "a", input_format="parquet")

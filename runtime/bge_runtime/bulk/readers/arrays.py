@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from bge_runtime.bulk.files import InputError, InputFile
+from bge_runtime.bulk.files import InputError, InputFile, reading
 from bge_runtime.bulk.readers.base import BATCH_ROWS, MAX_ROW_BYTES, BadRow, RowBatch
 
 
@@ -21,9 +21,10 @@ def common_schema(
     Raises:
         InputError: If a file lacks one of ``columns`` or has it twice, or types differ.
     """
+    names = [_names(file, schema) for file, schema in zip(files, schemas, strict=True)]
     if columns is None:
-        shared = set.intersection(*({*schema.names} for schema in schemas))
-        columns = [name for name in dict.fromkeys(schemas[0].names) if name in shared]
+        shared = set(names[0]).intersection(*names)
+        columns = [name for name in dict.fromkeys(names[0]) if name in shared]
     merged: dict[str, pa.Field] = {}
     for file, schema in zip(files, schemas, strict=True):
         for name in columns:
@@ -58,6 +59,11 @@ def require_column(file: InputFile, schema: pa.Schema, name: str) -> pa.Field:
     if count > 1:
         raise InputError(f"{file.uri} has {count} columns {name!r}: rename all but one")
     return schema.field(name)
+
+
+def _names(file: InputFile, schema: pa.Schema) -> list[str]:
+    with reading(file):  # in a damaged file, names may not be UTF-8
+        return list(schema.names)
 
 
 def _plain(field: pa.Field) -> pa.Field:

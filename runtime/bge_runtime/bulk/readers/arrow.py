@@ -56,6 +56,7 @@ class ArrowReader(ScanningReader):
         row = index.offsets[start]
         with _open(file, chosen) as (_, reader):
             for batch in _batches(reader, start):
+                batch.validate(full=True)  # offsets of a damaged file would end the process
                 begin = max(first - row, 0)
                 yield from to_batches(batch.slice(begin), schema, row + begin)
                 row += batch.num_rows
