@@ -139,7 +139,7 @@ def test_a_uri_that_cannot_be_used_is_an_error(name: str, message: str):
     ("error", "message"),
     [
         (PermissionError(13, "Permission denied"), "permission denied"),
-        (OSError(5, "Input/output error"), "Input/output error. If it is damaged or incomplete"),
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error. If it is damaged"),
         (pa.ArrowInvalid("Corrupt snappy data\nmore"), "Corrupt snappy data. If it is damaged"),
     ],
 )
@@ -175,5 +175,5 @@ def test_what_is_neither_a_file_nor_a_folder_is_an_error():
 def test_unknown_formats_are_an_error(folder: Path):
     with pytest.raises(InputError, match="input format 'xml' is none of parquet, arrow, jsonl"):
         find_inputs(folder / "a", input_format="xml")
-    with pytest.raises(InputError, match="the folder .* has no file of format parquet"):
+    with pytest.raises(InputError, match=r"the folder .* has no file of format parquet"):
         find_inputs(folder / "a", input_format="parquet")
