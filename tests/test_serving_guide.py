@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,9 @@ import pytest
 
 from bge_runtime.cli.serve import main
 from tests.helpers.bundles import ROOT
+from tests.helpers.guides import blocks, names
+from tests.helpers.guides import commands as commands_of
+from tests.helpers.guides import table as table_of
 from tests.helpers.servers import Server, running_server
 
 PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8")
@@ -24,24 +26,10 @@ ADDRESS = "http://localhost:8080"
 """Where the page's servers are."""
 
 
-class Block(NamedTuple):
-    section: str
-    language: str
-    text: str
-
-
-def blocks(page: str) -> Iterator[Block]:
-    """Yield the page's blocks in order."""
-    for section in page.split("\n## ")[1:]:
-        for language, text in re.findall(r"```(\w*)\n(.*?)```", section, re.DOTALL):
-            yield Block(section.partition("\n")[0], language, text)
-
-
 def commands(name: str) -> list[list[str]]:
     """Return the page's commands of a name, as words."""
     text = "\n".join(block.text for block in blocks(PAGE) if block.language == "bash")
-    lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.startswith(f"{name} ")]
+    return commands_of(text, name)
 
 
 class Exchange(NamedTuple):
@@ -190,13 +178,7 @@ Server(uvicorn.Config(app, port=0, lifespan="on")).run()
 
 def table(section: str) -> list[list[str]]:
     """Return the cells of a section's first table, without its heading."""
-    text = next(part for part in PAGE.split("\n## ") if part.startswith(f"{section}\n"))
-    rows = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in row] for row in rows[1:]]
-
-
-def names(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
+    return table_of(PAGE, section)
 
 
 def test_the_options_are_those_of_the_command():

@@ -22,7 +22,7 @@ _INTERVAL_S = 60.0
 _LARGE_INPUT_BYTES = 1 << 28
 """Size of an input from which counting its rows takes a noticeable time: a second a gigabyte."""
 
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rows [{elapsed}<{remaining}{postfix}]"
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,} rows [{elapsed}<{remaining}{postfix}]"
 
 logger = logging.getLogger("bge_runtime.bulk")
 

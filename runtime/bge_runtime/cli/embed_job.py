@@ -161,15 +161,15 @@ def describe_summary(summary: JobSummary, *, of_a_process: bool) -> Iterator[str
     """Yield lines that say what a job has done."""
     done = summary.shards - summary.shards_done_before
     ours = " of this process" if of_a_process else ""
-    found = f"{summary.rows:,} rows{ours}: {summary.embedded:,} embedded"
+    found = f"{_count(summary.rows, 'row')}{ours}: {summary.embedded:,} embedded"
     for count, what in ((summary.empty, "empty"), (summary.rejected, "rejected")):
         found += f", {count:,} {what}" if count else ""
     if summary.truncated:
-        found += f"; {summary.truncated:,} texts were cut at the maximum length"
+        found += f"; {_count(summary.truncated, 'text')} cut at the maximum length"
     yield found
     if summary.empty or summary.rejected:
         yield f"rows that were left out are listed in {summary.output.rstrip('/')}/_rejects"
-    line = f"{summary.shards:,} shards{ours}: {done:,} written"
+    line = f"{_count(summary.shards, 'shard')}{ours}: {done:,} written"
     if summary.shards_done_before:
         line += f", {summary.shards_done_before:,} already there"
     if done:
@@ -205,8 +205,8 @@ def _report_stop(bulk: ModuleType, output: str) -> None:
     if counts is not None:
         done, total = counts
         click.echo(
-            f"bge-embed: {done:,} of {total:,} shards are complete; run the same command again to "
-            "go on",
+            f"bge-embed: {done:,} of {_count(total, 'shard')} complete; run the same command again "
+            "to go on",
             err=True,
         )
 
@@ -229,6 +229,10 @@ def _print_log(*, verbose: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _mode(name: str) -> int:

@@ -78,10 +78,10 @@ def test_a_terminal_gets_a_bar_with_the_rows_of_earlier_runs(monkeypatch, lines,
     monkeypatch.setattr(module, "on_terminal", lambda: show is None)
     with Progress(1000, initial=250, show=show) as progress:
         progress.update(rows=250, texts=200, tokens=9000)
-    assert "250/1000 rows" in terminal.getvalue()
+    assert "250/1,000 rows" in terminal.getvalue()
     last = terminal.getvalue().rstrip().rpartition("\r")[2]
     assert " 50%|" in last
-    assert "500/1000 rows" in last
+    assert "500/1,000 rows" in last
     assert " texts/s, " in last
     assert " tokens/s]" in last
     assert not lines.records
