@@ -180,7 +180,7 @@ def embed_dataset(
         return cast(ShardEngine, ray_engine)
 
     with closing(OutputFolder(open_location(output))) as folder:
-        files = find_inputs(inputs, input_format=options.input_format)
+        files = find_inputs(inputs, input_format=options.input_format, without=folder.holds)
         return _run(
             files,
             options,
@@ -227,11 +227,12 @@ def _run(
         engine = open_engine()
         job = Job(input=found, options=options, model=engine.describe())
         output_format.check(job.schema)
-        folder.create_json(JOB_FILE, job.to_json())
-        document = read_document(folder)  # perhaps another process was first
-        assert document is not None
-        check_same_options(document, options, where=folder.uri)
-        check_same_input(document, files, found_format, where=folder.uri)
+        if document is None:
+            folder.create_json(JOB_FILE, job.to_json())
+            document = read_document(folder)  # perhaps another process was first
+            assert document is not None
+            check_same_options(document, options, where=folder.uri)
+            check_same_input(document, files, found_format, where=folder.uri)
         check_same_model(document, job.model, where=folder.uri)
         ours = shards_of_process(job.plan.shards, process)
         records = read_records(folder, job, ours)

@@ -138,7 +138,10 @@ def input_file(uri: str, size_bytes: int, modified_ns: int | None) -> InputFile:
 
 
 def find_inputs(
-    inputs: str | Path | Sequence[str | Path], *, input_format: str | None = None
+    inputs: str | Path | Sequence[str | Path],
+    *,
+    input_format: str | None = None,
+    without: Callable[[InputFile], bool] = lambda _: False,
 ) -> list[InputFile]:
     """Return the files that some names stand for, sorted by URI; each file comes once.
 
@@ -151,6 +154,7 @@ def find_inputs(
         inputs: Names, on this machine or as URIs.
         input_format: The format of all files. Without one it follows from their suffixes. Of
             folders, the files of this format are taken, and those without a suffix.
+        without: Returns whether a file is left out all the same.
 
     Raises:
         InputError: If a name stands for no file, the files have several formats, or cannot be
@@ -162,7 +166,9 @@ def find_inputs(
     if input_format is not None and input_format not in SUFFIXES:
         raise InputError(f"input format {input_format!r} is none of {', '.join(SUFFIXES)}")
     found = {file.uri: file for name in names for file in _find(name, input_format)}
-    files = [found[uri] for uri in sorted(found)]
+    files = [found[uri] for uri in sorted(found) if not without(found[uri])]
+    if not files:
+        raise InputError("all files of the input are in the output folder: name another folder")
     if input_format is None:
         format_of(files)
     return files

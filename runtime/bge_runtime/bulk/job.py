@@ -7,6 +7,7 @@ for, and refuses a mix.
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -41,11 +42,14 @@ class InputEntry:
         file: The file.
         index: Where its rows are.
         sha256: Hash of its content, in hexadecimal; None for remote files.
+        changed_ns: When its inode was last changed, which nobody can set back; None for remote
+            files.
     """
 
     file: InputFile
     index: FileIndex
     sha256: str | None
+    changed_ns: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a part of the description."""
@@ -53,6 +57,7 @@ class InputEntry:
             "uri": self.file.uri,
             "size_bytes": self.file.size_bytes,
             "modified_ns": self.file.modified_ns,
+            "changed_ns": self.changed_ns,
             "sha256": self.sha256,
             **asdict(self.index),
         }
@@ -98,12 +103,26 @@ def index_inputs(
     schema = reader.schema(files, columns.names)
     columns.check(schema, added=added)
 
+    stopped = threading.Event()
+
+    def count(size_bytes: int) -> None:
+        if stopped.is_set():
+            raise InputError("stopped")  # seen by nobody: another error is being raised
+        on_bytes(size_bytes)
+
     def index(file: InputFile) -> InputEntry:
-        found = reader.index(file, on_bytes)
-        return InputEntry(file=file, index=found, sha256=_sha256(file))
+        changed_ns = _changed_ns(file)
+        found = reader.index(file, count)
+        sha256 = _sha256(file, lambda _: count(0))
+        return InputEntry(file=file, index=found, sha256=sha256, changed_ns=changed_ns)
 
     with ThreadPoolExecutor(_INDEXING_THREADS, thread_name_prefix="bge-index") as threads:
-        entries = list(threads.map(index, files))
+        try:
+            entries = list(threads.map(index, files))
+        except BaseException:
+            stopped.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     return Input(format=input_format, entries=entries, schema=select_columns(schema, columns))
 
 
@@ -187,6 +206,7 @@ def input_from_document(document: Mapping[str, Any], files: Sequence[InputFile])
                 rows=stored["rows"], stride=stored["stride"], offsets=tuple(stored["offsets"])
             ),
             sha256=stored["sha256"],
+            changed_ns=stored["changed_ns"],
         )
         for stored, file in zip(document["input"], files, strict=True)
     ]
@@ -200,8 +220,8 @@ def check_same_input(
 ) -> None:
     """Check that some files are those with which a job was started.
 
-    A file of the same path, size and time of modification is taken to be the same. If only the
-    path or the time differs, the content is compared.
+    A file of the same path, size and times is taken to be the same. If only the path or a time
+    differs, the content is compared.
 
     Raises:
         InputError: If they are not.
@@ -299,7 +319,8 @@ def _refuse_differences(
 def _changed(entry: Mapping[str, Any], file: InputFile) -> str | None:
     if entry["size_bytes"] != file.size_bytes:
         return f"it had {entry['size_bytes']:,} bytes, and has {file.size_bytes:,}"
-    if entry["uri"] == file.uri and entry["modified_ns"] == file.modified_ns:
+    times = (file.modified_ns, _changed_ns(file))
+    if entry["uri"] == file.uri and (entry["modified_ns"], entry["changed_ns"]) == times:
         return None
     if file.local is None or entry["sha256"] is None:
         same = entry["modified_ns"] == file.modified_ns
@@ -308,10 +329,19 @@ def _changed(entry: Mapping[str, Any], file: InputFile) -> str | None:
     return None if sha256 == entry["sha256"] else f"its SHA-256 was {entry['sha256']}"
 
 
-def _sha256(file: InputFile) -> str | None:
+def _changed_ns(file: InputFile) -> int | None:
     if file.local is None:
         return None
     try:
-        return file_hash.file_sha256(file.local)
+        return file.local.stat().st_ctime_ns
+    except OSError as error:
+        raise InputError(f"cannot read {file.uri}: {error.strerror}") from error
+
+
+def _sha256(file: InputFile, on_bytes: OnBytes | None = None) -> str | None:
+    if file.local is None:
+        return None
+    try:
+        return file_hash.file_sha256(file.local, on_bytes)
     except OSError as error:
         raise InputError(f"cannot read {file.uri}: {error.strerror}") from error

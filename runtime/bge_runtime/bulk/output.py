@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import pyarrow.fs
 
-from bge_runtime.bulk.files import Location
+from bge_runtime.bulk.files import InputFile, Location
 from bge_runtime.errors import BgeError
 from bge_runtime.system import file_hash
 
@@ -80,6 +80,11 @@ class OutputFolder:
         """Return where a file of the folder is, for messages."""
         folder, mark, options = self.uri.partition("?" if self.local is None else "\0")
         return f"{folder.rstrip('/')}/{name}{mark}{options}"
+
+    def holds(self, file: InputFile) -> bool:
+        """Return whether an input file is in this folder, as a shard of an earlier run may be."""
+        inside = f"{file.path}/".startswith(self._join("") + "/")
+        return inside and bool(file.filesystem == self._filesystem)
 
     def stop(self) -> None:
         """Let calls fail at the next error of the network, without further attempts."""

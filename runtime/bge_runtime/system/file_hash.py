@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from bge_runtime.system import cache
@@ -19,8 +20,12 @@ _KIND = "hashes"
 _hashing = KeyLocks()
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
     """Return the SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: The file.
+        on_bytes: Receives the number of bytes that are read, bit by bit; what it raises ends that.
 
     Raises:
         OSError: If it cannot be read.
@@ -29,6 +34,8 @@ def file_sha256(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
     return digest.hexdigest()
 
 
