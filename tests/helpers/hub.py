@@ -6,13 +6,15 @@ import base64
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs
 
 LFS_BYTES = 100_000
 """Files of this size and more are uploaded by the protocol for large files."""
@@ -108,6 +110,25 @@ def local_hub() -> Iterator[LocalHub]:
         server.server_close()
 
 
+def _list_tree(
+    files: dict[str, bytes], folder: str, *, recursive: bool = True
+) -> list[dict[str, Any]]:
+    """Return the files and folders in a folder of a repository, the Hub's way."""
+    listed: list[dict[str, Any]] = []
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    for name in sorted({*files, *folders} - {".", folder}):
+        below = PurePosixPath(name)
+        if not below.is_relative_to(folder or "."):
+            continue
+        if not recursive and str(below.parent) != (folder or "."):
+            continue
+        if name in files:
+            listed.append({"type": "file", "path": name, "size": len(files[name]), "oid": "0"})
+        else:
+            listed.append({"type": "directory", "path": name, "oid": "0"})
+    return listed
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -192,11 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = refs[ref]
         files = self.hub.repos[repo][commit]
         if is_api and parts[4:5] == ["tree"]:
-            listed = [
-                {"type": "file", "path": name, "size": len(body), "oid": "0"}
-                for name, body in files.items()
-            ]
-            return self.json(listed)
+            recursive = "recursive=False" not in self.path
+            return self.json(_list_tree(files, "/".join(parts[6:]), recursive=recursive))
         if is_api:
             siblings = [{"rfilename": name} for name in files]
             return self.json({"id": repo, "sha": commit, "siblings": siblings})
@@ -204,14 +222,18 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in files:
             return self.respond(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         etag = hashlib.sha256(files[name]).hexdigest()
-        return self.respond(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=commit)
+        headers = {"ETag": f'"{etag}"', "X_Repo_Commit": commit}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, asked.groups())
+            return self.respond(206, files[name][first : last + 1], **headers)
+        return self.respond(200, files[name], **headers)
 
     do_HEAD = do_GET  # noqa: N815
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers["Content-Length"]))
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: PLR0911
         path, parts = self.route()
         body = self.body()
         if path == "api/repos/create":
@@ -238,6 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
             ]  # fmt: skip
             return self.json({"transfer": "basic", "objects": objects})
         repo = "/".join(parts[2:4])
+        if "paths-info" in parts:
+            asked = parse_qs(body.decode())["paths"]
+            tree = _list_tree(self.hub.repos[repo][self.hub.refs[repo]["main"]], "")
+            return self.json([entry for entry in tree if entry["path"] in asked])
         committed = dict(self.hub.repos[repo][self.hub.refs[repo]["main"]])
         for line in body.decode().splitlines():
             entry = json.loads(line)

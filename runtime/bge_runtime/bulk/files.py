@@ -249,8 +249,14 @@ def reading(file: InputFile) -> Iterator[None]:
 
 
 def _damage(file: InputFile, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"cannot read {file.uri}: {reason}. If it is damaged or incomplete, copy it again"
+    return (
+        f"cannot read {file.uri}: {_reason(error)}. If it is damaged or incomplete, copy it again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _local(name: str) -> Location:
@@ -279,9 +285,8 @@ def _arrow_file_system(
     root = f"{scheme}://{host}/" + (f"?{options}" if options else "")
     try:
         filesystem, base = pyarrow.fs.FileSystem.from_uri(root)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"cannot open {scheme}://{host}: {reason}") from error
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        raise InputError(f"cannot open {scheme}://{host}: {_reason(error)}") from error
     return filesystem, str(base)
 
 
@@ -290,9 +295,8 @@ def _fsspec_location(scheme: str, name: str) -> Location:
 
     try:
         filesystem, path = url_to_fs(name)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"cannot open {scheme}:// for {name}: {reason}") from error
+    except Exception as error:  # of no common class: each file system raises its own
+        raise InputError(f"cannot open {scheme}:// for {name}: {_reason(error)}") from error
     return Location(
         uri=filesystem.unstrip_protocol(path),  # one of several spellings
         path=path,
@@ -319,7 +323,7 @@ def _is_hidden(name: str) -> bool:
 
 def _find(name: str | Path, input_format: str | None) -> list[InputFile]:
     location = open_location(name)
-    with _listing(location.uri):
+    with _listing(location):
         info = location.filesystem.get_file_info(location.path)
         if info.type == FileType.File:
             return [_found(location, info)]
@@ -345,16 +349,20 @@ def _find(name: str | Path, input_format: str | None) -> list[InputFile]:
 
 
 @contextmanager
-def _listing(uri: str) -> Iterator[None]:
+def _listing(location: Location) -> Iterator[None]:
     try:
         yield
     except UnicodeError as error:
-        raise InputError(f"a file in {uri} has a name that is not UTF-8: rename it") from error
+        where = location.uri
+        raise InputError(f"a file in {where} has a name that is not UTF-8: rename it") from error
     except PermissionError as error:
-        raise InputError(f"cannot list {uri}: permission denied") from error
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"cannot list {uri}: {reason}") from error
+        raise InputError(f"cannot list {location.uri}: permission denied") from error
+    except BgeError:
+        raise
+    except Exception as error:
+        if location.local is not None and not isinstance(error, OSError):
+            raise
+        raise InputError(f"cannot list {location.uri}: {_reason(error)}") from error
 
 
 def _found(location: Location, info: Any) -> InputFile:

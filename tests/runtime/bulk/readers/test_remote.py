@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -13,6 +17,7 @@ import pytest
 
 from bge_runtime.bulk.files import InputError, find_inputs, format_of, open_location
 from bge_runtime.bulk.readers import open_reader
+from tests.helpers.hub import local_hub
 
 Put = Callable[[str, bytes], None]
 
@@ -114,6 +119,38 @@ def test_a_remote_file_that_is_not_there_is_an_error(folder: tuple[str, Put]):
     put("gone/rows.txt", b"a\n")
     with pytest.raises(InputError, match="has changed: it had 4 bytes when it was listed, now 2"):
         list(reader.read(file, index, reader.schema([file]), first=0, count=9))
+
+
+READ_FROM_HUB = """
+import json, sys
+from bge_runtime.bulk.files import find_inputs, format_of
+from bge_runtime.bulk.readers import open_reader
+for name in sys.argv[1:]:
+    files = find_inputs(name)
+    reader = open_reader(format_of(files))
+    index = reader.index(files[0], lambda _: None)
+    batches = reader.read(files[0], index, reader.schema(files), first=5000, count=9)
+    texts = [text for batch in batches for text in batch.columns["text"].to_pylist()]
+    print(json.dumps([[file.uri for file in files], index.rows, texts]))
+"""
+
+
+def test_a_repository_of_the_hub_is_read(tmp_path: Path):
+    lines = "".join(f'{{"text": "{text * 200}"}}\n' for text in TEXTS).encode()
+    with local_hub() as hub:
+        hub.add("acme/corpus", {"data/a.jsonl": lines, "README.md": b"#", "data/_b.jsonl": b""})
+        uri = "hf://acme/corpus"
+        names = [uri, f"{uri}/data", f"{uri}/*/*.jsonl", f"{uri}/data/a.jsonl"]
+        output = subprocess.run(  # another process, since the hub's address is read at import
+            [sys.executable, "-c", READ_FROM_HUB, *names],
+            env=hub.environment(tmp_path),
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=120,
+        ).stdout
+    expected = [[f"{uri}/data/a.jsonl"], len(TEXTS), [text * 200 for text in TEXTS[5000:5009]]]
+    assert [json.loads(line) for line in output.splitlines()] == [expected] * len(names)
 
 
 def test_a_server_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch):
