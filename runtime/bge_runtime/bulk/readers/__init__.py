@@ -1,7 +1,7 @@
 """Readers of input files, one module a format.
 
-To add a format, implement `Reader` in a module of its own, and name it in ``_READERS`` and, with its
-suffixes, in `bge_runtime.bulk.files.SUFFIXES`.
+To add a format, implement `Reader` in a module of its own, and name it in ``_READERS`` and, with
+its suffixes, in `bge_runtime.bulk.files.SUFFIXES`.
 """
 
 from __future__ import annotations
