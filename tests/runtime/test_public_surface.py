@@ -30,6 +30,7 @@ A test compares this page with the code. `python -m tests.runtime.test_public_su
 """
 
 NEEDS = {
+    "bge_runtime.bulk": "pyarrow",
     "bge_runtime.integrations.chroma": "chromadb",
     "bge_runtime.integrations.langchain": "langchain_core",
     "bge_runtime.integrations.llama_index": "llama_index.core",

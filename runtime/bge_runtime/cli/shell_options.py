@@ -21,6 +21,7 @@ _ARGUMENT = re.compile(rf"\b({'|'.join(_NAMES)})=('[^']*'|True|\d+)")
 
 _JOB_OPTIONS = {
     "output_format": "--format", "return_sparse": "--sparse", "return_colbert_vecs": "--colbert",
+    "return_dense": "--no-dense", "normalized": "--no-normalize",
     **{name: f"--{name.replace('_', '-')}" for name in (
         "batch_size", "chunk_tokens", "colbert_dtype", "dtype", "id", "input_format", "instruction",
         "keep", "max_length", "on_empty", "on_error", "overlap", "query", "rows_per_shard", "shard",
@@ -30,7 +31,7 @@ _JOB_OPTIONS = {
 """Arguments of bulk jobs, which only bge-embed has."""
 
 _JOB_ARGUMENT = re.compile(
-    rf"\b({'|'.join(_JOB_OPTIONS)})=('[^']*'|\[(?:'[^']*'(?:, )?)*\]|None|True|False|\d+)"
+    rf"(?:\bmodel )?\b({'|'.join(_JOB_OPTIONS)})=('[^']*'|\[(?:'[^']*'(?:, )?)*\]|None|True|False|\d+)"
 )
 _JOB_NAME = re.compile(rf"\b({'|'.join(name for name in _JOB_OPTIONS if '_' in name)})\b(?!=)")
 """They are also reworded without a value, if they are no words of English."""
@@ -80,6 +81,8 @@ def replace_arguments(message: str) -> str:
 def _format_job_option(name: str, value: str) -> str:
     """Return how the command is given an argument of a job, by its ``repr``."""
     option, values = _JOB_OPTIONS[name], ast.literal_eval(value)
+    if option.startswith("--no-"):
+        values = not values
     if values is None or values is False or values == []:
         return f"no {option}"
     if values is True:

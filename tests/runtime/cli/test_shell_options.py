@@ -56,6 +56,7 @@ def test_arguments_become_options_of_the_command_that_runs(message, exporting, e
         ("with id=None, and now id='key'", "with no --id, and now --id key"),
         ("keep=[], and now keep=['x']", "no --keep, and now --keep x"),
         ("return_sparse=False, and now return_sparse=True", "no --sparse, and now --sparse"),
+        ("normalized=True, and now normalized=False", "no --no-normalize, and now --no-norm"),
         ("Pass on_error='skip' to leave", "Pass --on-error skip to leave"),
         ("name it with input_format, or", "name it with --input-format, or"),
         ("output_format='npy' holds", "--format npy holds"),
