@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, is_typeddict
 
 import pytest
 
@@ -64,9 +64,10 @@ def describe(name: str, value: Any) -> Iterator[str]:
 
 
 def describe_fields(owner: type) -> Iterator[str]:
-    """Yield the public fields of a dataclass or a Pydantic model."""
+    """Yield the public fields of a dataclass, a typed dictionary or a Pydantic model."""
     for base in owner.__mro__:
-        if is_ours(base) and (is_dataclass(base) or hasattr(base, "model_fields")):
+        has_fields = is_dataclass(base) or is_typeddict(base) or hasattr(base, "model_fields")
+        if is_ours(base) and has_fields:
             for name, annotation in inspect.get_annotations(base).items():
                 if not name.startswith("_"):
                     yield f"{name}: {annotation}"

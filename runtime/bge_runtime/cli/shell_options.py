@@ -31,7 +31,8 @@ _JOB_OPTIONS = {
 """Arguments of bulk jobs, which only bge-embed has."""
 
 _JOB_ARGUMENT = re.compile(
-    rf"(?:\bmodel )?\b({'|'.join(_JOB_OPTIONS)})=('[^']*'|\[(?:'[^']*'(?:, )?)*\]|None|True|False|\d+)"
+    rf"(?:\bmodel )?\b({'|'.join(_JOB_OPTIONS)})="
+    r"('[^']*'|\[(?:'[^']*'(?:, )?)*\]|None|True|False|\d+)"
 )
 _JOB_NAME = re.compile(rf"\b({'|'.join(name for name in _JOB_OPTIONS if '_' in name)})\b(?!=)")
 """They are also reworded without a value, if they are no words of English."""
