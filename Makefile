@@ -14,6 +14,7 @@ SENTENCE_TRANSFORMERS_6 := .sentence-transformers-6
 SERVING_CLIENTS := .serving-clients
 PYTHONS_DIR := .pythons
 MADE := $(CURDIR)/.made
+EXAMPLES := .examples
 PYTHONS ?= 3.12 3.13 3.14
 PIP_FLAGS := --quiet --disable-pip-version-check
 
@@ -27,12 +28,19 @@ RUNTIME_FLOOR := 85
 EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
-.PHONY: demo test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+.PHONY: demo examples test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
     gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients clean
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
 	@$(BIN)/python -m bge_bench.cli.demo
+
+examples: $(VENV)/.ready  ## Search a bulk job's shards in Qdrant, Milvus Lite and LanceDB, beside bge-bench's score
+	$(BIN)/python -W ignore examples/prepare.py $(EXAMPLES)
+	for database in qdrant milvus lancedb; do \
+	    $(BIN)/python -W ignore examples/search_$$database.py $(addprefix $(EXAMPLES)/,model vectors beir) || exit 1; \
+	done
+	$(BIN)/bge-bench retrieval $(EXAMPLES)/model --task $(EXAMPLES)/beir --precision fp32
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
@@ -176,4 +184,4 @@ $(SERVING_CLIENTS)/.ready: tests/serving_clients/requirements.txt
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(GPU_SERVE)* $(TENSORRT_RTX) \
 	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(INFINITY) \
-	    $(PYTHONS_DIR) $(MADE) dist demo-bundle
+	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) dist demo-bundle
