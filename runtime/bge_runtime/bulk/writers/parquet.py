@@ -108,16 +108,19 @@ class ParquetShard:
 def _layout(schema: pa.Schema) -> Mapping[str, Any]:
     """Return how the columns are encoded.
 
-    Vectors are noise to a compressor: zstd saves 8 % and takes most of the time of reading.
+    Vectors are noise to a compressor: zstd saves 8 % and takes most of the time of reading. A
+    dictionary makes lexical weights half as large again, and ids of tokens a tenth.
     """
-    others, compression = [], {}
+    others, strings, compression = [], [], {}
     for field in schema:
         for leaf in _leaves(pa.schema([field])):
             vectors = _holds_vectors(field.type)
-            compression[leaf] = "none" if vectors else "zstd"
+            compression[leaf.path] = "none" if vectors else "zstd"
             if not vectors:
-                others.append(leaf)
-    return {"compression": compression, "use_dictionary": others, "write_statistics": others}
+                others.append(leaf.path)
+            if leaf.physical_type == "BYTE_ARRAY":
+                strings.append(leaf.path)
+    return {"compression": compression, "use_dictionary": strings, "write_statistics": others}
 
 
 def _holds_vectors(kind: pa.DataType) -> bool:
@@ -126,9 +129,9 @@ def _holds_vectors(kind: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type))
 
 
-def _leaves(schema: pa.Schema) -> Sequence[str]:
-    """Return the names of the columns of Parquet, such as ``sparse.values.list.element``."""
+def _leaves(schema: pa.Schema) -> Sequence[pq.ColumnSchema]:
+    """Return the columns of Parquet, whose paths are such as ``sparse.values.list.element``."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [columns.column(index).path for index in range(len(columns))]
+    return [columns.column(index) for index in range(len(columns))]
