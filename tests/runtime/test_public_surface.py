@@ -70,7 +70,7 @@ def describe_fields(owner: type) -> Iterator[str]:
         if is_ours(base) and has_fields:
             for name, annotation in inspect.get_annotations(base).items():
                 if not name.startswith("_"):
-                    yield f"{name}: {annotation}"
+                    yield f"{name}: {getattr(annotation, '__forward_arg__', annotation)}"
 
 
 def describe_members(owner: type) -> Iterator[str]:
