@@ -147,7 +147,8 @@ class TextTokenizer:
 
     def count(self, text: str) -> int:
         """Return the number of tokens of a valid text, special tokens not included."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return len(encoding)
 
     def encode(
         self,
