@@ -33,11 +33,20 @@ class RecordStream(Iterator[tuple[list[str], int]]):
         self.position = position
         # The limit of csv holds for the whole process, and is only ever raised here.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
+        self._delimiter = delimiter
         self._feed = _Feed(blocks)
         self._reader = csv.reader(self._feed, delimiter=delimiter, strict=True)
 
     def __next__(self) -> tuple[list[str], int]:
         feed = self._feed
+        line = feed.peek()
+        if isinstance(line, bytes) and b'"' not in line and b"\r" not in line[:-1]:
+            # Most lines: split twice as fast as by csv, with the same result.
+            feed.drop()
+            size_bytes = len(line) + 1
+            self.position += size_bytes
+            text = decode_line(line).removesuffix("\r")
+            return text.split(self._delimiter) if text else [], size_bytes
         feed.start_record()
         problem = None
         values: list[str] = []
