@@ -12,6 +12,7 @@ GPU_PYTHON ?= 3.12
 TRANSFORMERS_5 := .transformers-5
 SENTENCE_TRANSFORMERS_6 := .sentence-transformers-6
 SERVING_CLIENTS := .serving-clients
+CLUSTER := .cluster
 PYTHONS_DIR := .pythons
 MADE := $(CURDIR)/.made
 EXAMPLES := .examples
@@ -29,7 +30,7 @@ EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
 .PHONY: demo examples test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
-    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients clean
+    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster clean
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
@@ -44,7 +45,7 @@ examples: $(VENV)/.ready  ## Search a bulk job's shards in Qdrant, Milvus Lite a
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
-test: forget-made check transformers-5 sentence-transformers-6 serving-clients wheel pythons  ## Everything CI runs
+test: forget-made check transformers-5 sentence-transformers-6 serving-clients cluster wheel pythons  ## Everything CI runs
 
 forget-made:
 	rm -rf $(MADE)
@@ -93,6 +94,10 @@ sentence-transformers-6: $(SENTENCE_TRANSFORMERS_6)/.ready  ## Bundles in its Op
 # of the clients: some leave sockets open, or use what is deprecated.
 serving-clients: $(VENV)/.ready $(SERVING_CLIENTS)/.ready  ## Clients of other servers, against bge-serve
 	$(SERVING_CLIENTS)/bin/pytest -q -W ignore --confcutdir tests/serving_clients tests/serving_clients
+
+# Tiny bundles are made by the other environment, which has PyTorch. Warnings are of Ray.
+cluster: $(VENV)/.ready $(CLUSTER)/.ready  ## Ray's Data, Serve and jobs on three nodes on this machine
+	tests/cluster/on_loopback.sh $(CLUSTER)/bin/pytest -q -W ignore --confcutdir tests/cluster tests/cluster
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
@@ -181,7 +186,15 @@ $(SERVING_CLIENTS)/.ready: tests/serving_clients/requirements.txt
 	$(SERVING_CLIENTS)/bin/pip install $(PIP_FLAGS) --no-compile -r $<
 	touch $@
 
+# As users install it, with the versions that the other environments have.
+$(CLUSTER)/.ready: pyproject.toml constraints.txt constraints-common.txt tests/cluster/requirements.txt
+	rm -rf $(CLUSTER)
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/pip install $(PIP_FLAGS) --no-compile -c constraints.txt \
+	    --editable ".[cpu,ray]" -r tests/cluster/requirements.txt
+	touch $@
+
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(GPU_SERVE)* $(TENSORRT_RTX) \
-	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(INFINITY) \
+	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(CLUSTER) $(INFINITY) \
 	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) dist demo-bundle

@@ -13,6 +13,7 @@ PACKAGES = {
     "llama_index": "llama_index",
     "chroma": "chromadb",
     "mteb": "mteb",
+    "ray": "ray",
 }
 """What each module of `bge_runtime.integrations` is for."""
 

@@ -5,6 +5,7 @@ in the output folder; `run_shards` in ``shards.py`` computes what is missing. cl
 import from here.
 """
 
+from bge_runtime.bulk.cluster import TableEmbedder, granted_options, opening_lock
 from bge_runtime.bulk.embed import JobSummary, count_shards, embed_dataset
 from bge_runtime.bulk.files import InputError
 from bge_runtime.bulk.options import JobArguments, default_rows_per_shard
@@ -15,7 +16,10 @@ __all__ = [
     "JobArguments",
     "JobSummary",
     "OutputError",
+    "TableEmbedder",
     "count_shards",
     "default_rows_per_shard",
     "embed_dataset",
+    "granted_options",
+    "opening_lock",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Unpack, cast
+from typing import Any, Protocol, Unpack
 
 from bge_runtime.bulk.files import InputFile, find_inputs, format_of, open_location
 from bge_runtime.bulk.job import (
@@ -86,7 +86,11 @@ class ShardEngine(Protocol):
 
 
 class LocalEngine:
-    """Computes shards in this process."""
+    """Computes shards in this process.
+
+    Attributes:
+        encoder: The model.
+    """
 
     def __init__(
         self,
@@ -100,17 +104,17 @@ class LocalEngine:
         opened = open_model(model, options, instruction=instruction, model_options=model_options)
         default = opened.query_max_length if options.query else opened.passage_max_length
         length = min(opened.max_length, options.chunk_tokens or options.max_length or default)
-        self._encoder = TextEncoder(opened, options.encode_options(length))
+        self.encoder = TextEncoder(opened, options.encode_options(length))
 
     def describe(self) -> ModelDescription:
         """Return the model."""
-        return describe_model(self._encoder)
+        return describe_model(self.encoder)
 
     def run(
         self, job: Job, shards: Sequence[int], folder: OutputFolder, on_advance: OnAdvance
     ) -> dict[int, dict[str, Any]]:
         """Compute shards, and return their records."""
-        return run_shards(job, shards, self._encoder, folder, on_advance=on_advance)
+        return run_shards(job, shards, self.encoder, folder, on_advance=on_advance)
 
 
 def embed_dataset(
@@ -166,18 +170,15 @@ def embed_dataset(
         given = dict(model_options or {})
         if engine == "local":
             return LocalEngine(model, options, instruction=instruction, model_options=given)
-        from bge_runtime.bulk.ray_engine import (  # type: ignore[import-not-found]
-            RayEngine,
-        )
+        from bge_runtime.bulk.cluster import RayEngine
 
-        ray_engine = RayEngine(
+        return RayEngine(
             model,
             options,
             instruction=instruction,
             model_options=given,
             ray_options=dict(ray_options or {}),
         )
-        return cast(ShardEngine, ray_engine)
 
     with closing(OutputFolder(open_location(output))) as folder:
         files = find_inputs(inputs, input_format=options.input_format, without=folder.holds)

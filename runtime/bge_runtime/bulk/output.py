@@ -60,17 +60,21 @@ class FileRecord(dict[str, Any]):
     """
 
 
+_NAME_ANOTHER = "name another folder, or make this one writable"
+
+
 class OutputFolder:
     """The folder of a job.
 
     Attributes:
-        uri: Where it is, for messages.
+        location: Where it is.
+        uri: The same, for messages.
         local: Its path, if it is on this machine; None otherwise.
     """
 
     def __init__(self, location: Location) -> None:
         """Take a folder, which need not exist."""
-        self.uri = location.uri
+        self.location, self.uri = location, location.uri
         self.local, self._path = location.local, location.path
         self._filesystem = location.filesystem
         self._spool: Path | None = None
@@ -96,13 +100,30 @@ class OutputFolder:
         Raises:
             OutputError: If it cannot be.
         """
-        with self._errors("write", "name another folder, or make this one writable"):
+        with self._errors("write", _NAME_ANOTHER):
             for name in (MANIFEST, REJECTS, _TEMPORARY):
                 self._filesystem.create_dir(self._join(name), recursive=True)
-            probe = f"{_TEMPORARY}/probe-{os.urandom(4).hex()}"
-            with self._filesystem.open_output_stream(self._join(probe)) as stream:
-                stream.write(b"bge")
-            self._delete(probe)
+        with self.probe():
+            pass
+
+    @contextlib.contextmanager
+    def probe(self) -> Iterator[str]:
+        """Give the name of a new file in the folder, which is deleted at the end.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        name = f"{_TEMPORARY}/probe-{os.urandom(4).hex()}"
+        with (
+            self._errors("write", _NAME_ANOTHER),
+            self._filesystem.open_output_stream(self._join(name)) as stream,
+        ):
+            stream.write(b"bge")
+        try:
+            yield name
+        finally:
+            with self._errors("write"):
+                self._delete(name)
 
     def check_ours(self) -> None:
         """Check that the folder is new, empty or that of a job.

@@ -10,17 +10,19 @@ from typing import Any
 import click
 
 from bge_runtime._version import __version__
-from bge_runtime.bundle import Bundle
 from bge_runtime.cli.command_line import command_line
 from bge_runtime.cli.embed_input import InputError
-from bge_runtime.encoding import resolve_devices
 from bge_runtime.engines import ENGINES
 from bge_runtime.errors import BgeError
-from bge_runtime.models import AnyFlagModel, FlagAutoModel
-from bge_runtime.serving import ServeOptions
-from bge_runtime.sources import ENCODER_ONLY_M3, ExportRequest, Use, find_bundle
+from bge_runtime.models import AnyFlagModel
+from bge_runtime.serving import ServeOptions, open_served_model
 
 _DEFAULTS = ServeOptions()
+
+_OF_A_MODEL = (
+    "engine", "precision", "threads", "revision", "query_instruction", "passage_instruction"
+)  # fmt: skip
+"""Options that are those of `open_served_model`."""
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -209,7 +211,11 @@ def _open_models(models: Sequence[str], options: dict[str, Any]) -> dict[str, An
     for given in models:
         source, name = _split_name(given)
         click.echo(f"bge-serve: loading {source}", err=True)
-        model = _open_model(source, options)
+        model = open_served_model(
+            source,
+            devices=list(options["devices"]) or None,
+            **{name: options[name] for name in _OF_A_MODEL},
+        )
         name = name or model.name
         if name in opened:
             raise InputError(
@@ -217,31 +223,3 @@ def _open_models(models: Sequence[str], options: dict[str, Any]) -> dict[str, An
             )
         opened[name] = model
     return opened
-
-
-def _open_model(source: str, options: dict[str, Any]) -> AnyFlagModel:
-    devices, engine = list(options["devices"]) or None, options["engine"]
-    precision = options["precision"]
-    use = Use(devices=resolve_devices(devices), engine=engine, precision=precision or "auto")
-    request = ExportRequest(model_class=None, pooling=None, trust_remote_code=False, use=use)
-    folder = find_bundle(source, revision=options["revision"], cache_dir=None, request=request)
-    card = Bundle.at(folder).manifest.model
-    instruction = options["query_instruction"]
-    # As FlagEmbedding's documentation has it, M3 is used without instructions.
-    with_heads = card.model_class == ENCODER_ONLY_M3
-    if instruction is None and not with_heads:
-        instruction = card.query_instruction
-    # An engine that is opened for all outputs need not be opened again for a request.
-    outputs: dict[str, Any] = {}
-    if with_heads:
-        outputs = {"return_sparse": True, "return_colbert_vecs": True}
-    return FlagAutoModel.from_finetuned(
-        str(folder),
-        query_instruction_for_retrieval=instruction or None,
-        devices=devices,
-        engine=engine,
-        precision=precision,
-        threads=options["threads"],
-        passage_instruction_for_retrieval=options["passage_instruction"] or None,
-        **outputs,
-    )

@@ -8,13 +8,14 @@ it. ``app.py`` puts the parts together.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bge_runtime.serving.opening import open_served_model
 from bge_runtime.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from bge_runtime.serving.app import create_app
     from bge_runtime.serving.http import run_server, set_up_logging
 
-__all__ = ["ServeOptions", "create_app", "run_server", "set_up_logging"]
+__all__ = ["ServeOptions", "create_app", "open_served_model", "run_server", "set_up_logging"]
 
 _MODULES = {"create_app": "app", "run_server": "http", "set_up_logging": "http"}
 
