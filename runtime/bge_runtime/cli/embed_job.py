@@ -168,7 +168,8 @@ def describe_summary(summary: JobSummary, *, of_a_process: bool) -> Iterator[str
         found += f"; {_count(summary.truncated, 'text')} cut at the maximum length"
     yield found
     if summary.empty or summary.rejected:
-        yield f"rows that were left out are listed in {summary.output.rstrip('/')}/_rejects"
+        folder = summary.output.partition("?")[0] if "://" in summary.output else summary.output
+        yield f"rows that were left out are listed in {folder.rstrip('/')}/_rejects"
     line = f"{_count(summary.shards, 'shard')}{ours}: {done:,} written"
     if summary.shards_done_before:
         line += f", {summary.shards_done_before:,} already there"
