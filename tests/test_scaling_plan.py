@@ -270,6 +270,17 @@ def test_downloads_follow_from_sizes():
         assert same(row["download, s"], number(row["weights, GB"]) * 10)
 
 
+def test_starts_are_those_of_committed_results():
+    (start,) = (row for row in table("Time to start") if row["model"] == "bge-m3")
+    processor, gpu = re.findall(r"(\d\.\d) on", start["import to first vector, s"])
+    for seconds, name in (
+        (processor, "2026-11-30-bge-m3-bf16-all-outputs-512-tokens.json"),
+        (gpu, "2026-11-26-h200-bge-m3-fp16-all-outputs.json"),
+    ):
+        document = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+        assert float(seconds) == round(document["ours"]["median"]["first_vector_s"], 1)
+
+
 def test_memory_of_an_index_follows_from_its_vectors():
     for row in table("Into a vector database"):
         size = product(row["bytes"]) * ROWS / 1e12
