@@ -195,9 +195,19 @@ def share_batches(
     engines: Sequence[Engine],
     batches: Iterator[_Work],
     compute: Callable[[Engine, _Work], None],
+    *,
+    endless: bool = False,
 ) -> None:
-    """Run batches on engines: each takes the next one, until none is left or one fails."""
-    if len(engines) > 1:
+    """Run batches on engines: each takes the next one, until none is left or one fails.
+
+    Args:
+        engines: The engines.
+        batches: The batches.
+        compute: Runs a batch on an engine.
+        endless: Whether many batches are to come, and a first one may have to be computed before
+            there is a second one.
+    """
+    if len(engines) > 1 and not endless:
         first = list(itertools.islice(batches, 2))
         batches = itertools.chain(first, batches)
         if len(first) < 2:  # no threads for one query

@@ -131,7 +131,7 @@ class Pipeline:
 
     def _compute(self) -> None:
         items = (_Item(window, batch) for window in self._prepared for batch in window.batches)
-        share_batches(self._encoder.engines, items, self._compute_batch)
+        share_batches(self._encoder.engines, items, self._compute_batch, endless=True)
 
     def _compute_batch(self, engine: Engine, item: _Item) -> None:
         try:
