@@ -121,7 +121,9 @@ def test_every_line_is_a_row_or_a_bad_one_and_rows_are_json(parts: list[list[byt
         members = json.loads(f"{{{row.members}}}", parse_constant=no_constant)
         assert {"text", "embedding"}.isdisjoint(members)
     blank = sum(
-        not line.removeprefix(b"\xef\xbb\xbf" * (number == 0)).decode(errors="replace").strip()
+        not line.removeprefix(b"\xef\xbb\xbf" * (number == 0))
+        .decode(errors="replace")
+        .strip(" \t\r\n")
         for number, line in enumerate(lines)
     )
     assert len(rows) + bad_rows.count + blank == len(lines)
