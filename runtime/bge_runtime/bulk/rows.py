@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bge_runtime.bulk.chunks import Chunk
 from bge_runtime.bulk.files import InputError
 from bge_runtime.bulk.readers import BadRow, RowBatch
+from bge_runtime.bulk.writers import row_sizes
 
 WINDOW_TEXTS = 2048
 """Most texts of a window: those of `encode`. Sorted by length, they need almost no padding."""
@@ -23,6 +24,9 @@ WINDOW_CHARACTERS = 1 << 22
 
 COLBERT_CHARACTERS = 1 << 17
 """The same with ColBERT vectors, of which BGE-M3's take 4 KB per token: 0.15 GB in English."""
+
+WINDOW_BYTES = 1 << 25
+"""Most bytes of a window's other columns, so that memory stays flat for large ones, too."""
 
 _LARGEST_TEXT = 1 << 26
 """Characters of the longest text: a longer one is probably a mistake, and would fill memory."""
@@ -151,6 +155,7 @@ class _Texts:
     columns: list[pa.Table] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     characters: int = 0
+    size_bytes: int = 0
 
 
 class WindowReader:
@@ -180,6 +185,18 @@ class WindowReader:
         """
         self._columns, self._schema = columns, pa.schema(fields)
         self._on_empty, self._limit, self._split = on_empty, window_characters, split
+        # Not str.format, which reads attributes where the name of a column has a dot.
+        self._parts: list[tuple[str, int | None]] = [
+            ("\n" if place else "", place) for place in range(len(columns.text))
+        ]
+        if columns.template is not None:
+            self._parts = [
+                (before, None if name is None else columns.text.index(name))
+                for before, name, _, _ in string.Formatter().parse(columns.template)
+            ]
+        # Each chunk keeps its own part of the text, and not the whole text again.
+        whole = len(columns.text) == 1 and columns.template is None
+        self._sliced = [name for name in columns.text if whole and name in columns.keep]
 
     def read(
         self,
@@ -204,19 +221,32 @@ class WindowReader:
                 texts, rows, table, rejects = self._texts_of(batch, offset)
                 waiting.rejects += rejects
                 taken = 0
-                for position, text in enumerate(texts):
+                for position, (text, size) in enumerate(
+                    zip(texts, self._sizes(table), strict=True)
+                ):
                     count = len(waiting.texts) + position - taken
-                    full = count == WINDOW_TEXTS or waiting.characters + len(text) > self._limit
+                    full = (
+                        count == WINDOW_TEXTS
+                        or waiting.characters + len(text) > self._limit
+                        or waiting.size_bytes + size > WINDOW_BYTES
+                    )
                     if count and full:
                         self._add(waiting, texts, rows, table, slice(taken, position))
                         until = int(rows[position])
-                        window, waiting = self._cut(waiting, shard, start, until)
-                        yield window
-                        start, taken = until, position
+                        yield from self._cut(waiting, shard, start, until)
+                        rest = [each for each in waiting.rejects if each.row >= until]
+                        start, taken, waiting = until, position, _Texts(rejects=rest)
                     waiting.characters += len(text)
+                    waiting.size_bytes += size
                 self._add(waiting, texts, rows, table, slice(taken, len(texts)))
-        window, _ = self._cut(waiting, shard, start, end)
-        yield replace(window, last=True)
+        *windows, last = self._cut(waiting, shard, start, end)
+        yield from windows
+        yield replace(last, last=True)
+
+    def _sizes(self, table: pa.Table) -> Iterable[int]:
+        """Return the bytes of each row of the columns that are kept."""
+        kept: list[int] = row_sizes(table).tolist()
+        return kept
 
     @staticmethod
     def _add(
@@ -231,42 +261,59 @@ class WindowReader:
             waiting.rows.append(rows[part])
             waiting.columns.append(table.slice(part.start, part.stop - part.start))
 
-    def _cut(self, waiting: _Texts, shard: int, start: int, until: int) -> tuple[Window, _Texts]:
-        rest = _Texts(rejects=[each for each in waiting.rejects if each.row >= until])
-        columns = pa.concat_tables(waiting.columns) if waiting.columns else None
+    def _cut(self, waiting: _Texts, shard: int, start: int, until: int) -> Iterator[Window]:
+        """Yield the window of the texts that are waiting; several if their chunks are large."""
         texts, rows = waiting.texts, np.concatenate([np.empty(0, np.int64), *waiting.rows])
+        columns = pa.concat_tables(waiting.columns) if waiting.columns else None
+        rejects = [each for each in waiting.rejects if each.row < until]
         if columns is None:
-            columns = self._schema.empty_table()
-        elif self._split is not None:
-            texts, rows, columns = self._chunk(texts, rows, columns)
+            pieces = iter([(texts, rows, self._schema.empty_table())])
+        elif self._split is None:
+            pieces = iter([(texts, rows, columns)])
         else:
-            columns = columns.select(self._schema.names)
-        return Window(
-            shard=shard,
-            texts=texts,
-            rows=rows,
-            columns=columns.combine_chunks(),
-            rejects=[each for each in waiting.rejects if each.row < until],
-            rows_read=until - start,
-        ), rest
+            pieces = self._chunk(texts, rows, columns)
+        for number, (part, rows_of, table) in enumerate(pieces):
+            yield Window(
+                shard=shard,
+                texts=part,
+                rows=rows_of,
+                columns=table.select(self._schema.names).combine_chunks(),
+                rejects=[] if number else rejects,
+                rows_read=0 if number else until - start,
+            )
 
     def _chunk(
         self, texts: list[str], rows: NDArray[np.int64], columns: pa.Table
-    ) -> tuple[list[str], NDArray[np.int64], pa.Table]:
+    ) -> Iterator[tuple[list[str], NDArray[np.int64], pa.Table]]:
+        """Yield the chunks of texts with their rows and columns, a limited size at a time."""
         assert self._split is not None
         chunks = self._split(texts)
-        parents = np.repeat(np.arange(len(texts)), [len(each) for each in chunks])
-        places = {
-            "chunk": [number for each in chunks for number in range(len(each))],
-            "start": [chunk.start for each in chunks for chunk in each],
-            "end": [chunk.end for each in chunks for chunk in each],
-        }
-        taken = columns.take(pa.array(parents))
-        for name, values in places.items():
-            taken = taken.append_column(name, pa.array(values, pa.int32()))
-        slices = zip(parents.tolist(), places["start"], places["end"], strict=True)
-        parts = [texts[parent][a:b] for parent, a, b in slices]
-        return parts, rows[parents], taken.select(self._schema.names)
+        places = [
+            (parent, number, chunk)
+            for parent, each in enumerate(chunks)
+            for number, chunk in enumerate(each)
+        ]
+        rest = columns.drop_columns(self._sliced)
+        sizes = row_sizes(rest)[[parent for parent, _, _ in places]]
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < len(places):
+            before = ends[start] - sizes[start]
+            end = max(start + 1, int(np.searchsorted(ends, before + WINDOW_BYTES, side="right")))
+            some = places[start:end]
+            parents = [parent for parent, _, _ in some]
+            parts = [texts[parent][chunk.start : chunk.end] for parent, _, chunk in some]
+            table = rest.take(pa.array(parents))
+            for name, values in (
+                ("chunk", [number for _, number, _ in some]),
+                ("start", [chunk.start for _, _, chunk in some]),
+                ("end", [chunk.end for _, _, chunk in some]),
+            ):
+                table = table.append_column(name, pa.array(values, pa.int32()))
+            for name in self._sliced:
+                table = table.append_column(name, pa.array(parts, self._schema.field(name).type))
+            yield parts, rows[parents], table
+            start = end
 
     def _texts_of(
         self, batch: RowBatch, offset: int
@@ -304,7 +351,9 @@ class WindowReader:
             if isinstance(value, BadRow):
                 return value
         parts = ["" if value is None else str(value) for value in values]
-        text = _join(self._columns, parts)
+        text = "".join(
+            before + ("" if place is None else parts[place]) for before, place in self._parts
+        )
         if len(text) > _LARGEST_TEXT:
             return BadRow(0, f"is too large: {len(text):,} characters, of {_LARGEST_TEXT:,}")
         if self._on_empty == "embed":
@@ -315,12 +364,6 @@ class WindowReader:
 
 _EMPTY = BadRow(0, "has no text")
 _NULL = BadRow(0, "has a null instead of a text")
-
-
-def _join(columns: Columns, parts: Sequence[str]) -> str:
-    if columns.template is not None:
-        return columns.template.format_map(dict(zip(columns.text, parts, strict=True)))
-    return "\n".join(parts)
 
 
 def _strings(column: pa.Array, name: str) -> list[str | BadRow | None]:

@@ -184,6 +184,46 @@ def test_chunks_are_rows_with_their_places() -> None:
     assert window.rows.tolist() == [0, 0, 0, 2]
 
 
+def test_a_chunk_keeps_its_own_part_of_the_text() -> None:
+    def split(texts: list[str]) -> list[list[Chunk]]:
+        return [[Chunk(a, min(len(text), a + 2)) for a in range(0, len(text), 2)] for text in texts]
+
+    table = pa.table({"text": ["abcde"], "title": ["T"]})
+    columns = Columns(text=("text",), keep=("title", "text"))
+
+    (window,) = read(table, columns, split=split)
+
+    assert window.columns["text"].to_pylist() == ["ab", "cd", "e"]
+    assert window.columns["title"].to_pylist() == ["T", "T", "T"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_columns_that_are_kept_make_smaller_windows(
+    chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_BYTES", 100)
+    split = (lambda texts: [[Chunk(0, 1), Chunk(1, 2)] for _ in texts]) if chunked else None
+    table = pa.table({"text": ["ab"] * 9, "image": [bytes(30)] * 9})
+    columns = Columns(text=("text",), keep=("image",))
+
+    one = read(table, columns, split=split)
+    other = read(table, columns, split=split, sizes=(1, 4))
+
+    assert max(len(window.texts) for window in one) <= 3
+    assert [window.texts for window in one] == [window.texts for window in other]
+    assert sum(len(window.texts) for window in one) == (18 if chunked else 9)
+    assert sum(window.rows_read for window in one) == 9
+    assert [window.last for window in one] == [False] * (len(one) - 1) + [True]
+
+
+def test_a_column_with_a_dot_in_its_name_is_no_attribute() -> None:
+    table = pa.table({"a.b": ["x"], "a": ["y"]})
+
+    (window,) = read(table, Columns(text=("a.b", "a"), template="{a.b} {{{a}}}"))
+
+    assert window.texts == ["x {y}"]
+
+
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [

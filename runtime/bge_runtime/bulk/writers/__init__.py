@@ -13,8 +13,9 @@ from bge_runtime.bulk.writers.jsonl import JsonlFormat
 from bge_runtime.bulk.writers.lance import LanceFormat
 from bge_runtime.bulk.writers.npy import NpyFormat
 from bge_runtime.bulk.writers.parquet import ParquetFormat
+from bge_runtime.bulk.writers.row_sizes import row_sizes
 
-__all__ = ["FORMATS", "Format", "ShardWriter", "open_format"]
+__all__ = ["FORMATS", "Format", "ShardWriter", "open_format", "row_sizes"]
 
 FORMATS: Mapping[str, type[Format]] = {
     "parquet": ParquetFormat,
