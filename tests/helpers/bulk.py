@@ -60,7 +60,7 @@ def records(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.glob("_manifest/part-*.json")):
         record = json.loads(path.read_text())
-        del record["checksum"]
+        del record["checksum"], record["job"]
         for file in record["files"].values():
             del file["modified_ns"], file["changed_ns"]
         found[path.name] = record

@@ -20,13 +20,21 @@ from bge_runtime.bulk.job import (
     index_inputs,
     input_from_document,
     read_document,
+    warn_other_versions,
 )
 from bge_runtime.bulk.options import JobArguments, JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan, shards_of_process
 from bge_runtime.bulk.progress import Progress, show_reading
-from bge_runtime.bulk.shards import OnAdvance, add_up, read_records, recorded_shards, run_shards
-from bge_runtime.bulk.vectors import ModelDescription, TextEncoder, describe_model, open_model
+from bge_runtime.bulk.shards import (
+    OnAdvance,
+    add_up,
+    check_left_out,
+    read_records,
+    recorded_shards,
+    run_shards,
+)
+from bge_runtime.bulk.vectors import ModelDescription, describe_model, open_encoder
 from bge_runtime.bulk.writers import Format, open_format
 from bge_runtime.models import AnyFlagModel
 from bge_runtime.system import hold_file_lock
@@ -100,11 +108,10 @@ class LocalEngine:
         instruction: str | None,
         model_options: Mapping[str, Any],
     ) -> None:
-        """Open a model; see `bge_runtime.bulk.model.open_model`."""
-        opened = open_model(model, options, instruction=instruction, model_options=model_options)
-        default = opened.query_max_length if options.query else opened.passage_max_length
-        length = min(opened.max_length, options.chunk_tokens or options.max_length or default)
-        self.encoder = TextEncoder(opened, options.encode_options(length))
+        """Open a model; see `bge_runtime.bulk.vectors.open_encoder`."""
+        self.encoder = open_encoder(
+            model, options, instruction=instruction, model_options=model_options
+        )
 
     def describe(self) -> ModelDescription:
         """Return the model."""
@@ -235,8 +242,10 @@ def _run(
             check_same_options(document, options, where=folder.uri)
             check_same_input(document, files, found_format, where=folder.uri)
         check_same_model(document, job.model, where=folder.uri)
+        warn_other_versions(document, job.model, where=folder.uri)
         ours = shards_of_process(job.plan.shards, process)
         records = read_records(folder, job, ours)
+        check_left_out(records, options, where=folder.uri)
         missing = [shard for shard in ours if shard not in records]
         done_before = len(ours) - len(missing)
         folder.clear_temporary([job.plan.name(shard) for shard in missing])
@@ -255,7 +264,8 @@ def _run(
                 )
         computing_s = time.monotonic() - computing_s
         computed = add_up(records[shard] for shard in missing)
-        complete = len(recorded_shards(folder, job.plan)) == job.plan.shards
+        others = recorded_shards(folder, job.plan).difference(ours)
+        complete = len(read_records(folder, job, others)) == job.plan.shards - len(ours)
         if complete:
             folder.clear_temporary()
             if output_format.result is not None:

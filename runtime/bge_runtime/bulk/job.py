@@ -7,10 +7,13 @@ for, and refuses a mix.
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +25,7 @@ from bge_runtime.bulk.plan import Plan
 from bge_runtime.bulk.readers import FileIndex, Reader, open_reader
 from bge_runtime.bulk.rows import Columns, row_fields, select_columns
 from bge_runtime.bulk.vectors import ModelDescription
-from bge_runtime.system import file_hash
+from bge_runtime.system import file_hash, warn_user
 
 FORMAT = "bge-runtime job"
 FORMAT_VERSION = 1
@@ -140,7 +143,18 @@ class Job:
     options: JobOptions
     model: ModelDescription
 
-    @property
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that shards depend on: input, options and model, wherever they are."""
+        document = self.to_json()
+        content = {name: document[name] for name in ("model", "encode", "options", "input_schema")}
+        content["input"] = [
+            (entry.file.size_bytes, entry.sha256 or entry.file.modified_ns, entry.index.rows)
+            for entry in self.input.entries
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
     def plan(self) -> Plan:
         """Which rows are in which shard."""
         rows = [entry.index.rows for entry in self.input.entries]
@@ -155,8 +169,6 @@ class Job:
     @property
     def schema(self) -> pa.Schema:
         """The columns of the output; the metadata describes the model."""
-        import json
-
         document = {**self.model.document, **asdict(self.model.encode)}
         metadata = {"bge_runtime": json.dumps(document, ensure_ascii=False, sort_keys=True)}
         return pa.schema([*self.row_fields, *self.model.fields], metadata=metadata)
@@ -167,6 +179,7 @@ class Job:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "model": dict(self.model.document),
+            "made_with": dict(self.model.made_with),
             "encode": _plain(asdict(self.model.encode)),
             "options": _compared_options(self.options),
             "shards": self.plan.shards,
@@ -259,6 +272,47 @@ def check_same_model(document: Mapping[str, Any], model: ModelDescription, *, wh
     """
     _refuse_differences(document["model"], dict(model.document), where=where, prefix="model ")
     _refuse_differences(document["encode"], _plain(asdict(model.encode)), where=where)
+
+
+def warn_other_versions(
+    document: Mapping[str, Any], model: ModelDescription, *, where: str
+) -> None:
+    """Warn if a job was started with other versions, or on another kind of processor."""
+    stored = document.get("made_with", {})
+    found = [
+        f"{name} {_shown(stored.get(name))}, and now {_shown(value)}"
+        for name, value in model.made_with.items()
+        if stored.get(name) != value
+    ]
+    if found:
+        warn_user(
+            f"the job in {where} was started with {'; '.join(found)}: its shards may differ in the "
+            "last bits of their numbers"
+        )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def check_still_same(job: Job, shard: int) -> None:
+    """Check that the files of a shard are as they were when the job was started or continued.
+
+    Raises:
+        InputError: If one was changed, which may have been while it was read.
+    """
+    for segment in job.plan.segments(shard):
+        file = job.input.entries[segment.file].file
+        try:
+            info = file.filesystem.get_file_info(file.path)
+        except OSError as error:
+            raise InputError(f"cannot read {file.uri}: {error}") from error
+        known = file.modified_ns is not None and info.mtime_ns is not None
+        if info.size != file.size_bytes or (known and info.mtime_ns != file.modified_ns):
+            raise InputError(
+                f"{file.uri} was changed while it was read. Restore it, and run the same command "
+                "again; or name a new folder"
+            )
 
 
 def read_rows(job: Job, shard: int, reader: Reader) -> Iterator[tuple[int, Iterator[Any]]]:

@@ -152,6 +152,13 @@ class JobOptions:
             _check_choice(name, getattr(self, name), choices)
         check_positive("rows_per_shard", self.rows_per_shard)
         check_positive("batch_size", self.batch_size)
+        if self.max_length is not None:
+            check_positive("max_length", self.max_length)
+            if self.chunk_tokens is not None:
+                raise ValueError(
+                    f"max_length={self.max_length} cuts texts, and chunk_tokens="
+                    f"{self.chunk_tokens} splits them instead; pass one of them"
+                )
         if not self.outputs:
             raise ValueError(
                 "nothing is asked for: return_dense, return_sparse and return_colbert_vecs are "
@@ -171,13 +178,13 @@ class JobOptions:
         return tuple(name for name, wanted in asked.items() if wanted)
 
     def encode_options(self, max_length: int) -> EncodeOptions:
-        """Return how texts become vectors, with ``max_length`` for texts that are not chunks."""
+        """Return how texts become vectors, cut at ``max_length`` tokens."""
         return EncodeOptions(
             outputs=self.outputs,
             dtype=self.dtype,
             colbert_dtype=self.colbert_dtype,
             query=self.query,
-            max_length=self.chunk_tokens or self.max_length or max_length,
+            max_length=max_length,
             batch_size=self.batch_size,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 
 from bge_runtime.bulk.chunks import split_texts
 from bge_runtime.bulk.files import InputError
-from bge_runtime.bulk.job import Job, read_rows
-from bge_runtime.bulk.output import MANIFEST, REJECTS, FileRecord, OutputFolder
+from bge_runtime.bulk.job import Job, check_still_same, read_rows
+from bge_runtime.bulk.options import JobOptions
+from bge_runtime.bulk.output import MANIFEST, REJECTS, FileRecord, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan
 from bge_runtime.bulk.readers import open_reader
 from bge_runtime.bulk.rows import (
@@ -31,6 +33,10 @@ _COUNTS = ("rows", "embedded", "empty", "rejected", "truncated", "tokens")
 
 _READING_THREADS = 16
 """Records that are read at the same time: on an object store, each takes tens of milliseconds."""
+
+_SHARDS_AT_ONCE = 2
+"""Shards that are synced or uploaded at the same time: with a fast GPU and an object store, one
+upload after the other would hold the computation back."""
 
 
 class Advance(NamedTuple):
@@ -56,7 +62,7 @@ def record_name(name: str) -> str:
 
 
 def read_records(
-    folder: OutputFolder, job: Job, shards: Sequence[int]
+    folder: OutputFolder, job: Job, shards: Iterable[int]
 ) -> dict[int, dict[str, Any]]:
     """Return the records of complete shards, once their files are known to be unchanged.
 
@@ -69,9 +75,15 @@ def read_records(
         OutputError: If a file was changed.
     """
     recorded = sorted(recorded_shards(folder, job.plan).intersection(shards))
+
+    def read(shard: int) -> dict[str, Any] | None:
+        return _read_record(folder, job, job.plan.name(shard))
+
     with ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="bge-records") as threads:
         try:
-            found = threads.map(lambda shard: _read_record(folder, job.plan.name(shard)), recorded)
+            found = threads.map(
+                lambda shard: _read_record(folder, job, job.plan.name(shard)), recorded
+            )
             pairs = list(zip(recorded, found, strict=True))
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -85,9 +97,15 @@ def recorded_shards(folder: OutputFolder, plan: Plan) -> set[int]:
     return {shard for shard in range(plan.shards) if f"{plan.name(shard)}.json" in present}
 
 
-def _read_record(folder: OutputFolder, name: str) -> dict[str, Any] | None:
+def _read_record(folder: OutputFolder, job: Job, name: str) -> dict[str, Any] | None:
     """Return the record of a complete shard; None if one of its files was deleted."""
     record: dict[str, Any] = folder.read_json(record_name(name))
+    if record.get("job") != job.identity:
+        raise OutputError(
+            f"{folder.uri_of(name)} belongs to another job, of another input, model or options: "
+            f"its record in {folder.uri_of(record_name(name))} says so. Delete that record, and "
+            "the shard is written again"
+        )
     files = record["files"]
     if not all(map(folder.exists, files)):
         return None
@@ -96,6 +114,26 @@ def _read_record(folder: OutputFolder, name: str) -> dict[str, Any] | None:
         record = {**record, "files": found}
         folder.write_json(record_name(name), record)
     return record
+
+
+def check_left_out(
+    records: Mapping[int, Mapping[str, Any]], options: JobOptions, *, where: str
+) -> None:
+    """Check that complete shards lack no rows at which the job would stop now.
+
+    Raises:
+        InputError: If they do.
+    """
+    counts = add_up(records.values())
+    for name, option, value in (
+        ("rejected", "on_error", options.on_error),
+        ("empty", "on_empty", options.on_empty),
+    ):
+        if value == "stop" and counts[name]:
+            raise InputError(
+                f"{counts[name]:,} {name} rows were left out of the shards in {where}, which has a "
+                f"list of them in {REJECTS}. Pass {option}='skip', or name a new folder"
+            )
 
 
 def add_up(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -145,7 +183,7 @@ def _read_windows(job: Job, shards: Sequence[int], encoder: TextEncoder) -> Gene
         split = partial(
             split_texts,
             encoder.model.tokenizer,
-            chunk_tokens=options.chunk_tokens,
+            chunk_tokens=options.chunk_tokens - encoder.instruction_tokens,
             overlap=options.overlap,
         )
     windows = WindowReader(
@@ -190,7 +228,8 @@ class ShardSink:
         self._plan, self._schema = job.plan, job.schema
         self._format = open_format(job.options.output_format)
         self._open: _OpenShard | None = None
-        self._completing: BackgroundTask[None] | None = None
+        self._completing: deque[BackgroundTask[None]] = deque()
+        self._failed = False
 
     def write(self, prepared: PreparedWindow) -> None:
         """Write the next window.
@@ -199,6 +238,8 @@ class ShardSink:
             InputError: If it has a bad row, and the job stops there.
             OutputError: If it cannot be written, or the shard before.
         """
+        if self._failed:
+            self.finish()
         window = prepared.window
         shard = self._open or self._start(window.shard)
         rejects = prepared.rejects()
@@ -219,27 +260,30 @@ class ShardSink:
         for name, count in zip(_COUNTS, counts, strict=True):
             shard.counts[name] += count
         if window.last:
-            self.finish()
+            self.finish(besides=_SHARDS_AT_ONCE - 1)
             complete = partial(self._complete, window.shard, shard)
-            self._open, self._completing = None, BackgroundTask(complete, name="bge-commit")
-            self._completing.start()
+            self._completing.append(BackgroundTask(complete, name="bge-commit"))
+            self._open = None
+            self._completing[-1].start()
         self._on_advance(Advance(window.rows_read, texts, prepared.tokens))
 
-    def finish(self) -> None:
-        """Wait until the last shard is complete.
+    def finish(self, *, besides: int = 0) -> None:
+        """Wait until shards are complete.
+
+        Args:
+            besides: The number of the last shards that need not be.
 
         Raises:
-            OutputError: If it cannot be written.
+            OutputError: If one cannot be written.
         """
-        if self._completing is not None:
-            task, self._completing = self._completing, None
-            task.wait()
-            task.result()
+        while len(self._completing) > besides:
+            self._completing[0].wait()
+            self._completing.popleft().result()
 
     def discard(self) -> None:
         """Delete what there is of shards that are not complete, so that the disk has its space."""
-        if self._completing is not None:
-            self._completing.wait()
+        for task in self._completing:
+            task.wait()
         if self._open is not None:
             self._open.writer.abort()
             self._folder.discard(self._open.paths)
@@ -274,8 +318,10 @@ class ShardSink:
 
     def _complete(self, number: int, shard: _OpenShard) -> None:
         try:
+            check_still_same(self._job, number)
             self.records[number] = self._commit(shard)
         except BaseException:
+            self._failed = True
             shard.writer.abort()
             self._folder.discard(shard.paths)
             raise
@@ -290,7 +336,7 @@ class ShardSink:
             files[f"{shard.name}{suffix}"] = self._folder.commit(path, f"{shard.name}{suffix}")
         if shard.rejects:
             files |= self._write_rejects(shard)
-        record = {**shard.counts, "files": files}
+        record = {"job": self._job.identity, **shard.counts, "files": files}
         self._folder.write_json(record_name(shard.name), record)
         return record
 

@@ -135,6 +135,38 @@ def test_chunks_are_embedded_as_texts_of_their_own(
     np.testing.assert_allclose(vectors(table), expected, atol=CLOSE)
 
 
+@pytest.mark.parametrize("query", [False, True])
+def test_chunks_leave_room_for_an_instruction(
+    query: bool, tiny_bundle: Path, source: Path, tmp_path: Path
+):
+    said = {"passage_instruction_for_retrieval": "Some words that say what a page is: "}
+    summary = embed_dataset(
+        tiny_bundle,
+        source,
+        tmp_path / "output",
+        query=query,
+        instruction="Find the page that a reader of this question wants to see: "
+        if query
+        else None,
+        chunk_tokens=40,
+        model_options={} if query else said,
+        show_progress=False,
+    )
+    assert summary.embedded > 3 * len(TEXTS)
+    assert summary.truncated == 0
+
+
+def test_a_longer_length_than_the_model_reads_is_its_own(
+    tiny_bundle: Path, embed: Callable[..., pa.Table], tmp_path: Path
+):
+    with pytest.warns(UserWarning, match="longer texts are cut at 512"):
+        embed(tiny_bundle, max_length=100_000)
+    embed(tiny_bundle, max_length=512)
+
+    schema = pq.read_schema(tmp_path / "output" / "part-00000-of-00003.parquet")
+    assert json.loads(schema.metadata[b"bge_runtime"])["max_length"] == 512
+
+
 def test_an_opened_model_is_used_as_it_is(tiny_bundle: Path, embed: Callable[..., pa.Table]):
     model = FlagModel(str(tiny_bundle), query_instruction_for_retrieval="Q: ", **FP32)
 
@@ -167,6 +199,9 @@ def test_the_schema_says_what_the_vectors_are(
         ({"return_dense": False}, "nothing is asked for"),
         ({"overlap": 3}, "needs chunk_tokens"),
         ({"chunk_tokens": 100_000}, "chunk_tokens"),
+        ({"chunk_tokens": 64, "max_length": 64}, "pass one of them"),
+        ({"max_length": 0}, "max_length"),
+        ({"max_length": 1}, "no room for the 2 special tokens"),
         ({"dtype": "int8"}, "dtype must be one of 'float32', 'float16', but is 'int8'"),
         ({"output_format": "xml"}, "output_format must be one of"),
         ({"on_error": "ignore"}, "on_error must be one of"),

@@ -1,7 +1,7 @@
 """From windows of texts to columns of vectors: the model, its pipeline, and Arrow arrays."""
 
 from bge_runtime.bulk.vectors.encoder import PreparedWindow, TextEncoder
-from bge_runtime.bulk.vectors.model import ModelDescription, describe_model, open_model
+from bge_runtime.bulk.vectors.model import ModelDescription, describe_model, open_encoder
 from bge_runtime.bulk.vectors.outputs import (
     colbert_array,
     dense_array,
@@ -18,7 +18,7 @@ __all__ = [
     "colbert_array",
     "dense_array",
     "describe_model",
-    "open_model",
+    "open_encoder",
     "output_fields",
     "sparse_array",
 ]

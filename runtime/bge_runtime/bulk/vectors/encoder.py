@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +92,7 @@ class TextEncoder:
         model: The model.
         engines: Its engines, each as often as it computes batches at once.
         columns: Its columns of vectors.
+        instruction_tokens: Most tokens that its instruction takes of a text's length.
         options: How texts become vectors.
     """
 
@@ -115,6 +115,8 @@ class TextEncoder:
         self._distinct = list(dict.fromkeys(self.engines))
         # Not that of the number of threads, so that the batches are the same on any machine.
         self._max_tokens = min(engine.batches.parallel_tokens for engine in self._distinct)
+        self.instruction_tokens = self._count_instruction_tokens(kind)
+        self._plan.tokenize(["a"])  # an error if the length has no room for special tokens
         self._prefix_bytes = engines.prefix_cache.stats.capacity_bytes
         wanted = set(options.outputs)
         self._graph_outputs = graph_outputs(
@@ -174,10 +176,25 @@ class TextEncoder:
         except ValueError:
             # One of them has no tokens, or is not valid Unicode.
             cut.clear()
-        found: dict[int, Any] = {}
-        for number, text in enumerate(texts):
+        found: dict[int, NDArray[np.int64]] = {}
+        waiting = [range(len(texts))]
+        while waiting:
+            some = waiting.pop()
             try:
-                (found[number],) = self._plan.tokenize([text], truncated=cut)
+                tokens = self._plan.tokenize([texts[number] for number in some], truncated=cut)
             except ValueError as error:
-                prepared.reject(number, str(error))
+                if len(some) == 1:
+                    prepared.reject(some[0], str(error))
+                else:
+                    waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+            else:
+                found.update(zip(some, tokens, strict=True))
         return list(found.values()), np.array(list(found), dtype=np.intp)
+
+    def _count_instruction_tokens(self, kind: TextKind) -> int:
+        plan = self._parts.text_plan(kind=kind, max_length=self.model.max_length)
+        (instructed,) = plan.tokenize(["a"])
+        (plain,) = self._parts.tokenizer.encode(["a"], max_length=self.model.max_length)
+        taken = len(instructed) - len(plain)
+        # One more, since the end of an instruction and a text may become other tokens.
+        return taken + 1 if taken else 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bge_runtime._version import __version__
 from bge_runtime.bulk.chunks import check_chunking
 from bge_runtime.bulk.options import EncodeOptions, JobOptions
 from bge_runtime.bulk.vectors.encoder import TextEncoder
@@ -23,6 +24,7 @@ from bge_runtime.models import (
     choose_query_instruction,
 )
 from bge_runtime.sources import is_hub_id
+from bge_runtime.system import vector_extensions, warn_user
 
 _logger = logging.getLogger(__name__)
 
@@ -34,13 +36,52 @@ class ModelDescription:
     Attributes:
         document: What its vectors depend on, as JSON; part of the description, and of the
             metadata of shards.
+        made_with: Versions and processor that compute them: another one may round differently.
         fields: Its columns of vectors.
         encode: How texts become vectors.
     """
 
     document: Mapping[str, Any]
+    made_with: Mapping[str, Any]
     fields: Sequence[pa.Field]
     encode: EncodeOptions
+
+
+def open_encoder(
+    model: str | os.PathLike[str] | AnyFlagModel,
+    options: JobOptions,
+    *,
+    instruction: str | None,
+    model_options: Mapping[str, Any],
+) -> TextEncoder:
+    """Return an opened model that encodes windows of texts as a job asks; see `open_model`.
+
+    Raises:
+        ValueError: If options do not fit the model.
+        BgeError: If it cannot be opened.
+    """
+    opened = open_model(model, options, instruction=instruction, model_options=model_options)
+    default = opened.query_max_length if options.query else opened.passage_max_length
+    if options.max_length is not None and options.max_length > opened.max_length:
+        warn_user(
+            f"max_length={options.max_length} is more than the {opened.max_length} tokens that "
+            f"{opened.name} can read; longer texts are cut at {opened.max_length}"
+        )
+    _check_chunking(opened, options, instruction_tokens=0)
+    length = options.chunk_tokens or min(options.max_length or default, opened.max_length)
+    encoder = TextEncoder(opened, options.encode_options(length))
+    _check_chunking(opened, options, instruction_tokens=encoder.instruction_tokens)
+    return encoder
+
+
+def _check_chunking(model: AnyFlagModel, options: JobOptions, *, instruction_tokens: int) -> None:
+    if options.chunk_tokens is not None:
+        check_chunking(
+            options.chunk_tokens,
+            options.overlap,
+            special_tokens=model.tokenizer.special_tokens + instruction_tokens,
+            max_length=model.max_length,
+        )
 
 
 def open_model(
@@ -80,22 +121,28 @@ def open_model(
         raise ValueError(
             f"return_sparse and return_colbert_vecs are for BGE-M3, and this is {opened.name}"
         )
-    if options.chunk_tokens is not None:
-        check_chunking(
-            options.chunk_tokens,
-            options.overlap,
-            special_tokens=opened.tokenizer.special_tokens,
-            max_length=opened.max_length,
-        )
     _logger.info("%s: %s", opened.name, opened.engine.info)
     return opened
 
 
 def describe_model(encoder: TextEncoder) -> ModelDescription:
-    """Return what the vectors of a model depend on."""
+    """Return what the vectors of a model depend on.
+
+    Raises:
+        ValueError: If its devices compute different vectors.
+    """
     model, options = encoder.model, encoder.options
     card, provenance = model.bundle.manifest.model, model.bundle.manifest.provenance
     instruction, template = instruction_of(model, query=options.query)
+    engines = model.parts().engines
+    found = {device: engines.on_device(device).info for device in model.target_devices}
+    if len({info.variant for info in found.values()}) > 1:
+        listed = ", ".join(f"{info.variant} on {device}" for device, info in found.items())
+        raise ValueError(
+            f"devices={model.target_devices} compute different numbers ({listed}), so that a row "
+            "would depend on which one was free; name devices of one kind, or run a process each "
+            "in a folder of its own"
+        )
     info = model.engine.info
     examples = model.examples_for_task if isinstance(model, FlagICLModel) else None
     document = {
@@ -115,7 +162,14 @@ def describe_model(encoder: TextEncoder) -> ModelDescription:
         "instruction_format": template if instruction is not None else None,
         "examples": _plain(examples) if options.query else None,
     }
-    return ModelDescription(document=document, fields=encoder.columns.fields, encode=options)
+    made_with = {
+        "bge_runtime": __version__,
+        info.engine: info.version,
+        "instructions": list(vector_extensions()) if info.device == "cpu" else [],
+    }
+    return ModelDescription(
+        document=document, made_with=made_with, fields=encoder.columns.fields, encode=options
+    )
 
 
 def instruction_of(model: AnyFlagModel, *, query: bool) -> tuple[str | None, str | None]:
