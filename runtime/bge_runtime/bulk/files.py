@@ -105,14 +105,15 @@ def open_location(name: str | Path) -> Location:
         return _local(unquote(urlsplit(name).path))
     address, *options = _OPTIONS.split(name, maxsplit=1)
     scheme, _, rest = address.partition("://")
-    if scheme not in _ARROW_SCHEMES:
-        return _fsspec_location(scheme, name)
     host, _, path = rest.partition("/")
-    if "@" in host and scheme not in ("abfs", "abfss"):
+    user, at, _ = host.rpartition("@")
+    if at and (":" in user or scheme in ("s3", "gs", "gcs")):
         raise InputError(
             f"{scheme}://...@{host.rpartition('@')[2]} has a password in it, which would be "
             "written to files: give credentials by environment variables"
         )
+    if scheme not in _ARROW_SCHEMES:
+        return _fsspec_location(scheme, name)
     # pyarrow reads this variable when a file system is opened.
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     filesystem, base = _arrow_file_system(scheme, host, options[0] if options else "", endpoint)

@@ -128,6 +128,8 @@ def test_a_uri_of_a_local_file_is_its_path(tmp_path: Path):
     [
         ("nothing://a/b", "cannot open nothing://"),
         ("s3://key:secret@bucket/a", "s3://...@bucket has a password in it"),
+        ("sftp://me:secret@host/a", "sftp://...@host has a password in it"),
+        ("abfss://c:secret@account/a", "abfss://...@account has a password in it"),
     ],
 )
 def test_a_uri_that_cannot_be_used_is_an_error(name: str, message: str):
