@@ -76,7 +76,7 @@ def test_bytes_do_not_depend_on_the_calls(sizes: Sequence[int], limit: int, offs
         assert parts.read_bytes() == whole.read_bytes()
         assert pq.read_table(whole).equals(rows)
         ends = np.cumsum(groups(whole))
-        bytes_of = row_sizes.row_sizes(rows)
+        bytes_of = row_sizes(rows)
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             assert end == start + 1 or bytes_of[start:end].sum() <= limit
             assert end == len(bytes_of) or bytes_of[start : end + 1].sum() > limit
