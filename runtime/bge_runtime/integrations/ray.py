@@ -119,14 +119,15 @@ class Embedder:
         """
         table = _as_table(batch)
         kept = table if self._keep is None else table.select(self._keep)
-        vectors = self._embedder.embed(table)
-        for name in vectors.column_names:
-            if name in kept.column_names:
+        for field in self._embedder.fields:
+            if field.name in kept.column_names:
                 raise ValueError(
-                    f"the batch has a column {name!r}, which is the name of one that is added; "
-                    "rename it, or leave it out of keep"
+                    f"the batch already has a column {field.name!r}; rename it, or name the "
+                    "columns that the output keeps"
                 )
-            kept = kept.append_column(vectors.schema.field(name), vectors[name])
+        vectors = self._embedder.embed(table)
+        for field, column in zip(vectors.schema, vectors.columns, strict=True):
+            kept = kept.append_column(field, column)
         return kept
 
 
