@@ -32,7 +32,7 @@ from bge_runtime.errors import (
     PrecisionError,
     ProviderError,
 )
-from bge_runtime.system import default_threads, once
+from bge_runtime.system import allowed_cpus, default_threads, once
 
 _TOKENS_PER_THREAD = 512
 """Measured on 2 cores with bge-base and 1,430 and 1,000 real texts: 1,024 tokens a batch are 3 to
@@ -207,6 +207,9 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": str(threads),
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS_KEPT,
         }
+        if threads < allowed_cpus():
+            # Pinned, all processes with fewer threads than processors would share the first ones.
+            self._settings["ENABLE_CPU_PINNING"] = "NO"
         graph = bundle.graph(variant.graph)
         if graph.quantization_block is not None:
             # By default it rounds groups of 32 channels, which takes a sixth more time.

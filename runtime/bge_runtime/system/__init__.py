@@ -8,6 +8,7 @@ from bge_runtime.system.background import BackgroundTask, Completion, call_and_n
 from bge_runtime.system.cache import cache_folder
 from bge_runtime.system.console import format_table, on_terminal
 from bge_runtime.system.cpus import (
+    allowed_cpus,
     cpu_model,
     default_threads,
     multiplies_in_8_bits,
@@ -31,6 +32,7 @@ __all__ = [
     "BackgroundTask",
     "Completion",
     "KeyLocks",
+    "allowed_cpus",
     "available_memory",
     "cache",
     "cache_folder",

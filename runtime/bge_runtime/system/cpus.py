@@ -28,11 +28,15 @@ def usable_cpus() -> int:
     It respects the affinity mask, which also reflects a container's cpuset, and the CPU quotas of
     this process's control groups. More threads than that would only take turns.
     """
+    return max(min([allowed_cpus(), *_quotas()]), 1)
+
+
+def allowed_cpus() -> int:
+    """Return the number of processors on which this process may run, whatever its quotas."""
     try:
-        count = len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
-        count = os.cpu_count() or 1
-    return max(min([count, *_quotas()]), 1)
+        return os.cpu_count() or 1
 
 
 def default_threads() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -283,3 +284,28 @@ signal.raise_signal(signal.SIGTERM)
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("environment", [{}, {"OMP_NUM_THREADS": "1"}], ids=["asked", "by OMP"])
+def test_processes_with_few_threads_do_not_share_the_first_processor(bundle: Path, environment):
+    """OpenVINO's default binds threads: two processes with one of two were as slow as one."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor")
+    program = (
+        "import pathlib, sys; from bge_runtime import FlagModel\n"
+        "threads = int(sys.argv[2]) or None\n"
+        "model = FlagModel(sys.argv[1], engine='openvino', precision='fp32', threads=threads)\n"
+        "model.encode(['one'])\n"
+        "for path in pathlib.Path('/proc/self/task').glob('*/status'):\n"
+        "    print(path.read_text().partition('Cpus_allowed:')[2].split()[0])\n"
+    )
+    threads = "0" if environment else "1"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bundle), threads],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(set(done.stdout.split())) == 1
