@@ -13,6 +13,7 @@ TRANSFORMERS_5 := .transformers-5
 SENTENCE_TRANSFORMERS_6 := .sentence-transformers-6
 SERVING_CLIENTS := .serving-clients
 CLUSTER := .cluster
+SPARK := .spark
 PYTHONS_DIR := .pythons
 MADE := $(CURDIR)/.made
 EXAMPLES := .examples
@@ -30,7 +31,7 @@ EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
 .PHONY: demo examples test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
-    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster clean
+    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster spark clean
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
@@ -98,6 +99,9 @@ serving-clients: $(VENV)/.ready $(SERVING_CLIENTS)/.ready  ## Clients of other s
 # Tiny bundles are made by the other environment, which has PyTorch. Warnings are of Ray.
 cluster: $(VENV)/.ready $(CLUSTER)/.ready  ## Ray's Data, Serve and jobs on three nodes on this machine
 	tests/cluster/on_loopback.sh $(CLUSTER)/bin/pytest -q -W ignore --confcutdir tests/cluster tests/cluster
+
+spark: $(VENV)/.ready $(SPARK)/.ready  ## The recipe for Spark, which is 455 MB and needs Java
+	$(SPARK)/bin/pytest -q -W ignore --confcutdir tests/spark tests/spark
 
 gpu-wheel: $(VENV)/.ready  ## What the wheel for GPUs does on a machine without one
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --upgrade --target $(GPU_WHEEL) onnxruntime-gpu==1.31.1
@@ -194,7 +198,14 @@ $(CLUSTER)/.ready: pyproject.toml constraints.txt constraints-common.txt tests/c
 	    --editable ".[cpu,ray]" -r tests/cluster/requirements.txt
 	touch $@
 
+$(SPARK)/.ready: pyproject.toml constraints.txt constraints-common.txt tests/spark/requirements.txt
+	rm -rf $(SPARK)
+	$(PYTHON) -m venv $(SPARK)
+	$(SPARK)/bin/pip install $(PIP_FLAGS) --no-compile -c constraints.txt \
+	    --editable ".[cpu,bulk]" -r tests/spark/requirements.txt
+	touch $@
+
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(GPU_SERVE)* $(TENSORRT_RTX) \
-	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(CLUSTER) $(INFINITY) \
+	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(CLUSTER) $(SPARK) $(INFINITY) \
 	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) dist demo-bundle

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-RUNTIME_PYTHON = os.environ.get("RUNTIME_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
-"""Interpreter of the environment that has PyTorch."""
+from tests.cluster.bundles import ROOT, make_bundles
 
 if importlib.util.find_spec("ray") is None:
     # The environment of all other tests: these are run by `make cluster`.
@@ -49,19 +43,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundles(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of a tiny dense model and of a tiny M3."""
-    folder = tmp_path_factory.mktemp("bundles")
-    program = Path(__file__).with_name("make_bundles.py")
-    paths = [ROOT, ROOT / "runtime", ROOT / "export"]
-    done = subprocess.run(
-        [RUNTIME_PYTHON, str(program), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads((folder / "bundles.json").read_text())
-    return found
+    return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 class ThreeNodes:
