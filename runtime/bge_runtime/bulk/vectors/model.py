@@ -165,6 +165,7 @@ def describe_model(encoder: TextEncoder) -> ModelDescription:
     made_with = {
         "bge_runtime": __version__,
         info.engine: info.version,
+        "pyarrow": pa.__version__,
         "instructions": list(vector_extensions()) if info.device == "cpu" else [],
     }
     return ModelDescription(
