@@ -42,7 +42,7 @@ examples: $(VENV)/.ready  ## Search a bulk job's shards in Qdrant, Milvus Lite a
 	for database in qdrant milvus lancedb; do \
 	    $(BIN)/python -W ignore examples/search_$$database.py $(addprefix $(EXAMPLES)/,model vectors beir) || exit 1; \
 	done
-	$(BIN)/bge-bench retrieval $(EXAMPLES)/model --task $(EXAMPLES)/beir --precision fp32
+	$(BIN)/bge-bench retrieval $(EXAMPLES)/model --task $(EXAMPLES)/beir --precision fp32 --reference transformers
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
