@@ -26,6 +26,7 @@ from bge_runtime.bulk.options import JobArguments, JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan, shards_of_process
 from bge_runtime.bulk.progress import Progress, show_reading
+from bge_runtime.bulk.readers import Reader, open_reader
 from bge_runtime.bulk.shards import (
     OnAdvance,
     add_up,
@@ -112,6 +113,7 @@ class LocalEngine:
         self.encoder = open_encoder(
             model, options, instruction=instruction, model_options=model_options
         )
+        self._reader: Reader | None = None
 
     def describe(self) -> ModelDescription:
         """Return the model."""
@@ -121,7 +123,11 @@ class LocalEngine:
         self, job: Job, shards: Sequence[int], folder: OutputFolder, on_advance: OnAdvance
     ) -> dict[int, dict[str, Any]]:
         """Compute shards, and return their records."""
-        return run_shards(job, shards, self.encoder, folder, on_advance=on_advance)
+        if self._reader is None:
+            self._reader = open_reader(job.input.format)
+        return run_shards(
+            job, shards, self.encoder, folder, reader=self._reader, on_advance=on_advance
+        )
 
 
 def embed_dataset(

@@ -17,7 +17,7 @@ from bge_runtime.bulk.job import Job, check_still_same, read_rows
 from bge_runtime.bulk.options import JobOptions
 from bge_runtime.bulk.output import MANIFEST, REJECTS, FileRecord, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan
-from bge_runtime.bulk.readers import open_reader
+from bge_runtime.bulk.readers import Reader
 from bge_runtime.bulk.rows import (
     COLBERT_CHARACTERS,
     WINDOW_CHARACTERS,
@@ -148,6 +148,7 @@ def run_shards(
     encoder: TextEncoder,
     folder: OutputFolder,
     *,
+    reader: Reader,
     on_advance: OnAdvance,
 ) -> dict[int, dict[str, Any]]:
     """Compute shards, one after the other without a pause in between.
@@ -157,6 +158,8 @@ def run_shards(
         shards: Numbers of the shards.
         encoder: Computes the vectors.
         folder: Where they are written.
+        reader: Reads the input; it continues where the last call ended, so that a compressed file
+            is decompressed once.
         on_advance: Receives progress, from another thread.
 
     Returns:
@@ -168,7 +171,7 @@ def run_shards(
         BgeError: If an engine fails.
     """
     sink = ShardSink(job, folder, on_advance)
-    windows = _read_windows(job, shards, encoder)
+    windows = _read_windows(job, shards, encoder, reader)
     try:
         Pipeline(windows, encoder, sink.write, finish=sink.finish, on_stop=folder.stop).run()
     finally:
@@ -176,7 +179,9 @@ def run_shards(
     return sink.records
 
 
-def _read_windows(job: Job, shards: Sequence[int], encoder: TextEncoder) -> Generator[Window]:
+def _read_windows(
+    job: Job, shards: Sequence[int], encoder: TextEncoder, reader: Reader
+) -> Generator[Window]:
     options, plan = job.options, job.plan
     split = None
     if options.chunk_tokens is not None:
@@ -193,7 +198,6 @@ def _read_windows(job: Job, shards: Sequence[int], encoder: TextEncoder) -> Gene
         window_characters=COLBERT_CHARACTERS if options.return_colbert_vecs else WINDOW_CHARACTERS,
         split=split,
     )
-    reader = open_reader(job.input.format)
     for shard in shards:
         start = shard * options.rows_per_shard
         yield from windows.read(

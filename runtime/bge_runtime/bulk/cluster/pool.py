@@ -132,7 +132,15 @@ class ActorPool:
         Raises:
             BgeError: If its model, or the graph that its node selects, is another one.
         """
-        if described is None or described.model == self._first.model:
+        if described is None:
+            return
+        made_with, other_made_with = self._first.model.made_with, described.model.made_with
+        if made_with != other_made_with:
+            logger.warning(
+                "node %s computes with %s, and node %s with %s: vectors may differ in their last "
+                "bits", described.node, other_made_with, self._first.node, made_with,
+            )  # fmt: skip
+        if described.model == self._first.model:
             return
         first, other = self._first.model.document, described.model.document
         differences = [

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -42,7 +42,7 @@ class ModelDescription:
     """
 
     document: Mapping[str, Any]
-    made_with: Mapping[str, Any]
+    made_with: Mapping[str, Any] = field(compare=False)
     fields: Sequence[pa.Field]
     encode: EncodeOptions
 
