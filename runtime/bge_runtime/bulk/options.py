@@ -124,18 +124,20 @@ class JobOptions:
         """Return the options that a user's arguments mean.
 
         Raises:
-            TypeError: If there is no argument of a name.
+            TypeError: If there is no argument of a name, or a value has another type.
             ValueError: If a value is out of range.
         """
         given: dict[str, Any] = dict(arguments)
         unknown = given.keys() - JobArguments.__annotations__.keys()
         if unknown:
             raise TypeError(f"embed_dataset() has no argument {min(unknown)!r}")
+        for name, value in given.items():
+            _check_type(name, value)
         columns = Columns(
             text=_names(given.pop("text", "text")),
             template=given.pop("template", None),
             id=given.pop("id", None),
-            keep=_names(given.pop("keep", ())),
+            keep=tuple(dict.fromkeys(_names(given.pop("keep", ())))),
         )
         if given.get("rows_per_shard") is None:
             colbert = bool(given.get("return_colbert_vecs"))
@@ -150,6 +152,11 @@ class JobOptions:
         """
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
+        if "id" in self.columns.keep:
+            raise ValueError(
+                "cannot keep column 'id': the output adds one of that name. Pass id='id' instead "
+                "of keep='id' to write the input's there, or rename it in the input"
+            )
         check_positive("rows_per_shard", self.rows_per_shard)
         check_positive("batch_size", self.batch_size)
         if self.max_length is not None:
@@ -196,6 +203,23 @@ def default_rows_per_shard(*, colbert: bool) -> int:
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _check_type(name: str, value: Any) -> None:
+    if name in ("text", "keep"):
+        wanted = "the name of a column, or a list of names"
+        listed = isinstance(value, Sequence) and not isinstance(value, bytes)
+        fits = listed and all(isinstance(each, str) for each in value)
+    elif name in ("id", "template"):
+        wanted = "the name of one column" if name == "id" else "a string"
+        fits = value is None or isinstance(value, str)
+        wanted += " or None"
+    elif name.startswith("return_") or name == "query":
+        wanted, fits = "True or False", isinstance(value, bool)
+    else:
+        return  # numbers and choices are checked with their ranges
+    if not fits:
+        raise TypeError(f"{name} must be {wanted}, but is {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -109,7 +109,7 @@ def embed_folder(
     with _print_log(verbose=verbose):
         try:
             summary = bulk.embed_dataset(model, list(sources), output, **arguments)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:  # a format may need a package
             raise InputError(str(error)) from error
         except SystemExit:
             _report_stop(bulk, output)

@@ -209,6 +209,8 @@ def test_the_schema_says_what_the_vectors_are(
         ({"shard": "3/2"}, "shard='3/2'"),
         ({"engine": "spark"}, "engine must be 'local' or 'ray'"),
         ({"text": ()}, "text is empty"),
+        ({"overlap": -1, "chunk_tokens": 8}, "overlap"),
+        ({"keep": "id"}, "Pass id='id' instead of keep='id'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -221,6 +223,32 @@ def test_what_makes_no_sense_is_refused(
 def test_an_unknown_argument_is_named(tiny_bundle: Path, embed: Callable[..., pa.Table]):
     with pytest.raises(TypeError, match=r"embed_dataset\(\) has no argument 'colour'"):
         embed(tiny_bundle, colour="red")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"text": None}, "text must be the name of a column, or a list of names, but is None"),
+        ({"text": ["text", 5]}, r"text must be .* but is \['text', 5\]"),
+        ({"keep": None}, "keep must be the name of a column, or a list of names, but is None"),
+        ({"id": ["n"]}, r"id must be the name of one column or None, but is \['n'\]"),
+        ({"template": 5}, "template must be a string or None, but is 5"),
+        ({"return_dense": "no"}, "return_dense must be True or False, but is 'no'"),
+        ({"query": None}, "query must be True or False, but is None"),
+    ],
+)
+def test_a_wrong_type_says_which_one_is_expected(
+    options: dict[str, Any], problem: str, tiny_bundle: Path, embed: Callable[..., pa.Table]
+):
+    with pytest.raises(TypeError, match=problem):
+        embed(tiny_bundle, **options)
+
+
+def test_columns_kept_twice_are_written_once_in_the_order_asked(
+    tiny_bundle: Path, embed: Callable[..., pa.Table]
+):
+    table = embed(tiny_bundle, keep=["n", "text", "n", "key"])
+    assert table.column_names == ["id", "n", "text", "key", "dense"]
 
 
 def test_options_of_opening_are_refused_for_an_opened_model(

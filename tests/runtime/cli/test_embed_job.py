@@ -338,6 +338,7 @@ def test_another_input_is_refused(tiny_bundle: Path, source: Path):
         (["in.parquet", "-o", "out", "--overlap", "9"], "--overlap 9 needs --chunk-tokens"),
         (["in.parquet", "-o", "out", "--shard", "3/2"], "--shard 3/2 is not the number"),
         (["in.parquet", "-o", "out", "--text", "body"], "no column 'body'"),
+        (["in.parquet", "-o", "out", "--keep", "id"], "Pass --id id instead of --keep id"),
         (["missing.parquet", "-o", "out"], "there is no file or folder"),
         (["in.parquet", "-o", "full"], "holds files of something else"),
         (["in.parquet", "in.txt", "-o", "out"], "with a pattern or with --input-format"),
@@ -357,6 +358,13 @@ def test_a_mistake_is_one_line_before_a_model_is_opened(
     assert line.startswith("bge-embed: ")
     assert message in line
     assert not Path("out").exists()
+
+
+def test_a_format_without_its_package_is_one_line(source: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lance" else name)
+    result = run("no such model", source, "-o", "out", "--format", "lance")
+    assert result.exit_code == 1
+    assert result.stderr == "bge-embed: --format lance needs pylance: pip install pylance\n"
 
 
 def test_chunks_that_the_model_cannot_read_are_refused(tiny_bundle: Path, source: Path):
