@@ -6,26 +6,30 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
 from bge_runtime.bulk.files import InputFile, find_inputs, format_of, open_location
+from bge_runtime.bulk.inputs import (
+    Input,
+    check_same_input,
+    index_inputs,
+    input_from_document,
+    read_schema,
+)
 from bge_runtime.bulk.job import (
     JOB_FILE,
     Job,
-    check_same_input,
     check_same_model,
     check_same_options,
-    index_inputs,
-    input_from_document,
     read_document,
     warn_other_versions,
 )
 from bge_runtime.bulk.options import JobArguments, JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan, shards_of_process
-from bge_runtime.bulk.progress import Progress, show_reading
+from bge_runtime.bulk.progress import Progress
 from bge_runtime.bulk.readers import Reader, open_reader
 from bge_runtime.bulk.shards import (
     OnAdvance,
@@ -225,28 +229,33 @@ def _run(
     folder.check_ours()
     found_format = options.input_format or format_of(files)
     document = read_document(folder)
-    if document is not None:
-        # Before the model is opened, which may take minutes.
+
+    def check(document: dict[str, Any]) -> None:
         check_same_options(document, options, where=folder.uri)
-        check_same_input(document, files, found_format, where=folder.uri)
+        check_same_input(
+            document, files, found_format, where=folder.uri, show_progress=show_progress
+        )
+
+    # What takes no time comes first. Then the model is opened, and the input is read last: both
+    # may take minutes.
+    if document is not None:
+        check(document)
         found = input_from_document(document, files)
     else:
-        size = sum(file.size_bytes for file in files)
-        with show_reading(size, show=show_progress) as on_bytes:
-            found = index_inputs(
-                files, found_format, options.columns, added=_added(options), on_bytes=on_bytes
-            )
+        schema = read_schema(files, found_format, options.columns, added=_added(options))
+        found = Input(format=found_format, entries=(), schema=schema)
     folder.create()
     with folder.lock(process or "1/1"):
         engine = open_engine()
         job = Job(input=found, options=options, model=engine.describe())
         output_format.check(job.schema)
         if document is None:
+            found = index_inputs(files, found_format, found.schema, show_progress=show_progress)
+            job = replace(job, input=found)
             folder.create_json(JOB_FILE, job.to_json())
             document = read_document(folder)  # perhaps another process was first
             assert document is not None
-            check_same_options(document, options, where=folder.uri)
-            check_same_input(document, files, found_format, where=folder.uri)
+            check(document)
         check_same_model(document, job.model, where=folder.uri)
         warn_other_versions(document, job.model, where=folder.uri)
         ours = shards_of_process(job.plan.shards, process)

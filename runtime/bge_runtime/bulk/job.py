@@ -9,124 +9,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from bge_runtime.bulk.files import InputError, InputFile
+from bge_runtime.bulk.files import InputError
+from bge_runtime.bulk.inputs import Input
 from bge_runtime.bulk.options import JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
 from bge_runtime.bulk.plan import Plan
-from bge_runtime.bulk.readers import FileIndex, Reader, open_reader
-from bge_runtime.bulk.rows import Columns, row_fields, select_columns
+from bge_runtime.bulk.readers import Reader
+from bge_runtime.bulk.rows import row_fields
 from bge_runtime.bulk.vectors import ModelDescription
-from bge_runtime.system import file_hash, warn_user
+from bge_runtime.system import warn_user
 
 FORMAT = "bge-runtime job"
 FORMAT_VERSION = 1
 JOB_FILE = f"{MANIFEST}/job.json"
-
-_INDEXING_THREADS = 8
-"""Files whose rows are counted at the same time: each waits for its file system."""
-
-OnBytes = Callable[[int], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputEntry:
-    """A file of the input, as the job found it.
-
-    Attributes:
-        file: The file.
-        index: Where its rows are.
-        sha256: Hash of its content, in hexadecimal; None for remote files.
-        changed_ns: When its inode was last changed, which nobody can set back; None for remote
-            files.
-    """
-
-    file: InputFile
-    index: FileIndex
-    sha256: str | None
-    changed_ns: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a part of the description."""
-        return {
-            "uri": self.file.uri,
-            "size_bytes": self.file.size_bytes,
-            "modified_ns": self.file.modified_ns,
-            "changed_ns": self.changed_ns,
-            "sha256": self.sha256,
-            **asdict(self.index),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """The input of a job.
-
-    Attributes:
-        format: Format of its files.
-        entries: Its files, in order.
-        schema: The columns that are read.
-    """
-
-    format: str
-    entries: Sequence[InputEntry]
-    schema: pa.Schema
-
-
-def index_inputs(
-    files: Sequence[InputFile],
-    input_format: str,
-    columns: Columns,
-    *,
-    added: Sequence[str],
-    on_bytes: OnBytes,
-) -> Input:
-    """Return an input: its columns, and where its rows are.
-
-    Args:
-        files: Its files.
-        input_format: Their format.
-        columns: The columns to read.
-        added: Names of the columns that the output adds.
-        on_bytes: Receives the number of bytes read since the last call, from several threads.
-
-    Raises:
-        InputError: If a file cannot be read, or lacks a column.
-        ValueError: If a column or the template is wrong.
-    """
-    reader = open_reader(input_format)
-    schema = reader.schema(files, columns.names)
-    columns.check(schema, added=added)
-
-    stopped = threading.Event()
-
-    def count(size_bytes: int) -> None:
-        if stopped.is_set():
-            raise InputError("stopped")  # seen by nobody: another error is being raised
-        on_bytes(size_bytes)
-
-    def index(file: InputFile) -> InputEntry:
-        changed_ns = _changed_ns(file)
-        found = reader.index(file, count)
-        sha256 = _sha256(file, lambda _: count(0))
-        return InputEntry(file=file, index=found, sha256=sha256, changed_ns=changed_ns)
-
-    with ThreadPoolExecutor(_INDEXING_THREADS, thread_name_prefix="bge-index") as threads:
-        try:
-            entries = list(threads.map(index, files))
-        except BaseException:
-            stopped.set()
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
-    return Input(format=input_format, entries=entries, schema=select_columns(schema, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +51,7 @@ class Job:
         document = self.to_json()
         content = {name: document[name] for name in ("model", "encode", "options", "input_schema")}
         content["input"] = [
-            (entry.file.size_bytes, entry.sha256 or entry.file.modified_ns, entry.index.rows)
-            for entry in self.input.entries
+            (entry.file.size_bytes, entry.content, entry.index.rows) for entry in self.input.entries
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -208,51 +109,6 @@ def read_document(folder: OutputFolder) -> dict[str, Any] | None:
             f"this bge-runtime reads {FORMAT_VERSION}; use the same version, or name a new folder"
         )
     return document
-
-
-def input_from_document(document: Mapping[str, Any], files: Sequence[InputFile]) -> Input:
-    """Return the input of a job that was started before, at the files found now."""
-    entries = [
-        InputEntry(
-            file=file,
-            index=FileIndex(
-                rows=stored["rows"], stride=stored["stride"], offsets=tuple(stored["offsets"])
-            ),
-            sha256=stored["sha256"],
-            changed_ns=stored["changed_ns"],
-        )
-        for stored, file in zip(document["input"], files, strict=True)
-    ]
-    serialized = pa.py_buffer(base64.b64decode(document["input_schema"]))
-    schema = pa.ipc.read_schema(serialized)
-    return Input(format=document["input_format"], entries=entries, schema=schema)
-
-
-def check_same_input(
-    document: Mapping[str, Any], files: Sequence[InputFile], input_format: str, *, where: str
-) -> None:
-    """Check that some files are those with which a job was started.
-
-    A file of the same path, size and times is taken to be the same. If only the path or a time
-    differs, the content is compared.
-
-    Raises:
-        InputError: If they are not.
-    """
-    stored = document["input"]
-    remedy = "Restore the input, or name a new folder"
-    if document["input_format"] != input_format or len(stored) != len(files):
-        raise InputError(
-            f"the job in {where} was started with {len(stored)} files of "
-            f"{document['input_format']}, and now there are {len(files)} of {input_format}. "
-            f"{remedy}"
-        )
-    for entry, file in zip(stored, files, strict=True):
-        change = _changed(entry, file)
-        if change is not None:
-            raise InputError(
-                f"{file.uri} has changed since the job in {where} was started: {change}. {remedy}"
-            )
 
 
 def check_same_options(document: Mapping[str, Any], options: JobOptions, *, where: str) -> None:
@@ -368,34 +224,3 @@ def _refuse_differences(
             f"the job in {where} was started with {'; '.join(found)}. Ask for the same, or name a "
             "new folder"
         )
-
-
-def _changed(entry: Mapping[str, Any], file: InputFile) -> str | None:
-    if entry["size_bytes"] != file.size_bytes:
-        return f"it had {entry['size_bytes']:,} bytes, and has {file.size_bytes:,}"
-    times = (file.modified_ns, _changed_ns(file))
-    if entry["uri"] == file.uri and (entry["modified_ns"], entry["changed_ns"]) == times:
-        return None
-    if file.local is None or entry["sha256"] is None:
-        same = entry["modified_ns"] == file.modified_ns
-        return None if same else "it was modified later"
-    sha256 = _sha256(file)
-    return None if sha256 == entry["sha256"] else f"its SHA-256 was {entry['sha256']}"
-
-
-def _changed_ns(file: InputFile) -> int | None:
-    if file.local is None:
-        return None
-    try:
-        return file.local.stat().st_ctime_ns
-    except OSError as error:
-        raise InputError(f"cannot read {file.uri}: {error.strerror}") from error
-
-
-def _sha256(file: InputFile, on_bytes: OnBytes | None = None) -> str | None:
-    if file.local is None:
-        return None
-    try:
-        return file_hash.file_sha256(file.local, on_bytes)
-    except OSError as error:
-        raise InputError(f"cannot read {file.uri}: {error.strerror}") from error

@@ -20,7 +20,7 @@ _INTERVAL_S = 60.0
 """Time between two lines."""
 
 _LARGE_INPUT_BYTES = 1 << 28
-"""Size of an input from which counting its rows takes a noticeable time: a second a gigabyte."""
+"""Bytes from which reading takes a noticeable time: a second a gigabyte."""
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,} rows [{elapsed}<{remaining}{postfix}]"
 
@@ -116,25 +116,28 @@ def _rounded(number: float) -> str:
 
 @contextmanager
 def show_reading(total_bytes: int, *, show: bool | None) -> Iterator[Callable[[int], object]]:
-    """Show how much of a large input has been read to count its rows, on a terminal.
+    """Show how much has been read of a large input, before the first row is embedded.
 
     Args:
-        total_bytes: Size of the input.
-        show: False shows nothing.
+        total_bytes: How much will be read.
+        show: As in `Progress`; a small input shows nothing.
 
     Yields:
         What receives the number of bytes read since the last call, from any thread.
     """
-    if show is False or total_bytes < _LARGE_INPUT_BYTES or not on_terminal():
+    bar = show or (show is None and on_terminal())
+    if show is False or total_bytes < _LARGE_INPUT_BYTES or not bar:
+        if show is None and total_bytes >= _LARGE_INPUT_BYTES:
+            logger.info("reading %.1f GB to count rows and hash files", total_bytes / 1e9)
         yield lambda _: None
         return
     from tqdm import tqdm
 
     lock = threading.Lock()
-    with tqdm(total=total_bytes, desc="counting rows", unit="B", unit_scale=True) as bar:
+    with tqdm(total=total_bytes, desc="reading", unit="B", unit_scale=True) as shown:
 
         def update(count: int) -> None:
             with lock:
-                bar.update(count)
+                shown.update(count)
 
         yield update

@@ -39,8 +39,12 @@ def file_sha256(path: Path, on_bytes: Callable[[int], object] | None = None) -> 
     return digest.hexdigest()
 
 
-def remembered_sha256(path: Path) -> str:
+def remembered_sha256(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
     """Return the SHA-256 of a file, from the cache if the file is unchanged.
+
+    Args:
+        path: The file.
+        on_bytes: As in `file_sha256`.
 
     Raises:
         OSError: If it cannot be read.
@@ -53,7 +57,7 @@ def remembered_sha256(path: Path) -> str:
         with contextlib.suppress(TypeError, LookupError):
             if known["identity"] == identity:
                 return str(known["sha256"])
-        sha256 = file_sha256(path)
+        sha256 = file_sha256(path, on_bytes)
         remember(path, sha256, identity)
         return sha256
 

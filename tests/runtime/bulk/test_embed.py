@@ -167,6 +167,15 @@ def test_a_longer_length_than_the_model_reads_is_its_own(
     assert json.loads(schema.metadata[b"bge_runtime"])["max_length"] == 512
 
 
+def test_names_of_columns_in_a_template_may_have_dots(tiny_bundle: Path, tmp_path: Path):
+    pq.write_table(pa.table({"a.b": ["one", None], "c": ["two", "six"]}), tmp_path / "in.parquet")
+    arguments = {"text": ["c", "a.b"], "template": "{a.b}, {c}", "show_progress": False}
+    embed_dataset(tiny_bundle, tmp_path / "in.parquet", tmp_path / "out", **arguments)
+    found = pyarrow.dataset.dataset(tmp_path / "out").to_table()
+    expected = FlagModel(str(tiny_bundle)).encode(["one, two", ", six"])
+    np.testing.assert_allclose(vectors(found), expected, atol=CLOSE)
+
+
 def test_an_opened_model_is_used_as_it_is(tiny_bundle: Path, embed: Callable[..., pa.Table]):
     model = FlagModel(str(tiny_bundle), query_instruction_for_retrieval="Q: ", **FP32)
 

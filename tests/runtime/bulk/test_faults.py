@@ -9,15 +9,20 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from bge_runtime import FlagModel
 from bge_runtime.bulk import InputError, OutputError, embed_dataset
-from bge_runtime.bulk import job as job_module
+from bge_runtime.bulk import embed as embed_module
+from bge_runtime.bulk import inputs as inputs_module
+from bge_runtime.bulk.output import OutputFolder
 from bge_runtime.engines import openvino
+from bge_runtime.errors import BgeError
 from bge_runtime.system import file_hash
 from tests.helpers.bulk import data_files, make_texts, records, write_parquet
 
@@ -80,25 +85,25 @@ class TestCopies:
         assert rerun().shards_done_before == 3
 
     def test_content_is_read_once_if_only_times_differ(self, rerun, root, monkeypatch):
-        rerun()  # the first one after copying
+        rerun()  # the first one after copying: hashes are remembered
         read = []
         whole = file_hash.file_sha256
         monkeypatch.setattr(
             file_hash, "file_sha256", lambda path, *rest: read.append(path) or whole(path, *rest)
         )
         assert rerun().shards_done_before == 3
-        assert {path.parent.name for path in read} == {"input"}
+        assert not read
         os.utime(root / "job" / "part-00001-of-00003.parquet")
-        assert rerun().shards_done_before == 3
-        assert [path.name for path in read if path.parent.name == "job"] == [
-            "part-00001-of-00003.parquet"
-        ]
+        os.utime(root / "input" / "1.parquet")
+        for _ in range(2):
+            assert rerun().shards_done_before == 3
+            names = sorted(path.name for path in read)
+            assert names == ["1.parquet", "part-00001-of-00003.parquet"]
 
     @pytest.mark.parametrize(
         "options",
         [
             {"on_error": "skip"},
-            {"on_empty": "stop"},  # the shards that are there have no empty row that was embedded
             {"input_format": "parquet"},
             {"dtype": "float32"},
             {"max_length": 512},
@@ -259,19 +264,49 @@ class TestInput:
 
     def test_one_file_more(self, rerun, root):
         write_parquet(root / "input" / "3.parquet", ["more"])
-        with pytest.raises(InputError, match="with 3 files of parquet, and now there are 4"):
+        with pytest.raises(InputError, match=r"with 3 files .* are 4 .*/3\.parquet is new\. Rest"):
             rerun()
 
     def test_one_file_less(self, rerun, root):
         (root / "input" / "2.parquet").unlink()
-        with pytest.raises(InputError, match="with 3 files of parquet, and now there are 2"):
+        with pytest.raises(InputError, match=r"3 files .* are 2 .*/2\.parquet is missing\. Rest"):
             rerun()
 
     def test_another_order(self, rerun, root):
         folder = root / "input"
         (folder / "0.parquet").rename(folder / "9.parquet")
-        with pytest.raises(InputError, match="has changed since the job"):
+        with pytest.raises(InputError, match=r"/0\.parquet seems to be renamed to .*/9\.parquet"):
             rerun()
+
+    def test_another_file_instead_of_one(self, rerun, root):
+        (root / "input" / "1.parquet").unlink()
+        write_parquet(root / "input" / "4.parquet", ["more"] * 40)
+        message = r"other files, .*: .*/1\.parquet is missing, .*/4\.parquet is new\. In the place"
+        with pytest.raises(InputError, match=message):
+            rerun()
+
+    def test_a_remote_file_without_a_time(self, rerun, root):
+        files = fsspec.filesystem("memory")
+        run = partial(rerun, output=root / "other", rows_per_shard=2)
+        files.pipe("/without-time/a.txt", b"one\ntwo\nsix\n")
+        run(inputs="memory:///without-time", keep=())
+        assert run(inputs="memory:///without-time", keep=()).shards_done_before == 2
+        files.mv("/without-time/a.txt", "/without-time/b.txt")
+        with pytest.raises(InputError, match="nothing but its path says whether it is the same"):
+            run(inputs="memory:///without-time", keep=())
+
+    def test_a_remote_file_with_a_version(self, rerun, root, monkeypatch):
+        files = fsspec.filesystem("memory")
+        files.pipe("/versions/a.txt", b"one\n")
+        info, tag = files.info, "1"
+        monkeypatch.setattr(files, "info", lambda path: {**info(path), "ETag": tag})
+        run = partial(rerun, output=root / "other", inputs="memory:///versions", keep=())
+        run()
+        files.mv("/versions/a.txt", "/versions/b.txt")
+        assert run().shards_done_before == 1
+        tag = "2"
+        with pytest.raises(InputError, match="it was ETag 1, and is ETag 2"):
+            run()
 
     def test_no_file(self, rerun, root):
         shutil.rmtree(root / "input")
@@ -358,6 +393,60 @@ class TestJob:
         assert run(query=True).shards_done_before == 3
 
 
+@pytest.fixture
+def no_counting(monkeypatch):
+    """Let a job fail if it reads its input."""
+
+    def fail(*_, **__):
+        raise AssertionError("the input is read")
+
+    monkeypatch.setattr(embed_module, "index_inputs", fail)
+
+
+@pytest.mark.usefixtures("no_counting")
+class TestBeforeTheInputIsRead:
+    """Other mistakes are reported first, since the input may take minutes."""
+
+    def test_a_wrong_model(self, rerun, root):
+        with pytest.raises(BgeError, match="no-such-model"):
+            rerun(model="./no-such-model", output=root / "other")
+
+    def test_a_model_without_an_output(self, rerun, root):
+        with pytest.raises(ValueError, match="are for BGE-M3"):
+            rerun(return_sparse=True, output=root / "other")
+
+    def test_an_output_that_cannot_be_written(self, root, monkeypatch):
+        def fail(_):
+            raise OutputError("cannot write")
+
+        monkeypatch.setattr(OutputFolder, "create", fail)
+        with pytest.raises(OutputError, match="cannot write"):  # and before the model is opened
+            embed_dataset("./no-such-model", root / "input", root / "other", **OPTIONS)
+
+    def test_columns_that_the_format_cannot_hold(self, rerun, root):
+        with pytest.raises(ValueError, match="npy"):
+            rerun(output_format="npy", output=root / "other")
+
+
+def test_all_bytes_that_are_read_are_shown(opened, root, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def show(total, *, show):
+        counts = []
+        yield counts.append
+        shown.append((total, sum(counts)))
+
+    monkeypatch.setattr(inputs_module, "show_reading", show)
+    embed_dataset(opened, root / "input", root / "other", **OPTIONS)
+    size = sum(path.stat().st_size for path in (root / "input").iterdir())
+    assert shown[0] == (2 * size, 2 * size)  # counted and hashed
+    os.utime(root / "input" / "1.parquet")
+    embed_dataset(opened, root / "input", root / "other", **OPTIONS)
+    touched = (root / "input" / "1.parquet").stat().st_size
+    assert shown[-1] == (touched, touched)
+
+
 def test_an_interrupt_ends_the_hashing_of_a_large_input(opened, root, monkeypatch):
     reading, ended = threading.Event(), threading.Event()
 
@@ -371,7 +460,7 @@ def test_an_interrupt_ends_the_hashing_of_a_large_input(opened, root, monkeypatc
         finally:
             ended.set()
 
-    monkeypatch.setattr(job_module.file_hash, "file_sha256", endless)
+    monkeypatch.setattr(inputs_module.file_hash, "file_sha256", endless)
     with pytest.raises(KeyboardInterrupt):
         embed_dataset(opened, root / "input", root / "other", **OPTIONS)
     assert not [each for each in threading.enumerate() if each.name.startswith("bge-index")]

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from bge_runtime.bulk import progress as module
-from bge_runtime.bulk.progress import Progress
+from bge_runtime.bulk.progress import Progress, show_reading
 
 
 class Clock:
@@ -100,3 +100,32 @@ def test_threads_lose_no_row(no_terminal):
     for each in threads:
         each.join()
     assert (progress._rows, progress._texts, progress._tokens) == (4000, 4000, 8000)
+
+
+class TestReading:
+    """What is read before the first row is embedded, if it is much."""
+
+    @pytest.mark.parametrize("show", [None, True])
+    def test_a_terminal_gets_a_bar(self, monkeypatch, show):
+        terminal = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(module, "on_terminal", lambda: show is None)
+        with show_reading(2 * 10**9, show=show) as on_bytes:
+            on_bytes(10**9)
+        assert "reading:  50%" in terminal.getvalue()
+
+    def test_elsewhere_one_line_is_logged(self, no_terminal, lines, capsys):
+        with show_reading(2 * 10**9, show=None) as on_bytes:
+            on_bytes(10**9)
+        assert lines.messages == ["reading 2.0 GB to count rows and hash files"]
+        assert capsys.readouterr() == ("", "")
+
+    @pytest.mark.parametrize(("size", "show"), [(10**6, None), (10**6, True), (10**12, False)])
+    def test_nothing_is_shown_if_it_is_little_or_not_asked_for(
+        self, monkeypatch, lines, capsys, size, show
+    ):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+        with show_reading(size, show=show) as on_bytes:
+            on_bytes(size)
+        assert not lines.records
+        assert capsys.readouterr() == ("", "")
