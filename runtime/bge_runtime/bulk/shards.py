@@ -281,8 +281,13 @@ class ShardSink:
             OutputError: If one cannot be written.
         """
         while len(self._completing) > besides:
-            self._completing[0].wait()
-            self._completing.popleft().result()
+            # Not `wait` first: a task that has not begun by then never would.
+            task = self._completing[0]
+            try:
+                task.result()
+            finally:
+                task.wait()
+                self._completing.popleft()
 
     def discard(self) -> None:
         """Delete what there is of shards that are not complete, so that the disk has its space."""
