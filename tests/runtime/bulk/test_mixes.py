@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bge_runtime import FlagModel
 from bge_runtime.bulk import InputError, OutputError, embed_dataset
 from bge_runtime.bulk import shards as module
 from bge_runtime.bulk.vectors import encoder, model
+from bge_runtime.system import BackgroundTask
 from tests.helpers.bulk import make_texts, write_parquet
 
 
@@ -177,3 +179,16 @@ def test_one_text_without_tokens_is_rejected_alone(
     rejects = tmp_path / "output" / "_rejects" / "part-00000-of-00001.jsonl"
     reject = json.loads(rejects.read_text())
     assert (reject["row"], reject["reason"]) == (13, "('13') has no tokens")
+
+
+def test_a_shard_whose_thread_starts_late_is_written(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = BackgroundTask._run
+
+    def late(self: Any) -> None:
+        time.sleep(0.05)
+        begin(self)
+
+    monkeypatch.setattr(BackgroundTask, "_run", late)
+    assert run().complete
