@@ -228,30 +228,37 @@ def test_an_opened_model_is_refused(texts, tmp_path):
 # -- Which actor computes which shard ------------------------------------------------------
 
 
-def model_in(precision: str) -> ModelDescription:
+def model_in(precision: str, engine: str) -> ModelDescription:
     encode = EncodeOptions(
         outputs=("dense",), dtype="float32", colbert_dtype="float16", query=False, max_length=512,
         batch_size=256,
     )  # fmt: skip
-    return ModelDescription(document={"precision": precision}, fields=[], encode=encode)
+    return ModelDescription(
+        document={"precision": precision}, made_with={"engine": engine}, fields=[], encode=encode
+    )
 
 
 class FakeActor:
     """Computes nothing; dies with some shards."""
 
-    def __init__(self, precision: str, fatal: int | None = None) -> None:
-        self._precision, self._fatal = precision, fatal
+    def __init__(self, precision: str, fatal: int | None = None, engine: str = "1.0") -> None:
+        self._precision, self._fatal, self._engine = precision, fatal, engine
 
     def describe(self) -> Described:
-        return Described(f"node-{self._precision}", model_in(self._precision))
+        return Described(f"node-{self._precision}", model_in(self._precision, self._engine))
 
     def run(self, work: object, shard: int) -> dict[str, int]:
         if shard == self._fatal:
             os._exit(1)
+        time.sleep(0.005)
         return {"rows": shard}
 
     def close(self) -> None:
         """Do nothing."""
+
+
+MANY = 10_000
+"""Shards that last until a second actor has started."""
 
 
 def start_fakes(*arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -264,9 +271,17 @@ def test_nodes_that_run_another_precision_are_refused(cluster):
     actors = pool.ActorPool(start_fakes(("fp32",), ("bf16",)), 2)
     actors.describe()
     with pytest.raises(BgeError) as refused:
-        dict(actors.run(range(1000), []))
+        dict(actors.run(range(MANY), []))
     assert "node node-bf16 runs the model otherwise than node node-fp32" in str(refused.value)
     assert "precision 'bf16' and not 'fp32'" in str(refused.value)
+    actors.close()
+
+
+def test_nodes_with_another_version_are_warned_of(cluster, caplog):
+    actors = pool.ActorPool(start_fakes(("fp32",), ("fp32", None, "1.1")), 2)
+    actors.describe()
+    said = "node node-fp32 computes with {'engine': '1.1'}"
+    assert any(said in caplog.text for _ in actors.run(range(MANY), []))
     actors.close()
 
 

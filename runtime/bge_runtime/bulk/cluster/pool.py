@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bge_runtime.bulk.cluster.actor import Described, Failure
@@ -140,7 +141,7 @@ class ActorPool:
                 "node %s computes with %s, and node %s with %s: vectors may differ in their last "
                 "bits", described.node, other_made_with, self._first.node, made_with,
             )  # fmt: skip
-        if described.model == self._first.model:
+        if replace(described.model, made_with=made_with) == self._first.model:
             return
         first, other = self._first.model.document, described.model.document
         differences = [
