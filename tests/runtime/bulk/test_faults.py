@@ -594,3 +594,42 @@ run()
         assert run().complete
         embed_dataset(opened, root / "input", root / "whole", **OPTIONS)
         assert data_files(root / "other") == data_files(root / "whole")
+
+    def test_full_or_read_only_is_one_line_of_the_command(self, tiny_bundle, root, tmp_path):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        lines = in_namespace(
+            PRELUDE
+            + """
+import subprocess
+
+def command():
+    found = subprocess.run(
+        [sys.executable, "-m", "bge_runtime.cli.embed", bundle, source, "-o", folder + "/job",
+         "--rows-per-shard", "30"],
+        capture_output=True, text=True
+    )
+    print(found.returncode)
+    print(found.stderr.strip().splitlines()[-1])
+    print("Traceback" in found.stderr)
+    print(found.stdout == "")
+
+mount("-t", "tmpfs", "-o", "size=48k", "tmpfs", folder)
+command()
+mount("-o", "remount,size=9M,ro", folder)
+command()
+mount("-o", "remount,rw", folder)
+command()
+""",
+            *(tiny_bundle, root / "input", folder),
+        )
+        full, read_only, done = (lines[start : start + 4] for start in (0, 4, 8))
+        assert full[0] == read_only[0] == "1"
+        assert full[1].startswith(
+            f"bge-embed: cannot write {folder}/job: No space left on device; "
+        )
+        assert read_only[1].startswith(
+            f"bge-embed: cannot write {folder}/job: Read-only file system; "
+        )
+        assert done[0] == "0"
+        assert full[2:] == read_only[2:] == done[2:] == ["False", "True"]

@@ -8,6 +8,7 @@ import signal
 import threading
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -205,6 +206,40 @@ class TestInterrupted:
             assert last["status"] == 0, (seed, when, last["stderr"])
             assert data_files(tmp_path / f"{number}") == expected, (seed, when)
         assert sum(answer["status"] != 0 for answer in answers) >= KILLS
+
+    @pytest.mark.parametrize("output_format", ["jsonl", "npy", "lance"])
+    def test_killed_while_other_formats_are_written(
+        self, tiny_bundle, few, tmp_path, output_format
+    ):
+        if output_format == "lance":
+            pytest.importorskip("lance")
+
+        def arguments(folder):
+            return {
+                **job_arguments(tiny_bundle, few, folder),
+                "keep": (),
+                "output_format": output_format,
+            }
+
+        (whole,) = run_jobs([{"arguments": arguments(tmp_path / "whole"), "event": -1}])
+        jobs = []
+        for back in (6, 16, whole["events"] // 3):
+            job = {"arguments": arguments(tmp_path / f"{back}")}
+            jobs += [{**job, "event": whole["events"] - back}, job]
+        answers = run_jobs(jobs)
+        assert [answer["status"] for answer in answers[1::2]] == [0, 0, 0], answers[0]["stderr"]
+        assert sum(answer["status"] == -signal.SIGKILL for answer in answers) >= 2
+        for job in jobs[1::2]:
+            folder = Path(job["arguments"]["output"])
+            assert data_files(folder) == data_files(tmp_path / "whole")
+            if output_format == "lance":  # its files have random names
+                import lance
+
+                written = [
+                    lance.dataset(each / "vectors.lance").to_table().sort_by("id")
+                    for each in (folder, tmp_path / "whole")
+                ]
+                assert written[0] == written[1]
 
     def test_stopped_at_any_step(self, embed, few, opened, tmp_path, monkeypatch):
         run = partial(embed, model=opened, inputs=few)
