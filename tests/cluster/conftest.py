@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -46,15 +47,22 @@ def bundles(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> dic
     return make_bundles(tmp_path_factory.mktemp("bundles"))
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node; again if it fails: Ray gives it 30 s, which a busy machine may not have."""
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
 class ThreeNodes:
     """A cluster of three nodes with a processor each, of which two may be killed and come back."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
+        head = {"num_cpus": 1, "include_dashboard": False}
+        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address = self._cluster.address
         self.workers: list[Any] = []
         self.complete()
@@ -62,7 +70,7 @@ class ThreeNodes:
     def complete(self) -> None:
         """Start nodes until there are three."""
         while len(self.workers) < 2:
-            self.workers.append(self._cluster.add_node(num_cpus=1))
+            self.workers.append(patiently(lambda: self._cluster.add_node(num_cpus=1)))
 
     def kill_a_node(self) -> None:
         """Kill all processes of a node at once."""
