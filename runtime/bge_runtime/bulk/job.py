@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bge_runtime.bulk.files import InputError
+from bge_runtime.bulk.files import InputError, InputFile, input_file
 from bge_runtime.bulk.inputs import Input
 from bge_runtime.bulk.options import JobOptions
 from bge_runtime.bulk.output import MANIFEST, OutputError, OutputFolder
@@ -169,6 +169,19 @@ def check_still_same(job: Job, shard: int) -> None:
                 f"{file.uri} was changed while it was read. Restore it, and run the same command "
                 "again; or name a new folder"
             )
+
+
+def at_this_machine(job: Job) -> Job:
+    """Return a job that reads this machine's copies of local files, whose times may differ."""
+
+    def here(file: InputFile) -> InputFile:
+        if file.local is None:
+            return file
+        modified_ns = file.filesystem.get_file_info(file.path).mtime_ns
+        return input_file(file.uri, file.size_bytes, modified_ns)
+
+    entries = [replace(entry, file=here(entry.file)) for entry in job.input.entries]
+    return replace(job, input=replace(job.input, entries=entries))
 
 
 def read_rows(job: Job, shard: int, reader: Reader) -> Iterator[tuple[int, Iterator[Any]]]:

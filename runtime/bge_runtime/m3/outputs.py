@@ -97,6 +97,11 @@ class M3Outputs:
                 self._colbert[row] = tokens
 
     @property
+    def names(self) -> Sequence[str]:
+        """Names of the graph's outputs, in the order of a batch's."""
+        return self._names
+
+    @property
     def dense(self) -> NDArray[np.float32] | None:
         """One vector for each text, in float32; None if not asked for."""
         return self._dense if SENTENCE_EMBEDDING in self._names else None

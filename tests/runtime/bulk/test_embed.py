@@ -14,6 +14,7 @@ import pytest
 from bge_bench.datasets.corpus import paragraphs
 from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel
 from bge_runtime.bulk import embed_dataset
+from bge_runtime.bulk.vectors import encoder
 
 TEXTS = [f"{number} {text}" for number, text in enumerate(paragraphs(60))]
 FP32 = {"precision": "fp32"}
@@ -265,3 +266,32 @@ def test_options_of_opening_are_refused_for_an_opened_model(
 ):
     with pytest.raises(ValueError, match="set them on the opened one"):
         embed(FlagModel(str(tiny_bundle)), model_options=FP32)
+
+
+def test_a_vector_too_large_for_float16_is_rejected_alone(
+    tiny_bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compute = encoder.compute_batch
+    (number,) = [row for row, text in enumerate(TEXTS) if text.startswith("7 ")]
+    token = FlagModel(str(tiny_bundle)).tokenizer.encode([TEXTS[number]], max_length=512)[0]
+
+    def enlarge(engine: Any, batch: Any, *, call: Any) -> None:
+        def on_batch(found: Any, outputs: list[np.ndarray]) -> None:
+            for row, ids in enumerate(found.input_ids):
+                if np.array_equal(ids[: len(token)], token):
+                    outputs[0][row, 5] = 1e6
+            call.on_batch(found, outputs)
+
+        compute(engine, batch, call=call._replace(on_batch=on_batch))
+
+    monkeypatch.setattr(encoder, "compute_batch", enlarge)
+    summary = embed_dataset(
+        tiny_bundle, source, tmp_path / "output", dtype="float16", on_error="skip",
+        model_options={"normalize_embeddings": False}, show_progress=False,
+    )  # fmt: skip
+
+    (path,) = (tmp_path / "output" / "_rejects").iterdir()
+    reject = json.loads(path.read_text())
+    assert (summary.embedded, summary.rejected) == (len(TEXTS) - 1, 1)
+    assert reject["row"] == number
+    assert reject["reason"].startswith("has a vector with a component of 1e+06, which is too large")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bge_runtime.bulk.cluster.grants import granted_options, opening_lock
 from bge_runtime.bulk.files import InputError, Location
-from bge_runtime.bulk.job import Job
+from bge_runtime.bulk.job import Job, at_this_machine
 from bge_runtime.bulk.options import JobOptions
 from bge_runtime.bulk.output import OutputError, OutputFolder
 from bge_runtime.bulk.vectors import ModelDescription
@@ -123,7 +123,7 @@ class ShardActor:
             job, output, probe = ray.get(work[0])
             folder = OutputFolder(output)
             check_reachable(folder, probe)
-            self._work = job, folder
+            self._work = at_this_machine(job), folder
         job, folder = self._work
         check_inputs(job, shard)
         return self._open().run(job, [shard], folder, lambda _: None)[shard]

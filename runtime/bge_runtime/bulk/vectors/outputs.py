@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bge_runtime.bundle import COLBERT_VECS, SENTENCE_EMBEDDING
 from bge_runtime.encoding import Batch, DenseVectors, round_vectors
+from bge_runtime.errors import NotFiniteError
 from bge_runtime.m3 import LexicalWeights, M3Outputs
 from bge_runtime.models import AnyFlagModel, BGEM3FlagModel
 
@@ -142,7 +144,7 @@ class OutputColumns:
                 dtype=model.vector_dtype,
                 normalized=model.normalize_embeddings,
             )
-            return _DenseOutputs(vectors, self._dtype)
+            return _DenseOutputs(vectors, self._dtype, self._limits)
         collected = M3Outputs(
             count,
             graph_outputs,
@@ -151,13 +153,50 @@ class OutputColumns:
             truncate_dim=model.truncate_dim,
             by_id=True,
         )
-        return _M3Columns(collected, model, self._dtype, self._colbert_dtype)
+        return _M3Columns(collected, model, self._dtype, self._colbert_dtype, self._limits)
+
+    @property
+    def _limits(self) -> Mapping[str, float]:
+        """Largest component of each of the graph's outputs that its column can hold."""
+        if self._model.normalize_embeddings:
+            return {}
+        names = {SENTENCE_EMBEDDING: self._dtype, COLBERT_VECS: self._colbert_dtype}
+        return {name: float(np.finfo(dtype).max) for name, dtype in names.items()}
+
+
+def _check_sizes(
+    batch: Batch,
+    outputs: Sequence[NDArray[np.float32]],
+    names: Sequence[str],
+    limits: Mapping[str, float],
+) -> None:
+    """Check that vectors fit into their columns, before they are kept.
+
+    Raises:
+        NotFiniteError: If a component is too large.
+    """
+    for name, values in zip(names, outputs, strict=True):
+        if name not in limits:
+            continue
+        if name == COLBERT_VECS:
+            values = np.where(batch.attention_mask[:, 1:, None] != 0, values, 0)  # noqa: PLW2901
+        largest = np.abs(values).reshape(len(values), -1).max(axis=1, initial=0)
+        row = int(largest.argmax())
+        if largest[row] > limits[name]:
+            raise NotFiniteError(
+                f"text {batch.rows[row]} has a vector with a component of {largest[row]:g}, which "
+                "is too large for float16. Pass dtype='float32' and colbert_dtype='float32', or "
+                "normalize_embeddings=True"
+            )
 
 
 class _DenseOutputs:
-    def __init__(self, collected: DenseVectors, dtype: str) -> None:
-        self.add = collected.add
-        self._collected, self._dtype = collected, dtype
+    def __init__(self, collected: DenseVectors, dtype: str, limits: Mapping[str, float]) -> None:
+        self._collected, self._dtype, self._limits = collected, dtype, limits
+
+    def add(self, batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
+        _check_sizes(batch, outputs, [SENTENCE_EMBEDDING], self._limits)
+        self._collected.add(batch, outputs)
 
     def arrays(self) -> dict[str, pa.Array]:
         return {"dense": dense_array(self._collected.vectors, self._dtype)}
@@ -165,11 +204,20 @@ class _DenseOutputs:
 
 class _M3Columns:
     def __init__(
-        self, collected: M3Outputs, model: BGEM3FlagModel, dtype: str, colbert_dtype: str
+        self,
+        collected: M3Outputs,
+        model: BGEM3FlagModel,
+        dtype: str,
+        colbert_dtype: str,
+        limits: Mapping[str, float],
     ) -> None:
-        self.add = collected.add
         self._collected, self._model = collected, model
         self._dtype, self._colbert_dtype = dtype, colbert_dtype
+        self._limits = limits
+
+    def add(self, batch: Batch, outputs: list[NDArray[np.float32]]) -> None:
+        _check_sizes(batch, outputs, self._collected.names, self._limits)
+        self._collected.add(batch, outputs)
 
     def arrays(self) -> dict[str, pa.Array]:
         found, rounded = self._collected, self._model.vector_dtype
