@@ -27,6 +27,10 @@ SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "2",
     "HF_HUB_OFFLINE": "1",
+    # Those of tests/helpers/s3.py. Each node has credentials of its own.
+    "AWS_ACCESS_KEY_ID": "a-key-that-is-secret",
+    "AWS_SECRET_ACCESS_KEY": "a-secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
 }
 """Read by Ray's processes when they are started."""
 

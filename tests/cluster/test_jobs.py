@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from pyarrow.fs import FileSelector, FileSystem
 
 from bge_runtime.bulk import InputError, OutputError, embed_dataset
 from bge_runtime.bulk.cluster import pool
@@ -26,6 +27,7 @@ from bge_runtime.bulk.output import OutputFolder
 from bge_runtime.bulk.vectors import ModelDescription
 from bge_runtime.errors import BgeError
 from tests.cluster.conftest import ThreeNodes
+from tests.helpers.s3 import s3_network
 
 ROWS, ROWS_PER_SHARD = 6000, 200
 
@@ -110,6 +112,24 @@ def test_three_outputs_of_m3_are_those_of_a_local_run(cluster, texts, bundles, t
         embed_dataset(bundles["m3"], small, tmp_path / engine, engine=engine, **M3_OPTIONS)
     assert len(hashes(tmp_path / "ray")) == 3
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")
+
+
+def test_input_and_output_may_be_on_s3(cluster, texts, bundles, local):
+    with s3_network() as network:
+        source, _ = FileSystem.from_uri(network.uri("texts"))
+        source.create_dir("bucket/texts")
+        with source.open_output_stream("bucket/texts/texts.parquet") as stream:
+            stream.write(texts.read_bytes())
+        inputs, out = network.uri("texts/texts.parquet"), network.uri("vectors")
+        done = embed_dataset(bundles["dense"], inputs, out, engine="ray", **OPTIONS)
+        assert done.complete
+        found = source.get_file_info(FileSelector("bucket/vectors"))
+        written = {
+            file.base_name: hashlib.sha256(source.open_input_file(file.path).read()).hexdigest()
+            for file in found
+            if file.extension == "parquet"
+        }
+    assert written == hashes(local)
 
 
 def test_a_node_killed_while_it_computes_changes_nothing(
