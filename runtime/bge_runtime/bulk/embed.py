@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
@@ -32,6 +33,7 @@ from bge_runtime.bulk.plan import Plan, shards_of_process
 from bge_runtime.bulk.progress import Progress
 from bge_runtime.bulk.readers import Reader, open_reader
 from bge_runtime.bulk.shards import (
+    Advance,
     OnAdvance,
     add_up,
     check_left_out,
@@ -269,14 +271,7 @@ def _run(
         computing_s = time.monotonic()
         if missing:
             with Progress(total, initial=before, show=show_progress) as progress:
-                records |= engine.run(
-                    job,
-                    missing,
-                    folder,
-                    lambda done: progress.update(
-                        rows=done.rows, texts=done.texts, tokens=done.tokens
-                    ),
-                )
+                records |= engine.run(job, missing, folder, partial(_advance, progress))
         computing_s = time.monotonic() - computing_s
         computed = add_up(records[shard] for shard in missing)
         others = recorded_shards(folder, job.plan).difference(ours)
@@ -295,6 +290,10 @@ def _run(
             texts_per_s=computed["embedded"] / computing_s,
             tokens_per_s=computed["tokens"] / computing_s,
         )
+
+
+def _advance(progress: Progress, done: Advance) -> None:
+    progress.update(rows=done.rows, texts=done.texts, tokens=done.tokens)
 
 
 def count_shards(output: str | Path) -> tuple[int, int] | None:
