@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bge_runtime.bulk.chunks import Chunk
 from bge_runtime.bulk.files import InputError
-from bge_runtime.bulk.readers import BadRow, RowBatch
+from bge_runtime.bulk.readers import JSON_TEXT, BadRow, RowBatch, is_json_text, list_names
 from bge_runtime.bulk.writers import row_sizes
 
 WINDOW_TEXTS = 2048
@@ -113,9 +113,14 @@ class Columns:
             _check_template(self.template, self.text)
         for name in self.names:
             if len(schema.get_all_field_indices(name)) != 1:
-                has = ", ".join(map(repr, schema.names)) or "none"
+                has = list_names(schema.names, name) or "none"
                 raise InputError(f"the input has no single column {name!r}; it has {has}")
         for name in self.text:
+            if is_json_text(schema.field(name)):
+                raise InputError(
+                    f"column {name!r} holds objects or lists of JSON, and texts are strings; name "
+                    "another column, or convert it"
+                )
             if not _is_text(schema.field(name).type):
                 raise InputError(
                     f"column {name!r} holds {schema.field(name).type}, and texts are strings; name "
@@ -130,9 +135,14 @@ class Columns:
 
 
 def select_columns(schema: pa.Schema, columns: Columns) -> pa.Schema:
-    """Return the part of an input's schema that is read, without its metadata."""
-    fields = [schema.field(name) for name in columns.names]
-    return pa.schema([pa.field(each.name, _plain_type(each.type)) for each in fields])
+    """Return the part of an input's schema that is read, without metadata of its files."""
+    found = [(schema.field(name), is_json_text(schema.field(name))) for name in columns.names]
+    return pa.schema(
+        [
+            pa.field(each.name, _plain_type(each.type), metadata=JSON_TEXT if is_json else None)
+            for each, is_json in found
+        ]
+    )
 
 
 def row_fields(schema: pa.Schema, columns: Columns, *, chunks: bool) -> list[pa.Field]:
@@ -142,7 +152,7 @@ def row_fields(schema: pa.Schema, columns: Columns, *, chunks: bool) -> list[pa.
     return [
         pa.field("id", id_type),
         *(places if chunks else []),
-        *(schema.field(name) for name in columns.keep),
+        *(schema.field(name).remove_metadata() for name in columns.keep),
     ]
 
 

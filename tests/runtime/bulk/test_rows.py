@@ -229,7 +229,7 @@ def test_a_column_with_a_dot_in_its_name_is_no_attribute() -> None:
     [
         (
             Columns(text=("body",)),
-            "no single column 'body'; it has 'text', 'number', 'id', 'dense'",
+            "no single column 'body'; it has text, number, id, dense",
         ),
         (Columns(text=("number",)), "holds int64, and texts are strings"),
         (Columns(text=("text",), keep=("dense",)), "cannot keep column 'dense'"),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bge_runtime.bulk.files import InputError
+from bge_runtime.bulk.readers.arrays import JSON_TEXT, is_json_text, list_names
 from bge_runtime.bulk.readers.arrow import ArrowReader
 from bge_runtime.bulk.readers.base import BadRow, FileIndex, OnBytes, Reader, RowBatch
 from bge_runtime.bulk.readers.delimited import DelimitedReader
@@ -17,7 +18,17 @@ from bge_runtime.bulk.readers.jsonl import JsonlReader
 from bge_runtime.bulk.readers.parquet import ParquetReader
 from bge_runtime.bulk.readers.text import TextReader
 
-__all__ = ["BadRow", "FileIndex", "OnBytes", "Reader", "RowBatch", "open_reader"]
+__all__ = [
+    "JSON_TEXT",
+    "BadRow",
+    "FileIndex",
+    "OnBytes",
+    "Reader",
+    "RowBatch",
+    "is_json_text",
+    "list_names",
+    "open_reader",
+]
 
 _READERS: dict[str, Callable[[], Reader]] = {
     "parquet": ParquetReader,

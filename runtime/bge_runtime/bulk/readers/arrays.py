@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from bge_runtime.bulk.files import InputError, InputFile, reading
 from bge_runtime.bulk.readers.base import BATCH_ROWS, MAX_ROW_BYTES, BadRow, RowBatch
+
+JSON_TEXT = {"bge_runtime": "JSON text"}
+"""Metadata of a column of strings that are objects, lists and other values of JSON."""
+
+_FILES_AT_A_TIME = 8
+"""Files that are opened in parallel, since each is a round trip if it is remote."""
+
+_LISTED_NAMES = 20
+
+_T = TypeVar("_T")
+
+
+def is_json_text(field: pa.Field) -> bool:
+    """Return whether the strings of a column are values of JSON."""
+    return bool(field.metadata) and b"bge_runtime" in field.metadata
+
+
+def map_files(read: Callable[[InputFile], _T], files: Sequence[InputFile]) -> list[_T]:
+    """Return what a function returns for each file; several threads call it."""
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        return list(pool.map(read, files))
+
+
+def list_names(names: Sequence[str], wanted: str) -> str:
+    """Return the first names of columns for a message, and the one that may be meant."""
+    listed = ", ".join(names[:_LISTED_NAMES])
+    if len(names) > _LISTED_NAMES:
+        listed += f" and {len(names) - _LISTED_NAMES:,} more"
+    near = difflib.get_close_matches(wanted, names, 1)
+    return f"{listed}; did you mean {near[0]!r}?" if near else listed
 
 
 def common_schema(
@@ -54,7 +87,7 @@ def require_column(file: InputFile, schema: pa.Schema, name: str) -> pa.Field:
     count = schema.names.count(name)
     if count == 0:
         raise InputError(
-            f"{file.uri} has no column {name!r}; its columns are {', '.join(schema.names)}"
+            f"{file.uri} has no column {name!r}; its columns are {list_names(schema.names, name)}"
         )
     if count > 1:
         raise InputError(f"{file.uri} has {count} columns {name!r}: rename all but one")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from bge_runtime.bulk.files import InputError, InputFile, open_file, reading
-from bge_runtime.bulk.readers.arrays import common_schema, require_column, to_batches
+from bge_runtime.bulk.readers.arrays import common_schema, map_files, require_column, to_batches
 from bge_runtime.bulk.readers.base import FileIndex, OnBytes, RowBatch, changed
 from bge_runtime.bulk.readers.scan import ScanningReader
 
@@ -28,7 +28,7 @@ class ArrowReader(ScanningReader):
 
     def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
         """Return columns that all files have."""
-        return common_schema(files, [_schema(file) for file in files], columns)
+        return common_schema(files, map_files(_schema, files), columns)
 
     def index(self, file: InputFile, on_bytes: OnBytes) -> FileIndex:
         """Return how many rows there are, and with which row each record batch begins."""

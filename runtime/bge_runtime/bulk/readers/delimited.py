@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from bge_runtime.bulk.files import InputError, InputFile, compression_of
-from bge_runtime.bulk.readers.arrays import common_schema, require_column
+from bge_runtime.bulk.readers.arrays import common_schema, map_files, require_column
 from bge_runtime.bulk.readers.base import FileIndex, OnBytes, RowBatch, changed
 from bge_runtime.bulk.readers.batches import BatchBuilder
 from bge_runtime.bulk.readers.line_files import STRIDE, open_blocks
@@ -17,10 +17,11 @@ from bge_runtime.lines import BadLineError
 
 
 class DelimitedReader(ScanningReader):
-    """Reads values between delimiters; one in double quotes may hold delimiters and newlines.
+    """Reads values between delimiters.
 
-    A row whose quotes are wrong is bad, and ends with its first line, so that a quote that is never
-    closed costs one row. Rows are records, which may have several lines.
+    In CSV, a value in double quotes may hold delimiters and newlines. A row whose quotes are wrong
+    is bad, and ends with its first line, so that a quote that is never closed costs one row. In
+    TSV, each line is a row, and only double quotes around a whole value are no part of it.
     """
 
     def __init__(self, delimiter: str) -> None:
@@ -30,12 +31,13 @@ class DelimitedReader(ScanningReader):
 
     def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
         """Return columns that all files have."""
-        schemas = []
-        for file in files:
+
+        def read(file: InputFile) -> pa.Schema:
             with open_blocks(file) as blocks:
                 header = _read_header(file, RecordStream(blocks, self._delimiter))
-            schemas.append(pa.schema([(name, pa.string()) for name in header]))
-        return common_schema(files, schemas, columns)
+            return pa.schema([(name, pa.string()) for name in header])
+
+        return common_schema(files, map_files(read, files), columns)
 
     def index(self, file: InputFile, on_bytes: OnBytes) -> FileIndex:
         """Return how many records follow the header."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from bge_runtime.bulk.files import InputError, InputFile
-from bge_runtime.bulk.readers.arrays import too_large
+from bge_runtime.bulk.readers.arrays import (
+    JSON_TEXT,
+    is_json_text,
+    list_names,
+    map_files,
+    too_large,
+)
 from bge_runtime.bulk.readers.base import (
     BATCH_BYTES,
     MAX_ROW_BYTES,
@@ -35,41 +41,49 @@ from bge_runtime.lines import (
 )
 
 _INFERRED_FROM = 1000
-"""Rows whose values decide the types of columns."""
+"""Rows of each file whose values decide the types of columns."""
 
 _KINDS = {
-    str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list",
+    str: "a string", bool: "a boolean", int: "an integer", float: "a fraction", list: "a list",
     dict: "an object", type(None): "null",
 }  # fmt: skip
 
+_GROUPS = {
+    "a string": "string", "a boolean": "boolean", "an integer": "number", "a fraction": "number",
+    "a list": "JSON", "an object": "JSON",
+}  # fmt: skip
+"""Kinds whose values fit into one column."""
+
 
 class JsonlReader(ScanningReader):
-    """Reads objects; their columns and types are those of the first file's first rows.
+    """Reads objects; their columns and types are those of the first rows of all files.
 
-    A column has the type of most of its values there. A later value of another type makes its row
-    a bad one. Members that are missing are null.
+    A column has the type of most of its values there; its numbers are integers if all of them are.
+    A later value of another type makes its row a bad one. Members that are missing are null.
+    Where most values are objects or lists, all become JSON text, and the metadata of the column is
+    `JSON_TEXT`.
     """
 
     def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
-        """Return columns with the types of the first rows of the first file that has any."""
-        records: list[dict[str, Any]] = []
-        for file in files:
-            records = _first_records(file)
-            if records:
-                break
-        found = dict.fromkeys(name for record in records for name in record)
-        if columns is None:
-            columns = [*found]
-        for name in columns:
-            if name not in found:
-                where = f"the first {len(records):,} rows of {file.uri}"
+        """Return columns with the types of the first rows of all files."""
+        kinds: dict[str, Counter[str]] = {}
+        problems = []
+        for found, problem in map_files(_first_kinds, files):
+            problems += [problem] if problem else []
+            for name, counts in found.items():
+                kinds.setdefault(name, Counter()).update(counts)
+        if not kinds and problems:
+            raise InputError(problems[0])
+        for name in columns or ():
+            if name not in kinds:
                 raise InputError(
-                    f"{where} have no field {name!r}; their fields are {', '.join(found)}"
-                    if records
-                    else f"{file.uri} has no row, so its fields are unknown"
+                    f"the first {_INFERRED_FROM:,} rows of each file have no field {name!r}; "
+                    f"their fields are {list_names([*kinds], name)}"
+                    if kinds
+                    else f"{files[0].uri} has no row, so its fields are unknown"
                 )
         return pa.schema(
-            [_infer(file, name, [record.get(name) for record in records]) for name in columns]
+            [_infer(name, kinds[name]) for name in (kinds if columns is None else columns)]
         )
 
     def index(self, file: InputFile, on_bytes: OnBytes) -> FileIndex:
@@ -81,15 +95,13 @@ class JsonlReader(ScanningReader):
     ) -> Iterator[RowBatch]:
         """Yield objects; a line that is not an object of these columns is a bad row."""
         batch = BatchBuilder(schema)
-        columns = [(field.name, _checker(field.type)) for field in schema]
+        columns = [(field.name, _converter(field)) for field in schema]
         for row, line in read_lines(file, index, first=first):
             try:
                 record = _parse(line)
                 if record is None:
                     continue
-                values = [record.get(name) for name, _ in columns]
-                for value, (name, check) in zip(values, columns, strict=True):
-                    check(value, name)
+                values = [convert(record.get(name), name) for name, convert in columns]
             except BadLineError as error:
                 batch.add_bad(row, str(error))
             else:
@@ -113,9 +125,13 @@ def _parse(line: bytes | LongLine) -> dict[str, Any] | None:
     return record
 
 
-def _first_records(file: InputFile) -> list[dict[str, Any]]:
-    """Return the objects of the first lines, those that can be read."""
-    records: list[dict[str, Any]] = []
+def _first_kinds(file: InputFile) -> tuple[dict[str, Counter[str]], str | None]:
+    """Return how often the members of the first objects have a value of each kind.
+
+    Returns:
+        The kinds by the names of members; and what is wrong, if no line can be read.
+    """
+    kinds: dict[str, Counter[str]] = {}
     first_problem = None
     held = 0
     with open_blocks(file) as blocks:
@@ -124,130 +140,108 @@ def _first_records(file: InputFile) -> list[dict[str, Any]]:
                 record = _parse(line or b"")
             except BadLineError as error:
                 first_problem = first_problem or str(error)
-                if not records and isinstance(line, bytes) and line.lstrip().startswith(b"["):
+                if not kinds and isinstance(line, bytes) and line.lstrip().startswith(b"["):
                     raise InputError(
                         f"{file.uri} is one JSON array, not an object a line: convert it, for "
                         "example with jq -c '.[]'"
                     ) from error
             else:
-                if record is not None:
-                    records.append(record)
+                for name, value in (record or {}).items():
+                    kinds.setdefault(name, Counter())[_KINDS[type(value)]] += 1
             held += len(line or b"")
             if held > BATCH_BYTES:
                 break
-    if first_problem and not records:
-        raise InputError(f"no line of {file.uri} is an object of JSON: the first {first_problem}")
-    return records
+    if kinds or first_problem is None:
+        return kinds, None
+    return {}, f"no line of {file.uri} is an object of JSON: the first {first_problem}"
 
 
-def _infer(file: InputFile, name: str, values: Sequence[Any]) -> pa.Field:
+def _infer(name: str, kinds: Counter[str]) -> pa.Field:
     """Return a column with the type of most of its values, string if all are null."""
-    kinds = Counter(_KINDS[type(value)] for value in values if value is not None)
-    if not kinds:
-        return pa.field(name, pa.string())
-    kind = kinds.most_common(1)[0][0]
-    try:
-        inferred = pa.infer_type([value for value in values if _KINDS[type(value)] == kind])
-        _checker(inferred)
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(
-            f"the field {name!r} of {file.uri} has no type that holds all of its values: {reason}. "
-            "Leave it out, or write it as a string"
-        ) from error
-    return pa.field(name, inferred)
+    groups: Counter[str] = Counter()
+    for kind, count in kinds.items():
+        if kind in _GROUPS:
+            groups[_GROUPS[kind]] += count
+    group = groups.most_common(1)[0][0] if groups else "string"
+    if group == "JSON":
+        return pa.field(name, pa.string(), metadata=JSON_TEXT)
+    if group == "number":
+        return pa.field(name, pa.float64() if kinds["a fraction"] else pa.int64())
+    return pa.field(name, pa.bool_() if group == "boolean" else pa.string())
 
 
-def _checker(kind: pa.DataType) -> Callable[[Any, str], None]:
-    """Return a function that checks whether a value is null or fits a type.
+def _converter(field: pa.Field) -> Callable[[Any, str], Any]:
+    """Return a function that checks a value, and returns it as the column holds it.
 
-    pyarrow alone would cut numbers with a fraction and drop unknown members of objects.
-
-    Raises:
-        ValueError: If no JSON value has the type.
+    pyarrow alone would cut numbers with a fraction.
     """
-    if kind in _SCALAR_CHECKS:
-        return _SCALAR_CHECKS[kind]
-    if pa.types.is_list(kind):
-        return partial(_check_list, check=_checker(kind.value_type))
-    if pa.types.is_struct(kind) and kind.num_fields:
-        return partial(_check_object, checks={field.name: _checker(field.type) for field in kind})
-    raise ValueError(f"{kind} cannot be stored")
+    return _json_text if is_json_text(field) else _CONVERTERS[field.type]
 
 
-def _check_string(value: Any, name: str) -> None:
+def _string(value: Any, name: str) -> Any:
     if type(value) is str:
         if not value.isascii():
             check_characters(value, name)
     elif value is not None:
         _refuse(value, name, "a string")
+    return value
 
 
-def _check_boolean(value: Any, name: str) -> None:
+def _boolean(value: Any, name: str) -> Any:
     if type(value) is not bool and value is not None:
         _refuse(value, name, "a boolean")
+    return value
 
 
-def _check_integer(value: Any, name: str) -> None:
+def _integer(value: Any, name: str) -> Any:
     if value is None:
-        return
+        return value
+    if type(value) is float:
+        raise BadLineError(
+            f"has a fraction in its field {name!r}, whose numbers are integers in the first "
+            f"{_INFERRED_FROM:,} rows: write one of those as a fraction, such as 1.0"
+        )
     if type(value) is not int:
         _refuse(value, name, "an integer")
     if not -(2**63) <= value < 2**63:
         raise BadLineError(f"has a number beyond 64 bits in its field {name!r}")
+    return value
 
 
-def _check_number(value: Any, name: str) -> None:
+def _number(value: Any, name: str) -> Any:
     if value is None:
-        return
+        return value
     if type(value) not in (int, float):
         _refuse(value, name, "a number")
     if abs(value) > 2**53 and type(value) is int:
         raise BadLineError(f"has an integer beyond 2^53 among the fractions of its field {name!r}")
     if math.isinf(value):
         raise BadLineError(f"has a number beyond 1.8e308 in its field {name!r}")
+    return value
 
 
-def _check_null(value: Any, name: str) -> None:
-    if value is not None:
-        _refuse(value, name, "null")
-
-
-def _check_list(value: Any, name: str, check: Callable[[Any, str], None]) -> None:
+def _json_text(value: Any, name: str) -> Any:
     if value is None:
-        return
-    if type(value) is not list:
-        _refuse(value, name, "a list")
-    for item in value:
-        check(item, f"{name}[]")
-
-
-def _check_object(value: Any, name: str, checks: dict[str, Callable[[Any, str], None]]) -> None:
-    if value is None:
-        return
-    if type(value) is not dict:
-        _refuse(value, name, "an object")
-    for key, item in value.items():
-        check = checks.get(key)
-        if check is None:
-            raise BadLineError(
-                f"has a field {f'{name}.{key}'!r}, which the first {_INFERRED_FROM:,} rows of the "
-                "input do not have"
-            )
-        check(item, f"{name}.{key}")
+        return value
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # of Infinity, as which 1e999 is read
+        raise BadLineError(f"has a number beyond 1.8e308 in its field {name!r}") from error
+    except RecursionError as error:
+        raise BadLineError("is nested too deeply") from error
+    check_characters(text, name)
+    return text
 
 
 def _refuse(value: Any, name: str, wanted: str) -> NoReturn:
-    found = _KINDS[type(value)]
-    if wanted == "an integer" and type(value) is float:
-        found = "a fraction"
-    raise BadLineError(f"has {found} in its field {name!r}, where {wanted} is expected")
+    raise BadLineError(
+        f"has {_KINDS[type(value)]} in its field {name!r}, where {wanted} is expected"
+    )
 
 
-_SCALAR_CHECKS: dict[pa.DataType, Callable[[Any, str], None]] = {
-    pa.string(): _check_string,
-    pa.bool_(): _check_boolean,
-    pa.int64(): _check_integer,
-    pa.float64(): _check_number,
-    pa.null(): _check_null,
+_CONVERTERS: dict[pa.DataType, Callable[[Any, str], Any]] = {
+    pa.string(): _string,
+    pa.bool_(): _boolean,
+    pa.int64(): _integer,
+    pa.float64(): _number,
 }

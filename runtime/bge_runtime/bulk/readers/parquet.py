@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -13,7 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bge_runtime.bulk.files import InputFile, block_bytes, open_file, reading
-from bge_runtime.bulk.readers.arrays import common_schema, require_column, to_batches
+from bge_runtime.bulk.readers.arrays import (
+    common_schema,
+    map_files,
+    require_column,
+    to_batches,
+)
 from bge_runtime.bulk.readers.base import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -24,18 +28,13 @@ from bge_runtime.bulk.readers.base import (
 )
 from bge_runtime.bulk.readers.scan import ScanningReader
 
-_FOOTERS_AT_A_TIME = 8
-"""Footers that are read in parallel, since each is a round trip to a remote file."""
-
 
 class ParquetReader(ScanningReader):
     """Reads Parquet page by page, also files of one huge row group."""
 
     def schema(self, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> pa.Schema:
         """Return columns that all files have."""
-        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-            schemas = list(pool.map(_schema, files))
-        return common_schema(files, schemas, columns)
+        return common_schema(files, map_files(_schema, files), columns)
 
     def index(self, file: InputFile, on_bytes: OnBytes) -> FileIndex:
         """Return how many rows the footer states."""

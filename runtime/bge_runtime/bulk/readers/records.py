@@ -34,22 +34,27 @@ class RecordStream(Iterator[tuple[list[str], int]]):
         # The limit of csv holds for the whole process, and is only ever raised here.
         csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
         self._delimiter = delimiter
+        # Texts in TSV often begin with a quote that nothing closes; values have no tabs.
+        self._of_lines = delimiter == "\t"
         self._feed = _Feed(blocks)
         self._reader = csv.reader(self._feed, delimiter=delimiter, strict=True)
 
     def __next__(self) -> tuple[list[str], int]:
         feed = self._feed
         line = feed.peek()
-        if isinstance(line, bytes) and b'"' not in line and b"\r" not in line[:-1]:
+        if isinstance(line, bytes) and (
+            self._of_lines or (b'"' not in line and b"\r" not in line[:-1])
+        ):
             # Most lines: split twice as fast as by csv, with the same result.
             feed.drop()
             size_bytes = len(line) + 1
             self.position += size_bytes
             text = decode_line(line).removesuffix("\r")
-            return text.split(self._delimiter) if text else [], size_bytes
+            values = text.split(self._delimiter) if text else []
+            return [_unquote(value) for value in values] if '"' in text else values, size_bytes
         feed.start_record()
         problem = None
-        values: list[str] = []
+        values = []
         try:
             values = next(self._reader)
         except csv.Error as error:
@@ -67,7 +72,9 @@ class RecordStream(Iterator[tuple[list[str], int]]):
     def skip(self) -> bool:
         """Skip a record, and return whether there was one."""
         line = self._feed.peek()
-        if isinstance(line, bytes) and b'"' not in line:  # most lines: not parsed, to be fast
+        if isinstance(line, bytes) and (
+            self._of_lines or b'"' not in line
+        ):  # most lines: not parsed, to be fast
             self._feed.drop()
             self.position += len(line) + 1
             return True
@@ -137,6 +144,13 @@ class _Feed(Iterator[str]):
         self._waiting.extendleft(reversed(self._taken[1:]))
         del self._taken[1:]
         self.taken_bytes = sum(map(_size, self._taken))
+
+
+def _unquote(value: str) -> str:
+    """Return a value of TSV without the quotes around it, whose own quotes are doubled."""
+    inner = value[1:-1].replace('""', "")
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner
+    return value[1:-1].replace('""', '"') if quoted else value
 
 
 def _size(line: bytes | LongLine) -> int:

@@ -66,6 +66,37 @@ def test_tabs_delimit_tsv_and_columns_can_be_chosen(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b'"never closed', '"never closed'),
+        (b'closed"', 'closed"'),
+        (b'"Yes" or "no"', '"Yes" or "no"'),
+        (b'"', '"'),
+        (b'""', ""),
+        (b'"quoted"', "quoted"),
+        (b'"a ""b"" c"', 'a "b" c'),
+        (b'"""a"""', '"a"'),
+        (b"a\rb", "a\rb"),
+        (b'"caf\xe9', "is not UTF-8: its byte 7 is 0xE9"),
+        (b'"a\tb"', "has 3 columns, but the header has 2"),
+    ],
+)
+def test_a_line_of_tsv_is_a_row_whatever_its_quotes(tmp_path: Path, value: bytes, expected: str):
+    found = read(tmp_path / "a.tsv", b'"id"\ttext\n0\tx\n1\t' + value + b'\r\n\n9\t"y"')
+    assert (found[0], found[3]) == (("0", "x"), ("9", "y"))
+    row = found[1]
+    assert row == ("1", expected) or (isinstance(row, str) and row.startswith(expected))
+
+
+def test_a_line_of_tsv_that_is_too_large_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (line_files, records):
+        monkeypatch.setattr(module, "MAX_ROW_BYTES", 100)
+    found = read(tmp_path / "a.tsv", b'x\ty\n1\t"' + b"a" * 200 + b"\n2\t3\n")
+    assert found[0].startswith("is too large: it has 204 bytes")
+    assert found[1] == ("2", "3")
+
+
+@pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "is empty: its first line must name its columns"),

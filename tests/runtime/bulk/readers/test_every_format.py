@@ -91,6 +91,11 @@ def zstd(data: bytes) -> bytes:
     return file.getvalue().to_pybytes()
 
 
+def in_a_line(text: str) -> str:
+    """Return a text as TSV can hold it."""
+    return text.translate({9: None, 10: None})
+
+
 WRITE: dict[str, Callable[[Rows], bytes]] = {
     "parquet": parquet,
     "arrow": arrow,
@@ -101,7 +106,7 @@ WRITE: dict[str, Callable[[Rows], bytes]] = {
     "jsonl.bz2": lambda rows: bz2.compress(jsonl(rows)),
     "csv": delimited_text,
     "csv.gz": lambda rows: gzip.compress(delimited_text(rows)),
-    "tsv": lambda rows: delimited_text(rows, "\t"),
+    "tsv": lambda rows: delimited_text([(n, in_a_line(text)) for n, text in rows], "\t"),
     "txt": text,
     "txt.zst": lambda rows: zstd(text(rows)),
 }
@@ -181,7 +186,10 @@ def test_the_rows_of_a_file_are_those_that_were_written(suffix: str, rows: Rows)
         if expected:
             expected[0]["text"] = expected[0]["text"].removeprefix("\ufeff")
     elif FORMATS[suffix.partition(".")[0]] in ("csv", "tsv"):
-        expected = [{"id": str(row[0]), "text": row[1]} for row in rows]
+        of_lines = suffix == "tsv"
+        expected = [
+            {"id": str(row[0]), "text": in_a_line(row[1]) if of_lines else row[1]} for row in rows
+        ]
     else:
         expected = [{"id": row[0], "text": row[1]} for row in rows]
     assert source.read() == dict(enumerate(expected))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime.bulk.files import InputError, find_inputs, format_of
-from bge_runtime.bulk.readers import arrays, open_reader
+from bge_runtime.bulk.files import InputError, InputFile, find_inputs, format_of, open_file
+from bge_runtime.bulk.readers import arrays, arrow, line_files, open_reader, parquet
 
 
 def write_parquet(table: pa.Table, path: Any) -> None:
@@ -165,3 +166,35 @@ def test_a_damaged_file_is_read_or_an_error(
             read(tmp_path)
 
     damage()
+
+
+def test_a_wrong_name_is_answered_with_the_nearest_of_many(tmp_path: Path):
+    features = {f"feature {number}": [0] for number in range(3000)}
+    pq.write_table(pa.table({**features, "body": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError) as raised:
+        open_reader("parquet").schema(find_inputs(tmp_path / "a.parquet"), ["bodi"])
+    assert str(raised.value).endswith("feature 19 and 2,981 more; did you mean 'body'?")
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "csv", "jsonl", "parquet"])
+def test_files_are_opened_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+):
+    waiting = threading.Barrier(3)
+    for number in range(3):
+        path = tmp_path / f"{number}.{suffix}"
+        if suffix == "arrow":
+            write_file(pa.table({"x": ["a"]}), path)
+        elif suffix == "parquet":
+            pq.write_table(pa.table({"x": ["a"]}), path)
+        else:
+            path.write_text('x\n"a"\n' if suffix == "csv" else '{"x": "a"}\n')
+    files = find_inputs(tmp_path)
+
+    def open_together(file: InputFile) -> Any:
+        waiting.wait(timeout=20)
+        return open_file(file)
+
+    module = {"arrow": arrow, "parquet": parquet}.get(suffix, line_files)
+    monkeypatch.setattr(module, "open_file", open_together)
+    assert open_reader(suffix).schema(files, ["x"]) == pa.schema({"x": pa.string()})
