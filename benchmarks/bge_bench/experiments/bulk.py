@@ -125,7 +125,7 @@ def _process(
         try:
             ours.send(question)
             answer = ours.recv()
-        except EOFError:
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             raise BenchError("a process of the benchmark has ended; see its message") from None
         if isinstance(answer, str):
             raise BenchError(answer)
@@ -180,7 +180,7 @@ def _serve_encode(connection: Connection, plan: BulkPlan) -> None:
     from bge_runtime.bulk import default_rows_per_shard
 
     model, facts = _open(plan)
-    size = default_rows_per_shard(colbert="return_colbert_vecs" in plan.outputs)
+    size = default_rows_per_shard(colbert=bool(plan.outputs.get("return_colbert_vecs")))
 
     def answer(question: Any) -> dict[str, Any]:
         if question is None:
@@ -188,7 +188,8 @@ def _serve_encode(connection: Connection, plan: BulkPlan) -> None:
         source, output, share = question
         column = pq.read_table(source, columns=["text"])["text"]
         if share is None:
-            return _parity(model, column[:_COMPARED].to_pylist(), output)
+            dense = plan.outputs.get("return_dense", True)
+            return _parity(model, column[:_COMPARED].to_pylist(), output) if dense else {}
         number, of = share
         shards = range(number * size, len(column), of * size)
         texts = [text for start in shards for text in column.slice(start, size).to_pylist()]
@@ -204,7 +205,7 @@ def _serve_encode(connection: Connection, plan: BulkPlan) -> None:
 
 
 def _parity(model: Any, texts: list[str], output: Path) -> dict[str, Any]:
-    """Return how close the first vectors of a job are to those of `encode`."""
+    """Return how close the first dense vectors of a job are to those of `encode`."""
     import numpy as np
     import pyarrow.parquet as pq
 

@@ -10,6 +10,7 @@ from bge_runtime.system import format_table
 def bulk_table(document: Document) -> str:
     """Return rates and memory of a job and of `encode`."""
     rows = [["", "texts/s", "of encode", "peak memory", "precision", "min cosine"]]
+    parity = document["parity"]
     for side, label in (("encode", "encode, in memory"), ("job", "a job, Parquet to Parquet")):
         rate = document[f"{side}_texts_per_s"]
         peak = max(found[side]["peak_memory_bytes"] for found in document["rounds"])
@@ -20,7 +21,7 @@ def bulk_table(document: Document) -> str:
                 f"{rate / document['encode_texts_per_s']:.1%}",
                 f"{peak / 1e6:,.0f} MB",
                 document["opened"][side]["engine"]["precision"],
-                f"{document['parity']['min_cosine']:.6f}" if side == "job" else "",
+                f"{parity['min_cosine']:.6f}" if parity and side == "job" else "",
             ]
         )
     first, last = (document["rounds"][at]["job"]["peak_memory_bytes"] for at in (0, -1))

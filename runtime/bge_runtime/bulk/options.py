@@ -50,7 +50,7 @@ class JobArguments(TypedDict, total=False):
         template: How several columns make a text, such as ``"{title}: {body}"``. Default: each is
             on a line of its own.
         id: Column that identifies a row. Default: the number of the row, from 0.
-        keep: Columns that the output keeps.
+        keep: Columns that the output keeps, in this order.
         input_format: ``parquet``, ``arrow``, ``jsonl``, ``csv``, ``tsv`` or ``text``. Default: by
             the suffix.
         output_format: ``parquet``, ``npy``, ``jsonl`` or ``lance``. Default: ``parquet``.
@@ -69,8 +69,9 @@ class JobArguments(TypedDict, total=False):
             vectors.
         on_error: What to do with a row that cannot be embedded: ``stop``, or ``skip`` it and list
             it in the rejects file. Default: ``stop``.
-        on_empty: What to do with a row whose text is null or white space: ``skip`` it, and list it
-            in the rejects file; ``embed`` it; or ``stop``. Default: ``skip``.
+        on_empty: What to do with a row whose columns of text are all null, empty or white space:
+            ``skip`` it, and list it in the rejects file; ``embed`` it, unless all are null, which
+            is an error as of ``on_error``; or ``stop``. Default: ``skip``.
     """
 
     text: str | Sequence[str]

@@ -189,7 +189,7 @@ class WindowReader:
             columns: Which columns to use.
             fields: The columns of the output that come before the vectors.
             on_empty: ``"skip"`` leaves out rows without text, ``"stop"`` refuses them, and
-                ``"embed"`` embeds empty texts.
+                ``"embed"`` embeds empty texts; a row of nulls is a bad one then.
             window_characters: Most characters of a window.
             split: Splits texts into chunks; None for whole texts.
         """

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bge_bench.datasets.corpus import paragraphs
 from bge_runtime import BGEM3FlagModel, FlagAutoModel, FlagModel
 from bge_runtime.bulk import embed_dataset
 from bge_runtime.bulk.vectors import encoder
+from bge_runtime.errors import BgeError
 
 TEXTS = [f"{number} {text}" for number, text in enumerate(paragraphs(60))]
 FP32 = {"precision": "fp32"}
@@ -175,6 +177,30 @@ def test_names_of_columns_in_a_template_may_have_dots(tiny_bundle: Path, tmp_pat
     found = pyarrow.dataset.dataset(tmp_path / "out").to_table()
     expected = FlagModel(str(tiny_bundle)).encode(["one, two", ", six"])
     np.testing.assert_allclose(vectors(found), expected, atol=CLOSE)
+
+
+def test_fields_of_json_are_kept_whatever_they_hold_later(tiny_bundle: Path, tmp_path: Path):
+    rows: list[dict[str, Any]] = [{"text": "a", "meta": {"n": 1}, "score": 0.5}] * 1200
+    rows += [{"text": "b", "meta": {"n": "x", "m": [None]}, "score": 1}, {"text": "c", "meta": 5}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = {"keep": ["score", "meta"], "show_progress": False}
+    assert embed_dataset(tiny_bundle, tmp_path / "in.jsonl", tmp_path / "out", **arguments).complete
+    table = pyarrow.dataset.dataset(tmp_path / "out").to_table()
+    assert table.column_names == ["id", "score", "meta", "dense"]
+    assert table["score"].to_pylist() == [0.5] * 1200 + [1.0, None]
+    assert [json.loads(text) for text in table["meta"].to_pylist()] == [row["meta"] for row in rows]
+    assert table.schema.field("meta").metadata is None
+
+
+def test_a_later_fraction_among_integers_says_what_to_do(tiny_bundle: Path, tmp_path: Path):
+    rows = [{"text": "a", "score": 1}] * 1200 + [{"text": "b", "score": 0.5}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = partial(
+        embed_dataset, tiny_bundle, tmp_path / "in.jsonl", tmp_path / "out", show_progress=False
+    )
+    with pytest.raises(BgeError, match=r"row 1200 .*has a fraction in its field 'score'.* as 1\.0"):
+        run(keep="score")
+    assert run(keep="score", on_error="skip").rejected == 1
 
 
 def test_an_opened_model_is_used_as_it_is(tiny_bundle: Path, embed: Callable[..., pa.Table]):

@@ -199,7 +199,7 @@ def _integer(value: Any, name: str) -> Any:
     if type(value) is float:
         raise BadLineError(
             f"has a fraction in its field {name!r}, whose numbers are integers in the first "
-            f"{_INFERRED_FROM:,} rows: write one of those as a fraction, such as 1.0"
+            f"{_INFERRED_FROM:,} rows: write one of those as 1.0, or do not use the field"
         )
     if type(value) is not int:
         _refuse(value, name, "an integer")
