@@ -210,8 +210,7 @@ def check_same_input(
                 )
             raise InputError(
                 f"the job in {where} was started with other files, or in another order"
-                f"{_other_files(stored, files)}. In the place of {entry['uri']} is {file.uri}: "
-                f"{change}. {remedy}"
+                f"{_other_files(stored, files)}. {remedy}"
             )
 
 
@@ -220,12 +219,16 @@ def _other_files(stored: Sequence[Mapping[str, Any]], files: Sequence[InputFile]
     before, now = _names(stored, files)
     missing = [entry for entry, name in zip(stored, before, strict=True) if name not in now]
     new = [file for file, name in zip(files, now, strict=True) if name not in before]
+    known = {(file.size_bytes, file.modified_ns): file for file in new if file.modified_ns}
+    found = []
     for entry in missing:
-        for file in new:
-            same = (entry["size_bytes"], entry["modified_ns"])
-            if same == (file.size_bytes, file.modified_ns) and file.modified_ns is not None:
-                return f": {entry['uri']} seems to be renamed to {file.uri}"
-    found = [f"{missing[0]['uri']} is missing"] if missing else []
+        renamed = known.get((entry["size_bytes"], entry["modified_ns"]))
+        if renamed is not None:
+            found.append(f"{entry['uri']} seems to be renamed to {renamed.uri}")
+            missing.remove(entry)
+            new.remove(renamed)
+            break
+    found += [f"{missing[0]['uri']} is missing"] if missing else []
     found += [f"{new[0].uri} is new"] if new else []
     return ": " + ", ".join(found) if found else ""
 

@@ -275,13 +275,18 @@ class TestInput:
     def test_another_order(self, rerun, root):
         folder = root / "input"
         (folder / "0.parquet").rename(folder / "9.parquet")
-        with pytest.raises(InputError, match=r"/0\.parquet seems to be renamed to .*/9\.parquet"):
+        message = r"/0\.parquet seems to be renamed to .*/9\.parquet\. Restore"
+        with pytest.raises(InputError, match=message):
+            rerun()
+        write_parquet(folder / "7.parquet", ["more"])
+        message = r"there are 4 .*seems to be renamed to .*/9\.parquet, .*/7\.parquet is new\."
+        with pytest.raises(InputError, match=message):
             rerun()
 
     def test_another_file_instead_of_one(self, rerun, root):
         (root / "input" / "1.parquet").unlink()
         write_parquet(root / "input" / "4.parquet", ["more"] * 40)
-        message = r"other files, .*: .*/1\.parquet is missing, .*/4\.parquet is new\. In the place"
+        message = r"other files, .*: .*/1\.parquet is missing, .*/4\.parquet is new\. Restore"
         with pytest.raises(InputError, match=message):
             rerun()
 
@@ -292,7 +297,7 @@ class TestInput:
         run(inputs="memory:///without-time", keep=())
         assert run(inputs="memory:///without-time", keep=()).shards_done_before == 2
         files.mv("/without-time/a.txt", "/without-time/b.txt")
-        with pytest.raises(InputError, match="nothing but its path says whether it is the same"):
+        with pytest.raises(InputError, match=r"/a\.txt is missing, .*/b\.txt is new"):
             run(inputs="memory:///without-time", keep=())
 
     def test_a_remote_file_with_a_version(self, rerun, root, monkeypatch):
@@ -304,6 +309,7 @@ class TestInput:
         run()
         files.mv("/versions/a.txt", "/versions/b.txt")
         assert run().shards_done_before == 1
+        files.mv("/versions/b.txt", "/versions/a.txt")
         tag = "2"
         with pytest.raises(InputError, match="it was ETag 1, and is ETag 2"):
             run()
