@@ -274,8 +274,7 @@ def _run(
                 records |= engine.run(job, missing, folder, partial(_advance, progress))
         computing_s = time.monotonic() - computing_s
         computed = add_up(records[shard] for shard in missing)
-        others = recorded_shards(folder, job.plan).difference(ours)
-        complete = len(read_records(folder, job, others)) == job.plan.shards - len(ours)
+        complete = _are_complete(folder, job, besides=ours)
         if complete:
             folder.clear_temporary()
             if output_format.result is not None:
@@ -294,6 +293,14 @@ def _run(
 
 def _advance(progress: Progress, done: Advance) -> None:
     progress.update(rows=done.rows, texts=done.texts, tokens=done.tokens)
+
+
+def _are_complete(folder: OutputFolder, job: Job, *, besides: Sequence[int]) -> bool:
+    """Return whether the shards of other processes are there, all of this job."""
+    others = recorded_shards(folder, job.plan).difference(besides)
+    if len(others) < job.plan.shards - len(besides):
+        return False
+    return len(read_records(folder, job, others)) == len(others)
 
 
 def count_shards(output: str | Path) -> tuple[int, int] | None:
