@@ -20,7 +20,7 @@ STRUCT = pa.struct([("name", pa.string()), ("sizes", pa.list_(pa.int16()))])
         (pa.string(), ["", "ä", None, "four"], [0, 2, 0, 4]),
         (pa.large_binary(), [b"12", None], [2, 0]),
         (pa.binary(3), [b"123", None], [3, 3]),
-        (pa.timestamp("ns"), [datetime.now(UTC), None], [8, 8]),
+        (pa.timestamp("ns"), [datetime(2026, 12, 1, tzinfo=UTC), None], [8, 8]),
         (pa.decimal128(10, 2), [None], [16]),
         (pa.list_(pa.float16(), 4), [[1, 2, 3, 4], None], [8, 8]),
         (pa.list_(pa.list_(pa.float16(), 4)), [[], [[1, 2, 3, 4]] * 3, None], [0, 24, 0]),
