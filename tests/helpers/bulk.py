@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.helpers.bundles import ROOT
+
+_SIGNALS = "BGE_TESTS_SIGNALS"
+
+in_own_process = pytest.mark.skipif(
+    _SIGNALS not in os.environ, reason="sends signals; another test runs it in a process of its own"
+)
+"""Marks tests that send signals: a worker of pytest-xdist would end, or have them ignored."""
 
 WORDS = ["the", "of", "a", "vector", "text", "query", "passage", "house", "naïve", "向量", "river"]
 
@@ -71,6 +80,35 @@ def records(folder: Path) -> dict[str, Any]:
 def read_rows(folder: Path) -> pa.Table:
     """Return the rows of all Parquet shards, in order."""
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def run_in_own_process(file: str, name: str) -> None:
+    """Run the tests of a file whose names hold ``name``, which are marked with `in_own_process`."""
+    kept = {key: os.environ[key] for key in os.environ if not key.startswith(("PYTEST", "COV_"))}
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            file,
+            "-k",
+            f"{name} and not of_their_own",
+        ],
+        cwd=ROOT,
+        env={**kept, _SIGNALS: "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        start_new_session=True,
+        # Shells ignore Ctrl-C for what they run in the background, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert " passed" in found.stdout
 
 
 def run_jobs(jobs: Sequence[dict[str, Any]], *, together: bool = False) -> list[dict[str, Any]]:

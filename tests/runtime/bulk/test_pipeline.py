@@ -30,7 +30,13 @@ from bge_runtime.bulk.vectors import pipeline as pipeline_module
 from bge_runtime.encoding import Batch
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.errors import InferenceError, NotFiniteError, OutOfMemoryError
-from tests.helpers.bulk import data_files, make_texts, write_parquet
+from tests.helpers.bulk import (
+    data_files,
+    in_own_process,
+    make_texts,
+    run_in_own_process,
+    write_parquet,
+)
 
 ROWS = 200
 BAD = 77
@@ -241,7 +247,8 @@ class TestStages:
             with pytest.raises(OutputError, match="No space left on device; complete shards are"):
                 embed()
         assert list((tmp_path / "job" / "_temporary").iterdir()) == []
-        assert embed().shards_done_before == 2
+        # Another shard may be completed at the same time.
+        assert embed().shards_done_before in (2, 3)
         assert data_files(tmp_path / "job") == expected
 
     def test_progress_that_fails(self, opened, source, tmp_path, monkeypatch):
@@ -270,6 +277,11 @@ PHASES = {
 }
 
 
+def test_interrupts_in_a_process_of_their_own():
+    run_in_own_process(__file__, "TestInterrupts")
+
+
+@in_own_process
 class TestInterrupts:
     """Ctrl-C, and a handler of SIGTERM that raises."""
 
