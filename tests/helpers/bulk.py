@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,15 @@ in_own_process = pytest.mark.skipif(
     _SIGNALS not in os.environ, reason="sends signals; another test runs it in a process of its own"
 )
 """Marks tests that send signals: a worker of pytest-xdist would end, or have them ignored."""
+
+_PYTEST = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+"""Runs pytest with Ctrl-C: shells ignore it for what they run in the background, and children
+inherit that."""
 
 WORDS = ["the", "of", "a", "vector", "text", "query", "passage", "house", "naïve", "向量", "river"]
 
@@ -85,18 +93,9 @@ def read_rows(folder: Path) -> pa.Table:
 def run_in_own_process(file: str, name: str) -> None:
     """Run the tests of a file whose names hold ``name``, which are marked with `in_own_process`."""
     kept = {key: os.environ[key] for key in os.environ if not key.startswith(("PYTEST", "COV_"))}
+    chosen = f"{name} and not of_their_own"
     found = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            file,
-            "-k",
-            f"{name} and not of_their_own",
-        ],
+        [sys.executable, "-c", _PYTEST, "-q", "-p", "no:cacheprovider", file, "-k", chosen],
         cwd=ROOT,
         env={**kept, _SIGNALS: "1"},
         capture_output=True,
@@ -104,8 +103,6 @@ def run_in_own_process(file: str, name: str) -> None:
         timeout=400,
         check=False,
         start_new_session=True,
-        # Shells ignore Ctrl-C for what they run in the background, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert " passed" in found.stdout
