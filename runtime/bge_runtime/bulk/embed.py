@@ -274,17 +274,17 @@ def _run(
                 records |= engine.run(job, missing, folder, partial(_advance, progress))
         computing_s = time.monotonic() - computing_s
         computed = add_up(records[shard] for shard in missing)
-        complete = _are_complete(folder, job, besides=ours)
-        if complete:
+        others = _records_of_others(folder, job, ours)
+        if others is not None:
             folder.clear_temporary()
             if output_format.result is not None:
-                _finish(output_format, folder, job)
+                _finish(output_format, folder, job, {**records, **others})
         return JobSummary(
             output=folder.uri,
             **add_up(records[shard] for shard in ours),
             shards=len(ours),
             shards_done_before=done_before,
-            complete=complete,
+            complete=others is not None,
             seconds=time.monotonic() - started_s,
             texts_per_s=computed["embedded"] / computing_s,
             tokens_per_s=computed["tokens"] / computing_s,
@@ -295,12 +295,16 @@ def _advance(progress: Progress, done: Advance) -> None:
     progress.update(rows=done.rows, texts=done.texts, tokens=done.tokens)
 
 
-def _are_complete(folder: OutputFolder, job: Job, *, besides: Sequence[int]) -> bool:
-    """Return whether the shards of other processes are there, all of this job."""
-    others = recorded_shards(folder, job.plan).difference(besides)
-    if len(others) < job.plan.shards - len(besides):
-        return False
-    return len(read_records(folder, job, others)) == len(others)
+def _records_of_others(
+    folder: OutputFolder, job: Job, ours: Sequence[int]
+) -> dict[int, dict[str, Any]] | None:
+    """Return the records of other processes' shards; None while they are not all there."""
+    missing = job.plan.shards - len(ours)
+    others = recorded_shards(folder, job.plan).difference(ours)
+    if len(others) < missing:
+        return None
+    records = read_records(folder, job, others)
+    return records if len(records) == missing else None
 
 
 def count_shards(output: str | Path) -> tuple[int, int] | None:
@@ -324,15 +328,20 @@ def count_shards(output: str | Path) -> tuple[int, int] | None:
         return len(recorded_shards(folder, plan)), plan.shards
 
 
-def _finish(output_format: Format, folder: OutputFolder, job: Job) -> None:
+def _finish(
+    output_format: Format,
+    folder: OutputFolder,
+    job: Job,
+    records: Mapping[int, Mapping[str, Any]],
+) -> None:
     """Make one result of all shards; where several processes see them complete, one after another.
 
     Raises:
         OutputError: If it cannot be written.
     """
     assert folder.local is not None
-    records = read_records(folder, job, range(job.plan.shards))
-    main = {f"{job.plan.name(shard)}{output_format.suffixes[0]}": shard for shard in records}
+    suffix = output_format.suffixes[0]
+    main = {f"{job.plan.name(shard)}{suffix}": shard for shard in sorted(records)}
     hashes = {name: records[shard]["files"][name]["sha256"] for name, shard in main.items()}
     lock = folder.local / MANIFEST / "result.lock"
     with hold_file_lock(lock, waiting=f"waiting for another process that writes to {folder.uri}"):

@@ -81,10 +81,7 @@ def read_records(
 
     with ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="bge-records") as threads:
         try:
-            found = threads.map(
-                lambda shard: _read_record(folder, job, job.plan.name(shard)), recorded
-            )
-            pairs = list(zip(recorded, found, strict=True))
+            pairs = list(zip(recorded, threads.map(read, recorded), strict=True))
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
