@@ -7,6 +7,15 @@ from collections.abc import Iterable
 SENTENCE_EMBEDDING = "sentence_embedding"
 """Output of every graph: pooled vectors, not normalised."""
 
+LOGITS = "logits"
+"""Output of a reranker's graphs instead of `SENTENCE_EMBEDDING`: the score of each pair, float32 of
+shape ``(batch, 1)``. The name and shape are those of transformers' sequence classifiers, which
+other tools read."""
+
+SECOND_TEXT = 1 << 32
+"""Added to the token ids of a pair's second text, if a graph reads token types. So a pair is one
+array of ids, as a text is, until `bge_runtime.engines.graph_inputs` takes ids and types apart."""
+
 TOKEN_WEIGHTS, COLBERT_VECS = HEAD_OUTPUTS = ("token_weights", "colbert_vecs")
 """Further outputs of M3 models: a weight for each token, and a vector for each token except the
 first, not normalised."""

@@ -46,6 +46,32 @@ class SentenceTransformersSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RerankerPrompt:
+    """How a decoder is asked whether a passage answers a query.
+
+    The tokens of ``start``, the query, ``separator``, the passage and the texts of ``end`` follow
+    each other, each tokenized on its own and without special tokens.
+
+    Attributes:
+        start: Text before the query, such as a beginning-of-sequence token.
+        query_instruction: Filled into ``query_format``, with the query.
+        query_format: Two ``{}``.
+        separator: Text between query and passage.
+        passage_instruction: Filled into ``passage_format``, with the passage.
+        passage_format: Two ``{}``.
+        end: Texts behind the passage.
+    """
+
+    start: str
+    query_instruction: str
+    query_format: str
+    separator: str
+    passage_instruction: str
+    passage_format: str
+    end: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """Properties of the exported model.
 
@@ -63,6 +89,7 @@ class Model:
         pad_token_id: Id that fills shorter rows of a batch.
         colbert_dim: Components of a ColBERT vector, for models with M3's heads.
         weightless_token_ids: Ids without a lexical weight, for models with M3's heads.
+        prompt: How a decoder is asked about a pair, for rerankers that are decoders.
         sentence_transformers: Settings of its sentence-transformers files.
     """
 
@@ -79,6 +106,7 @@ class Model:
     pad_token_id: int
     colbert_dim: int | None = None
     weightless_token_ids: tuple[int, ...] = ()
+    prompt: RerankerPrompt | None = None
     sentence_transformers: SentenceTransformersSettings = field(
         default_factory=SentenceTransformersSettings
     )
@@ -258,11 +286,16 @@ def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def _parse_model(data: Mapping[str, Any]) -> Model:
     fields = _known_fields(Model, data)
     ids = tuple(int(number) for number in fields.get("weightless_token_ids", ()))
+    prompt = fields.get("prompt")
+    if prompt is not None:
+        known = _known_fields(RerankerPrompt, prompt)
+        prompt = RerankerPrompt(**{**known, "end": tuple(map(str, known["end"]))})
     settings = _known_fields(SentenceTransformersSettings, fields.get("sentence_transformers", {}))
     return Model(
         **{
             **fields,
             "weightless_token_ids": ids,
+            "prompt": prompt,
             "sentence_transformers": SentenceTransformersSettings(**settings),
         }
     )

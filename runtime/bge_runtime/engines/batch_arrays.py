@@ -12,6 +12,7 @@ from bge_runtime.bundle import (
     COLBERT_VECS,
     CUMULATIVE_LENGTHS,
     HEAD_OUTPUTS,
+    SECOND_TEXT,
     TOKEN_OFFSET,
     UNIFORM_BATCH,
     UNIFORM_LENGTH,
@@ -72,21 +73,26 @@ def graph_inputs(
     """Return the arrays of a batch by input of a graph.
 
     Args:
-        names: Names of the graph's inputs. Token types are all zeros, since an embedder
-            reads one text at a time.
-        input_ids: Token ids. Shape: ``(batch, sequence)``.
+        names: Names of the graph's inputs.
+        input_ids: Token ids; those of a pair's second text may have the token type 1, see
+            `bge_runtime.bundle.SECOND_TEXT`. Shape: ``(batch, sequence)``.
         attention_mask: 1 for a token, 0 for padding. Shape: ``(batch, sequence)``.
     """
+    takes_types = "token_type_ids" in names
+    if takes_types:
+        token_types, input_ids = np.divmod(input_ids, SECOND_TEXT)
     if CUMULATIVE_LENGTHS in names:
         packed = packed_inputs(input_ids, attention_mask)
         if UNIFORM_BATCH in names:
             packed[UNIFORM_BATCH] = packed.pop(TOKEN_OFFSET)
         if UNIFORM_LENGTH in names:
             packed[UNIFORM_LENGTH] = np.array(attention_mask.all())
+        if takes_types:
+            packed["token_type_ids"] = token_types.ravel()[attention_mask.ravel() != 0]
         return packed
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if "token_type_ids" in names:
-        inputs["token_type_ids"] = np.zeros_like(input_ids)
+    if takes_types:
+        inputs["token_type_ids"] = token_types
     return inputs
 
 

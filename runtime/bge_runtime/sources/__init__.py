@@ -11,7 +11,7 @@ from bge_runtime.sources.export_targets import Use
 from bge_runtime.sources.hub import extract_hub_id, is_hub_id, query_hub
 from bge_runtime.sources.hub_errors import format_error, translate_hub_errors
 from bge_runtime.sources.identity import identify
-from bge_runtime.sources.known_models import MODELS, ModelSpec, find_model
+from bge_runtime.sources.known_models import MODELS, RERANKERS, ModelSpec, find_model
 from bge_runtime.sources.model_classes import (
     DECODER_CLASSES,
     DECODER_ONLY_BASE,
@@ -26,12 +26,19 @@ from bge_runtime.sources.model_classes import (
     MODEL_CLASSES,
     OPENED_BY,
     POOLING_METHODS,
+    RERANKER_CLASSES,
+    RERANKER_DECODER,
+    RERANKER_ENCODER,
+    RERANKER_LAYERWISE,
+    RERANKER_LIGHTWEIGHT,
     SUPPORTED_MODEL_CLASSES,
 )
+from bge_runtime.sources.reranker_prompts import BGE_QUESTION, RerankerQuestion
 from bge_runtime.sources.resolve import find_bundle
 from bge_runtime.sources.shapes import BertShape, DecoderShape
 
 __all__ = [
+    "BGE_QUESTION",
     "CHECKPOINT_FILES",
     "CHECKPOINT_PICKLES",
     "DECODERS",
@@ -49,12 +56,19 @@ __all__ = [
     "MODEL_CLASSES",
     "OPENED_BY",
     "POOLING_METHODS",
+    "RERANKERS",
+    "RERANKER_CLASSES",
+    "RERANKER_DECODER",
+    "RERANKER_ENCODER",
+    "RERANKER_LAYERWISE",
+    "RERANKER_LIGHTWEIGHT",
     "SUPPORTED_MODEL_CLASSES",
     "WARNING_START",
     "BertShape",
     "DecoderShape",
     "ExportRequest",
     "ModelSpec",
+    "RerankerQuestion",
     "Use",
     "extract_hub_id",
     "find_bundle",

@@ -19,13 +19,22 @@ from bge_runtime.sources.model_classes import (
     DECODER_ONLY_ICL,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
+    RERANKER_DECODER,
+    RERANKER_ENCODER,
+    RERANKER_LAYERWISE,
+    RERANKER_LIGHTWEIGHT,
 )
+from bge_runtime.sources.reranker_prompts import BGE_QUESTION, QWEN3_QUESTION, RerankerQuestion
 from bge_runtime.sources.shapes import (
     BERT_SHAPES,
     GEMMA2_9B,
+    GEMMA_2B,
+    MINILM,
     MISTRAL_7B,
     QWEN2_7B,
     QWEN3_06B,
+    XLM_ROBERTA_BASE,
+    XLM_ROBERTA_LARGE,
     BertShape,
     DecoderShape,
 )
@@ -42,6 +51,7 @@ class ModelSpec:
         query_instruction: The instruction its authors recommend for queries.
         query_instruction_format: How instruction and query are joined.
         trust_remote_code: Whether the model's code lives in its checkpoint.
+        question: How a decoder that reranks is asked.
         shape: Its size, if the model can be exported with random weights.
     """
 
@@ -51,6 +61,7 @@ class ModelSpec:
     query_instruction: str | None = None
     query_instruction_format: str = "{}{}"
     trust_remote_code: bool = False
+    question: RerankerQuestion | None = None
     shape: BertShape | DecoderShape | None = None
 
     @property
@@ -92,15 +103,7 @@ _ALL: list[ModelSpec] = [
     ModelSpec(
         hub_id="BAAI/bge-m3",
         model_class=ENCODER_ONLY_M3,
-        shape=BertShape(
-            layers=24,
-            hidden_size=1024,
-            heads=16,
-            intermediate_size=4096,
-            vocab_size=250002,
-            architecture="xlm-roberta",
-            max_length=8192,
-        ),
+        shape=replace(XLM_ROBERTA_LARGE, max_length=8192),
     ),
     ModelSpec(
         hub_id="BAAI/bge-en-icl",
@@ -171,6 +174,61 @@ MODELS: dict[str, ModelSpec] = {
 """The models that FlagEmbedding's ``FlagAutoModel`` knows, by name without owner."""
 
 
+_QWEN3_RERANKER = ModelSpec(
+    hub_id="Qwen/Qwen3-Reranker-0.6B",
+    model_class=RERANKER_DECODER,
+    pooling="last_token",
+    question=QWEN3_QUESTION,
+    shape=QWEN3_06B,
+)
+
+_ALL_RERANKERS: list[ModelSpec] = [
+    *(
+        ModelSpec(hub_id=hub_id, model_class=RERANKER_ENCODER, shape=shape)
+        for hub_id, shape in (
+            ("BAAI/bge-reranker-base", XLM_ROBERTA_BASE),
+            ("BAAI/bge-reranker-large", XLM_ROBERTA_LARGE),
+            ("BAAI/bge-reranker-v2-m3", replace(XLM_ROBERTA_LARGE, max_length=8192)),
+            ("maidalun1020/bce-reranker-base_v1", XLM_ROBERTA_BASE),
+            ("cross-encoder/ms-marco-MiniLM-L6-v2", MINILM),
+            ("cross-encoder/ms-marco-MiniLM-L12-v2", replace(MINILM, layers=12)),
+        )
+    ),
+    *_specs(
+        "jinaai/jina-reranker-v2-base-multilingual jinaai/jina-reranker-v1-turbo-en "
+        "Alibaba-NLP/gte-multilingual-reranker-base",
+        model_class=RERANKER_ENCODER,
+        trust_remote_code=True,
+    ),
+    ModelSpec(
+        hub_id="BAAI/bge-reranker-v2-gemma",
+        model_class=RERANKER_DECODER,
+        pooling="last_token",
+        question=BGE_QUESTION,
+        shape=GEMMA_2B,
+    ),
+    _QWEN3_RERANKER,
+    replace(_QWEN3_RERANKER, hub_id="Qwen/Qwen3-Reranker-4B", shape=None),
+    replace(_QWEN3_RERANKER, hub_id="Qwen/Qwen3-Reranker-8B", shape=None),
+    ModelSpec(
+        hub_id="BAAI/bge-reranker-v2-minicpm-layerwise",
+        model_class=RERANKER_LAYERWISE,
+        pooling="last_token",
+        trust_remote_code=True,
+    ),
+    ModelSpec(
+        hub_id="BAAI/bge-reranker-v2.5-gemma2-lightweight",
+        model_class=RERANKER_LIGHTWEIGHT,
+        pooling="last_token",
+        trust_remote_code=True,
+    ),
+]
+
+RERANKERS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL_RERANKERS}
+"""The rerankers that FlagEmbedding's ``FlagAutoReranker`` knows, Qwen3-Reranker and
+sentence-transformers' MS MARCO models, by name without owner."""
+
+
 def find_model(model_name_or_path: object) -> ModelSpec | None:
     """Return the published model that an id or path is named after.
 
@@ -183,7 +241,8 @@ def find_model(model_name_or_path: object) -> ModelSpec | None:
     """
     if not isinstance(model_name_or_path, str | PurePath):
         return None  # opening the model raises a TypeError
-    found = (MODELS.get(name) for name in candidate_names(model_name_or_path))
+    known = MODELS | RERANKERS
+    found = (known.get(name) for name in candidate_names(model_name_or_path))
     return next((spec for spec in found if spec is not None), None)
 
 

@@ -20,11 +20,22 @@ MODEL_CLASSES = (
 )
 """The ``model_class`` values of FlagEmbedding."""
 
+RERANKER_ENCODER = "reranker-encoder-only-base"
+RERANKER_DECODER = "reranker-decoder-only-base"
+RERANKER_LAYERWISE = "reranker-decoder-only-layerwise"
+RERANKER_LIGHTWEIGHT = "reranker-decoder-only-lightweight"
+
+RERANKER_CLASSES = (RERANKER_ENCODER, RERANKER_DECODER)
+"""Classes of rerankers that this version exports and runs. FlagEmbedding has the same names for
+embedders and rerankers; here those of rerankers begin with ``reranker-``."""
+
 OPENED_BY = {
     ENCODER_ONLY_BASE: "FlagModel",
     ENCODER_ONLY_M3: "BGEM3FlagModel",
     DECODER_ONLY_BASE: "FlagLLMModel",
     DECODER_ONLY_ICL: "FlagICLModel",
+    RERANKER_ENCODER: "FlagReranker",
+    RERANKER_DECODER: "FlagLLMReranker",
 }
 """Python class that opens models of each class."""
 
@@ -33,7 +44,7 @@ ENCODER_CLASSES = (ENCODER_ONLY_BASE, ENCODER_ONLY_M3)
 DECODER_CLASSES = (DECODER_ONLY_BASE, DECODER_ONLY_ICL)
 """Decoder classes that this version supports."""
 
-SUPPORTED_MODEL_CLASSES = (*ENCODER_CLASSES, *DECODER_CLASSES)
+SUPPORTED_MODEL_CLASSES = (*ENCODER_CLASSES, *DECODER_CLASSES, *RERANKER_CLASSES)
 """The ``model_class`` values that this version exports and runs."""
 
 ENCODERS = ("bert", "roberta", "xlm-roberta")

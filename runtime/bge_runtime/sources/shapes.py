@@ -83,9 +83,24 @@ BERT_SHAPES = {
 }
 """Sizes of BGE's BERT models, by the part of the name that says it."""
 
+XLM_ROBERTA_BASE = BertShape(
+    layers=12, hidden_size=768, heads=12, intermediate_size=3072, vocab_size=250002,
+    architecture="xlm-roberta",
+)  # fmt: skip
+XLM_ROBERTA_LARGE = BertShape(
+    layers=24, hidden_size=1024, heads=16, intermediate_size=4096, vocab_size=250002,
+    architecture="xlm-roberta",
+)  # fmt: skip
+MINILM = BertShape(layers=6, hidden_size=384, heads=12, intermediate_size=1536, vocab_size=30522)
+"""The size of ms-marco-MiniLM-L6-v2."""
+
 MISTRAL_7B = DecoderShape(
     architecture="mistral", layers=32, hidden_size=4096, heads=32, kv_heads=8, head_dim=128,
     intermediate_size=14336, vocab_size=32000, max_length=32768, rms_norm_eps=1e-5,
+)  # fmt: skip
+GEMMA_2B = DecoderShape(
+    architecture="gemma", layers=18, hidden_size=2048, heads=8, kv_heads=1, head_dim=256,
+    intermediate_size=16384, vocab_size=256000, max_length=8192,
 )  # fmt: skip
 GEMMA2_9B = DecoderShape(
     architecture="gemma2", layers=42, hidden_size=3584, heads=16, kv_heads=8, head_dim=256,
