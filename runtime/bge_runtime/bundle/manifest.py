@@ -60,6 +60,9 @@ class RerankerPrompt:
         passage_instruction: Filled into ``passage_format``, with the passage.
         passage_format: Two ``{}``.
         end: Texts behind the passage.
+        counts_all: Whether a maximum length counts all tokens, as for Qwen3-Reranker. FlagEmbedding
+            cuts the passage where ``start``, query, separator and passage exceed the length by more
+            than the tokens of ``separator`` and of the last text of ``end``.
     """
 
     start: str
@@ -69,6 +72,7 @@ class RerankerPrompt:
     passage_instruction: str
     passage_format: str
     end: tuple[str, ...]
+    counts_all: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Nothing here knows a model class; `bge_runtime.models` and `bge_runtime.m3` buil
 from bge_runtime.encoding.batching import MAX_PADDED_TOKENS
 from bge_runtime.encoding.dense_vectors import DenseVectors
 from bge_runtime.encoding.engine_set import EngineSet, EngineSetOptions
+from bge_runtime.encoding.pairs import PairEncoder, PairTokenizer, PromptTokenizer
 from bge_runtime.encoding.parallel import MAX_STREAM_TOKENS
 from bge_runtime.encoding.pipeline import (
     Batch,
@@ -47,7 +48,10 @@ __all__ = [
     "EncodingPlan",
     "EngineSet",
     "EngineSetOptions",
+    "PairEncoder",
+    "PairTokenizer",
     "PrefixCache",
+    "PromptTokenizer",
     "TextTokenizer",
     "TokenPlaces",
     "TokenizationPlan",

@@ -307,11 +307,7 @@ def special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     Raises:
         BundleError: If it changes the tokens of a text in any other way.
     """
-    first, second = _PROBE.values()
-    probe = Tokenizer(models.WordLevel(_PROBE, unk_token="a"))
-    probe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if tokenizer.post_processor is not None:
-        probe.post_processor = tokenizer.post_processor
+    probe, (first, second) = make_probe(tokenizer)
     ids = probe.encode("a b").ids
     start = ids.index(first) if first in ids else len(ids)
     prefix, suffix = ids[:start], ids[start + 2 :]
@@ -321,6 +317,19 @@ def special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
             f"of two it makes {_shown(ids)}"
         )
     return prefix, suffix
+
+
+def make_probe(tokenizer: Tokenizer) -> tuple[Tokenizer, tuple[int, int]]:
+    """Return a tokenizer of two words, with another one's post-processor.
+
+    Returns:
+        The tokenizer, and the ids of its words "a" and "b".
+    """
+    probe = Tokenizer(models.WordLevel(_PROBE, unk_token="a"))
+    probe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if tokenizer.post_processor is not None:
+        probe.post_processor = tokenizer.post_processor
+    return probe, (_PROBE["a"], _PROBE["b"])
 
 
 def _shown(ids: Sequence[int]) -> str:

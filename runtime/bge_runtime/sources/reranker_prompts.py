@@ -58,6 +58,7 @@ QWEN3_QUESTION = RerankerQuestion(
         passage_instruction="",
         passage_format="{} {}",
         end=("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",),
+        counts_all=True,
     ),
     yes="yes",
     no="no",
