@@ -1,14 +1,13 @@
 """``bge-embed``: embed the texts of a file or pipe, or of many files to a folder of shards.
 
-For a file as output, the embed_* modules do the parts: embed_input reads rows, embed_model opens
-and prepares the model, embed_rows embeds them, embed_output writes them. A folder is left to
-embed_job.
+For a file as output, the embed_* modules do the parts: embed_input reads rows, embed_model prepares
+the model, embed_output formats results; streams has what other commands do as well. A folder is
+left to embed_job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -16,16 +15,9 @@ from tqdm import tqdm
 
 from bge_runtime._version import __version__
 from bge_runtime.cli.command_line import command_line
-from bge_runtime.cli.embed_input import (
-    BadRows,
-    InputError,
-    chunk_rows,
-    open_input,
-    read_jsonl,
-    read_lines,
-)
+from bge_runtime.cli.embed_input import Row, read_jsonl, read_lines
 from bge_runtime.cli.embed_job import check_file_input, embed_folder, is_folder
-from bge_runtime.cli.embed_model import make_encoder, prepare_for_queries, read_examples
+from bge_runtime.cli.embed_model import Embedded, make_encoder, prepare_for_queries, read_examples
 from bge_runtime.cli.embed_options import (
     OF_A_FILE,
     OF_A_FOLDER,
@@ -33,8 +25,18 @@ from bge_runtime.cli.embed_options import (
     folder_options,
     refuse_options,
 )
-from bge_runtime.cli.embed_output import is_jsonl, is_npy, open_output
-from bge_runtime.cli.embed_rows import embed_rows, format_rows
+from bge_runtime.cli.embed_output import FORMATS, format_rows
+from bge_runtime.cli.streams.compute import compute_rows
+from bge_runtime.cli.streams.input import (
+    BadRows,
+    InputError,
+    chunk_rows,
+    input_errors,
+    name_input,
+    open_input,
+)
+from bge_runtime.cli.streams.options import model_options
+from bge_runtime.cli.streams.output import is_jsonl, is_npy, open_output
 from bge_runtime.models import FlagAutoModel
 
 _CHUNK = 8192
@@ -94,12 +96,7 @@ for a chunk of English, and twice as much for Chinese."""
 @click.option(
     "--colbert", is_flag=True, help="Also write ColBERT vectors, for BGE-M3; not to a .npy."
 )
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--device", "devices", multiple=True, help="Where to run; repeatable. Default: cpu.")
-@click.option("--engine", default="auto", show_default=True, help="Name of an engine.")
-@click.option("--precision", help="Name of a precision. Default: the fastest with verified parity.")
-@click.option("--threads", type=click.IntRange(1), help="Default: all usable processors.")
-@click.option("--verbose", "-v", is_flag=True, help="Print the engine in force.")
+@model_options
 @folder_options
 @click.version_option(__version__)
 @click.pass_context
@@ -171,8 +168,8 @@ def _embed_file(
     _check_npy(output, heads=sparse or colbert, skips=on_error == "skip")
     examples = None if examples_file is None else read_examples(examples_file)
     # Files come first, since opening a model may take minutes.
-    with open_input(source) as file, open_output(output, file) as write:
-        with _input_errors():
+    with open_input(source) as file, open_output(output, [file], FORMATS) as write:
+        with input_errors():
             opened = FlagAutoModel.from_finetuned(
                 model,
                 normalize_embeddings=not no_normalize,
@@ -192,21 +189,27 @@ def _embed_file(
             if query:
                 prepare_for_queries(opened, instruction, examples, examples_file)
             write(*format_rows([], encode([])))  # empty input is valid, and makes an empty file
-        bad_rows = BadRows("standard input" if source == "-" else source, skip=on_error == "skip")
+        bad_rows = BadRows(
+            name_input(source), command="bge-embed", done="embedded", skip=on_error == "skip"
+        )
         if jsonl or is_jsonl(source):
             results = ["embedding", *["lexical_weights"] * sparse, *["colbert_vecs"] * colbert]
             rows = read_jsonl(file, field, results, bad_rows)
         else:
             rows = read_lines(file, bad_rows)
+
+        def embed_rows(rows: Sequence[Row]) -> Embedded:
+            return encode([row.text for row in rows])
+
         characters = _COLBERT_CHARACTERS if colbert else _CHARACTERS
         count = 0
         with tqdm(desc="embedding", unit="text", disable=None) as bar:
             for chunk in chunk_rows(rows, _CHUNK, characters=characters):
-                for part, embedded in embed_rows(chunk, encode, bad_rows):
+                for part, embedded in compute_rows(chunk, embed_rows, bad_rows):
                     write(*format_rows(part, embedded))
                     count += len(part)
                     bar.update(len(part))
-        bad_rows.summarize(embedded=count)
+        bad_rows.summarize(count)
 
 
 def _check_npy(output: str, *, heads: bool, skips: bool) -> None:
@@ -222,15 +225,6 @@ def _check_npy(output: str, *, heads: bool, skips: bool) -> None:
             "--on-error skip leaves lines out, and the rows of a .npy would no longer match them; "
             "name a .jsonl --output"
         )
-
-
-@contextmanager
-def _input_errors() -> Iterator[None]:
-    """Raise an `InputError` for a wrong value of an option, which becomes one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bge_runtime.cli.embed_input import InputError
 from bge_runtime.cli.embed_model import read_examples
-from bge_runtime.cli.embed_output import is_descriptor, is_jsonl, is_npy
+from bge_runtime.cli.streams.input import InputError
+from bge_runtime.cli.streams.output import is_descriptor, is_jsonl, is_npy
 from bge_runtime.errors import BgeError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.cli.embed_input import InputError
+from bge_runtime.cli.streams.input import InputError
 from bge_runtime.m3 import M3Output
 from bge_runtime.models import AnyFlagModel, BGEM3FlagModel, FlagICLModel
 from bge_runtime.sources import DECODER_ONLY_ICL

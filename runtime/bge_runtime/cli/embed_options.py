@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bge_runtime.cli.embed_input import InputError
+from bge_runtime.cli.streams.input import InputError
 
 OF_A_FILE = ("jsonl", "field")
 """Options for one file or stream as output."""

@@ -11,7 +11,7 @@ import click
 
 from bge_runtime._version import __version__
 from bge_runtime.cli.command_line import command_line
-from bge_runtime.cli.embed_input import InputError
+from bge_runtime.cli.streams.input import InputError
 from bge_runtime.engines import ENGINES
 from bge_runtime.errors import BgeError
 from bge_runtime.models import AnyFlagModel

@@ -14,19 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bge_runtime.cli.embed_input import (
-    BadRows,
-    InputError,
-    Row,
-    chunk_rows,
-    open_input,
-    read_jsonl,
-    read_lines,
-)
+from bge_runtime.cli.embed_input import Row, read_jsonl, read_lines
+from bge_runtime.cli.streams.input import BadRows, InputError, chunk_rows, open_input
+
+
+def bad_rows_of(source: str, *, skip: bool) -> BadRows:
+    return BadRows(source, command="bge-embed", done="embedded", skip=skip)
 
 
 def lines_of(data: bytes) -> list[Row | None]:
-    return list(read_lines(io.BytesIO(data), BadRows("input", skip=False)))
+    return list(read_lines(io.BytesIO(data), bad_rows_of("input", skip=False)))
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.booleans())
@@ -81,7 +78,7 @@ def test_a_bad_row_is_named_by_its_own_line(
     message = f"input, line 10001 {problem}"
 
     def rows(*, skip: bool) -> Iterator[Row | None]:
-        bad_rows = BadRows("input", skip=skip)
+        bad_rows = bad_rows_of("input", skip=skip)
         return read_jsonl(
             io.BytesIO(before + line + b"\n" + after), "text", ["embedding"], bad_rows
         )
@@ -109,7 +106,7 @@ FRAGMENTS = [
 def test_every_line_is_a_row_or_a_bad_one_and_rows_are_json(parts: list[list[bytes]]):
     lines = [b"".join(line).replace(b"\n", b"") for line in parts]
     with contextlib.redirect_stderr(io.StringIO()):
-        bad_rows = BadRows("input", skip=True)
+        bad_rows = bad_rows_of("input", skip=True)
         read = read_jsonl(io.BytesIO(b"\n".join(lines)), "text", ["embedding"], bad_rows)
         rows = [row for row in read if row is not None]
 
@@ -130,11 +127,11 @@ def test_every_line_is_a_row_or_a_bad_one_and_rows_are_json(parts: list[list[byt
 
 
 def test_only_the_first_bad_rows_are_reported_one_by_one(capsys: pytest.CaptureFixture[str]):
-    bad_rows = BadRows("input", skip=True)
+    bad_rows = bad_rows_of("input", skip=True)
     assert list(read_lines(io.BytesIO(b"\xe9\n" * 1000), bad_rows)) == []
     with pytest.raises(InputError, match="no line of input could be embedded"):
-        bad_rows.summarize(embedded=0)
-    bad_rows.summarize(embedded=1)
+        bad_rows.summarize(0)
+    bad_rows.summarize(1)
     lines = capsys.readouterr().err.splitlines()
     assert 20 < len(lines) < 30
     assert lines[-1] == "bge-embed: 1000 lines skipped, 1 embedded"
@@ -150,7 +147,7 @@ def pipe(tmp_path: Path) -> Iterator[tuple[io.FileIO, io.FileIO]]:
 def test_long_texts_or_fields_make_short_chunks():
     lines = [{"text": "a" * 600}, {"text": "b", "body": "c" * 600}, {"text": "d"}, {"text": "e"}]
     data = "\n".join(map(json.dumps, lines)).encode()
-    rows = read_jsonl(io.BytesIO(data), "text", ["embedding"], BadRows("input", skip=False))
+    rows = read_jsonl(io.BytesIO(data), "text", ["embedding"], bad_rows_of("input", skip=False))
     chunks = [[row.text[0] for row in chunk] for chunk in chunk_rows(rows, 8192, characters=500)]
     assert chunks == [["a"], ["b"], ["d", "e"]]
 
@@ -161,7 +158,7 @@ def test_lines_of_a_pipe_are_yielded_when_it_pauses(
 ):
     reader, writer = pipe
     os.set_blocking(reader.fileno(), blocking)
-    chunks = chunk_rows(read_lines(reader, BadRows("input", skip=False)), 8192)
+    chunks = chunk_rows(read_lines(reader, bad_rows_of("input", skip=False)), 8192)
     for text in ("first", "second"):
         writer.write(f"{text}\nbegun".encode())
         assert [row.text for row in next(chunks)][-1].endswith(text)
@@ -180,7 +177,7 @@ def test_a_fast_pipe_comes_in_large_chunks(pipe: tuple[io.FileIO, io.FileIO]):
     thread = threading.Thread(target=write)
     thread.start()
     chunks = []
-    for chunk in chunk_rows(read_lines(reader, BadRows("input", skip=False)), 8192):
+    for chunk in chunk_rows(read_lines(reader, bad_rows_of("input", skip=False)), 8192):
         chunks.append([row.text for row in chunk])
         thread.join()  # as long as this one is computed, the input goes on
     assert [text for chunk in chunks for text in chunk] == texts
@@ -190,7 +187,7 @@ def test_a_fast_pipe_comes_in_large_chunks(pipe: tuple[io.FileIO, io.FileIO]):
 def test_rows_that_were_read_before_an_error_are_not_lost(pipe: tuple[io.FileIO, io.FileIO]):
     reader, writer = pipe
     writer.write(b"one\ntwo\n\xe9\nthree\n")
-    chunks = chunk_rows(read_lines(reader, BadRows("input", skip=False)), 8192)
+    chunks = chunk_rows(read_lines(reader, bad_rows_of("input", skip=False)), 8192)
     assert [row.text for row in next(chunks)] == ["one", "two"]
     with pytest.raises(InputError, match="line 3 is not UTF-8"):
         next(chunks)
@@ -207,4 +204,4 @@ def test_rows_that_were_read_before_an_error_are_not_lost(pipe: tuple[io.FileIO,
 )
 def test_unreadable_input_is_an_error_of_one_sentence(source: str, reason: str):
     with pytest.raises(InputError, match=f"cannot read .*: {reason}"), open_input(source) as file:
-        list(read_lines(file, BadRows(source, skip=True)))
+        list(read_lines(file, bad_rows_of(source, skip=True)))

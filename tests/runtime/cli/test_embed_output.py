@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_runtime.cli.embed_output import OutputError, open_output
+from bge_runtime.cli.embed_output import FORMATS
+from bge_runtime.cli.streams.output import OutputError, open_output
 
 VECTORS = np.array([[1, 0.1], [2, 0.2]], dtype=np.float32)
 MEMBERS = ['"index": 0', ""]
@@ -33,7 +34,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def write(output: str | Path, *, source: io.BytesIO | io.FileIO | None = None) -> None:
-    with open_output(str(output), source or io.BytesIO()) as put:
+    with open_output(str(output), [source or io.BytesIO()], FORMATS) as put:
         put(iter(MEMBERS), VECTORS)
 
 
@@ -88,7 +89,7 @@ def test_a_file_appears_when_it_is_complete(name: str, before: bytes | None):
     path = Path(name)
     if before is not None:
         path.write_bytes(before)
-    with open_output(name, io.BytesIO()) as put:
+    with open_output(name, [io.BytesIO()], FORMATS) as put:
         put(iter(MEMBERS), VECTORS)
         assert (path.read_bytes() if path.exists() else None) == before
     check_written(path)
@@ -101,7 +102,7 @@ def test_nothing_is_left_of_an_incomplete_file(end: BaseException):
     Path("out.npy").write_bytes(b"old")
 
     def write_and_end():
-        with open_output("out.npy", io.BytesIO()) as put:
+        with open_output("out.npy", [io.BytesIO()], FORMATS) as put:
             put(iter(MEMBERS), VECTORS)
             raise end
 
@@ -117,8 +118,9 @@ def test_a_killed_process_leaves_nothing_where_files_need_no_name():
     except (AttributeError, OSError):
         pytest.skip("every file has a name here")
     code = (
-        "import io, os; from bge_runtime.cli.embed_output import open_output\n"
-        "with open_output('out.npy', io.BytesIO()): os.kill(os.getpid(), 9)"
+        "import io, os; from bge_runtime.cli.embed_output import FORMATS\n"
+        "from bge_runtime.cli.streams.output import open_output\n"
+        "with open_output('out.npy', [io.BytesIO()], FORMATS): os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert contents() == []
@@ -194,7 +196,7 @@ def test_an_unusable_output_is_found_before_anything_is_written(
             output = output.format(here=tmp_path.name, source=source.fileno())
         if what == "pipe":  # or opening it would wait for a reader
             stack.enter_context(open(os.open("pipe.npy", os.O_RDWR), "wb"))
-        with pytest.raises(OutputError, match=message), open_output(output, source):
+        with pytest.raises(OutputError, match=message), open_output(output, [source], FORMATS):
             pytest.fail("it was opened")
     assert contents() == before
 
@@ -227,7 +229,7 @@ def test_a_disk_that_is_full_is_found_at_once():
     with (
         limited(100),
         pytest.raises(OutputError, match=r"cannot write out.npy: File too large"),
-        open_output("out.npy", io.BytesIO()),
+        open_output("out.npy", [io.BytesIO()], FORMATS),
     ):
         pytest.fail("it was opened")
     assert contents() == []
@@ -236,7 +238,7 @@ def test_a_disk_that_is_full_is_found_at_once():
 @pytest.mark.usefixtures("_drafts")
 def test_a_disk_that_becomes_full_is_one_sentence_and_leaves_nothing():
     def write_while_it_becomes_full():
-        with open_output("out.npy", io.BytesIO()) as put, limited(130):
+        with open_output("out.npy", [io.BytesIO()], FORMATS) as put, limited(130):
             put(iter(MEMBERS), VECTORS)
 
     with pytest.raises(OutputError, match=r"cannot write out.npy: File too large"):
@@ -349,7 +351,7 @@ def test_a_slow_reader_gets_every_byte(blocking: bool):
 
     reader = threading.Thread(target=receive)
     vectors = np.zeros((2, 100_000), dtype=np.float32)  # far more than a pipe holds
-    with open_output(f"/dev/fd/{end}", io.BytesIO()) as put:
+    with open_output(f"/dev/fd/{end}", [io.BytesIO()], FORMATS) as put:
         reader.start()
         put(iter(MEMBERS), vectors)
     os.close(end)
