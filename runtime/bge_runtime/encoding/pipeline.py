@@ -86,6 +86,8 @@ class EncodingPlan:
         devices: Devices to share the work.
         show_progress_bar: None shows one for ``batch_size`` texts or more, on a terminal.
         describe_text: Returns the name of a text by its number, for errors.
+        activity: What is done, for the progress bar.
+        unit: What is counted there.
     """
 
     tokenization: TokenizationPlan
@@ -94,6 +96,8 @@ class EncodingPlan:
     devices: Sequence[str]
     show_progress_bar: bool | None = None
     describe_text: Callable[[int], str] = "text {}".format
+    activity: str = "embedding"
+    unit: str = "text"
 
 
 class Batch(NamedTuple):
@@ -380,7 +384,7 @@ def _progress_bar(count: int, plan: EncodingPlan) -> AbstractContextManager[tqdm
         return nullcontext()
     from tqdm import tqdm
 
-    progress: tqdm[Any] = tqdm(total=count, desc="embedding", unit="text")
+    progress: tqdm[Any] = tqdm(total=count, desc=plan.activity, unit=plan.unit)
     return progress
 
 

@@ -1,4 +1,4 @@
-"""What all model classes share: bundle, tokenizer, engines and FlagEmbedding's attributes."""
+"""What all embedders share: FlagEmbedding's attributes, and instructions before texts."""
 
 from __future__ import annotations
 
@@ -10,51 +10,33 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.bundle import Bundle
 from bge_runtime.encoding import (
-    EngineSet,
-    EngineSetOptions,
-    TextTokenizer,
     TokenizationPlan,
     as_text,
     check_positive,
-    resolve_devices,
 )
-from bge_runtime.engines import Engine
-from bge_runtime.errors import BundleError, PoolingError
+from bge_runtime.errors import PoolingError
 from bge_runtime.models.instructions import (
     check_format,
     explain_no_room,
-    join_instruction,
     text_before_sentence,
 )
-from bge_runtime.models.options import DEFAULT_LENGTH, CallDefaults, OpenOptions
+from bge_runtime.models.opened import OpenedModel
+from bge_runtime.models.options import CallDefaults, OpenOptions
 from bge_runtime.models.parts import ModelParts, TextKind
-from bge_runtime.sources import ENCODER_CLASSES, OPENED_BY, ExportRequest, Use, find_bundle
+from bge_runtime.sources import ENCODER_CLASSES
 from bge_runtime.system import warn_user
 
-_PASSAGE_OPTIONS = ("passage_instruction_for_retrieval", "passage_instruction_format")
 
-_OWN_ATTRIBUTES = ("dim", "max_length", "name")
-"""Read-only properties here; FlagEmbedding would accept them as further keyword arguments."""
-
-
-class BaseEmbedder:
-    """The abstract base of the model classes.
-
-    It finds and opens a bundle, and holds its tokenizer and its engines. Any number of threads may
-    use one model. It survives ``fork`` and ``pickle``: a copy selects variants for its own machine,
-    and opens its engines on first use.
-
-    Attributes:
-        MODEL_CLASSES: Model classes that this class can open. The first one is the default for
-            checkpoints that do not declare theirs.
-        bundle: The opened bundle.
-        tokenizer: The model's tokenizer.
-        target_devices: Names of the devices that share the work.
-    """
+class BaseEmbedder(OpenedModel):
+    """The abstract base of the model classes."""
 
     MODEL_CLASSES: ClassVar[tuple[str, ...]] = ENCODER_CLASSES
+    KEPT_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "passage_instruction_for_retrieval",
+        "passage_instruction_format",
+    )
+    OWN_ATTRIBUTES: ClassVar[tuple[str, ...]] = ("dim", "max_length", "name")
 
     def __init__(
         self, model_name_or_path: str, options: OpenOptions, defaults: CallDefaults
@@ -70,38 +52,8 @@ class BaseEmbedder:
             ValueError: If ``prefix_cache_mb`` is not a number of megabytes.
             BgeError: As `bge_runtime.FlagModel`.
         """
-        cache_mb = options.prefix_cache_mb
-        if not isinstance(cache_mb, int) or cache_mb < 0:
-            raise ValueError(
-                "prefix_cache_mb must be a whole number of megabytes, 0 to reuse nothing, but is "
-                f"{cache_mb!r}"
-            )
-        self.target_devices = resolve_devices(options.devices)
-        self.bundle = self._find_bundle(model_name_or_path, options)
-        self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
-        self._engines = EngineSet(
-            self.bundle,
-            EngineSetOptions(
-                devices=self.target_devices,
-                engine=options.engine,
-                precision=options.asked_precision,
-                threads=options.threads,
-                outputs=tuple(options.outputs),
-                prefix_cache_mb=cache_mb,
-                cuda_graphs=options.cuda_graphs,
-                parallel_batches=options.parallel_batches,
-            ),
-        )
-        seed = self.bundle.manifest.provenance.random_seed
-        if seed is not None:
-            warn_user(
-                f"{self.bundle.path.name} has random weights (seed {seed}); its vectors mean "
-                "nothing, and serve benchmarks only"
-            )
+        super().__init__(model_name_or_path, options)
         self._check_pooling(options.pooling_method)
-        self.model_name_or_path = model_name_or_path
-        self.use_fp16 = options.use_fp16
-        self.use_bf16 = options.use_bf16
         self.pooling_method = self.bundle.manifest.model.pooling
         self.normalize_embeddings = defaults.normalize_embeddings
         self.query_instruction_for_retrieval = defaults.query_instruction_for_retrieval
@@ -111,13 +63,6 @@ class BaseEmbedder:
         self.passage_max_length = defaults.passage_max_length
         self.truncate_dim = defaults.truncate_dim
         self._check_truncate_dim()
-        self.kwargs: Mapping[str, Any] = {}
-        self.pool = None
-
-    @property
-    def name(self) -> str:
-        """The model's name, such as ``"bge-m3"``."""
-        return self.bundle.manifest.model.name
 
     @property
     def dim(self) -> int:
@@ -133,16 +78,6 @@ class BaseEmbedder:
         otherwise.
         """
         return self.bundle.manifest.model.max_length
-
-    @property
-    def engine(self) -> Engine:
-        """The engine of the first device; its ``info`` says what is in force."""
-        return self._engines.on_device(self.target_devices[0])
-
-    @property
-    def engines(self) -> list[Engine]:
-        """All open engines: each device's, those for parallel batches and for CUDA graphs."""
-        return self._engines.all
 
     @property
     def vector_dtype(self) -> np.dtype[Any]:
@@ -167,81 +102,6 @@ class BaseEmbedder:
             text_plan=self._text_plan,
         )
 
-    @classmethod
-    def check_class(cls, name: str, model_class: str) -> None:
-        """Refuse a model that this class is not for, before it is exported or opened.
-
-        Args:
-            name: The model's name, for the error.
-            model_class: FlagEmbedding's class for it.
-
-        Raises:
-            BundleError: If another class opens it.
-        """
-        if model_class not in cls.MODEL_CLASSES:
-            opens = OPENED_BY.get(model_class, "a newer bge-runtime")
-            raise BundleError(
-                f"{name} is a model of class {model_class}, which {cls.__name__} does not open. "
-                f"Open it with {opens}, or with FlagAutoModel"
-            )
-
-    @staticmethod
-    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
-        r"""Return instruction and sentence joined; a literal ``\n`` in the format is a newline."""
-        return join_instruction(instruction_format, instruction, sentence)
-
-    def start_multi_process_pool(
-        self,
-        process_target_func: object = None,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Stand in for FlagEmbedding's pool: devices are threads here, always running.
-
-        Returns:
-            What ``encode_multi_process`` and `stop_multi_process_pool` take.
-        """
-        return {"input": None, "output": None, "processes": []}
-
-    @staticmethod
-    def stop_multi_process_pool(pool: dict[str, Any]) -> None:
-        """Do nothing: there are no processes to stop."""
-
-    def stop_self_pool(self) -> None:
-        """Do nothing: there are no processes to stop."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["tokenizer"]
-        state["_engines"] = self._engines.options
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        # The copy may be on another machine, or the bundle may have been replaced.
-        self.bundle.check_files()
-        self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
-        self._engines = EngineSet(self.bundle, state["_engines"], lazy=True)
-
-    def _find_bundle(self, model_name_or_path: str, options: OpenOptions) -> Bundle:
-        use = Use(
-            devices=self.target_devices, engine=options.engine, precision=options.asked_precision
-        )
-        folder = find_bundle(
-            model_name_or_path,
-            revision=options.revision,
-            cache_dir=options.cache_dir,
-            request=ExportRequest(
-                model_class=self.MODEL_CLASSES[0],
-                pooling=options.pooling_method,
-                trust_remote_code=options.trust_remote_code,
-                use=use,
-            ),
-            check_class=self.check_class,
-        )
-        bundle = Bundle.at(folder)
-        self.check_class(bundle.path.name, bundle.manifest.model.model_class)
-        bundle.check_files()
-        return bundle
-
     def _check_pooling(self, pooling_method: str | None) -> None:
         pooling = self.bundle.manifest.model.pooling
         if pooling_method not in (None, pooling):
@@ -251,25 +111,6 @@ class BaseEmbedder:
                 f"bge-export {shlex.quote(self.bundle.manifest.provenance.source)} "
                 f"--pooling {pooling_method}"
             )
-
-    def _keep_options(self, options: Mapping[str, Any]) -> None:
-        """Store unknown keyword arguments as attributes and warn, as FlagEmbedding does."""
-        self.kwargs = options
-        for name, value in options.items():
-            if name in _OWN_ATTRIBUTES:
-                warn_user(
-                    f"{type(self).__name__}() has no option {name!r}, and {name!r} is the model's "
-                    "own; it has no effect. Lengths are query_max_length and passage_max_length"
-                )
-                continue
-            if hasattr(self, name):
-                raise TypeError(f"{type(self).__name__}() has no option {name!r}")
-            if name not in _PASSAGE_OPTIONS:
-                warn_user(
-                    f"{type(self).__name__}() has no option {name!r}; it is kept as an "
-                    "attribute, as FlagEmbedding does, and has no effect"
-                )
-            setattr(self, name, value)
 
     def _query_instruction(self) -> dict[str, Any]:
         return {
@@ -294,34 +135,6 @@ class BaseEmbedder:
         return [
             self.get_detailed_instruct(str(instruction_format), instruction, text) for text in texts
         ]
-
-    def _one_device(self, device: str | int | None) -> str:
-        """Return the name of a device, the first one for None.
-
-        Raises:
-            ValueError: If the model was not opened on it.
-        """
-        if device is None:
-            return self.target_devices[0]
-        (name,) = resolve_devices(device)
-        if name not in self.target_devices:
-            raise ValueError(
-                f"this model was opened on {', '.join(self.target_devices)}, not on {name!r}; "
-                f"pass devices={name!r} when you make it"
-            )
-        return name
-
-    def _readable_length(self, length: int, *, taken: int = 0) -> int:
-        """Return a length limited to what the model can read besides ``taken`` tokens."""
-        check_positive("max_length", length)
-        limit = self.max_length - taken
-        # The default is FlagEmbedding's 512 for every model, and not the caller's choice.
-        if length > limit and length != DEFAULT_LENGTH:
-            warn_user(
-                f"max_length={length} is more than the {limit} tokens that "
-                f"{self.name} can read; longer texts are cut at {limit}"
-            )
-        return min(length, limit)
 
     def _length_for(
         self,
