@@ -24,7 +24,7 @@ from bge_bench.systems.base import quiet
 from bge_export.parity_texts import PARITY_TEXTS
 from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.parity import TOLERANCES, Parity, compare
+from bge_runtime.bundle.parity import Parity, compare
 from bge_runtime.engines.openvino import cpu_capabilities
 from bge_runtime.sources import MODELS
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
@@ -107,7 +107,7 @@ def read(folder: Path, name: str) -> Any:
 
 def failures(theirs: Vectors, ours: Vectors, *, precision: str = "fp32") -> list[str]:
     assert theirs.dtype == np.float32
-    found = compare(theirs, ours).failures(TOLERANCES[precision])
+    found = compare(theirs, ours).failures(precision)
     # That compares directions; these are vectors for a dot product.
     norms = np.linalg.norm(theirs, axis=1)
     if np.abs(norms - 1).max() > 1e-5:

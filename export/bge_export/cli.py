@@ -34,7 +34,7 @@ try:
     )
 except ImportError as missing:
     sys.exit(f"bge-export: {missing}. Run `pip install 'bge-runtime[export]'`")
-from bge_runtime.bundle import Bundle, Parity
+from bge_runtime.bundle import Bundle, Parity, ScoreParity
 from bge_runtime.cli.command_line import command_line
 from bge_runtime.engines import TensorRtEngine
 from bge_runtime.errors import ExportError
@@ -42,6 +42,9 @@ from bge_runtime.sources import (
     DECODER_CLASSES,
     MODEL_CLASSES,
     POOLING_METHODS,
+    RERANKER_CLASSES,
+    RERANKER_DECODER,
+    RERANKER_ENCODER,
     WARNING_START,
     find_model,
 )
@@ -66,7 +69,7 @@ _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
 )
 @click.option(
     "--model-class",
-    type=click.Choice(MODEL_CLASSES),
+    type=click.Choice((*MODEL_CLASSES, *RERANKER_CLASSES)),
     help="FlagEmbedding's class. Default: that of the checkpoint's files, else of its name.",
 )
 @click.option(
@@ -201,11 +204,12 @@ def _check_targets(request: _Request) -> None:
     """
     known = find_model(request.model)
     expected = request.model_class or (known.model_class if known else None)
-    if expected in DECODER_CLASSES:
+    if expected in (*DECODER_CLASSES, RERANKER_DECODER):
         select_decoder_targets(request.targets, request.precisions)
         return
+    scores = expected == RERANKER_ENCODER
     try:
-        select_encoder_targets(request.targets, request.precisions)
+        select_encoder_targets(request.targets, request.precisions, scores=scores)
     except ExportError:
         if expected is not None:
             raise
@@ -292,13 +296,14 @@ def _export(request: _Request, output: Path, progress: Progress) -> list[Variant
             trust_remote_code=request.trust_remote_code,
             random_seed=request.seed if request.random_weights else None,
         )
-        if checkpoint.model_class in DECODER_CLASSES:
+        if checkpoint.model_class in (*DECODER_CLASSES, RERANKER_DECODER):
             decoder_targets = select_decoder_targets(request.targets, request.precisions)
             from bge_export.decoder import export_decoder
 
             _tune_malloc()
             return export_decoder(checkpoint, output, decoder_targets, options, progress)
-        targets = select_encoder_targets(request.targets, request.precisions)
+        scores = checkpoint.model_class == RERANKER_ENCODER
+        targets = select_encoder_targets(request.targets, request.precisions, scores=scores)
         from bge_export.encoder import export_encoder
 
         return export_encoder(checkpoint, output, targets, options, progress)
@@ -352,34 +357,26 @@ def _print_result(
 
 
 def _format_reports(reports: Sequence[VariantReport]) -> str:
-    header = ("graph", "variant", "MB", "min cosine", "mean cosine", "error/distance", "seconds")
+    kinds = {type(report.parity or report.emulated) for report in reports}
+    columns = ScoreParity.COLUMNS if ScoreParity in kinds else Parity.COLUMNS
+    header = ("graph", "variant", "MB", *columns, "seconds")
     lines = [
         (
             report.graph,
             f"{report.variant} on {report.ran_on}",
             f"{report.size_bytes / 1e6:,.0f}",
-            *_format_parity(report.parity),
+            *(report.parity.cells() if report.parity else ("unmeasured", "", "")),
             f"{report.seconds:.1f}",
         )
         for report in reports
     ]
     emulated = [
-        f"{report.variant} was emulated on the CPU, rounded as on a GPU: minimum cosine "
-        f"{report.emulated.min_cosine:.7f}. It has not run on a GPU"
+        f"{report.variant} was emulated on the CPU, rounded as on a GPU: "
+        f"{columns[0]} {report.emulated.cells()[0]}. It has not run on a GPU"
         for report in reports
         if report.emulated is not None
     ]
     return "\n".join([format_table([header, *lines]), *emulated])
-
-
-def _format_parity(parity: Parity | None) -> tuple[str, str, str]:
-    if parity is None:
-        return ("unmeasured", "", "")
-    return (
-        f"{parity.min_cosine:.7f}",
-        f"{parity.mean_cosine:.7f}",
-        f"{parity.error_share:.2e}",
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from bge_export.parity_texts import PARITY_TEXTS
 from bge_runtime import FlagModel
-from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.bundle.parity import compare
 from bge_runtime.sources import MODELS
 from tests.helpers.bundles import SHARED
 from tests.helpers.flag_embedding import MANY_TEXTS, flag_embedding
@@ -41,8 +41,8 @@ def test_trained_weights(
     for pooling, other in (("mean", "cls"), ("cls", "mean")):
         expected = minilm_vectors(pooling)
         assert expected.dtype == np.float32
-        assert compare(ours[pooling], expected).failures(TOLERANCES["fp32"]) == [], pooling
-        assert compare(ours[other], expected).failures(TOLERANCES["fp32"]) != [], pooling
+        assert compare(ours[pooling], expected).failures("fp32") == [], pooling
+        assert compare(ours[other], expected).failures("fp32") != [], pooling
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_full_size(name: str, tmp_path: Path):
     texts = list(PARITY_TEXTS)
     expected = flag_embedding(folder, texts, pooling="cls")
     parity = compare(embed(FlagModel(str(tmp_path / name), use_fp16=False), texts), expected)
-    assert parity.failures(TOLERANCES["fp32"]) == [], parity
+    assert parity.failures("fp32") == [], parity

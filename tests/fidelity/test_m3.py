@@ -126,7 +126,7 @@ def expected(checkpoint: Path, texts: list[str], pairs: list[tuple[str, str]]) -
 
 def check_dense(ours: Any, theirs: Any, precision: str) -> None:
     parity = compare(ours["dense_vecs"], theirs["dense_vecs"])
-    assert parity.failures(TOLERANCES[precision]) == [], parity
+    assert parity.failures(precision) == [], parity
 
 
 def compare_colbert(ours: Any, theirs: Any) -> Parity:
@@ -140,7 +140,7 @@ def test_fp32(bundle: Path, texts: list[str], pairs: list[tuple[str, str]], expe
     ours, (theirs, their_scores) = model.encode(texts, **ALL), expected
     check_dense(ours, theirs, "fp32")
     colbert = compare_colbert(ours, theirs)
-    assert colbert.failures(TOLERANCES["fp32"]) == [], colbert
+    assert colbert.failures("fp32") == [], colbert
     tokens = sum(len(set(ids.tolist())) for ids in model.tokenizer.encode(texts, max_length=512))
     weighed = sum(map(len, theirs["lexical_weights"]))
     assert 0.3 < weighed / tokens < 0.7
@@ -161,7 +161,7 @@ def test_bf16(bundle: Path, texts: list[str], expected: Any):
     colbert = compare_colbert(ours, theirs)
     # Measured on an emulated processor with AVX512-BF16: 4.6 %, and 3.1 % of dense vectors; of 643
     # weights above 0.02 none under another key, and none further away than 0.002.
-    assert colbert.failures(TOLERANCES["bf16"]) == [], colbert
+    assert colbert.failures("bf16") == [], colbert
     for mine, reference in zip(ours["lexical_weights"], theirs["lexical_weights"], strict=True):
         for key in {key for row in (mine, reference) for key, w in row.items() if w > 0.02}:
             assert key in mine, key

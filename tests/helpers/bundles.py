@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from bge_runtime.sources import BertShape
+from bge_runtime.sources import RERANKER_ENCODER, BertShape
 
 ROOT = Path(__file__).parents[2]
 """The checkout."""
@@ -100,7 +100,8 @@ def keep_traces() -> None:
             key = hashlib.sha256(repr(facts).encode())
             size_bytes = 0
             for name, tensor in wrapped.state_dict().items():
-                if ".pooler." not in name:  # no part of a trace, and random where a file lacks it
+                # An embedder's pooler is no part of a trace, and random where a file lacks it.
+                if wrapped.scorer is not None or ".pooler." not in name:
                     key.update(name.encode() + tensor.numpy().tobytes())
                     size_bytes += tensor.nbytes
             if size_bytes > LARGEST_TRACE_BYTES:
@@ -141,6 +142,7 @@ def export(
     inspected = inspect_checkpoint(
         checkpoint, source=str(checkpoint), pooling=pooling, model_class=model_class
     )
-    selected = select_encoder_targets(targets, precisions)
+    scores = inspected.model_class == RERANKER_ENCODER
+    selected = select_encoder_targets(targets, precisions, scores=scores)
     export_encoder(inspected, output, selected, ExportOptions(**options), progress or NO_PROGRESS)
     return output

@@ -28,11 +28,13 @@ assert any(name.endswith("licenses/LICENSE") for name in names)
 assert "bge_runtime/serving/ui.html" in names
 
 import bge_runtime  # noqa: E402
+from bge_runtime.bundle import Reference  # noqa: E402
 
 assert "site-packages" in str(bge_runtime.__file__), "the checkout is imported, not the wheel"
 
 model = bge_runtime.FlagModel(bundle, use_fp16=False)  # fp32, whatever this machine has
 reference = model.bundle.reference()
+assert isinstance(reference, Reference)
 vectors = model.encode(list(reference.texts))
 expected = reference.vectors / np.linalg.norm(reference.vectors, axis=1, keepdims=True)
 assert np.abs(vectors - expected).max() < 1e-5

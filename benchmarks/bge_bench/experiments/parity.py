@@ -166,5 +166,5 @@ def _compare(
         reference=reference.name,
         reference_in_force=reference.in_force,
         parity=parity,
-        failures=tuple(parity.failures(TOLERANCES[info.precision])),
+        failures=tuple(parity.failures(info.precision)),
     )

@@ -18,7 +18,7 @@ from bge_bench.errors import BenchError
 from bge_bench.systems.servers import INFINITY_ENGINES, Server, ServerSpec
 from bge_bench.workers.driver import Worker
 from bge_bench.workers.load_driver import Samples, Stream, run_load
-from bge_runtime.bundle import TOLERANCES, compare
+from bge_runtime.bundle import compare
 
 Step = Callable[[str], object]
 
@@ -192,7 +192,7 @@ def choose_infinity(
         found[spec.engine] = {
             "texts_per_s": samples.rate_per_s,
             "min_cosine": parity.min_cosine,
-            "failed": "; ".join(parity.failures(TOLERANCES[precision])),
+            "failed": "; ".join(parity.failures(precision)),
         }
     able = [spec for spec in specs if not found[str(spec.engine)]["failed"]]
     if not able:

@@ -93,7 +93,7 @@ class SystemResult:
     @property
     def failures(self) -> list[str]:
         """Limits of its tolerance that are missed. If there are any, its times are invalid."""
-        return self.parity.failures(TOLERANCES[self.precision])
+        return self.parity.failures(self.precision)
 
     def series(self, measure: str) -> list[float]:
         """Return one of `MEASURES`, one value for each round."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bge_runtime.bundle import TOLERANCES, Parity
+from bge_runtime.bundle import Parity
 
 Document = Mapping[str, Any]
 Rows = list[list[str]]
@@ -15,7 +15,7 @@ def failures(row: Document) -> list[str]:
     """Return the limits that a candidate's vectors miss, if they were compared."""
     if "parity" not in row:
         return []
-    return Parity.from_json(row["parity"]).failures(TOLERANCES[row["precision"]])
+    return Parity.from_json(row["parity"]).failures(row["precision"])
 
 
 def struck(cells: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from bge_export.bundle.gate import (
     require_parity,
 )
 from bge_export.bundle.options import DEFAULT_OPTIONS, ExportOptions
-from bge_export.bundle.parity_tokens import tokenize_parity_texts
+from bge_export.bundle.parity_tokens import tokenize_parity_pairs, tokenize_parity_texts
 from bge_export.bundle.progress import NO_PROGRESS, Progress
 from bge_export.bundle.sentence_transformers import complete_settings, write_folder
 from bge_export.bundle.staging import (
@@ -43,6 +43,7 @@ __all__ = [
     "require_parity",
     "resolve_output",
     "staging_directory",
+    "tokenize_parity_pairs",
     "tokenize_parity_texts",
     "write_folder",
 ]

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bge_runtime.bundle import TOLERANCES, Bundle, Graph, Parity, Reference, Variant
+from bge_runtime.bundle import (
+    Bundle,
+    Graph,
+    PairReference,
+    Parity,
+    Reference,
+    ScoreParity,
+    Variant,
+)
 from bge_runtime.engines import EngineInfo, unavailable_reason
 from bge_runtime.errors import ExportError
 from bge_runtime.variants import measure_parity
@@ -35,10 +43,10 @@ class VariantReport:
     precision: str
     provider: str | None
     size_bytes: int
-    parity: Parity | None
+    parity: Parity | ScoreParity | None
     seconds: float
     skipped_reason: str | None = None
-    emulated: Parity | None = None
+    emulated: Parity | ScoreParity | None = None
 
     @property
     def ran_on(self) -> str:
@@ -53,21 +61,26 @@ class VariantReport:
         return document
 
 
-Emulate = Callable[[Bundle, Variant, Reference], tuple[EngineInfo, Parity]]
+Emulate = Callable[
+    [Bundle, Variant, Reference | PairReference], tuple[EngineInfo, Parity | ScoreParity]
+]
 """Runs a graph for a GPU on the CPU with the GPU's rounding. Returns what ran, and the parity."""
 
 
 def check_variant(
-    bundle: Bundle, variant: Variant, reference: Reference, emulate: Emulate | None = None
+    bundle: Bundle,
+    variant: Variant,
+    reference: Reference | PairReference,
+    emulate: Emulate | None = None,
 ) -> VariantReport:
-    """Compare one variant's vectors with PyTorch's.
+    """Compare one variant's vectors, or a reranker's scores, with PyTorch's.
 
     Texts of different lengths share a batch, so padding is tested too.
 
     Args:
         bundle: The bundle.
         variant: One of its variants.
-        reference: PyTorch's vectors.
+        reference: PyTorch's outputs.
         emulate: Runs a graph for a GPU that this machine does not have.
 
     Raises:
@@ -95,9 +108,9 @@ def make_report(
     *,
     start: float,
     provider: str | None = None,
-    parity: Parity | None = None,
+    parity: Parity | ScoreParity | None = None,
     skipped_reason: str | None = None,
-    emulated: Parity | None = None,
+    emulated: Parity | ScoreParity | None = None,
 ) -> VariantReport:
     """Return the report on a variant whose check began at ``start``."""
     graph = bundle.graph(variant.graph)
@@ -115,7 +128,7 @@ def make_report(
 
 
 def require_parity(
-    parity: Parity,
+    parity: Parity | ScoreParity,
     graph: Graph,
     variant: Variant,
     *,
@@ -123,7 +136,7 @@ def require_parity(
     reason: str = "",
     option: str = "--target",
 ) -> None:
-    """Refuse a graph whose vectors are too far from PyTorch's.
+    """Refuse a graph whose outputs are too far from PyTorch's.
 
     Args:
         parity: Its parity.
@@ -136,9 +149,10 @@ def require_parity(
     Raises:
         ExportError: If the parity is outside the tolerance of the variant's precision.
     """
-    if failures := parity.failures(TOLERANCES[variant.precision]):
+    if failures := parity.failures(variant.precision):
+        outputs = "scores" if isinstance(parity, ScoreParity) else "vectors"
         raise ExportError(
             f"{graph.file} in {variant.precision} on {provider} is too far from PyTorch's "
-            f"vectors: {'; '.join(failures)}.{reason and f' {reason}'} Nothing was written; "
+            f"{outputs}: {'; '.join(failures)}.{reason and f' {reason}'} Nothing was written; "
             f"leave this graph out with {option}, and please report the model"
         )

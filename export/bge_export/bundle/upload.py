@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bge_runtime.bundle import FILE_NAME, Bundle, Manifest
 from bge_runtime.errors import BgeError, ExportError
-from bge_runtime.sources import format_error, is_hub_id
+from bge_runtime.sources import OPENED_BY, RERANKER_CLASSES, format_error, is_hub_id
 
 _CARD = "README.md"
 
@@ -88,20 +88,32 @@ def model_card(manifest: Manifest, repo: str) -> str:
     """Return the model card of a bundle: what it is, how close to PyTorch, how to use it."""
     source = manifest.provenance.source
     base = f"base_model: {source}\n" if is_hub_id(source) else ""
+    reranker = manifest.model.model_class in RERANKER_CLASSES
+    outputs = "scores" if reranker else "vectors"
     warning = (
         ""
         if manifest.provenance.random_seed is None
-        else "**Its weights are random: it is for benchmarks, and its vectors mean nothing.**\n\n"
+        else f"**Its weights are random: it is for benchmarks, and its {outputs} mean "
+        "nothing.**\n\n"
     )
+    name = OPENED_BY[manifest.model.model_class] if reranker else "FlagModel"
+    use = (
+        f'scores = {name}("{repo}").compute_score([("a query", "a passage")])'
+        if reranker
+        else f'vectors = {name}("{repo}").encode(["a text"])  # (1, {manifest.model.dim}), float32'
+    )
+    task = "text-ranking" if reranker else "feature-extraction"
+    tags = "cross-encoder" if reranker else "sentence-similarity"
+    figure = "largest difference from" if reranker else "smallest cosine to"
     rows = "\n".join(
         f"| {variant.name} | {variant.engine} | {variant.precision} | "
-        + (f"{variant.parity.min_cosine:.7f} |" if variant.parity else "not measured |")
+        f"{variant.parity.summary() if variant.parity else 'not measured'} |"
         for variant in manifest.variants
     )
     return f"""---
 library_name: bge-runtime
-pipeline_tag: feature-extraction
-{base}tags: [onnx, openvino, sentence-transformers, sentence-similarity]
+pipeline_tag: {task}
+{base}tags: [onnx, openvino, sentence-transformers, {tags}]
 ---
 
 # {manifest.model.name}, exported
@@ -109,12 +121,12 @@ pipeline_tag: feature-extraction
 {warning}A bundle made by `bge-export` from `{source}`. It runs without PyTorch:
 
 ```python
-from bge_runtime import FlagModel
+from bge_runtime import {name}
 
-vectors = FlagModel("{repo}").encode(["a text"])  # (1, {manifest.model.dim}), float32
+{use}
 ```
 
-| variant | engine | precision | smallest cosine to PyTorch's fp32 vectors |
+| variant | engine | precision | {figure} PyTorch's fp32 {outputs} |
 |---|---|---|---|
 {rows}
 

@@ -1,4 +1,4 @@
-"""Refuse models that are no embedders, or of an architecture that cannot be exported.
+"""Refuse models that are no embedders or rerankers, or that cannot be exported.
 
 To add a family, see `bge_export.encoder` and `bge_export.decoder`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bge_runtime.errors import ExportError
-from bge_runtime.sources import DECODERS, ENCODERS, ModelSpec
+from bge_runtime.sources import DECODERS, ENCODERS, RERANKER_DECODER, ModelSpec, is_classifier
 
 _OTHER_TASKS = {
     "ForSequenceClassification": "a classifier or reranker (cross-encoder)",
@@ -45,6 +45,12 @@ def check_decoder(
     Raises:
         ExportError: If it is not.
     """
+    if is_classifier(config):
+        raise ExportError(
+            f"{source} is a classifier on a decoder ({config['architectures'][0]}). This version "
+            f"exports decoders as embedders, and as rerankers those that answer yes or no "
+            f"({RERANKER_DECODER})"
+        )
     if (other := _find_other_task(config)) is not None and other[0] != "a decoder":
         raise ExportError(f"{source} is {other[0]} ({other[1]}), not an embedder")
     if config.get("model_type") not in DECODERS:
@@ -73,6 +79,38 @@ def check_encoder(
             f"{source} is {other[0]} ({other[1]}), not an embedder; this version exports "
             f"encoders of type {', '.join(ENCODERS)}"
         )
+    _check_code(config, source, spec, trust_remote_code=trust_remote_code)
+
+
+def check_reranker(
+    config: Mapping[str, Any], source: str, spec: ModelSpec | None, *, trust_remote_code: bool
+) -> None:
+    """Check that a configuration is that of a sequence classifier with one label.
+
+    Raises:
+        ExportError: If it is not, or its code comes from the checkpoint and is not trusted.
+    """
+    if not is_classifier(config):
+        listed = ", ".join(map(str, config.get("architectures") or ())) or "none"
+        raise ExportError(
+            f"{source} is no sequence classifier, as rerankers on encoders are: the architectures "
+            f"in its config.json are {listed}"
+        )
+    # transformers assumes two, and does not write these two.
+    names = config.get("id2label")
+    labels = len(names) if isinstance(names, dict) else config.get("num_labels", 2)
+    if labels != 1:
+        shown = ", ".join(map(str, names.values())) if isinstance(names, dict) else ""
+        raise ExportError(
+            f"{source} has {labels} labels{shown and f' ({shown:.80})'}, and a reranker has one: "
+            "the score of a pair. It is a classifier, such as one of natural language inference"
+        )
+    _check_code(config, source, spec, trust_remote_code=trust_remote_code)
+
+
+def _check_code(
+    config: Mapping[str, Any], source: str, spec: ModelSpec | None, *, trust_remote_code: bool
+) -> None:
     if config.get("is_decoder"):
         raise ExportError(f"{source} is a decoder (is_decoder in its config.json), not an encoder")
     model_type = config.get("model_type")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bge_export.checkpoint.architecture import check_decoder, check_encoder
+from bge_export.checkpoint.architecture import check_decoder, check_encoder, check_reranker
 from bge_export.checkpoint.config_keys import check_config_keys
 from bge_export.checkpoint.files import check_heads, check_weights
 from bge_export.checkpoint.sentence_transformers import SentenceTransformersFolder, read_folder
@@ -23,9 +23,16 @@ from bge_runtime.sources import (
     DECODER_CLASSES,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
+    OPENED_BY,
+    RERANKER_CLASSES,
+    RERANKER_DECODER,
+    RERANKER_ENCODER,
+    RERANKER_LAYERWISE,
+    RERANKER_LIGHTWEIGHT,
     SUPPORTED_MODEL_CLASSES,
     ModelSpec,
     identify,
+    is_classifier,
 )
 from bge_runtime.system import read_json
 
@@ -96,29 +103,15 @@ def inspect_checkpoint(
     config = _read_config(folder, source)
     own.check_dim(config.get("hidden_size"))
     check_config_keys(config, source=source)
-    identity = identify(source, folder, config, has_default_class=model_class is not None)
+    identity = identify(source, folder, config, default_class=model_class)
     spec = identity.spec
-    chosen_class = model_class or identity.model_class or ENCODER_ONLY_BASE
-    if chosen_class not in SUPPORTED_MODEL_CLASSES:
-        raise ExportError(
-            f"{source} is a model of class {chosen_class}, and this version exports "
-            f"{', '.join(SUPPORTED_MODEL_CLASSES)} only"
-        )
-    decoder = chosen_class in DECODER_CLASSES
-    if decoder:
-        check_decoder(config, source, spec, chosen_class)
-        chosen_pooling = _choose_pooling(own, source, spec, default="last_token")
-    else:
-        check_encoder(config, source, spec, trust_remote_code=trust_remote_code)
-        certain = model_class is not None or chosen_class == ENCODER_ONLY_M3
-        default = "cls" if certain and spec is None else None
-        chosen_pooling = _choose_pooling(own, source, spec, default=default)
-    last = chosen_pooling == "last_token"
-    if (decoder and not last) or (last and not decoder and chosen_class != ENCODER_ONLY_M3):
-        raise ExportError(
-            f"FlagEmbedding pools the last token of decoders, and may of {ENCODER_ONLY_M3}; "
-            f"{source} is of class {chosen_class}, and its pooling would be {chosen_pooling}"
-        )
+    kind = RERANKER_ENCODER if is_classifier(config) else ENCODER_ONLY_BASE
+    chosen_class = model_class or identity.model_class or kind
+    _check_class(chosen_class, identity.model_class or kind, source)
+    chosen_pooling = _check_and_choose_pooling(
+        own, config, source, spec, chosen_class,
+        chosen=pooling, certain=model_class is not None, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     instruction_format = spec.query_instruction_format if spec else "{}{}"
     heads = check_heads(folder, source) if chosen_class == ENCODER_ONLY_M3 else ()
     return Checkpoint(
@@ -130,13 +123,95 @@ def inspect_checkpoint(
         config=config,
         model_class=chosen_class,
         pooling=chosen_pooling,
-        query_instruction=(spec and spec.query_instruction)
+        query_instruction=None
+        if chosen_class in RERANKER_CLASSES
+        else (spec and spec.query_instruction)
         or _extract_instruction(own.settings.prompts.get("query"), instruction_format),
         query_instruction_format=instruction_format,
         weight_files=(*check_weights(folder, source), *heads),
         sentence_transformers=own.settings,
         published=spec is not None,
     )
+
+
+def _check_and_choose_pooling(
+    own: SentenceTransformersFolder,
+    config: Mapping[str, Any],
+    source: str,
+    spec: ModelSpec | None,
+    chosen_class: str,
+    *,
+    chosen: str | None,
+    certain: bool,
+    trust_remote_code: bool,
+) -> str:
+    """Check that a model of a class can be exported, and return its pooling.
+
+    Args:
+        own: Its sentence-transformers folder.
+        config: Its ``config.json``.
+        source: What the user called it.
+        spec: The published model of its name.
+        chosen_class: The class.
+        chosen: Pooling that the user chose.
+        certain: Whether the user chose the class.
+        trust_remote_code: Whether code from the checkpoint may run.
+
+    Raises:
+        ExportError: As `inspect_checkpoint`.
+    """
+    reranker = chosen_class in RERANKER_CLASSES
+    if reranker and chosen is not None:
+        raise ExportError(
+            f"pooling_method={chosen!r} is for embedders, and {source} is a reranker, which "
+            "scores pairs from the token that it was trained to. Leave it out"
+        )
+    decoder = chosen_class in (*DECODER_CLASSES, RERANKER_DECODER)
+    if decoder:
+        check_decoder(config, source, spec, chosen_class)
+        chosen_pooling = _choose_pooling(own, source, spec, default="last_token")
+    elif reranker:
+        check_reranker(config, source, spec, trust_remote_code=trust_remote_code)
+        chosen_pooling = "cls"
+    else:
+        check_encoder(config, source, spec, trust_remote_code=trust_remote_code)
+        certain = certain or chosen_class == ENCODER_ONLY_M3
+        default = "cls" if certain and spec is None else None
+        chosen_pooling = _choose_pooling(own, source, spec, default=default)
+    last = chosen_pooling == "last_token"
+    if (decoder and not last) or (last and not decoder and chosen_class != ENCODER_ONLY_M3):
+        raise ExportError(
+            f"FlagEmbedding pools the last token of decoders, and may of {ENCODER_ONLY_M3}; "
+            f"{source} is of class {chosen_class}, and its pooling would be {chosen_pooling}"
+        )
+    return chosen_pooling
+
+
+def _check_class(chosen: str, found: str, source: str) -> None:
+    """Refuse a class that this version does not export, or that is of the other kind of model.
+
+    Raises:
+        ExportError: If it is.
+    """
+    if chosen in (RERANKER_LAYERWISE, RERANKER_LIGHTWEIGHT):
+        raise ExportError(
+            f"{source} is a reranker of class {chosen}, which computes a score in the code of its "
+            f"checkpoint. This version exports {' and '.join(RERANKER_CLASSES)}, such as "
+            "BAAI/bge-reranker-v2-m3 and BAAI/bge-reranker-v2-gemma"
+        )
+    if chosen not in SUPPORTED_MODEL_CLASSES:
+        raise ExportError(
+            f"{source} is a model of class {chosen}, and this version exports "
+            f"{', '.join(SUPPORTED_MODEL_CLASSES)} only"
+        )
+    if (chosen in RERANKER_CLASSES) != (found in RERANKER_CLASSES):
+        kinds = ("an embedder", "a reranker")
+        wanted, is_one = chosen in RERANKER_CLASSES, found in RERANKER_CLASSES
+        raise ExportError(
+            f"requested {kinds[wanted]} (model_class={chosen!r}), and {source} is {kinds[is_one]} "
+            f"of class {found}. Open it with {OPENED_BY.get(found, 'FlagEmbedding')}, or leave "
+            "model_class out"
+        )
 
 
 def _read_config(folder: Path, source: str) -> dict[str, Any]:

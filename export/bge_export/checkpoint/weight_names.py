@@ -29,7 +29,9 @@ _UNUSED = (
     # Computed from rope_theta. Older decoders saved it.
     r"(.*\.)?rotary_emb\.inv_freq",
 )
-"""Tensors that vectors do not depend on. A checkpoint may have or lack them."""
+"""Tensors that vectors do not depend on. A checkpoint may have or lack them.
+
+A reranker reads some of them, which it must have."""
 
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
@@ -68,7 +70,9 @@ class Match:
     missing: list[str]
 
 
-def match_weights(stored: Iterable[str], read: Collection[str], *, prefix: str) -> Match:
+def match_weights(
+    stored: Iterable[str], read: Collection[str], *, prefix: str, with_head: bool = False
+) -> Match:
     """Match the names in a checkpoint with those of a model.
 
     Args:
@@ -76,21 +80,23 @@ def match_weights(stored: Iterable[str], read: Collection[str], *, prefix: str) 
         read: Names that the model reads.
         prefix: Prefix of the names in a checkpoint with a head, without the dot. If any name has
             it, names without it belong to the head.
+        with_head: Whether the model reads the head too, so that its own names have the prefix.
     """
     stored, prefix = sorted(stored), f"{prefix}."
-    with_head = any(name.startswith(prefix) for name in stored)
+    prefixed = any(name.startswith(prefix) for name in stored)
     found: dict[str, str] = {}
     unread = []
     for name in stored:
-        own = name.removeprefix(prefix)
+        own = name if with_head else name.removeprefix(prefix)
         # TensorFlow's names, in early BERT checkpoints.
         own = own.replace("LayerNorm.gamma", "LayerNorm.weight")
         own = own.replace("LayerNorm.beta", "LayerNorm.bias")
-        if own in read and own not in found and name.startswith(prefix) == with_head:
+        fits = with_head or name.startswith(prefix) == prefixed
+        if own in read and own not in found and fits:
             found[own] = name
-        elif not is_unused(own):
+        elif not is_unused(own.removeprefix(prefix)):
             unread.append(name)
-    missing = sorted(name for name in set(read) - set(found) if not is_unused(name))
+    missing = sorted(name for name in set(read) - set(found) if with_head or not is_unused(name))
     return Match(found, unread, missing)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from bge_export.passes import DecomposePackedAttention, EmulateHalfPrecision
-from bge_runtime.bundle import Bundle, Parity, Reference, Variant
+from bge_runtime.bundle import Bundle, PairReference, Parity, Reference, ScoreParity, Variant
 from bge_runtime.engines import EngineInfo
 from bge_runtime.variants import measure_parity
 
 
 def emulate_on_cpu(
-    bundle: Bundle, variant: Variant, reference: Reference
-) -> tuple[EngineInfo, Parity]:
+    bundle: Bundle, variant: Variant, reference: Reference | PairReference
+) -> tuple[EngineInfo, Parity | ScoreParity]:
     """Return what ran a variant for a GPU on the CPU, and its parity with emulated rounding."""
     graph = bundle.graph(variant.graph)
     model = ir.load(bundle.path / graph.file)

@@ -1,4 +1,4 @@
-"""Export an encoder: load, wrap, trace, lower to each target's graph, check, finish."""
+"""Export an encoder or a reranker: load, wrap, trace, lower to each target's graph, check."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from bge_export.bundle import (
     finish_bundle,
     resolve_output,
     staging_directory,
+    tokenize_parity_pairs,
     tokenize_parity_texts,
     write_folder,
 )
@@ -36,21 +37,24 @@ from bge_export.checkpoint.tokenizer import (
 from bge_export.encoder.emulation import emulate_on_cpu
 from bge_export.encoder.load import (
     find_padding_position,
+    find_scorer,
     has_token_types,
     load_encoder,
     load_heads,
+    load_reranker,
     max_length,
 )
 from bge_export.encoder.pooling import PooledEncoder
-from bge_export.encoder.reference import compute_reference
+from bge_export.encoder.reference import compute_pair_reference, compute_reference
 from bge_export.encoder.trace import trace, trace_packed
 from bge_export.encoder.write import write_graphs
 from bge_export.targets import PORTABLE, EncoderTarget, for_model
-from bge_runtime.bundle import PARITY_FILE, Bundle, Model, Variant
+from bge_runtime.bundle import PARITY_FILE, Bundle, Model, PairReference, Reference, Variant
 from bge_runtime.errors import ExportError
+from bge_runtime.sources import RERANKER_ENCODER
 
 _REFERENCE_TOKENS = 512
-"""Most tokens of a parity text."""
+"""Most tokens of a parity text or pair."""
 
 _STEPS = 4
 """Steps of an export before `finish_bundle`, without the trace of packed texts."""
@@ -90,10 +94,11 @@ def export_encoder(
         step("loading the checkpoint")
         trusted = options.trust_remote_code
         tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trusted)
-        wrapped = _wrap(checkpoint, load_encoder(checkpoint, trust_remote_code=trusted), tokenizer)
+        load = load_reranker if _is_reranker(checkpoint) else load_encoder
+        loaded = load(checkpoint, trust_remote_code=trusted)
+        wrapped = _wrap(checkpoint, loaded, tokenizer)
         model = _describe_model(checkpoint, wrapped, tokenizer, options)
-        heads = bool(wrapped.heads)
-        targets = [for_model(target, model.max_length, heads=heads) for target in targets]
+        targets = [_fit_target(target, wrapped, model) for target in targets]
         variants = tuple(_describe_variants(targets))
         needs_packed = any(target.packed for target in targets)
         progress.add_steps(_STEPS + needs_packed + count_last_steps(variants))
@@ -105,14 +110,12 @@ def export_encoder(
             step("tracing the graph without padding")
             position = find_padding_position(wrapped.encoder)
             packed = trace_packed(wrapped, padding_position=position, max_length=model.max_length)
-        step("computing PyTorch's vectors")
-        length = min(model.max_length, _REFERENCE_TOKENS)
-        texts, token_ids = tokenize_parity_texts(draft, tokenizer, max_length=length)
-        reference = compute_reference(wrapped, texts, token_ids, name=model.name)
+        step("computing PyTorch's outputs")
+        reference = _compute_reference(draft, tokenizer, loaded, wrapped, model)
         reference.save(draft / PARITY_FILE)
         step("writing the graphs")
-        graphs = write_graphs(traced, packed, draft, targets, token_ids=token_ids)
-        del wrapped, traced, packed
+        graphs = write_graphs(traced, packed, draft, targets, token_ids=reference.token_ids)
+        del loaded, wrapped, traced, packed
 
         def check(bundle: Bundle, variant: Variant) -> VariantReport:
             return check_variant(bundle, variant, reference, emulate_on_cpu)
@@ -131,11 +134,38 @@ def _check_packages(targets: Sequence[EncoderTarget]) -> None:
         )
 
 
-def _wrap(checkpoint: Checkpoint, encoder: Any, tokenizer: CheckpointTokenizer) -> PooledEncoder:
+def _is_reranker(checkpoint: Checkpoint) -> bool:
+    return checkpoint.model_class == RERANKER_ENCODER
+
+
+def _fit_target(target: EncoderTarget, wrapped: PooledEncoder, model: Model) -> EncoderTarget:
+    heads, scores = bool(wrapped.heads), wrapped.scorer is not None
+    return for_model(target, model.max_length, heads=heads, scores=scores)
+
+
+def _compute_reference(
+    draft: Path, tokenizer: CheckpointTokenizer, loaded: Any, wrapped: PooledEncoder, model: Model
+) -> Reference | PairReference:
+    length = min(model.max_length, _REFERENCE_TOKENS)
+    if wrapped.scorer is None:
+        texts, token_ids = tokenize_parity_texts(draft, tokenizer, max_length=length)
+        return compute_reference(wrapped, texts, token_ids, name=model.name)
+    pairs, token_ids = tokenize_parity_pairs(
+        draft, tokenizer, max_length=length, token_types=wrapped.token_types
+    )
+    return compute_pair_reference(loaded, pairs, token_ids, max_length=length, name=model.name)
+
+
+def _wrap(checkpoint: Checkpoint, loaded: Any, tokenizer: CheckpointTokenizer) -> PooledEncoder:
     """Add pooling and heads to an encoder, and check that its tokenizer fits."""
-    rows = encoder.get_input_embeddings().num_embeddings
+    rows = loaded.get_input_embeddings().num_embeddings
     check_vocabulary(tokenizer, rows, source=checkpoint.source)
-    token_types = has_token_types(encoder)
+    if _is_reranker(checkpoint):
+        encoder, scorer = find_scorer(loaded, source=checkpoint.source)
+        # A model that is not given types reads zeros.
+        types = has_token_types(encoder) and tokenizer.gives_token_types
+        return PooledEncoder(encoder, pooling=checkpoint.pooling, token_types=types, scorer=scorer)
+    encoder, token_types = loaded, has_token_types(loaded)
     if token_types:
         check_token_types(tokenizer, source=checkpoint.source)
     return PooledEncoder(
@@ -206,7 +236,8 @@ def _write_companions(
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (draft / "config.json").write_text(text, "utf-8")
-    write_folder(draft, model.sentence_transformers, pooling=model.pooling, dim=model.dim)
+    if not _is_reranker(checkpoint):
+        write_folder(draft, model.sentence_transformers, pooling=model.pooling, dim=model.dim)
     check_json_files(draft)
 
 

@@ -1,4 +1,4 @@
-"""Load a checkpoint's encoder and heads with PyTorch."""
+"""Load a checkpoint's encoder and heads, or a reranker, with PyTorch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bge_export.checkpoint import Checkpoint, check_finite
 from bge_export.encoder.weights import check_encoder, is_own_code, restore_buffers
@@ -22,9 +22,52 @@ def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
         ExportError: If the weights cannot be read, or are not those that the configuration
             calls for.
     """
+    return _load(AutoModel, checkpoint, trust_remote_code=trust_remote_code, reranker=False)
+
+
+def load_reranker(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> torch.nn.Module:
+    """Load a sequence classifier in fp32, on the CPU.
+
+    Raises:
+        ExportError: As `load_encoder`.
+    """
+    kind = AutoModelForSequenceClassification
+    return _load(kind, checkpoint, trust_remote_code=trust_remote_code, reranker=True)
+
+
+def find_scorer(reranker: Any, *, source: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return a reranker's encoder, and what makes the logit from the vector of [CLS].
+
+    RoBERTa's classifier has a hidden layer of its own; BERT's follows the encoder's pooler. The
+    parity gate compares the result with the whole reranker.
+
+    Raises:
+        ExportError: If its head is another one.
+    """
+    encoder: Any = getattr(reranker, reranker.base_model_prefix, None)
+    head = getattr(reranker, "classifier", None)
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(getattr(head, "dense", None), torch.nn.Linear) and hasattr(head, "out_proj"):
+        layers = [head.dense, torch.nn.Tanh(), head.out_proj]  # type: ignore[union-attr]
+    elif isinstance(head, torch.nn.Linear) and isinstance(
+        getattr(pooler, "dense", None), torch.nn.Linear
+    ):
+        layers = [pooler.dense, pooler.activation, head]  # type: ignore[union-attr]
+    else:
+        raise ExportError(
+            f"{source} scores a pair with a {type(head).__name__} after the encoder; this version "
+            "exports rerankers with the classifier of BERT (a pooler and one layer) or RoBERTa "
+            "(two layers)"
+        )
+    return encoder, torch.nn.Sequential(*layers)
+
+
+def _load(
+    kind: Any, checkpoint: Checkpoint, *, trust_remote_code: bool, reranker: bool
+) -> torch.nn.Module:
     try:
         with hide_transformers_output():
-            loaded = AutoModel.from_pretrained(
+            loaded = kind.from_pretrained(
                 checkpoint.folder,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
@@ -44,12 +87,12 @@ def load_encoder(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
     if not isinstance(loaded, tuple):
         raise ExportError(
             f"the code of {checkpoint.source} loads its weights in its own way and does not report "
-            "which it left out (output_loading_info), so vectors could be wrong"
+            "which it left out (output_loading_info), so its outputs could be wrong"
         )
     encoder = _freeze(loaded[0])
     if is_own_code(encoder):
         restore_buffers(encoder)
-    check_encoder(encoder, checkpoint, loaded[1])
+    check_encoder(encoder, checkpoint, loaded[1], reranker=reranker)
     return encoder
 
 

@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from bge_export.encoder.calibration import run_texts, watch_inputs
 from bge_export.passes import CorrectBiases, RoundProducts, check_range
 from bge_export.targets import EncoderTarget
-from bge_runtime.bundle import COLBERT_VECS, SENTENCE_EMBEDDING, compare
+from bge_runtime.bundle import COLBERT_VECS, LOGITS, SENTENCE_EMBEDDING, compare
 from bge_runtime.engines import OpenVinoEngine
 
 _CONSTANT = re.compile(r'offset="(\d+)" size="(\d+)"')
@@ -95,7 +95,7 @@ def correct_for_bf16(
         return found
 
     def vectors(graph: ir.Model) -> list[NDArray[np.float32]]:
-        names = (SENTENCE_EMBEDDING, COLBERT_VECS)
+        names = (SENTENCE_EMBEDDING, COLBERT_VECS, LOGITS)
         outputs = [value for value in graph.graph.outputs if value.name in names]
         texts = list(run_texts(graph, outputs, token_ids[1::2], folder=folder))
         return [
@@ -103,14 +103,20 @@ def correct_for_bf16(
             for output in zip(*texts, strict=True)
         ]
 
-    def cosines(graph: ir.Model) -> list[float]:
+    def closeness(graph: ir.Model) -> list[float]:
         rounded = graph.clone()
         RoundProducts()(rounded)
         pairs = zip(vectors(rounded), exact, strict=True)
-        return [compare(ours, theirs).mean_cosine for ours, theirs in pairs]
+        return [
+            # Of a reranker's logits, which are no vectors, the error counts.
+            compare(ours, theirs).mean_cosine
+            if theirs.shape[1] > 1
+            else -float(np.abs(ours - theirs).mean())
+            for ours, theirs in pairs
+        ]
 
     exact = vectors(model)
-    tried = zip(cosines(corrected(token_ids[::2])), cosines(model), strict=True)
+    tried = zip(closeness(corrected(token_ids[::2])), closeness(model), strict=True)
     return corrected(token_ids) if all(new > old for new, old in tried) else model
 
 

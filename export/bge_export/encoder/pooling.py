@@ -1,4 +1,4 @@
-"""Encoders with pooling and heads, as they are traced.
+"""Encoders with pooling and heads, or a reranker's score, as they are traced.
 
 To add a pooling method:
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bge_runtime.bundle import HEAD_OUTPUTS, SENTENCE_EMBEDDING
+from bge_runtime.bundle import HEAD_OUTPUTS, LOGITS, SENTENCE_EMBEDDING
 
 
 class PooledEncoder(torch.nn.Module):
@@ -27,6 +27,7 @@ class PooledEncoder(torch.nn.Module):
 
     Attributes:
         output_names: Names of the outputs of ``forward``, in order.
+        pooled_names: Those that do not have a value for each token of a padded batch.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class PooledEncoder(torch.nn.Module):
         pooling: str,
         token_types: bool,
         heads: Mapping[str, torch.nn.Linear] | None = None,
+        scorer: torch.nn.Module | None = None,
     ) -> None:
         """Wrap an encoder.
 
@@ -44,15 +46,18 @@ class PooledEncoder(torch.nn.Module):
             pooling: ``"cls"``, ``"mean"`` or ``"last_token"``.
             token_types: Whether it takes ``token_type_ids`` as well.
             heads: M3's heads ``"sparse"`` and ``"colbert"``, if the model has them.
+            scorer: For a reranker, what makes its logit from a pooled vector.
         """
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
         self.token_types = token_types
         self.heads = torch.nn.ModuleDict(dict(heads or {}))
-        self.output_names = ("last_hidden_state", SENTENCE_EMBEDDING) + (
-            HEAD_OUTPUTS if self.heads else ()
-        )
+        self.scorer = scorer
+        self.pooled_names: tuple[str, ...] = (SENTENCE_EMBEDDING, *(HEAD_OUTPUTS if heads else ()))
+        self.output_names: tuple[str, ...] = ("last_hidden_state", *self.pooled_names)
+        if scorer is not None:
+            self.pooled_names = self.output_names = (LOGITS,)
 
     def forward(
         self,
@@ -71,13 +76,16 @@ class PooledEncoder(torch.nn.Module):
             Hidden states, shape ``(batch, sequence, dim)``; vectors, shape
             ``(batch, dim)``. With heads also token weights, shape ``(batch, sequence)``, and
             vectors of all tokens but the first, shape ``(batch, sequence - 1, colbert_dim)``;
-            both are undefined at padding.
+            both are undefined at padding. A reranker returns logits only, shape ``(batch, 1)``.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.token_types:
             inputs["token_type_ids"] = token_type_ids
         hidden = self.encoder(**inputs, return_dict=True).last_hidden_state
-        outputs = (hidden, self._pool(hidden, attention_mask))
+        vectors = self._pool(hidden, attention_mask)
+        if self.scorer is not None:
+            return (self.scorer(vectors),)
+        outputs = (hidden, vectors)
         if not self.heads:
             return outputs
         weights = torch.relu(self.heads["sparse"](hidden)).squeeze(-1)
@@ -114,13 +122,14 @@ class PackedEncoder(torch.nn.Module):
         super().__init__()
         self.pooled = pooled
         self.padding_position = padding_position
-        self.output_names = pooled.output_names[1:]
+        self.output_names = pooled.pooled_names
 
     def forward(
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         cumulative_lengths: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Encode and pool.
 
@@ -129,19 +138,24 @@ class PackedEncoder(torch.nn.Module):
             position_ids: int64, from 0 in each text. Shape: ``(tokens,)``.
             cumulative_lengths: int32, the start of each text, and the end of the last one.
                 Shape: ``(texts + 1,)``.
+            token_type_ids: int64; None if all are 0. Shape: ``(tokens,)``.
 
         Returns:
-            Vectors, shape ``(texts, dim)``. With heads also token weights, shape
-            ``(tokens,)``, and vectors of all tokens, shape ``(tokens, colbert_dim)``.
+            Logits, shape ``(texts, 1)``; or vectors, shape ``(texts, dim)``. With heads also token
+            weights, shape ``(tokens,)``, and vectors of all tokens, shape
+            ``(tokens, colbert_dim)``.
         """
         row = input_ids[None]
         positions = self._encoder_positions(input_ids, position_ids)[None]
         inputs = {"input_ids": row, "position_ids": positions}
         # Passed even if there is one type only: an encoder's own zeros are as long as one text.
         if "token_type_ids" in inspect.signature(self.pooled.encoder.forward).parameters:
-            inputs["token_type_ids"] = torch.zeros_like(row)
+            types = torch.zeros_like(row) if token_type_ids is None else token_type_ids[None]
+            inputs["token_type_ids"] = types
         hidden = self.pooled.encoder(**inputs, return_dict=True).last_hidden_state
         vectors = self._pool(hidden, cumulative_lengths)
+        if self.pooled.scorer is not None:
+            return (self.pooled.scorer(vectors),)
         if not self.pooled.heads:
             return (vectors,)
         weights = torch.relu(self.pooled.heads["sparse"](hidden)).flatten()

@@ -29,8 +29,9 @@ def trace_packed(
         max_length: Most tokens of a text.
 
     Returns:
-        A model of opset 23 with inputs ``input_ids``, ``position_ids`` and
-        ``cumulative_sequence_length``, whose attention ignores where a text ends.
+        A model of opset 23 with inputs ``input_ids``, ``position_ids``,
+        ``cumulative_sequence_length`` and, for a reranker that reads them, ``token_type_ids``. Its
+        attention ignores where a text ends.
 
     Raises:
         ExportError: If PyTorch cannot trace the encoder, or it does not take positions.
@@ -47,7 +48,10 @@ def trace_packed(
         "position_ids": torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2]),
         CUMULATIVE_LENGTHS: torch.tensor([0, 6, 9], dtype=torch.int32),
     }
-    axes = ({0: tokens}, {0: tokens}, {0: texts})
+    axes = [{0: tokens}, {0: tokens}, {0: texts}]
+    if encoder.scorer is not None and encoder.token_types:
+        example["token_type_ids"] = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0, 1])
+        axes.append({0: tokens})
     packed = PackedEncoder(encoder, padding_position=padding_position)
     return _trace(packed, encoder, example, axes, packed.output_names)
 

@@ -32,13 +32,16 @@ _PIECE = 8 << 20
 """Numbers of a pickled tensor that are read at once."""
 
 
-def check_encoder(encoder: Any, checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
+def check_encoder(
+    encoder: Any, checkpoint: Checkpoint, report: Mapping[str, Any], *, reranker: bool = False
+) -> None:
     """Refuse an encoder whose weights are not those of its checkpoint.
 
     Args:
-        encoder: The encoder that transformers loaded, in fp32.
+        encoder: The encoder, or the sequence classifier, that transformers loaded, in fp32.
         checkpoint: The checkpoint.
         report: The loading info of transformers.
+        reranker: Whether it is a classifier, which reads its pooler and head too.
 
     Raises:
         ExportError: If the checkpoint has tensors that the encoder does not read, or lacks some
@@ -47,14 +50,18 @@ def check_encoder(encoder: Any, checkpoint: Checkpoint, report: Mapping[str, Any
     """
     source, weights, reader = checkpoint.source, encoder.state_dict(), _open_weights(checkpoint)
     prefix = encoder.base_model_prefix
-    match = match_weights(reader.names(), weights, prefix=prefix)
+    match = match_weights(reader.names(), weights, prefix=prefix, with_head=reranker)
     if not is_own_code(encoder):
         _check_config_keys(encoder, checkpoint)
         require_match(match, weights, source=source)
     else:
         # Custom code may rename weights, so the loading info says what was left out.
         unread, missing = (
-            sorted(key for key in report[kind] if not is_unused(key.removeprefix(f"{prefix}.")))
+            sorted(
+                key
+                for key in report[kind]
+                if (reranker and key in weights) or not is_unused(key.removeprefix(f"{prefix}."))
+            )
             for kind in ("unexpected_keys", "missing_keys")
         )
         require_match(replace(match, unread=unread, missing=missing), weights, source=source)

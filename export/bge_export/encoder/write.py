@@ -18,7 +18,7 @@ from bge_export.encoder.uniform_length import choose_by_length
 from bge_export.graph_builder import hash_tensor
 from bge_export.passes import QuantizeMatrices
 from bge_export.targets import EncoderTarget, Passes
-from bge_runtime.bundle import HEAD_OUTPUTS, Graph
+from bge_runtime.bundle import HEAD_OUTPUTS, LOGITS, Graph
 
 
 def write_graphs(
@@ -114,7 +114,7 @@ def _lower(traced: ir.Model, target: EncoderTarget) -> ir.Model:
 def _run_passes(traced: ir.Model, target: EncoderTarget, passes: Passes) -> ir.Model:
     model = traced.clone()
     for output in list(model.graph.outputs):
-        if output.name not in (*target.outputs, *HEAD_OUTPUTS):
+        if output.name not in (*target.outputs, *HEAD_OUTPUTS, LOGITS):
             model.graph.outputs.remove(output)
     for graph_pass in passes():
         graph_pass(model)

@@ -8,6 +8,7 @@ nearly the same vectors.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,15 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
     XLMRobertaModel,
 )
 
-from bge_export.checkpoint.tokenizer import load_tokenizer
+from bge_export.checkpoint.tokenizer import SETTINGS_FILE, load_tokenizer
 from bge_export.synthetic.decoder import write_random_decoder
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import (
@@ -30,6 +33,8 @@ from bge_runtime.sources import (
     DECODERS,
     ENCODER_ONLY_M3,
     MODELS,
+    RERANKER_ENCODER,
+    RERANKERS,
     BertShape,
     DecoderShape,
     ModelSpec,
@@ -50,6 +55,9 @@ XLM-R's mask is its last id. Decoders have those of sentence-piece, whatever the
 _TAGS = ("<instruct>", "<query>")
 """Tokens that bge-multilingual-gemma2 adds at the end of its vocabulary."""
 
+_LOGIT_SPREAD = 4.0
+"""Standard deviation of a random reranker's logits."""
+
 _EXAMPLE_TAGS = (*_TAGS, "<response>")
 """Tokens that bge-en-icl adds."""
 
@@ -62,7 +70,7 @@ def find_random_model(source: str) -> ModelSpec:
     """
     spec = find_model(source)
     if spec is None or spec.shape is None:
-        names = ", ".join(name for name, known in MODELS.items() if known.shape)
+        names = ", ".join(name for name, known in (MODELS | RERANKERS).items() if known.shape)
         raise ExportError(f"--random-weights supports the architectures {names}, not {source}")
     return spec
 
@@ -98,6 +106,8 @@ def write_random_checkpoint(
         )
     if isinstance(shape, DecoderShape):
         write_random_decoder(shape, folder, seed=seed)
+    elif spec.model_class == RERANKER_ENCODER:
+        make_random_reranker(shape, seed=seed).save_pretrained(folder)
     else:
         make_random_encoder(shape, seed=seed).save_pretrained(folder)
     if spec.model_class == ENCODER_ONLY_M3:
@@ -112,14 +122,62 @@ def write_random_checkpoint(
         made.save_pretrained(folder)
     else:
         own.write(folder, max_length=own.model_max_length, token_types=own.gives_token_types)
+    if spec.model_class == RERANKER_ENCODER:
+        name_tokenizer_class(folder, shape.architecture)
 
 
 def make_random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobertaModel:
     """Return an encoder with random weights of a large spread."""
+    kind = XLMRobertaModel if shape.architecture == "xlm-roberta" else BertModel
+    config = _make_config(shape)
+    # Created on the meta device: the default initialization would double the time.
+    with torch.device("meta"):
+        model = kind(config, add_pooling_layer=False)
+    model.to_empty(device="cpu")
+    widen(model, seed=seed)
+    return model.eval()
+
+
+@torch.no_grad()
+def make_random_reranker(
+    shape: BertShape, *, seed: int
+) -> BertForSequenceClassification | XLMRobertaForSequenceClassification:
+    """Return a reranker with random weights of a large spread.
+
+    Its last layer is scaled so that logits of random pairs have a standard deviation of 4 and a
+    mean of 0, as those of trained rerankers.
+    """
+    roberta = shape.architecture == "xlm-roberta"
+    kind = XLMRobertaForSequenceClassification if roberta else BertForSequenceClassification
+    config = _make_config(shape, num_labels=1)
+    with torch.device("meta"):
+        model = kind(config)
+    model.to_empty(device="cpu")
+    widen(model, seed=seed)
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(110, shape.vocab_size, (32, 24), generator=generator)
+    logits = model(input_ids=ids).logits
+    last = model.classifier.out_proj if roberta else model.classifier
+    scale = _LOGIT_SPREAD / logits.std()
+    last.weight *= scale
+    last.bias.copy_((last.bias - logits.mean()) * scale)
+    return model
+
+
+def name_tokenizer_class(folder: Path, architecture: str) -> None:
+    """Name the tokenizer's class in its settings: FlagEmbedding joins pairs as that class does."""
+    path = folder / SETTINGS_FILE
+    kind = "XLMRobertaTokenizer" if architecture == "xlm-roberta" else "BertTokenizer"
+    settings = json.loads(path.read_text("utf-8")) | {"tokenizer_class": kind}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _make_config(shape: BertShape, **options: int) -> BertConfig | XLMRobertaConfig:
     roberta = shape.architecture == "xlm-roberta"
     # RoBERTa counts positions from the padding id, 1.
-    options = {"pad_token_id": 1, "type_vocab_size": 1} if roberta else {}
-    config = (XLMRobertaConfig if roberta else BertConfig)(
+    options |= {"pad_token_id": 1, "type_vocab_size": 1} if roberta else {}
+    return (XLMRobertaConfig if roberta else BertConfig)(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.layers,
@@ -128,12 +186,6 @@ def make_random_encoder(shape: BertShape, *, seed: int) -> BertModel | XLMRobert
         max_position_embeddings=shape.max_length + 2 * roberta,
         **options,
     )
-    # Created on the meta device: the default initialization would double the time.
-    with torch.device("meta"):
-        model = (XLMRobertaModel if roberta else BertModel)(config, add_pooling_layer=False)
-    model.to_empty(device="cpu")
-    widen(model, seed=seed)
-    return model.eval()
 
 
 def write_random_heads(
@@ -211,7 +263,11 @@ def make_tokenizer(
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing((sep, special[sep]), (cls, special[cls]))
+    # They differ in pairs.
+    around = (
+        processors.RobertaProcessing if architecture == "xlm-roberta" else processors.BertProcessing
+    )
+    tokenizer.post_processor = around((sep, special[sep]), (cls, special[cls]))
     # RoBERTa has other names for these two, and FlagEmbedding reads eos_token.
     more = {"bos_token": cls, "eos_token": sep} if "<s>" in special else {}
     return PreTrainedTokenizerFast(

@@ -206,8 +206,19 @@ _LONG = 512
 """Up to this many tokens, attention scores take little memory compared to the weights."""
 
 
-def for_model(target: EncoderTarget, max_length: int, *, heads: bool) -> EncoderTarget:
-    """Return a target's form for a model that reads so many tokens, with or without M3's heads."""
+def for_model(
+    target: EncoderTarget, max_length: int, *, heads: bool, scores: bool = False
+) -> EncoderTarget:
+    """Return a target's form for a model.
+
+    Args:
+        target: The target.
+        max_length: Tokens that the model reads.
+        heads: Whether it has M3's heads.
+        scores: Whether it is a reranker. No output of its then needs more than [CLS].
+    """
+    if scores and target is PORTABLE:
+        target = replace(target, passes=CPU.passes)
     if max_length <= _LONG and not heads:
         return target
     if target.long_passes is None and target.long_variants is None:

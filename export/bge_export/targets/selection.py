@@ -7,13 +7,15 @@ from typing import TypeVar
 
 from bge_export.targets.base import Target
 from bge_export.targets.decoder import DECODER_TARGETS, DecoderTarget
-from bge_export.targets.encoder import ENCODER_TARGETS, PORTABLE, EncoderTarget
+from bge_export.targets.encoder import CUDA_UNIFORM, ENCODER_TARGETS, PORTABLE, EncoderTarget
 from bge_runtime.errors import ExportError
 
 _Target = TypeVar("_Target", bound="Target")
 
 
-def select_encoder_targets(names: Sequence[str], precisions: Sequence[str]) -> list[EncoderTarget]:
+def select_encoder_targets(
+    names: Sequence[str], precisions: Sequence[str], *, scores: bool = False
+) -> list[EncoderTarget]:
     """Select the graphs to write of an encoder.
 
     By default these are the targets that are not written on request only. The portable graph is
@@ -22,15 +24,18 @@ def select_encoder_targets(names: Sequence[str], precisions: Sequence[str]) -> l
     Args:
         names: Names of targets; empty for every one of the precisions.
         precisions: Names of precisions; empty for every one of the named targets.
+        scores: Whether the model is a reranker, which has no graph for CUDA graphs: these are for
+            single texts, and a query has many passages.
 
     Raises:
         ExportError: If a combination does not exist; the message holds the table.
     """
-    selected = _select(ENCODER_TARGETS, names, precisions)
+    table = [target for target in ENCODER_TARGETS if not (scores and target is CUDA_UNIFORM)]
+    selected = _select(table, names, precisions)
     partners = [target.written_with for target in selected]
     written = [
         target
-        for target in ENCODER_TARGETS
+        for target in table
         if target in selected or target in partners or target.written_with in selected
     ]
     return [*(target for target in written if target is not PORTABLE), PORTABLE]

@@ -4,7 +4,7 @@ It holds the manifest, names of graph inputs and outputs, and the parity between
 all folders above it, and by bge_export and bge_bench.
 """
 
-from bge_runtime.bundle.bundle import COLBERT_TOKENS, PARITY_FILE, TOKENIZER_FILE, Bundle, Reference
+from bge_runtime.bundle.bundle import PARITY_FILE, TOKENIZER_FILE, Bundle
 from bge_runtime.bundle.folders import ADAPTER_FILE, explain_adapter, explain_no_model, is_model
 from bge_runtime.bundle.graph_io import (
     COLBERT_VECS,
@@ -35,8 +35,11 @@ from bge_runtime.bundle.manifest import (
     RerankerPrompt,
     SentenceTransformersSettings,
     Variant,
+    parse_parity,
 )
 from bge_runtime.bundle.parity import TOLERANCES, Parity, compare
+from bge_runtime.bundle.reference import COLBERT_TOKENS, PairReference, Reference
+from bge_runtime.bundle.score_parity import SCORE_TOLERANCES, ScoreParity, compare_scores
 
 __all__ = [
     "ADAPTER_FILE",
@@ -49,6 +52,7 @@ __all__ = [
     "HEAD_OUTPUTS",
     "LOGITS",
     "PARITY_FILE",
+    "SCORE_TOLERANCES",
     "SECOND_TEXT",
     "SENTENCE_EMBEDDING",
     "TOKENIZER_FILE",
@@ -62,17 +66,21 @@ __all__ = [
     "Graph",
     "Manifest",
     "Model",
+    "PairReference",
     "Parity",
     "Provenance",
     "Reference",
     "Requirement",
     "RerankerPrompt",
+    "ScoreParity",
     "SentenceTransformersSettings",
     "Variant",
     "compare",
+    "compare_scores",
     "explain_adapter",
     "explain_no_model",
     "is_model",
+    "parse_parity",
     "past_names",
     "past_names_of",
     "present_name",

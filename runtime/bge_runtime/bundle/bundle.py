@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bge_runtime.bundle import manifest
 from bge_runtime.bundle.folders import explain_renewal
-from bge_runtime.bundle.graph_io import HEAD_OUTPUTS
 from bge_runtime.bundle.manifest import Graph, Manifest
+from bge_runtime.bundle.reference import PairReference, Reference, load_reference
 from bge_runtime.errors import BundleError, BundleIntegrityError, ModelNotFoundError
 from bge_runtime.system import check_not_pointer, file_hash, local_path
 
 TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.npz"
-
-COLBERT_TOKENS = 64
-"""Longest text, in tokens, whose ColBERT vectors are kept as a reference."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +88,13 @@ class Bundle:
                 f"describe; {explain_renewal(self.path)}"
             ) from None
 
-    def reference(self) -> Reference:
-        """Return PyTorch's vectors of the texts in the bundle.
+    def reference(self) -> Reference | PairReference:
+        """Return PyTorch's outputs for the texts, or a reranker's pairs, in the bundle.
 
         Raises:
             BundleError: If ``parity.npz`` cannot be read.
         """
-        return Reference.load(self.path / PARITY_FILE)
+        return load_reference(self.path / PARITY_FILE)
 
     def check_files(self, *, hash_weights: bool = False) -> None:
         """Check that every file exists and is the one that the manifest describes.
@@ -147,65 +141,3 @@ class Bundle:
                     f"{path} has changed since it was exported (its sha256 is {sha256[:12]}… "
                     f"and should be {expected.sha256[:12]}…); {explain_renewal(self.path)}"
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """Tokenised texts with PyTorch's fp32 vectors, to measure parity with.
-
-    Attributes:
-        texts: The texts themselves.
-        token_ids: Their tokens, special tokens included. One int64 array per text.
-        vectors: PyTorch's pooled vectors, not normalised. Shape: ``(texts, dim)``.
-        token_weights: For M3 models, the weights of the tokens of all texts, concatenated.
-            Shape: ``(tokens,)``.
-        colbert_vecs: For M3 models, the vectors of all tokens except each text's first,
-            concatenated. Only texts of at most `COLBERT_TOKENS` tokens, since all would take tens
-            of megabytes. Shape: ``(tokens, colbert_dim)``.
-    """
-
-    texts: tuple[str, ...]
-    token_ids: tuple[NDArray[np.int64], ...]
-    vectors: NDArray[np.float32]
-    token_weights: NDArray[np.float32] | None = None
-    colbert_vecs: NDArray[np.float32] | None = None
-
-    def save(self, path: Path) -> None:
-        """Write ``parity.npz``.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        np.savez(
-            path,
-            texts=np.frombuffer("\0".join(self.texts).encode(), dtype=np.uint8),
-            tokens=np.concatenate(self.token_ids).astype(np.int32),
-            lengths=np.array([len(ids) for ids in self.token_ids], dtype=np.int32),
-            vectors=self.vectors.astype(np.float32),
-            **{name: array for name in HEAD_OUTPUTS if (array := getattr(self, name)) is not None},
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> Reference:
-        """Read ``parity.npz``.
-
-        Raises:
-            BundleError: If it cannot be read.
-        """
-        import zipfile
-
-        try:
-            # NumPy does not close a damaged file.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                ends = np.cumsum(data["lengths"])[:-1]
-                tokens = data["tokens"].astype(np.int64)
-                return cls(
-                    texts=tuple(data["texts"].tobytes().decode().split("\0")),
-                    token_ids=tuple(np.split(tokens, ends)),
-                    vectors=data["vectors"],
-                    **{name: data[name] for name in HEAD_OUTPUTS if name in data},
-                )
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            raise BundleError(
-                f"cannot read {path}: {error}; {explain_renewal(path.parent)}"
-            ) from error

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from bge_runtime.bundle.parity import Parity
+from bge_runtime.bundle.score_parity import ScoreParity
 from bge_runtime.errors import BundleError, BundleVersionError
 from bge_runtime.system import parse_json
 
@@ -162,7 +163,8 @@ class Variant:
         engine: Engine that runs it.
         device: Kind of device, such as ``"cpu"``.
         precision: Precision in force, such as ``"fp32"``.
-        parity: Measured against PyTorch's fp32 vectors; None if it was not measured.
+        parity: Measured against PyTorch's fp32 vectors, or a reranker's scores; None if it was not
+            measured.
     """
 
     name: str
@@ -170,7 +172,7 @@ class Variant:
     engine: str
     device: str
     precision: str
-    parity: Parity | None
+    parity: Parity | ScoreParity | None
 
     @property
     def requirement(self) -> Requirement:
@@ -315,4 +317,9 @@ def _parse_graph(data: Mapping[str, Any]) -> Graph:
 def _parse_variant(data: Mapping[str, Any]) -> Variant:
     fields = _known_fields(Variant, data)
     parity = fields["parity"]
-    return Variant(**{**fields, "parity": None if parity is None else Parity.from_json(parity)})
+    return Variant(**{**fields, "parity": None if parity is None else parse_parity(parity)})
+
+
+def parse_parity(data: Mapping[str, Any]) -> Parity | ScoreParity:
+    """Return the parity that its ``to_json`` or ``dataclasses.asdict`` wrote."""
+    return ScoreParity.from_json(data) if "rank_correlation" in data else Parity.from_json(data)

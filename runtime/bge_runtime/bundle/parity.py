@@ -8,10 +8,10 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,25 +95,34 @@ class Parity:
             distance between different texts of the reference.
     """
 
+    COLUMNS: ClassVar = ("min cosine", "mean cosine", "error/distance")
+
     texts: int
     min_cosine: float
     mean_cosine: float
     max_error: float
     error_share: float
 
-    def failures(self, tolerance: Tolerance) -> list[str]:
-        """Return every limit that is missed; an empty list if it passes."""
+    def failures(self, precision: str) -> list[str]:
+        """Return every limit of a precision that is missed; an empty list if it passes."""
+        return self.missed(TOLERANCES[precision])
+
+    def missed(self, tolerance: Tolerance) -> list[str]:
+        """Return every limit that is missed."""
         checks = (
             ("minimum cosine", self.min_cosine, ">=", tolerance.min_cosine),
             ("largest difference", self.max_error, "<=", tolerance.max_error),
             ("error share", self.error_share, "<=", tolerance.max_error_share),
         )
-        # Written so that NaN fails.
-        return [
-            f"{name} {value:.8g} is not {sign} {limit:g}"
-            for name, value, sign, limit in checks
-            if not (value >= limit if sign == ">=" else value <= limit)
-        ]
+        return missed_limits(checks)
+
+    def summary(self) -> str:
+        """Return the figure that says most, as text."""
+        return f"{self.min_cosine:.7f}"
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the figures of `COLUMNS` as text."""
+        return f"{self.min_cosine:.7f}", f"{self.mean_cosine:.7f}", f"{self.error_share:.2e}"
 
     def worst(self, other: Parity) -> Parity:
         """Return the worse of two in each figure; NaN is the worst."""
@@ -128,22 +137,37 @@ class Parity:
 
     def to_json(self) -> dict[str, float | None]:
         """Return the figures by name, with None for NaN and infinity."""
-        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+        return finite_figures(asdict(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parity:
         """Return the parity that `to_json` or ``dataclasses.asdict`` wrote."""
+        names = ("min_cosine", "mean_cosine", "max_error", "error_share")
+        return cls(texts=int(data["texts"]), **{name: read_figure(data[name]) for name in names})
 
-        def figure(name: str) -> float:
-            return float("nan") if data[name] is None else float(data[name])
 
-        return cls(
-            texts=int(data["texts"]),
-            min_cosine=figure("min_cosine"),
-            mean_cosine=figure("mean_cosine"),
-            max_error=figure("max_error"),
-            error_share=figure("error_share"),
-        )
+def missed_limits(checks: Iterable[tuple[str, float, str, float]]) -> list[str]:
+    """Return a sentence for each figure that misses its limit, or is NaN.
+
+    Args:
+        checks: Name, figure, ``">="`` or ``"<="``, and limit.
+    """
+    # Written so that NaN fails.
+    return [
+        f"{name} {value:.8g} is not {sign} {limit:g}"
+        for name, value, sign, limit in checks
+        if not (value >= limit if sign == ">=" else value <= limit)
+    ]
+
+
+def finite_figures(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Return figures with None, which JSON has, for NaN and infinity."""
+    return {name: value if np.isfinite(value) else None for name, value in figures.items()}
+
+
+def read_figure(value: float | None) -> float:
+    """Return a figure that `finite_figures` wrote."""
+    return float("nan") if value is None else float(value)
 
 
 def compare(vectors: NDArray[np.floating], reference: NDArray[np.floating]) -> Parity:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bge_runtime.bundle import TOLERANCES, Bundle, Parity, Reference, Variant
+from bge_runtime.bundle import Bundle, PairReference, Parity, Reference, ScoreParity, Variant
 from bge_runtime.cli.doctor_report import choice_table
 from bge_runtime.cli.shell_options import replace_arguments
-from bge_runtime.encoding import TextTokenizer
+from bge_runtime.encoding import PairTokenizer, PromptTokenizer, TextTokenizer
 from bge_runtime.engines import unavailable_reason
 from bge_runtime.errors import BgeError, BundleError
 from bge_runtime.sources import find_bundle
@@ -32,7 +34,7 @@ class VariantResult:
 
     variant: Variant
     in_force: str
-    parity: Parity | None
+    parity: Parity | ScoreParity | None
     failures: tuple[str, ...]
 
     @property
@@ -71,7 +73,9 @@ def verify_model(model: str) -> bool:
     )
 
 
-def _measure_variants(bundle: Bundle, reference: Reference) -> Iterator[VariantResult]:
+def _measure_variants(
+    bundle: Bundle, reference: Reference | PairReference
+) -> Iterator[VariantResult]:
     for variant in bundle.manifest.variants:
         reason = unavailable_reason(variant.requirement)
         if reason is not None:
@@ -88,19 +92,18 @@ def _measure_variants(bundle: Bundle, reference: Reference) -> Iterator[VariantR
             variant=variant,
             in_force=f"{info.provider} {info.version}",
             parity=parity,
-            failures=tuple(parity.failures(TOLERANCES[variant.precision])),
+            failures=tuple(parity.failures(variant.precision)),
         )
 
 
-def _check_tokens(bundle: Bundle, reference: Reference) -> None:
+def _check_tokens(bundle: Bundle, reference: Reference | PairReference) -> None:
     """Check that the tokenizer gives the tokens that transformers gave at the export.
 
     Raises:
         BundleError: If it does not.
     """
-    longest = max(len(ids) for ids in reference.token_ids)
-    tokens = TextTokenizer(bundle.tokenizer_file).encode(reference.texts, max_length=longest)
-    for text, ours, theirs in zip(reference.texts, tokens, reference.token_ids, strict=True):
+    texts, tokens = _tokenize(bundle, reference)
+    for text, ours, theirs in zip(texts, tokens, reference.token_ids, strict=True):
         if ours.tolist() != theirs.tolist():
             version = installed_versions(["tokenizers"])["tokenizers"]
             raise BundleError(
@@ -109,9 +112,38 @@ def _check_tokens(bundle: Bundle, reference: Reference) -> None:
             )
 
 
+def _tokenize(
+    bundle: Bundle, reference: Reference | PairReference
+) -> tuple[Sequence[str], list[NDArray[np.int64]]]:
+    """Return the texts or pairs of a reference as text, and their tokens."""
+    tokenizer = TextTokenizer(bundle.tokenizer_file)
+    if isinstance(reference, Reference):
+        longest = max(len(ids) for ids in reference.token_ids)
+        return reference.texts, tokenizer.encode(reference.texts, max_length=longest)
+    prompt, graphs = bundle.manifest.model.prompt, bundle.manifest.graphs.values()
+    token_types = any("token_type_ids" in graph.inputs for graph in graphs)
+    encoder = (
+        PairTokenizer(tokenizer, token_types=token_types)
+        if prompt is None
+        else PromptTokenizer(tokenizer, prompt)
+    )
+    tokens = encoder.encode(
+        reference.queries,
+        reference.passages,
+        max_length=reference.max_length,
+        query_max_length=reference.max_length * 3 // 4,
+    )
+    pairs = zip(reference.queries, reference.passages, strict=True)
+    return [f"{query} / {passage}" for query, passage in pairs], tokens
+
+
 def _print_results(results: Sequence[VariantResult]) -> None:
+    scores = any(
+        isinstance(result.variant.parity or result.parity, ScoreParity) for result in results
+    )
+    columns = ScoreParity.COLUMNS if scores else Parity.COLUMNS
     rows: list[tuple[str, ...]] = [
-        ("variant", "in force", "cosine at export", "here", "error/distance", "verdict")
+        ("variant", "in force", f"{columns[0]} at export", "here", columns[-1], "verdict")
     ]
     rows += [_row(result) for result in results]
     click.echo(format_table(rows))
@@ -133,8 +165,8 @@ def _row(result: VariantResult) -> tuple[str, ...]:
     return (
         result.variant.name,
         result.in_force,
-        "not measured" if exported is None else f"{exported.min_cosine:.7f}",
-        "" if result.parity is None else f"{result.parity.min_cosine:.7f}",
-        "" if result.parity is None else f"{result.parity.error_share:.2e}",
+        "not measured" if exported is None else exported.cells()[0],
+        "" if result.parity is None else result.parity.cells()[0],
+        "" if result.parity is None else result.parity.cells()[-1],
         result.verdict,
     )

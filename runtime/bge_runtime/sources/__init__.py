@@ -10,7 +10,7 @@ from bge_runtime.sources.export_subprocess import FOR_PYTHON, WARNING_START, Exp
 from bge_runtime.sources.export_targets import Use
 from bge_runtime.sources.hub import extract_hub_id, is_hub_id, query_hub
 from bge_runtime.sources.hub_errors import format_error, translate_hub_errors
-from bge_runtime.sources.identity import identify
+from bge_runtime.sources.identity import identify, is_classifier
 from bge_runtime.sources.known_models import MODELS, RERANKERS, ModelSpec, find_model
 from bge_runtime.sources.model_classes import (
     DECODER_CLASSES,
@@ -75,6 +75,7 @@ __all__ = [
     "find_model",
     "format_error",
     "identify",
+    "is_classifier",
     "is_hub_id",
     "query_hub",
     "translate_hub_errors",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bge_runtime.bundle import Requirement
 from bge_runtime.engines import ENGINES, device_kind, unavailable_reason
 from bge_runtime.errors import DeviceError, EngineError, PrecisionError
-from bge_runtime.sources.model_classes import DECODER_CLASSES, ENCODER_ONLY_M3
+from bge_runtime.sources.model_classes import DECODER_CLASSES, ENCODER_ONLY_M3, RERANKER_DECODER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def choose_graphs(use: Use, model_class: str | None) -> tuple[str, ...]:
         raise EngineError(
             f"unknown engine {use.engine!r}; this bge-runtime has auto, {', '.join(ENGINES)}"
         )
-    decoder = model_class in DECODER_CLASSES
+    decoder = model_class in (*DECODER_CLASSES, RERANKER_DECODER)
     table = _DECODERS if decoder else _M3 if model_class == ENCODER_ONLY_M3 else _ENCODERS
     chosen = [_choose(table, device, use) for device in dict.fromkeys(use.devices)]
     if all(option.by_default for option in chosen):

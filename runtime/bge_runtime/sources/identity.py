@@ -23,7 +23,13 @@ from bge_runtime.sources.model_classes import (
     ENCODER_ONLY_M3,
     ENCODERS,
     HEAD_FILES,
+    RERANKER_DECODER,
+    RERANKER_ENCODER,
+    RERANKER_LAYERWISE,
+    RERANKER_LIGHTWEIGHT,
 )
+
+_DECODERS = (*DECODER_CLASSES, RERANKER_DECODER, RERANKER_LAYERWISE, RERANKER_LIGHTWEIGHT)
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "added_tokens.json")
 
@@ -48,7 +54,7 @@ class Identity:
 
 
 def identify(
-    source: str, folder: Path, config: Mapping[str, Any], *, has_default_class: bool
+    source: str, folder: Path, config: Mapping[str, Any], *, default_class: str | None
 ) -> Identity:
     """Return the name and class of a checkpoint, and the published model it is named after.
 
@@ -56,16 +62,19 @@ def identify(
         source: Its path or Hub ID.
         folder: Folder of its encoder's or decoder's files.
         config: Its ``config.json``.
-        has_default_class: Whether a class was named, as `FlagModel` always does. A name that
-            contradicts the files is then ignored.
+        default_class: The class that was named, as `FlagModel` always does; None for none. With
+            one, a name that contradicts the files is ignored. A decoder's files do not show whether
+            it is an embedder or a reranker, so they are of this class.
 
     Raises:
         ExportError: If it is named after a published model of another kind.
     """
     spec, found = find_model(source), class_of_files(folder, config)
+    if found in DECODER_CLASSES and default_class == RERANKER_DECODER:
+        found = RERANKER_DECODER
     names = candidate_names(source) or ["model"]
     if spec is not None and found is not None and _contradicts(spec, found, config):
-        if not has_default_class:
+        if default_class is None:
             raise ExportError(_explain_contradiction(source, folder, config, found, spec))
         spec = None
     return Identity(
@@ -79,18 +88,30 @@ def class_of_files(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Return the model class that a folder's files show; None for an unknown ``model_type``.
 
     FlagEmbedding's trainers write M3's heads next to the encoder. They add a ``<response>``
-    token to the vocabulary of models that read examples.
+    token to the vocabulary of models that read examples. A sequence classifier on an encoder is a
+    reranker.
     """
     if config.get("model_type") in DECODERS:
         return DECODER_ONLY_ICL if _has_response_token(folder) else DECODER_ONLY_BASE
     if all((folder / name).is_file() for name in HEAD_FILES):
         return ENCODER_ONLY_M3
-    return ENCODER_ONLY_BASE if config.get("model_type") in ENCODERS else None
+    if config.get("model_type") not in ENCODERS:
+        return None
+    return RERANKER_ENCODER if is_classifier(config) else ENCODER_ONLY_BASE
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is that of a sequence classifier and nothing else."""
+    architectures = config.get("architectures") or ()
+    return bool(architectures) and all(
+        str(name).endswith("ForSequenceClassification") for name in architectures
+    )
 
 
 def _contradicts(spec: ModelSpec, found: str, config: Mapping[str, Any]) -> bool:
-    # For decoders the name is more reliable: the files of both classes differ by one token.
-    classes = DECODER_CLASSES if found in DECODER_CLASSES else (found,)
+    # For decoders the name is more reliable: the files of their classes differ by one token, if at
+    # all.
+    classes = _DECODERS if found in _DECODERS else (found,)
     known = spec.shape.architecture if spec.shape else config.get("model_type")
     return spec.model_class not in classes or known != config.get("model_type")
 

@@ -73,7 +73,7 @@ def find_bundle(
     has_default_class = request.model_class is not None
     encoder = module_folders(located.folder).get("Transformer", located.folder)
     found = identify(
-        located.source, encoder, read_config(encoder), has_default_class=has_default_class
+        located.source, encoder, read_config(encoder), default_class=request.model_class
     )
     model_class = found.model_class or request.model_class
     if check_class is not None and model_class is not None:

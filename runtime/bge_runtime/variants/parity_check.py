@@ -1,8 +1,9 @@
-"""Measure how far the vectors of a variant are from PyTorch's, on this machine."""
+"""Measure how far a variant's vectors or scores are from PyTorch's, on this machine."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,14 +15,19 @@ from bge_runtime.bundle import (
     COLBERT_TOKENS,
     COLBERT_VECS,
     HEAD_OUTPUTS,
+    LOGITS,
     SENTENCE_EMBEDDING,
     TOKEN_WEIGHTS,
     UNIFORM_LENGTH,
     Bundle,
+    PairReference,
     Parity,
     Reference,
+    ScoreParity,
     Variant,
     compare,
+    compare_scores,
+    parse_parity,
 )
 from bge_runtime.engines import (
     Engine,
@@ -40,16 +46,16 @@ _measuring = KeyLocks()
 
 
 def measure_parity(
-    bundle: Bundle, variant: Variant, reference: Reference | None = None
-) -> tuple[EngineInfo, Parity]:
-    """Measure how far the vectors of a variant are from PyTorch's, on this machine.
+    bundle: Bundle, variant: Variant, reference: Reference | PairReference | None = None
+) -> tuple[EngineInfo, Parity | ScoreParity]:
+    """Measure how far a variant's vectors, or a reranker's scores, are from PyTorch's, here.
 
     A graph with a branch for texts of one length is measured in both branches.
 
     Args:
         bundle: The bundle.
         variant: One of its variants.
-        reference: PyTorch's vectors; None for those of the bundle.
+        reference: PyTorch's outputs; None for those of the bundle.
 
     Returns:
         What ran, and the distance: for a model of M3's class the worst of its outputs, where
@@ -60,23 +66,31 @@ def measure_parity(
         EngineError: If this machine cannot run the variant, or the engine fails.
     """
     reference = reference or bundle.reference()
-    heads = HEAD_OUTPUTS if reference.token_weights is not None else ()
-    names = (SENTENCE_EMBEDDING, *heads)
+    names = _outputs_of(reference)
     branches = UNIFORM_LENGTH in bundle.graph(variant.graph).inputs
     options = EngineOptions(outputs=names, force_uniform_length=branches)
     engine = open_engine(bundle, variant, options)
     pad_token_id = bundle.manifest.model.pad_token_id
 
-    def distance(rows: int) -> Parity:
-        outputs = padded_outputs(
+    def outputs(rows: int) -> dict[str, list[NDArray[np.float32]]]:
+        return padded_outputs(
             engine, reference.token_ids, names, pad_token_id=pad_token_id, rows=rows
         )
-        return _distance(outputs, reference)
 
-    parity = distance(_ROWS)
-    if branches:
-        parity = parity.worst(distance(1))
-    return engine.info, parity
+    # Batches of several rows have padding, those of one row take the other branch.
+    measured = [outputs(rows) for rows in ((_ROWS, 1) if branches else (_ROWS,))]
+    if isinstance(reference, PairReference):
+        scores = [compare_scores(np.concatenate(it[LOGITS]), reference.logits) for it in measured]
+        return engine.info, functools.reduce(ScoreParity.worst, scores)
+    distances = [_distance(it, reference) for it in measured]
+    return engine.info, functools.reduce(Parity.worst, distances)
+
+
+def _outputs_of(reference: Reference | PairReference) -> tuple[str, ...]:
+    if isinstance(reference, PairReference):
+        return (LOGITS,)
+    heads = HEAD_OUTPUTS if reference.token_weights is not None else ()
+    return (SENTENCE_EMBEDDING, *heads)
 
 
 def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Reference) -> Parity:
@@ -90,7 +104,7 @@ def _distance(outputs: Mapping[str, list[NDArray[np.float32]]], reference: Refer
     )
 
 
-def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
+def cached_parity(bundle: Bundle, variant: Variant) -> Parity | ScoreParity:
     """Return what `measure_parity` measured on this machine, and measure it the first time.
 
     The result is cached for the hashes of the files, the engine's wheel and version, and the
@@ -106,7 +120,7 @@ def cached_parity(bundle: Bundle, variant: Variant) -> Parity:
         cached = cache.recall(_KIND, key)
         # If the cached result cannot be read, it is measured again.
         with contextlib.suppress(TypeError, LookupError, ValueError):
-            return Parity.from_json(cached)
+            return parse_parity(cached)
         _, parity = measure_parity(bundle, variant)
         cache.note(_KIND, key, parity.to_json())
         return parity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bge_runtime.bundle import TOLERANCES, UNIFORM_BATCH, Bundle, Variant
+from bge_runtime.bundle import UNIFORM_BATCH, Bundle, Variant
 from bge_runtime.engines import ENGINES, device_kind, require_cuda_graphs, unavailable_reason
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
 from bge_runtime.system import warn_user
@@ -74,7 +74,7 @@ def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
         if unavailable_reason(variant.requirement) is not None:
             return found  # opening ``variant`` reports what is missing
         parity = found.parity or cached_parity(bundle, found)
-        if failures := parity.failures(TOLERANCES[found.precision]):
+        if failures := parity.failures(found.precision):
             raise EngineError(
                 f"requested cuda_graphs, but variant {found.name!r}, which runs them, fails the "
                 f"parity check with PyTorch on this machine ({'; '.join(failures)}). Leave it out"
@@ -157,7 +157,7 @@ def _advice(variant: Variant) -> str:
 
 def _passes_parity(bundle: Bundle, variant: Variant) -> bool:
     parity = variant.parity or cached_parity(bundle, variant)
-    failures = parity.failures(TOLERANCES[variant.precision])
+    failures = parity.failures(variant.precision)
     if failures:
         warn_user(
             f"skipping variant {variant.name!r} of the bundle {bundle.path.name}: it fails the "

@@ -11,7 +11,7 @@ from bge_bench.errors import BenchError
 from bge_bench.experiments.speed import line_up
 from bge_bench.systems.base import OURS, SystemSpec, open_system
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.bundle.parity import compare
 from tests.helpers.bundles import export
 
 
@@ -30,7 +30,7 @@ def test_flagembedding_is_asked_for_the_same_outputs(tiny_m3_bundle, tiny_m3_che
         for system, folder in ((OURS, tiny_m3_bundle), ("flagembedding", tiny_m3_checkpoint))
     )
     texts = ["a", *paragraphs(5)]
-    assert not compare(ours.encode(texts), theirs.encode(texts)).failures(TOLERANCES["fp32"])
+    assert not compare(ours.encode(texts), theirs.encode(texts)).failures("fp32")
 
 
 def test_all_outputs_are_for_m3_and_flagembedding(tiny_bundle, tiny_m3_bundle, tmp_path):

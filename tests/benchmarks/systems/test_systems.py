@@ -5,7 +5,7 @@ import pytest
 
 from bge_bench.datasets.corpus import paragraphs
 from bge_bench.systems.base import BASELINES, FROM_CHECKPOINT, OURS, SystemSpec, open_system
-from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.bundle.parity import compare
 from tests.helpers.bundles import export
 
 TEXTS = ["", "a", "naïve café, 样例数据", *paragraphs(9)]
@@ -43,7 +43,7 @@ def test_a_system_computes_our_vectors_and_says_with_what(name, tiny):
     vectors = system.encode(TEXTS)
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
-    assert not compare(ours, vectors).failures(TOLERANCES[system.precision])
+    assert not compare(ours, vectors).failures(system.precision)
 
 
 def test_what_is_compiled_is_one_layer_for_all(tiny_bundle, tiny_checkpoint, monkeypatch):
@@ -60,7 +60,7 @@ def test_what_is_compiled_is_one_layer_for_all(tiny_bundle, tiny_checkpoint, mon
         for name in ("transformers-compiled", "transformers")
     )
     assert ", compiled" in system.in_force
-    assert not compare(system.encode(TEXTS), plain.encode(TEXTS)).failures(TOLERANCES["fp32"])
+    assert not compare(system.encode(TEXTS), plain.encode(TEXTS)).failures("fp32")
     assert len(system.encode(["a single text"])) == 1
     # However many layers: one for batches with padding, one without, one for a single text.
     assert 1 <= counters["stats"]["unique_graphs"] <= 3
@@ -71,7 +71,7 @@ def test_a_wrong_pooling_is_noticed(tiny_bundle, tiny_checkpoint):
     ours = open_system(spec(OURS, tiny_bundle, tiny_checkpoint)).encode(TEXTS)
     for name in ("sentence-transformers", "fastembed"):
         system = open_system(spec(name, tiny_bundle, tiny_checkpoint, "mean"))
-        assert compare(ours, system.encode(TEXTS)).failures(TOLERANCES["fp32"])
+        assert compare(ours, system.encode(TEXTS)).failures("fp32")
 
 
 def test_openvino_left_alone_takes_its_own_file_and_precision(tiny_checkpoint, tmp_path):
@@ -87,4 +87,4 @@ def test_openvino_left_alone_takes_its_own_file_and_precision(tiny_checkpoint, t
         assert system.precision == "fp32"
         assert "onnx/model.onnx, INFERENCE_PRECISION_HINT f32" in system.in_force
     exact = open_system(spec("transformers", bundle, tiny_checkpoint)).encode(TEXTS)
-    assert not compare(system.encode(TEXTS), exact).failures(TOLERANCES[system.precision])
+    assert not compare(system.encode(TEXTS), exact).failures(system.precision)

@@ -11,7 +11,7 @@ import pytest
 
 from bge_export.decoder.config import DecoderConfig
 from bge_runtime.bundle import SENTENCE_EMBEDDING, present_names
-from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.bundle.parity import compare
 from bge_runtime.errors import ExportError
 from tests.helpers.decoder_graphs import Decoder, batch
 from tests.helpers.decoders import SHAPES, write_tiny_decoder
@@ -27,7 +27,7 @@ def test_vectors_are_those_of_eager_attention(decoder: Decoder):
     parity = compare(
         decoder.vectors(decoder.session(), ids, mask), decoder.torch_vectors(ids, mask)
     )
-    assert parity.failures(TOLERANCES["fp32"]) == []
+    assert parity.failures("fp32") == []
 
 
 def test_a_past_stands_for_its_tokens(decoder: Decoder):
@@ -42,7 +42,7 @@ def test_a_past_stands_for_its_tokens(decoder: Decoder):
     whole_mask = np.concatenate([np.ones((len(ids), 37), int), mask], axis=1)
     expected = decoder.torch_vectors(whole, whole_mask)
     parity = compare(decoder.vectors(session, ids, mask, past), expected)
-    assert parity.failures(TOLERANCES["fp32"]) == []
+    assert parity.failures("fp32") == []
     # Seen failing: a past that is not attended to.
     assert compare(decoder.vectors(session, ids, mask), expected).error_share > 0.1
 
@@ -78,7 +78,7 @@ def test_each_feature_changes_the_vectors(tmp_path: Path, name: str, feature: st
     vectors = decoder.vectors(broken, ids, mask)
     decoder.config = DecoderConfig.from_json(decoder.json, source=name)
     parity = compare(vectors, decoder.torch_vectors(ids, mask))
-    assert parity.failures(TOLERANCES["fp32"]) != []
+    assert parity.failures("fp32") != []
     assert parity.error_share > 0.01
 
 

@@ -83,7 +83,7 @@ def test_vectors_are_those_of_eager_attention(decoder: Decoder, longest: int):
     ids, mask = batch(longest=longest)
     vectors = decoder.vectors(decoder.opened(cuda(decoder)), ids, mask)
     parity = compare(vectors, decoder.torch_vectors(ids, mask))
-    assert parity.failures(TOLERANCES["fp32"]) == []
+    assert parity.failures("fp32") == []
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_past_stands_for_its_tokens(decoder: Decoder, tokens: int, longest: in
     whole_mask = np.concatenate([np.ones((len(ids), tokens), int), mask], axis=1)
     expected = decoder.torch_vectors(whole, whole_mask)
     parity = compare(decoder.vectors(session, ids, mask, past), expected)
-    assert parity.failures(TOLERANCES["fp32"]) == []
+    assert parity.failures("fp32") == []
     # Seen failing: a past that is not attended to.
     assert compare(decoder.vectors(session, ids, mask), expected).error_share > 0.1
 
@@ -269,9 +269,9 @@ def test_for_tensorrt_vectors_are_those_of_eager_attention(decoder: Decoder, lon
         feeds = {"input_ids": ids, "attention_mask": mask}
         return compare(session.run(["sentence_embedding"], feeds)[0], expected)
 
-    assert parity_of("FLOAT").failures(TOLERANCES["fp32"]) == []
+    assert parity_of("FLOAT").failures("fp32") == []
     rounded = parity_of("BFLOAT16")
-    assert rounded.failures(TOLERANCES["bf16"]) == []
+    assert rounded.failures("bf16") == []
     assert rounded.error_share > 1e-4
 
 

@@ -16,7 +16,6 @@ from bge_export.bundle import Progress
 from bge_export.bundle.staging import commit_directory
 from bge_runtime import FlagModel
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.parity import TOLERANCES
 from bge_runtime.errors import ExportError
 from tests.helpers.bundles import TINY, export, write_tiny_bert
 
@@ -58,7 +57,7 @@ def test_manifest_states_the_model(tiny_bundle: Path, tiny_checkpoint: Path):
     ]
     for variant in manifest.variants:
         assert variant.parity is not None
-        assert not variant.parity.failures(TOLERANCES["fp32"])
+        assert not variant.parity.failures("fp32")
     assert manifest.provenance.source == str(tiny_checkpoint)
     assert manifest.provenance.random_seed is None
     assert manifest.provenance.weights_sha256.keys() == {"model.safetensors"}

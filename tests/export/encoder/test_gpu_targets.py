@@ -26,7 +26,7 @@ from bge_export.passes import (
 from bge_export.targets import CUDA, CUDA_UNIFORM, TENSORRT, select_encoder_targets
 from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
 from bge_runtime.bundle.bundle import Bundle
-from bge_runtime.bundle.parity import TOLERANCES, compare
+from bge_runtime.bundle.parity import compare
 from bge_runtime.engines.batch_arrays import graph_inputs, split_by_text
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.errors import ExportError
@@ -331,7 +331,7 @@ def test_in_fp16_outputs_stay_near(both):
     wide = run(opened(packed_for_cpu(packed)), lengths)
     narrow = run(opened(packed_for_cpu(packed, half=True)), lengths)
     parity = compare(narrow["sentence_embedding"], wide["sentence_embedding"])
-    assert parity.failures(TOLERANCES["fp16"]) == []
+    assert parity.failures("fp16") == []
     assert parity.error_share > 1e-5  # it does round
     assert narrow["sentence_embedding"].dtype == np.float32
 
@@ -446,7 +446,7 @@ def test_variants_are_emulated_and_stay_unmeasured(tiny_checkpoint, tmp_path, ta
     for row in halves:
         assert row.parity is None
         assert "has no" in row.skipped_reason
-        assert row.emulated.failures(TOLERANCES["fp16"]) == []
+        assert row.emulated.failures("fp16") == []
     variants = [v for v in bundle.manifest.variants if v.device == "cuda"]
     assert [variant.graph for variant in variants] == write
     for variant in variants:
@@ -584,7 +584,7 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
     for found in seen.values():
         parity = compare(found, np.stack(vectors))
         assert parity.min_cosine >= 0.9999
-        assert parity.failures(TOLERANCES["fp16"]) == []
+        assert parity.failures("fp16") == []
 
 
 def test_they_are_written_when_asked_for_by_name():

@@ -11,9 +11,10 @@ Both exporters use it. It imports transformers, so `bge_export.checkpoint` does 
 
 from bge_export.checkpoint.tokenizer.checks import check_token_types, check_vocabulary
 from bge_export.checkpoint.tokenizer.load import load_tokenizer
-from bge_export.checkpoint.tokenizer.tokenizer import CheckpointTokenizer
+from bge_export.checkpoint.tokenizer.tokenizer import SETTINGS_FILE, CheckpointTokenizer
 
 __all__ = [
+    "SETTINGS_FILE",
     "CheckpointTokenizer",
     "check_token_types",
     "check_vocabulary",
