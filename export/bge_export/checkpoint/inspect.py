@@ -20,7 +20,6 @@ from bge_runtime.bundle import (
 )
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import (
-    BGE_QUESTION,
     DECODER_CLASSES,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
@@ -32,7 +31,6 @@ from bge_runtime.sources import (
     RERANKER_LIGHTWEIGHT,
     SUPPORTED_MODEL_CLASSES,
     ModelSpec,
-    RerankerQuestion,
     identify,
     is_classifier,
 )
@@ -56,8 +54,6 @@ class Checkpoint:
         weight_files: Its weight files, relative to the folder; M3's heads among them.
         sentence_transformers: Further settings of its sentence-transformers folder.
         published: Whether FlagEmbedding lists it by name.
-        question: How it is asked about a pair, if it is a decoder that reranks: as its authors say,
-            else as FlagEmbedding does.
     """
 
     folder: Path
@@ -72,7 +68,6 @@ class Checkpoint:
     weight_files: tuple[str, ...]
     sentence_transformers: SentenceTransformersSettings
     published: bool
-    question: RerankerQuestion | None = None
 
 
 def inspect_checkpoint(
@@ -136,7 +131,6 @@ def inspect_checkpoint(
         weight_files=(*check_weights(folder, source), *heads),
         sentence_transformers=own.settings,
         published=spec is not None,
-        question=_choose_question(spec) if chosen_class == RERANKER_DECODER else None,
     )
 
 
@@ -250,10 +244,6 @@ def _choose_pooling(
         "known model's. Pass pooling_method='cls' (as BGE is trained) or "
         "pooling_method='mean'"
     )
-
-
-def _choose_question(spec: ModelSpec | None) -> RerankerQuestion:
-    return spec.question if spec is not None and spec.question is not None else BGE_QUESTION
 
 
 def _extract_instruction(prompt: str | None, form: str) -> str | None:

@@ -19,16 +19,11 @@ from bge_export.decoder.graph import HIDDEN_STATES
 from bge_export.decoder.planned_graph import PlannedGraph
 from bge_export.passes import EmulateHalfPrecision
 from bge_runtime.bundle import (
-    LOGITS,
     SENTENCE_EMBEDDING,
     Bundle,
-    PairReference,
-    Parity,
     Reference,
-    ScoreParity,
     Variant,
     compare,
-    compare_scores,
     past_names,
 )
 from bge_runtime.engines import (
@@ -54,9 +49,9 @@ _Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
 
 
 def check_layerwise(
-    graph: PlannedGraph, bundle: Bundle, variant: Variant, reference: Reference | PairReference
+    graph: PlannedGraph, bundle: Bundle, variant: Variant, reference: Reference
 ) -> VariantReport:
-    """Compare one variant's vectors or scores with PyTorch's, for a model of any size.
+    """Compare one variant's vectors with PyTorch's, for a model of any size.
 
     Small models are checked in one piece by `check_variant`. A graph for a GPU that this machine
     does not have runs on the CPU, with the GPU's rounding emulated. That shows whether it computes
@@ -77,19 +72,15 @@ def check_layerwise(
             EmulateHalfPrecision()(model)
         return model
 
-    outputs, provider = run_in_parts(
+    vectors, provider = run_in_parts(
         graph.config,
         build,
         (bundle.path / graph.data).parent,
         replace(variant, device="cpu", engine="onnxruntime") if emulated else variant,
         reference.token_ids,
     )
-    parity: Parity | ScoreParity
-    if isinstance(reference, PairReference):
-        parity = compare_scores(outputs[:, 0], reference.logits)
-    else:
-        parity = compare(outputs, reference.vectors)
-    finite = np.isfinite(outputs).all()
+    parity = compare(vectors, reference.vectors)
+    finite = np.isfinite(vectors).all()
     require_parity(
         parity,
         bundle.graph(variant.graph),
@@ -116,7 +107,7 @@ def run_in_parts(
     variant: Variant,
     token_ids: Sequence[NDArray[np.int64]],
 ) -> tuple[NDArray[np.float32], str]:
-    """Compute vectors or scores with a separate graph for the embedding and for each layer.
+    """Compute vectors with a separate graph for the embedding and for each layer.
 
     The code that built the whole graph builds these parts too, over the same weights.
 
@@ -128,8 +119,7 @@ def run_in_parts(
         token_ids: Tokens of each text.
 
     Returns:
-        What leaves the graph, shape ``(texts, hidden_size)`` or ``(pairs, 1)``; and the execution
-        provider.
+        Vectors as they leave the graph, shape ``(texts, hidden_size)``; and the execution provider.
     """
     ids, mask = pad_batch(token_ids, pad_token_id=0)
     path = folder / "part.onnx"
@@ -152,7 +142,7 @@ def run_in_parts(
             path.unlink(missing_ok=True)
         del run
     assert hidden is not None
-    assert output in (SENTENCE_EMBEDDING, LOGITS)
+    assert output == SENTENCE_EMBEDDING
     return hidden, provider
 
 

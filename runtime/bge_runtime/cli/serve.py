@@ -15,6 +15,7 @@ from bge_runtime.cli.streams.input import InputError
 from bge_runtime.engines import ENGINES
 from bge_runtime.errors import BgeError
 from bge_runtime.models import AnyFlagModel
+from bge_runtime.rerankers import AnyReranker
 from bge_runtime.serving import ServeOptions, open_served_model
 
 _DEFAULTS = ServeOptions()
@@ -45,12 +46,13 @@ _OF_A_MODEL = (
 )
 @click.option("--threads", type=click.IntRange(1), help="Default: all usable processors.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--query-instruction", help="Default: the one the model's authors recommend.")
+@click.option("--query-instruction", help="Default: the one an embedder's authors recommend.")
 @click.option("--passage-instruction", help="Default: none.")
 @click.option(
     "--max-length",
     type=click.IntRange(3),
-    help="Tokens at which texts are cut. Default: what the model can read, and 8192 at most.",
+    help="Tokens at which texts, or pairs, are cut. Default: what the model can read, and 8192 at "
+    "most.",
 )
 @click.option(
     "--api-keys",
@@ -134,10 +136,11 @@ _OF_A_MODEL = (
 @click.version_option(__version__)
 @command_line("bge-serve")
 def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
-    """Serve each MODEL over HTTP, by the routes of OpenAI, TEI, Ollama, Weaviate and Qdrant.
+    """Serve each MODEL over HTTP, as OpenAI, TEI, Cohere, Ollama, Weaviate and Qdrant have it.
 
-    MODEL is a bundle, or the Hub ID of one or of a checkpoint, as for bge-embed. Several are served
-    below their names, with NAME in place of a model's own: bge-serve ./a=docs ./b=queries.
+    MODEL is an embedder or a reranker: a bundle, or the Hub ID of one or of a checkpoint, as for
+    bge-embed. Several are served below their names, with NAME in place of a model's own: bge-serve
+    ./a=docs ./b=queries.
     """
     serving = _import_serving()
     serving.set_up_logging(level=options["log_level"], as_json=options["log_format"] == "json")
@@ -206,8 +209,10 @@ def _split_name(given: str) -> tuple[str, str]:
     return source, name
 
 
-def _open_models(models: Sequence[str], options: dict[str, Any]) -> dict[str, AnyFlagModel]:
-    opened: dict[str, AnyFlagModel] = {}
+def _open_models(
+    models: Sequence[str], options: dict[str, Any]
+) -> dict[str, AnyFlagModel | AnyReranker]:
+    opened: dict[str, AnyFlagModel | AnyReranker] = {}
     for given in models:
         source, name = _split_name(given)
         click.echo(f"bge-serve: loading {source}", err=True)

@@ -1,8 +1,8 @@
 """Serve models over HTTP, as ``bge-serve`` does.
 
 A request takes this way: `http.Endpoint` reads it, a handler of ``routes`` understands it,
-`ServedModel.embed` in ``model.py`` tokenizes and queues it, and the `scheduling.Scheduler` computes
-it. ``app.py`` puts the parts together.
+`ServedEmbedder.embed` or `ServedReranker.rank` in ``models`` tokenizes and queues it, and the
+`scheduling.Scheduler` computes it. ``app.py`` puts the parts together.
 """
 
 from importlib import import_module
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from bge_runtime.serving.app import create_app
     from bge_runtime.serving.http import run_server, set_up_logging
 
-__all__ = ["ServeOptions", "create_app", "open_served_model", "run_server", "set_up_logging"]
+__all__ = [
+    "ServeOptions",
+    "create_app",
+    "open_served_model",
+    "run_server",
+    "set_up_logging",
+]
 
 _MODULES = {"create_app": "app", "run_server": "http", "set_up_logging": "http"}
 

@@ -20,22 +20,22 @@ from starlette.routing import Route
 
 from bge_runtime._version import __version__
 from bge_runtime.models import AnyFlagModel
+from bge_runtime.rerankers import AnyReranker, BaseReranker
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.health import Health
 from bge_runtime.serving.http import Answer, Dialect, Endpoint, Gate, dialect_of_path
 from bge_runtime.serving.metrics import Metrics
-from bge_runtime.serving.model import ServedModel
-from bge_runtime.serving.model_set import ModelSet
+from bge_runtime.serving.models import ModelSet, ServedEmbedder, ServedModel, ServedReranker
 from bge_runtime.serving.openapi import describe
 from bge_runtime.serving.options import MAX_LENGTH, ServeOptions
 from bge_runtime.serving.routes import (
-    Resolve,
     RouteSpec,
     ollama,
     openai,
     pages,
     qdrant,
+    rerank,
     tei,
     weaviate,
 )
@@ -48,8 +48,12 @@ _WATCH_S = 1.0
 """Seconds between two looks for batches that have stalled."""
 
 
+_TAKEN = ("v1", "v2", "rerank", "api", "ui")
+"""Beginnings of the paths at the root, where a model's own path would be in doubt."""
+
+
 def create_app(
-    models: AnyFlagModel | Mapping[str, AnyFlagModel],
+    models: AnyFlagModel | AnyReranker | Mapping[str, AnyFlagModel | AnyReranker],
     options: ServeOptions | None = None,
     *,
     max_length: int | None = None,
@@ -63,8 +67,8 @@ def create_app(
         models: A model, whose routes are at the root; or models by name. Of several, each has its
             routes below its name, and the root has those that name a model.
         options: How to serve; None for the defaults.
-        max_length: Tokens at which texts are cut. None for what each model can read, and 8,192 at
-            most.
+        max_length: Tokens at which texts, or pairs of them, are cut. None for what each model can
+            read, and 8,192 at most.
 
     Raises:
         BgeError: If an engine cannot be opened.
@@ -76,18 +80,18 @@ def create_app(
     metrics, several = Metrics(), len(named) > 1
     gate = Gate(options, metrics)
     served = [
-        ServedModel(
+        _serve(
             name,
             model,
             options,
             metrics,
             base_path=f"/{name}" if several else "",
-            max_length=min(max_length or MAX_LENGTH, model.max_length),
+            max_length=max_length or MAX_LENGTH,
         )
         for name, model in named.items()
     ]
     routes = _routes(served, gate, options)
-    document = json.dumps(describe(routes)).encode()
+    document = json.dumps(describe(_documented(routes, served))).encode()
     routes.append(("", _document_route(document)))
     endpoints: dict[tuple[str, str], Endpoint] = {}
     for base, spec in routes:
@@ -124,6 +128,14 @@ def create_app(
     return app
 
 
+def _serve(
+    name: str, model: AnyFlagModel | AnyReranker, *arguments: Any, **options: Any
+) -> ServedModel:
+    if isinstance(model, BaseReranker):
+        return ServedReranker(name, model, *arguments, **options)
+    return ServedEmbedder(name, model, *arguments, **options)
+
+
 def _check_names(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("there is no model to serve; pass one at least")
@@ -131,7 +143,7 @@ def _check_names(names: Sequence[str]) -> None:
         if not name:
             raise ValueError("a model cannot be served without a name")
         # Of several models, each has its routes below its name.
-        if len(names) > 1 and (set(name) & set("/?#%{} ") or name in ("v1", "api", "ui")):
+        if len(names) > 1 and (set(name) & set("/?#%{} ") or name in _TAKEN):
             raise ValueError(f"a model cannot be served as {name!r}, which is part of its path")
 
 
@@ -214,16 +226,16 @@ def _routes(
     served: Sequence[ServedModel], gate: Gate, options: ServeOptions
 ) -> list[tuple[str, RouteSpec]]:
     """Return all routes, with the base path of each."""
-    models, health = ModelSet(served), Health()
+    health = Health()
     found: list[tuple[str, RouteSpec]] = []
     for model in served:
         alone = ModelSet([model])
         found += [
             (model.base_path, spec)
             for spec in [
-                *_named_routes(alone.resolve, alone, options),
-                *tei.routes(model, options),
-                *weaviate.routes(model),
+                *_named_routes(alone, options),
+                *tei.routes(alone, options),
+                *weaviate.routes(alone),
                 *pages.routes([model], gate, health, page=options.page),
             ]
         ]
@@ -231,7 +243,7 @@ def _routes(
         found += [
             ("", spec)
             for spec in [
-                *_named_routes(models.resolve, models, options),
+                *_named_routes(ModelSet(served), options),
                 *pages.routes(served, gate, health, page=options.page),
             ]
         ]
@@ -239,12 +251,25 @@ def _routes(
     return found
 
 
-def _named_routes(resolve: Resolve, models: ModelSet, options: ServeOptions) -> list[RouteSpec]:
+def _documented(
+    routes: Sequence[tuple[str, RouteSpec]], served: Sequence[ServedModel]
+) -> list[tuple[str, RouteSpec]]:
+    """Return the routes of which a model at their base path can do what they are for."""
+    models = {"": served} | {model.base_path: [model] for model in served}
+    return [
+        (base, spec)
+        for base, spec in routes
+        if any(isinstance(model, spec.kind) for model in models[base])
+    ]
+
+
+def _named_routes(models: ModelSet, options: ServeOptions) -> list[RouteSpec]:
     """Return the routes whose requests name a model."""
     return [
-        *openai.routes(resolve, models, token_ids=options.allow_token_ids),
-        *ollama.routes(resolve, models),
-        *qdrant.routes(resolve),
+        *openai.routes(models, token_ids=options.allow_token_ids),
+        *rerank.routes(models),
+        *ollama.routes(models),
+        *qdrant.routes(models),
     ]
 
 

@@ -7,9 +7,12 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bge_runtime.serving.errors import Kind, RequestError
+
+if TYPE_CHECKING:
+    from bge_runtime.serving.http import Dialect
 
 T = TypeVar("T")
 
@@ -34,6 +37,7 @@ class RequestContext:
         deadline_s: Time after which nobody waits for it.
         model: Name of the model that answers it; empty if none does.
         status: The status of its answer; 0 before.
+        dialect: Form of its errors, where its body decides about that; None for its route's.
         error: What was wrong with it, or with the server; None if nothing was.
         texts: Its texts.
         tokens: Their tokens after truncation.
@@ -48,6 +52,7 @@ class RequestContext:
         "_receive",
         "compute_s",
         "deadline_s",
+        "dialect",
         "error",
         "is_over",
         "model",
@@ -71,6 +76,7 @@ class RequestContext:
         self.deadline_s = self.started_s + timeout_s
         self.model = ""
         self.status = 0
+        self.dialect: Dialect | None = None
         self.error: Kind | None = None
         self.is_over = False
         self.texts = self.tokens = self.truncated = 0

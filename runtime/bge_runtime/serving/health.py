@@ -8,7 +8,7 @@ import time
 
 from bge_runtime.serving.context import ClientLeftError, RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
-from bge_runtime.serving.model import ServedModel
+from bge_runtime.serving.models import ServedModel
 
 _LATELY_S = 10.0
 """A batch that succeeded within this time proves that an engine answers."""
@@ -18,7 +18,7 @@ _PROBE_TIMEOUT_S = 5.0
 
 
 class Health:
-    """Tells whether engines answer, by embedding a text if none has been embedded lately."""
+    """Tells whether engines answer, by computing a text if none has been lately."""
 
     def __init__(self) -> None:
         """Start without probes."""
@@ -47,7 +47,7 @@ class Health:
         context = RequestContext("health", "/health", receive, timeout_s=_PROBE_TIMEOUT_S)
         try:
             with contextlib.suppress(ClientLeftError):
-                await model.embed(["health"], context, kind=None)
+                await model.probe(context)
         except RequestError as error:
             if error.kind is Kind.OVERLOADED:  # it has more work than it can do, and does it
                 return None

@@ -38,7 +38,7 @@ def describe(routes: Sequence[tuple[str, RouteSpec]]) -> dict[str, Any]:
     Args:
         routes: The base path and the description of each route.
     """
-    types = [each for _, spec in routes for each in (spec.body, spec.answer) if each is not None]
+    types = [each for _, spec in routes for each in _types(spec)]
     types += [error_type(dialect) for dialect in Dialect]
     found, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
@@ -48,17 +48,19 @@ def describe(routes: Sequence[tuple[str, RouteSpec]]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for base, spec in routes:
         body = next(schemas) if spec.body is not None else None
-        answer = next(schemas) if spec.answer is not None else None
+        answer = _any_of([next(schemas) for _ in _types(spec)[body is not None :]])
+        error = _any_of(list({id(errors[each]): errors[each] for each in spec.dialects}.values()))
         path = re.sub(r"{(\w+):path}", r"{\1}", base + spec.path)
         paths.setdefault(path, {})[spec.method.lower()] = _operation(
-            path, spec, body, answer, errors[spec.dialect]
+            path, spec, body, answer, error
         )
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "bge-serve",
             "version": __version__,
-            "summary": "BGE embeddings, by the routes of OpenAI, TEI, Ollama, Weaviate and Qdrant.",
+            "summary": "BGE embedders and rerankers, by the routes of OpenAI, TEI, Cohere, "
+            "Ollama, Weaviate and Qdrant.",
         },
         "paths": paths,
         "components": {
@@ -66,6 +68,19 @@ def describe(routes: Sequence[tuple[str, RouteSpec]]) -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _types(spec: RouteSpec) -> list[Any]:
+    """Return the types of a route: its body's, then its answers'."""
+    answers = spec.answer if isinstance(spec.answer, tuple) else (spec.answer,)
+    return [each for each in (spec.body, *answers) if each is not None]
+
+
+def _any_of(schemas: Sequence[Any]) -> Any:
+    """Return a schema that allows what one of several allows; None without any."""
+    if len(schemas) > 1:
+        return {"anyOf": list(schemas)}
+    return schemas[0] if schemas else None
 
 
 def _operation(path: str, spec: RouteSpec, body: Any, answer: Any, error: Any) -> dict[str, Any]:
@@ -107,5 +122,6 @@ def _errors(spec: RouteSpec) -> dict[str, list[str]]:
         kinds = _ERRORS_WITHOUT_A_BODY + ((Kind.NOT_FOUND,) if "{" in spec.path else ())
     found: dict[str, list[str]] = {}
     for kind in kinds:
-        found.setdefault(str(error_status(spec.dialect, kind)), []).append(_ERRORS[kind])
+        for status in dict.fromkeys(error_status(dialect, kind) for dialect in spec.dialects):
+            found.setdefault(str(status), []).append(_ERRORS[kind])
     return found

@@ -7,7 +7,14 @@ from typing import Any
 from bge_runtime.bundle import Bundle
 from bge_runtime.encoding import resolve_devices
 from bge_runtime.models import AnyFlagModel, FlagAutoModel
-from bge_runtime.sources import ENCODER_ONLY_M3, ExportRequest, Use, find_bundle
+from bge_runtime.rerankers import AnyReranker, FlagAutoReranker
+from bge_runtime.sources import (
+    ENCODER_ONLY_M3,
+    RERANKER_CLASSES,
+    ExportRequest,
+    Use,
+    find_bundle,
+)
 
 
 def open_served_model(
@@ -20,8 +27,8 @@ def open_served_model(
     revision: str | None = None,
     query_instruction: str | None = None,
     passage_instruction: str | None = None,
-) -> AnyFlagModel:
-    """Open a model with the instructions and outputs that requests may ask for.
+) -> AnyFlagModel | AnyReranker:
+    """Open an embedder or a reranker with the instructions and outputs that requests may ask for.
 
     Args:
         source: A bundle, or a checkpoint's folder or Hub ID; see `bge_runtime.FlagModel`.
@@ -30,8 +37,8 @@ def open_served_model(
         precision: As in `bge_runtime.FlagModel`; None for the fastest with verified parity.
         threads: As in `bge_runtime.FlagModel`.
         revision: As in `bge_runtime.FlagModel`.
-        query_instruction: Put before queries; None for the one that the model's authors recommend,
-            ``""`` for none.
+        query_instruction: Put before queries; None for the one that an embedder's authors
+            recommend, ``""`` for none.
         passage_instruction: Put before passages.
 
     Raises:
@@ -41,6 +48,19 @@ def open_served_model(
     request = ExportRequest(model_class=None, pooling=None, trust_remote_code=False, use=use)
     folder = find_bundle(source, revision=revision, cache_dir=None, request=request)
     card = Bundle.at(folder).manifest.model
+    how: dict[str, Any] = {
+        "devices": devices,
+        "engine": engine,
+        "precision": precision,
+        "threads": threads,
+    }
+    if card.model_class in RERANKER_CLASSES:
+        return FlagAutoReranker.from_finetuned(
+            str(folder),
+            query_instruction_for_rerank=query_instruction or None,
+            passage_instruction_for_rerank=passage_instruction or None,
+            **{**how, "precision": precision or "auto"},
+        )
     # As FlagEmbedding's documentation has it, M3 is used without instructions.
     with_heads = card.model_class == ENCODER_ONLY_M3
     if query_instruction is None and not with_heads:
@@ -52,10 +72,7 @@ def open_served_model(
     return FlagAutoModel.from_finetuned(
         str(folder),
         query_instruction_for_retrieval=query_instruction or None,
-        devices=devices,
-        engine=engine,
-        precision=precision,
-        threads=threads,
         passage_instruction_for_retrieval=passage_instruction or None,
+        **how,
         **outputs,
     )

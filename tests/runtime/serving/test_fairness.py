@@ -8,8 +8,8 @@ import time
 import pytest
 
 from bge_runtime.errors import InferenceError
-from bge_runtime.serving.admission import Admission
 from bge_runtime.serving.errors import Kind, RequestError
+from bge_runtime.serving.models.admission import Admission
 from bge_runtime.serving.options import BULK_QUEUE_S, MIN_QUEUED_TOKENS, QUERY_QUEUE_S
 from bge_runtime.serving.scheduling import Scheduler, SchedulerOptions
 from tests.helpers.fake_engines import FakeEngine, Request, fake_group, wait_for

@@ -7,7 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from bge_runtime import BGEM3FlagModel, FlagModel
-from bge_runtime.serving import create_app, long_texts
+from bge_runtime.serving import create_app
+from bge_runtime.serving.models import long_texts
 from tests.helpers.servers import running_server
 
 

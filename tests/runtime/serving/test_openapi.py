@@ -33,6 +33,7 @@ def test_each_dialect_has_its_own_errors():
     common = {400, 401, 408, 413, 424, 429, 503, 504}
     assert responses(Dialect.OPENAI) == (common | {404, 500}, {"OpenAIError"})
     assert responses(Dialect.TEI) == (common | {404, 422}, {"TEIError"})
+    assert responses(Dialect.COHERE) == (common | {404, 500}, {"CohereError"})
     assert responses(Dialect.PLAIN) == (common | {404, 500}, {"PlainError"})
     assert responses(Dialect.QDRANT) == (common - {424} | {500}, {"PlainError"})
 

@@ -220,7 +220,7 @@ def test_it_says_why_it_cannot_start(tiny_bundle):
 def test_a_signal_while_it_starts_ends_it(tiny_bundle):
     program = """
 import os, signal, threading
-from bge_runtime.serving.model import ServedModel
+from bge_runtime.serving.models import ServedModel
 start = ServedModel.start
 def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)

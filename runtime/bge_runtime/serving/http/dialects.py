@@ -10,10 +10,11 @@ from bge_runtime.serving.errors import Kind, RequestError
 
 
 class Dialect(Enum):
-    """Whose routes: OpenAI's, TEI's, Qdrant's, or others that read one string ``error``."""
+    """Whose routes: OpenAI's, TEI's, Cohere's, Qdrant's, or others that read a string ``error``."""
 
     OPENAI = "openai"
     TEI = "tei"
+    COHERE = "cohere"
     QDRANT = "qdrant"
     PLAIN = "plain"
 
@@ -27,7 +28,18 @@ _OPENAI_TYPES = {
 }
 
 _TEI_SEGMENTS = frozenset(
-    {"embed", "embed_sparse", "embed_all", "tokenize", "decode", "info", "health", "metrics", ""}
+    {
+        "embed",
+        "embed_sparse",
+        "embed_all",
+        "tokenize",
+        "decode",
+        "info",
+        "health",
+        "metrics",
+        "rerank",
+        "",
+    }
 )
 
 
@@ -53,6 +65,12 @@ class TEIError(msgspec.Struct):
     error_type: str
 
 
+class CohereError(msgspec.Struct):
+    """An error at Cohere's routes."""
+
+    message: str
+
+
 class PlainError(msgspec.Struct):
     """An error at the other routes."""
 
@@ -61,9 +79,12 @@ class PlainError(msgspec.Struct):
 
 def error_type(dialect: Dialect) -> type[msgspec.Struct]:
     """Return the type of the errors of a dialect."""
-    if dialect is Dialect.OPENAI:
-        return OpenAIError
-    return TEIError if dialect is Dialect.TEI else PlainError
+    types: dict[Dialect, type[msgspec.Struct]] = {
+        Dialect.OPENAI: OpenAIError,
+        Dialect.TEI: TEIError,
+        Dialect.COHERE: CohereError,
+    }
+    return types.get(dialect, PlainError)
 
 
 def error_status(dialect: Dialect, kind: Kind) -> int:
@@ -86,6 +107,8 @@ def error_body(dialect: Dialect, error: RequestError) -> tuple[int, bytes]:
         body = OpenAIError(OpenAIReason(message, type_, error.param, kind.code))
     elif dialect is Dialect.TEI:
         body = TEIError(message, kind.tei_type)
+    elif dialect is Dialect.COHERE:
+        body = CohereError(message)
     else:
         body = PlainError(message)
     return error_status(dialect, kind), msgspec.json.encode(body)
@@ -94,6 +117,8 @@ def error_body(dialect: Dialect, error: RequestError) -> tuple[int, bytes]:
 def dialect_of_path(path: str) -> Dialect:
     """Return the dialect of a path that may not exist, for its error."""
     path = path.rstrip("/")
+    if path.endswith(("/v1/rerank", "/v2/rerank")):
+        return Dialect.COHERE
     if "/v1/" in f"{path}/" or path.endswith("/embeddings"):
         return Dialect.PLAIN if "/api/" in path else Dialect.OPENAI
     return Dialect.TEI if path.rpartition("/")[2] in _TEI_SEGMENTS else Dialect.PLAIN

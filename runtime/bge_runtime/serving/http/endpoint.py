@@ -138,7 +138,7 @@ class Endpoint:
             route: Its path, for metrics and logs.
             handler: Answers a request.
             body: Type of its body; None for no body.
-            dialect: Form of its errors.
+            dialect: Form of its errors, unless the handler finds another one in the body.
             is_open: Answer without a key, and while the server is stopping.
             model: The model of its path, for what is refused before a handler has found the model.
         """
@@ -157,7 +157,7 @@ class Endpoint:
                 answer: Answer | None = await self._answer(headers, receive, context, scope)
             except RequestError as error:
                 context.error = error.kind
-                status, body = error_body(self._dialect, error)
+                status, body = error_body(context.dialect or self._dialect, error)
                 answer = Answer(body, status=status, headers=error.headers)
             except asyncio.CancelledError:
                 # uvicorn cancels what is not answered within the drain timeout.
@@ -165,7 +165,9 @@ class Endpoint:
                     raise
                 context.error = Kind.UNAVAILABLE
                 stopped = RequestError(Kind.UNAVAILABLE, "the server has stopped")
-                answer = Answer(error_body(self._dialect, stopped)[1], status=503)
+                answer = Answer(
+                    error_body(context.dialect or self._dialect, stopped)[1], status=503
+                )
             except ClientLeftError:
                 self._gate.metrics.cancelled.labels(context.model).inc()
                 answer = None
@@ -173,7 +175,9 @@ class Endpoint:
                 context.error = Kind.BACKEND
                 logger.exception("request %s to %s failed", context.request_id, self._route)
                 unknown = RequestError(Kind.BACKEND, "the server failed; its log says why")
-                answer = Answer(error_body(self._dialect, unknown)[1], status=500)
+                answer = Answer(
+                    error_body(context.dialect or self._dialect, unknown)[1], status=500
+                )
             context.status = _CLIENT_LEFT if answer is None else answer.status
             if answer is not None:
                 await self._send(answer, context, send)

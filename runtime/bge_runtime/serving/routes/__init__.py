@@ -4,7 +4,7 @@ To add a route, write a handler and a `RouteSpec` in the module of its dialect: 
 OpenAPI document and the metrics follow from it.
 """
 
-from bge_runtime.serving.routes import ollama, openai, pages, qdrant, tei, weaviate
-from bge_runtime.serving.routes.spec import Resolve, RouteSpec
+from bge_runtime.serving.routes import ollama, openai, pages, qdrant, rerank, tei, weaviate
+from bge_runtime.serving.routes.spec import RouteSpec
 
-__all__ = ["Resolve", "RouteSpec", "ollama", "openai", "pages", "qdrant", "tei", "weaviate"]
+__all__ = ["RouteSpec", "ollama", "openai", "pages", "qdrant", "rerank", "tei", "weaviate"]

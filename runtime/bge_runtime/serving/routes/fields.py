@@ -10,7 +10,7 @@ import numpy as np
 from bge_runtime.m3 import graph_outputs
 from bge_runtime.models import TextKind
 from bge_runtime.serving.errors import Kind, RequestError
-from bge_runtime.serving.model import Inputs, ServedModel
+from bge_runtime.serving.models import Inputs, ServedEmbedder, ServedModel
 
 InputField = str | list[str | int | list[int]]
 """A text, texts, token ids of one text, or token ids of several."""
@@ -92,7 +92,7 @@ def read_kind(name: str | None, model: ServedModel, *, param: str) -> tuple[Text
     prompts = model.card.sentence_transformers.prompts
     kind = _KINDS.get(name.lower().replace("-", "_"))
     # The instruction for queries comes before a prompt that is called "query".
-    if name in prompts and not (kind == "query" and model.has_query_instruction):
+    if name in prompts and not (kind == "query" and model.query_instruction is not None):
         return None, prompts[name]
     if name.lower().replace("-", "_") in _KINDS:
         return kind, ""
@@ -135,7 +135,7 @@ def add_prompt(inputs: Inputs, prompt: str) -> Inputs:
 
 
 def read_outputs(
-    model: ServedModel, *, dense: bool, sparse: bool, colbert: bool
+    model: ServedEmbedder, *, dense: bool, sparse: bool, colbert: bool
 ) -> tuple[str, ...]:
     """Return the names of the graph's outputs that a request asks for.
 

@@ -11,10 +11,9 @@ import msgspec
 from bge_runtime._version import __version__
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.http import Answer
-from bge_runtime.serving.model import Embedded
-from bge_runtime.serving.model_set import ModelSet
+from bge_runtime.serving.models import Embedded, ModelSet, ServedEmbedder
 from bge_runtime.serving.routes.numbers import as_float32, write, write_list
-from bge_runtime.serving.routes.spec import Resolve, RouteSpec
+from bge_runtime.serving.routes.spec import RouteSpec
 
 
 class OllamaRequest(msgspec.Struct):
@@ -72,31 +71,34 @@ class Version(msgspec.Struct):
     version: str
 
 
-def routes(resolve: Resolve, models: ModelSet) -> list[RouteSpec]:
+def routes(models: ModelSet) -> list[RouteSpec]:
     """Return the routes."""
     return [
         RouteSpec(
             path="/api/embed",
             method="POST",
-            handler=partial(_embed, resolve),
+            handler=partial(_embed, models),
             summary="Embed texts, as Ollama does.",
             body=OllamaRequest,
             answer=OllamaAnswer,
+            kind=ServedEmbedder,
         ),
         RouteSpec(
             path="/api/embeddings",
             method="POST",
-            handler=partial(_embed_prompt, resolve),
+            handler=partial(_embed_prompt, models),
             summary="Embed one text, as Ollama's older route does.",
             body=OllamaPromptRequest,
             answer=OllamaPromptAnswer,
+            kind=ServedEmbedder,
         ),
         RouteSpec(
             path="/api/tags",
             method="GET",
             handler=partial(_tags, models),
-            summary="List the models, as Ollama does.",
+            summary="List the embedders, as Ollama does.",
             answer=Tags,
+            kind=ServedEmbedder,
         ),
         RouteSpec(
             path="/api/version",
@@ -104,12 +106,13 @@ def routes(resolve: Resolve, models: ModelSet) -> list[RouteSpec]:
             handler=_version,
             summary="Return the server's version.",
             answer=Version,
+            kind=ServedEmbedder,
         ),
     ]
 
 
-async def _embed(resolve: Resolve, body: OllamaRequest, context: RequestContext) -> Answer:
-    model = resolve(body.model)
+async def _embed(models: ModelSet, body: OllamaRequest, context: RequestContext) -> Answer:
+    model = models.embedder(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     embedded: Embedded | None = None
     vectors = b"[]"
@@ -133,15 +136,15 @@ async def _embed(resolve: Resolve, body: OllamaRequest, context: RequestContext)
 
 
 async def _embed_prompt(
-    resolve: Resolve, body: OllamaPromptRequest, context: RequestContext
+    models: ModelSet, body: OllamaPromptRequest, context: RequestContext
 ) -> Answer:
-    embedded = await resolve(body.model).embed([body.prompt], context)
+    embedded = await models.embedder(body.model).embed([body.prompt], context)
     assert embedded.dense is not None
     return Answer(write({"embedding": as_float32(embedded.dense[0])}))
 
 
 async def _tags(models: ModelSet, _: Any, context: RequestContext) -> Answer:  # noqa: ARG001
-    tags = [{"name": model.name, "model": model.name} for model in models.models]
+    tags = [{"name": model.name, "model": model.name} for model in models.of_kind(ServedEmbedder)]
     return Answer(write({"models": tags}))
 
 

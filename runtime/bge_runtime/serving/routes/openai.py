@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.http import Answer, Dialect
-from bge_runtime.serving.model import Embedded
-from bge_runtime.serving.model_set import ModelSet
+from bge_runtime.serving.models import Embedded, ModelSet, ServedEmbedder
 from bge_runtime.serving.routes.fields import (
     InputField,
     SparseVector,
@@ -32,7 +31,7 @@ from bge_runtime.serving.routes.numbers import (
     write,
     write_list,
 )
-from bge_runtime.serving.routes.spec import Resolve, RouteSpec
+from bge_runtime.serving.routes.spec import RouteSpec
 
 _STARTED = int(time.time())
 
@@ -97,15 +96,14 @@ class ModelsAnswer(msgspec.Struct):
     data: list[ModelItem]
 
 
-def routes(resolve: Resolve, models: ModelSet, *, token_ids: bool) -> list[RouteSpec]:
+def routes(models: ModelSet, *, token_ids: bool) -> list[RouteSpec]:
     """Return the routes.
 
     Args:
-        resolve: Finds the model of a request.
-        models: The models to list.
+        models: The models that requests name.
         token_ids: Accept token ids in place of texts.
     """
-    embed = partial(_embed, resolve, token_ids)
+    embed = partial(_embed, models, token_ids)
     return [
         RouteSpec(
             path=path,
@@ -115,6 +113,7 @@ def routes(resolve: Resolve, models: ModelSet, *, token_ids: bool) -> list[Route
             body=EmbeddingsRequest,
             answer=EmbeddingsAnswer,
             dialect=Dialect.OPENAI,
+            kind=ServedEmbedder,
         )
         for path in ("/v1/embeddings", "/embeddings")
     ] + [
@@ -138,9 +137,9 @@ def routes(resolve: Resolve, models: ModelSet, *, token_ids: bool) -> list[Route
 
 
 async def _embed(
-    resolve: Resolve, token_ids: bool, body: EmbeddingsRequest, context: RequestContext
+    models: ModelSet, token_ids: bool, body: EmbeddingsRequest, context: RequestContext
 ) -> Answer:
-    model = resolve(body.model)
+    model = models.embedder(body.model)
     if body.input_type is not None and body.prompt_name is not None:
         raise RequestError(
             Kind.INVALID, "input_type and prompt_name say the same; send one", param="prompt_name"

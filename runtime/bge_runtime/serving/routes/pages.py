@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 import time
@@ -19,9 +20,10 @@ from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.health import Health
 from bge_runtime.serving.http import Answer, Dialect, Gate
-from bge_runtime.serving.model import ServedModel
+from bge_runtime.serving.models import ServedModel
 from bge_runtime.serving.routes.numbers import write
 from bge_runtime.serving.routes.spec import RouteSpec
+from bge_runtime.sources import is_hub_id
 
 _STARTED_S = time.monotonic()
 
@@ -138,7 +140,52 @@ async def _stats(models: Sequence[ServedModel], gate: Gate, _: Any, __: RequestC
                 "uptime_s": time.monotonic() - _STARTED_S,
                 "version": __version__,
                 "draining": gate.draining,
-                "models": [model.describe() for model in models],
+                "models": [_describe(model) for model in models],
             }
         )
     )
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    """Return what is served, what is in force, and how it goes."""
+    info, card = model.opened.engine.info, model.card
+    source = model.opened.bundle.manifest.provenance.source
+    scheduler, trouble = model.scheduler, model.trouble
+    return {
+        "name": model.name,
+        "kind": model.KIND,
+        "base_path": model.base_path,
+        "model": card.name,
+        "source": source if is_hub_id(source) else None,  # a path is nobody's business
+        "model_class": card.model_class,
+        "dim": card.dim,
+        "max_length": model.max_length,
+        "outputs": model.outputs,
+        "query_instruction": model.query_instruction,
+        "engine": {
+            "engine": info.engine,
+            "version": info.version,
+            "device": info.device,
+            "provider": info.provider,
+            "precision": info.precision,
+            "variant": info.variant,
+            "threads": info.threads,
+            "slots": sum(found.slots for found in model.engines.devices.values()),
+        },
+        "parity": _parity(model, info.variant),
+        "healthy": trouble is None,
+        "trouble": trouble,
+        "queue": {
+            "tokens": scheduler.queued_tokens(bulk=False) + scheduler.queued_tokens(bulk=True),
+            "requests": scheduler.queued_requests,
+            "running_batches": scheduler.running_batches,
+            "capacity_tokens": model.room_tokens,
+        },
+        **model.last_minute.report(),
+    }
+
+
+def _parity(model: ServedModel, variant: str) -> dict[str, float] | None:
+    variants = {each.name: each for each in model.opened.bundle.manifest.variants}
+    parity = variants[variant].parity
+    return None if parity is None else dataclasses.asdict(parity)

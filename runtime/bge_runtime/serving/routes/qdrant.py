@@ -12,10 +12,10 @@ from bge_runtime.models import TextKind
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.http import Answer, Dialect
-from bge_runtime.serving.model import Embedded, ServedModel
+from bge_runtime.serving.models import Embedded, ModelSet, ServedEmbedder
 from bge_runtime.serving.routes.fields import SparseVector, add_prompt, read_kind, read_outputs
 from bge_runtime.serving.routes.numbers import as_float32, sparse_vectors, write, write_list
-from bge_runtime.serving.routes.spec import Resolve, RouteSpec
+from bge_runtime.serving.routes.spec import RouteSpec
 
 Output = Literal["dense", "sparse", "colbert_vecs"]
 
@@ -53,17 +53,18 @@ class InferenceAnswer(msgspec.Struct):
     usage: dict[str, Any] | None = None
 
 
-def routes(resolve: Resolve) -> list[RouteSpec]:
+def routes(models: ModelSet) -> list[RouteSpec]:
     """Return the routes."""
     return [
         RouteSpec(
             path="/infer",
             method="POST",
-            handler=partial(_infer, resolve),
+            handler=partial(_infer, models),
             summary="Embed texts for Qdrant; each input may ask for another output of BGE-M3.",
             body=InferenceRequest,
             answer=InferenceAnswer,
             dialect=Dialect.QDRANT,
+            kind=ServedEmbedder,
         )
     ]
 
@@ -71,16 +72,16 @@ def routes(resolve: Resolve) -> list[RouteSpec]:
 class _Group(NamedTuple):
     """What texts have in common that are embedded together."""
 
-    model: ServedModel
+    model: ServedEmbedder
     dimensions: int | None
     normalize: bool
     prompt_name: str | None
 
 
-async def _infer(resolve: Resolve, body: InferenceRequest, context: RequestContext) -> Answer:
+async def _infer(models: ModelSet, body: InferenceRequest, context: RequestContext) -> Answer:
     if not body.inputs:
         raise RequestError(Kind.EMPTY, "inputs is empty; send at least one")
-    resolve(body.inputs[0].model).check_count(body.inputs)
+    models.embedder(body.inputs[0].model).check_count(body.inputs)
     groups: dict[_Group, list[int]] = {}
     for index, each in enumerate(body.inputs):
         if each.data_type != "text":
@@ -89,7 +90,7 @@ async def _infer(resolve: Resolve, body: InferenceRequest, context: RequestConte
                 f"inputs[{index}] has data_type {each.data_type[:100]!r}, and this server embeds "
                 "text",
             )
-        model, options = resolve(each.model), _options(each)
+        model, options = models.embedder(each.model), _options(each)
         read_outputs(model, **_flags([options.output]))  # before any text is computed
         group = _Group(model, options.dimensions or None, options.normalize, options.prompt_name)
         groups.setdefault(group, []).append(index)

@@ -13,7 +13,7 @@ from bge_runtime._version import __version__
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.http import Answer, Dialect
-from bge_runtime.serving.model import Embedded, ServedModel
+from bge_runtime.serving.models import Embedded, ModelSet, ServedEmbedder, ServedReranker
 from bge_runtime.serving.options import ServeOptions
 from bge_runtime.serving.routes.fields import (
     InputField,
@@ -79,10 +79,18 @@ class EmbeddingType(msgspec.Struct):
     pooling: str
 
 
-class ModelType(msgspec.Struct):
-    """What a model is: its first key."""
+class RerankerType(msgspec.Struct):
+    """The labels of a sequence classifier."""
 
-    embedding: EmbeddingType
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class ModelType(msgspec.Struct):
+    """What a model is: its only key."""
+
+    embedding: EmbeddingType | msgspec.UnsetType = msgspec.UNSET
+    reranker: RerankerType | msgspec.UnsetType = msgspec.UNSET
 
 
 class Info(msgspec.Struct):
@@ -103,50 +111,48 @@ class Info(msgspec.Struct):
     sha: str | None
     docker_label: str | None
     engine: str
-    dimensions: int
     outputs: list[str]
+    dimensions: int | msgspec.UnsetType = msgspec.UNSET
 
 
-def routes(model: ServedModel, options: ServeOptions) -> list[RouteSpec]:
-    """Return the routes of one model."""
+def routes(models: ModelSet, options: ServeOptions) -> list[RouteSpec]:
+    """Return the routes of the only one of ``models``."""
     tei = partial(RouteSpec, dialect=Dialect.TEI)
     post = partial(tei, method="POST")
-    embed = partial(_embed, model)
+    embed = partial(post, body=EmbedRequest, kind=ServedEmbedder)
+    paths = ("/embed",) if models.of_kind(ServedReranker) else ("/embed", "/")
     return [
         *(
-            post(
+            embed(
                 path=path,
-                handler=embed,
+                handler=partial(_embed, models),
                 summary="Embed texts, as TEI does.",
-                body=EmbedRequest,
                 answer=list[list[float]],
             )
-            for path in ("/embed", "/")
+            for path in paths
         ),
-        post(
+        embed(
             path="/embed_sparse",
-            handler=partial(_embed_sparse, model),
+            handler=partial(_embed_sparse, models),
             summary="Return the lexical weights of texts (BGE-M3).",
-            body=EmbedRequest,
             answer=list[list[SparseValue]],
         ),
-        post(
+        embed(
             path="/embed_all",
-            handler=partial(_embed_all, model),
+            handler=partial(_embed_all, models),
             summary="Return the ColBERT vectors of texts, one for each token but [CLS] (BGE-M3).",
-            body=EmbedRequest,
             answer=list[list[list[float]]],
         ),
         post(
             path="/tokenize",
-            handler=partial(_tokenize, model),
+            handler=partial(_tokenize, models),
             summary="Return the tokens of texts.",
             body=TokenizeRequest,
             answer=list[list[Token]],
         ),
         post(
             path="/decode",
-            handler=partial(_decode, model),
+            handler=partial(_decode, models),
             summary="Return the texts of token ids.",
             body=DecodeRequest,
             answer=list[str],
@@ -154,7 +160,7 @@ def routes(model: ServedModel, options: ServeOptions) -> list[RouteSpec]:
         tei(
             path="/info",
             method="GET",
-            handler=partial(_info, model, options),
+            handler=partial(_info, models, options),
             summary="Return what is served, and its limits.",
             answer=Info,
         ),
@@ -162,7 +168,7 @@ def routes(model: ServedModel, options: ServeOptions) -> list[RouteSpec]:
 
 
 async def _compute(
-    model: ServedModel, body: EmbedRequest, context: RequestContext, outputs: tuple[str, ...]
+    model: ServedEmbedder, body: EmbedRequest, context: RequestContext, outputs: tuple[str, ...]
 ) -> Embedded:
     kind, prompt = read_kind(body.prompt_name, model, param="prompt_name")
     inputs = read_inputs(body.inputs, model, token_ids=True, param="inputs")
@@ -178,14 +184,16 @@ async def _compute(
     )
 
 
-async def _embed(model: ServedModel, body: EmbedRequest, context: RequestContext) -> Answer:
+async def _embed(models: ModelSet, body: EmbedRequest, context: RequestContext) -> Answer:
+    model = models.embedder(None)
     outputs = read_outputs(model, dense=True, sparse=False, colbert=False)
     dense = (await _compute(model, body, context, outputs)).dense
     assert dense is not None
     return Answer(await write_list(as_float32(dense), numbers=dense.size))
 
 
-async def _embed_sparse(model: ServedModel, body: EmbedRequest, context: RequestContext) -> Answer:
+async def _embed_sparse(models: ModelSet, body: EmbedRequest, context: RequestContext) -> Answer:
+    model = models.embedder(None)
     outputs = read_outputs(model, dense=False, sparse=True, colbert=False)
     lexical = (await _compute(model, body, context, outputs)).lexical
     assert lexical is not None
@@ -199,7 +207,8 @@ async def _embed_sparse(model: ServedModel, body: EmbedRequest, context: Request
     return Answer(await write_list(rows, numbers=4 * len(lexical.weights)))
 
 
-async def _embed_all(model: ServedModel, body: EmbedRequest, context: RequestContext) -> Answer:
+async def _embed_all(models: ModelSet, body: EmbedRequest, context: RequestContext) -> Answer:
+    model = models.embedder(None)
     outputs = read_outputs(model, dense=False, sparse=False, colbert=True)
     colbert = (await _compute(model, body, context, outputs)).colbert
     assert colbert is not None
@@ -207,7 +216,8 @@ async def _embed_all(model: ServedModel, body: EmbedRequest, context: RequestCon
     return Answer(await write_list(rows, numbers=sum(row.size for row in rows)))
 
 
-async def _tokenize(model: ServedModel, body: TokenizeRequest, context: RequestContext) -> Answer:
+async def _tokenize(models: ModelSet, body: TokenizeRequest, context: RequestContext) -> Answer:
+    model = models.resolve(None)
     _, prompt = read_kind(body.prompt_name, model, param="prompt_name")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     model.check_count(texts)
@@ -219,7 +229,7 @@ async def _tokenize(model: ServedModel, body: TokenizeRequest, context: RequestC
             f"the texts have {characters:,} characters, and {_MAX_CHARACTERS:,} is the limit of "
             "/tokenize. Send them in parts",
         )
-    tokenizer = model.parts.tokenizer.tokenizer
+    tokenizer = model.tokenizer.tokenizer
 
     def tokens_of(text: str) -> bytes:
         context.check()
@@ -255,7 +265,8 @@ def _token(
     }
 
 
-async def _decode(model: ServedModel, body: DecodeRequest, context: RequestContext) -> Answer:
+async def _decode(models: ModelSet, body: DecodeRequest, context: RequestContext) -> Answer:
+    model = models.resolve(None)
     single = all(isinstance(each, int) for each in body.ids)
     rows: list[Any] = [body.ids] if single else body.ids
     model.check_count(rows)
@@ -268,7 +279,7 @@ async def _decode(model: ServedModel, body: DecodeRequest, context: RequestConte
             Kind.INVALID, f"ids of {model.name} are 0 to {model.card.vocab_size - 1}", param="ids"
         )
     texts = await asyncio.to_thread(
-        model.parts.tokenizer.tokenizer.decode_batch,
+        model.tokenizer.tokenizer.decode_batch,
         rows,
         skip_special_tokens=body.skip_special_tokens,
     )
@@ -276,19 +287,26 @@ async def _decode(model: ServedModel, body: DecodeRequest, context: RequestConte
 
 
 async def _info(
-    model: ServedModel,
+    models: ModelSet,
     options: ServeOptions,
     _: Any,
     context: RequestContext,  # noqa: ARG001
 ) -> Answer:
-    info = model.model.engine.info
+    model = models.resolve(None)
+    info = model.opened.engine.info
+    # Dify reads the first key.
+    kind: dict[str, Any] = {"embedding": {"pooling": model.card.pooling}}
+    dimensions = {"dimensions": model.card.dim}
+    if isinstance(model, ServedReranker):
+        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        kind, dimensions = {"reranker": labels}, {}
     return Answer(
         write(
             {
                 "model_id": model.name,
                 "model_sha": None,
                 "model_dtype": info.precision,
-                "model_type": {"embedding": {"pooling": model.card.pooling}},
+                "model_type": kind,
                 "max_concurrent_requests": None,
                 "max_input_length": model.max_length,
                 "max_batch_tokens": options.max_request_tokens,
@@ -300,8 +318,8 @@ async def _info(
                 "sha": None,
                 "docker_label": None,
                 "engine": str(info),
-                "dimensions": model.card.dim,
                 "outputs": model.outputs,
+                **dimensions,
             }
         )
     )

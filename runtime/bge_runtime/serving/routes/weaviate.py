@@ -10,7 +10,7 @@ import msgspec
 from bge_runtime.serving.context import RequestContext
 from bge_runtime.serving.errors import Kind, RequestError
 from bge_runtime.serving.http import Answer
-from bge_runtime.serving.model import ServedModel
+from bge_runtime.serving.models import ModelSet, ServedEmbedder
 from bge_runtime.serving.routes.fields import add_prompt, read_kind
 from bge_runtime.serving.routes.numbers import as_float32, write, write_list
 from bge_runtime.serving.routes.spec import RouteSpec
@@ -52,21 +52,22 @@ class Meta(msgspec.Struct):
     pooling: str
 
 
-def routes(model: ServedModel) -> list[RouteSpec]:
-    """Return the routes of one model."""
+def routes(models: ModelSet) -> list[RouteSpec]:
+    """Return the routes of the only one of ``models``."""
     return [
         RouteSpec(
             path="/vectors",
             method="POST",
-            handler=partial(_embed, model),
+            handler=partial(_embed, models),
             summary="Embed texts, as Weaviate's inference containers do.",
             body=VectorRequest,
             answer=VectorAnswer,
+            kind=ServedEmbedder,
         ),
         RouteSpec(
             path="/meta",
             method="GET",
-            handler=partial(_meta, model),
+            handler=partial(_meta, models),
             summary="Describe the model to Weaviate.",
             answer=Meta,
             is_open=True,
@@ -74,7 +75,8 @@ def routes(model: ServedModel) -> list[RouteSpec]:
     ]
 
 
-async def _embed(model: ServedModel, body: VectorRequest, context: RequestContext) -> Answer:
+async def _embed(models: ModelSet, body: VectorRequest, context: RequestContext) -> Answer:
+    model = models.embedder(None)
     config = body.config or VectorConfig()
     if (body.text is None) == (body.texts is None):
         raise RequestError(Kind.INVALID, "send either text or texts", param="text")
@@ -93,7 +95,8 @@ async def _embed(model: ServedModel, body: VectorRequest, context: RequestContex
     return Answer(write({"text": body.text, "vector": vectors[0], "dim": dims, "dims": dims}))
 
 
-async def _meta(model: ServedModel, _: Any, context: RequestContext) -> Answer:  # noqa: ARG001
+async def _meta(models: ModelSet, _: Any, context: RequestContext) -> Answer:  # noqa: ARG001
+    model = models.resolve(None)
     card = model.card
     return Answer(
         write(

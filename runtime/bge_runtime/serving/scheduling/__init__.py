@@ -5,13 +5,15 @@
 runs a batch. Everything here is threads; nothing knows HTTP.
 """
 
-from bge_runtime.serving.scheduling.execution import EngineGroup
+from bge_runtime.serving.scheduling.execution import EngineGroup, EngineParts
 from bge_runtime.serving.scheduling.scheduler import Scheduler, SchedulerOptions, StalledError
-from bge_runtime.serving.scheduling.work import BatchKey, Work, WorkCancelledError
+from bge_runtime.serving.scheduling.work import BatchKey, Collector, Work, WorkCancelledError
 
 __all__ = [
     "BatchKey",
+    "Collector",
     "EngineGroup",
+    "EngineParts",
     "Scheduler",
     "SchedulerOptions",
     "StalledError",

@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_runtime.encoding import Batch, BatchCall, compute_batch
+from bge_runtime.bundle import Bundle
+from bge_runtime.encoding import Batch, BatchCall, EngineSet, compute_batch
 from bge_runtime.engines import Engine, pad_batch
 from bge_runtime.errors import BgeError, InferenceError, NotFiniteError, OutOfMemoryError
-from bge_runtime.models import ModelParts
 
 if TYPE_CHECKING:
     from bge_runtime.serving.scheduling.lanes import Entry
@@ -79,6 +79,25 @@ class DeviceEngines:
         self.token_s = smoothed if self.token_s else token_s
 
 
+class EngineParts(Protocol):
+    """What is needed of a model's parts."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+        ...
+
+    @property
+    def engines(self) -> EngineSet:
+        """The engines."""
+        ...
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Devices that share the work."""
+        ...
+
+
 class EngineGroup:
     """The engines of one model on its devices.
 
@@ -88,7 +107,7 @@ class EngineGroup:
         answered_s: When a batch last succeeded.
     """
 
-    def __init__(self, name: str, parts: ModelParts, *, parallel: bool = True) -> None:
+    def __init__(self, name: str, parts: EngineParts, *, parallel: bool = True) -> None:
         """Open all engines.
 
         Args:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bge_runtime.encoding import Batch
-from bge_runtime.m3 import M3Outputs
 
 if TYPE_CHECKING:
     from bge_runtime.serving.scheduling.execution import EngineGroup
@@ -19,6 +18,14 @@ if TYPE_CHECKING:
 
 class WorkCancelledError(Exception):
     """Nobody waits for the work any more."""
+
+
+class Collector(Protocol):
+    """Collects the outputs of a request's texts, from several threads."""
+
+    def add(self, batch: Batch, outputs: list[NDArray[np.float32]]) -> object:
+        """Keep the outputs of some texts; ``batch.rows`` are their positions in the request."""
+        ...
 
 
 class BatchKey(NamedTuple):
@@ -75,7 +82,7 @@ class Work:
         self,
         key: BatchKey,
         tokens: Sequence[NDArray[np.int64]],
-        outputs: M3Outputs,
+        outputs: Collector,
         *,
         bulk: bool,
         on_done: Callable[[Work], object],

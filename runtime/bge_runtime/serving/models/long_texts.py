@@ -19,6 +19,7 @@ def shorten(
     *,
     first: int = 0,
     keep_end: bool = False,
+    name: str = "input {}",
 ) -> Sequence[str]:
     """Return texts, of very long ones only as much as decides about their first tokens.
 
@@ -28,6 +29,7 @@ def shorten(
         max_length: Tokens that are kept.
         first: Position of the first text in the request, for errors.
         keep_end: Whether the last tokens are needed, and so all of a text.
+        name: What a text is called in errors, with its position.
 
     Raises:
         RequestError: If a very long text has no place where it can be cut without a doubt.
@@ -44,7 +46,7 @@ def shorten(
         if start is None:
             raise RequestError(
                 Kind.TOO_LARGE,
-                f"input {index} has {len(text):,} characters, and no more than "
+                f"{name.format(index)} has {len(text):,} characters, and no more than "
                 f"{MAX_CHARACTERS:,} are tokenized of a text that is not cut on the right between "
                 "two words of plain letters. Send only as much of it as the model reads",
                 param="input",
