@@ -16,6 +16,7 @@ MISTRAL = DecoderShape(
 
 SHAPES = {
     "mistral": MISTRAL,
+    "gemma": replace(MISTRAL, architecture="gemma", kv_heads=1, head_dim=32, rms_norm_eps=1e-6),
     "gemma2": replace(MISTRAL, architecture="gemma2", head_dim=32, rms_norm_eps=1e-6),
     "qwen2": replace(MISTRAL, architecture="qwen2", rope_theta=1e6),
     "qwen2-bidirectional": replace(MISTRAL, architecture="qwen2", rope_theta=1e6, causal=False),

@@ -20,6 +20,7 @@ from bge_runtime.bundle import (
 )
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import (
+    BGE_QUESTION,
     DECODER_CLASSES,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
@@ -31,6 +32,7 @@ from bge_runtime.sources import (
     RERANKER_LIGHTWEIGHT,
     SUPPORTED_MODEL_CLASSES,
     ModelSpec,
+    RerankerQuestion,
     identify,
     is_classifier,
 )
@@ -54,6 +56,8 @@ class Checkpoint:
         weight_files: Its weight files, relative to the folder; M3's heads among them.
         sentence_transformers: Further settings of its sentence-transformers folder.
         published: Whether FlagEmbedding lists it by name.
+        question: How it is asked about a pair, if it is a decoder that reranks: as its authors say,
+            else as FlagEmbedding does.
     """
 
     folder: Path
@@ -68,6 +72,7 @@ class Checkpoint:
     weight_files: tuple[str, ...]
     sentence_transformers: SentenceTransformersSettings
     published: bool
+    question: RerankerQuestion | None = None
 
 
 def inspect_checkpoint(
@@ -131,6 +136,7 @@ def inspect_checkpoint(
         weight_files=(*check_weights(folder, source), *heads),
         sentence_transformers=own.settings,
         published=spec is not None,
+        question=_choose_question(spec) if chosen_class == RERANKER_DECODER else None,
     )
 
 
@@ -244,6 +250,10 @@ def _choose_pooling(
         "known model's. Pass pooling_method='cls' (as BGE is trained) or "
         "pooling_method='mean'"
     )
+
+
+def _choose_question(spec: ModelSpec | None) -> RerankerQuestion:
+    return spec.question if spec is not None and spec.question is not None else BGE_QUESTION
 
 
 def _extract_instruction(prompt: str | None, form: str) -> str | None:

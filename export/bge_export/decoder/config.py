@@ -42,6 +42,8 @@ class DecoderConfig:
         qkv_bias: Whether queries, keys and values have biases.
         output_bias: Whether attention's output has a bias.
         causal: Whether a token sees only those before it.
+        tied_head: Whether the head of the language model is the embedding table.
+        logit_softcap: Bound to which that head's logits are softcapped; None for no softcapping.
     """
 
     family: str
@@ -66,6 +68,8 @@ class DecoderConfig:
     qkv_bias: bool
     output_bias: bool
     causal: bool
+    tied_head: bool
+    logit_softcap: float | None
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], *, source: str) -> DecoderConfig:
@@ -102,6 +106,7 @@ class DecoderConfig:
         if any(windows) and not causal:
             raise ExportError(f"{source} attends in both directions and within a window at once")
         scale = own.get("query_pre_attn_scalar") or head_dim
+        gemma = family.startswith("gemma")
         return cls(
             family=family,
             layers=int(own["num_hidden_layers"]),
@@ -116,16 +121,17 @@ class DecoderConfig:
             rope_theta=_read_rope_theta(own, source),
             activation=_read_activation(own, source),
             windows=windows,
-            softcap=None if own.get("attn_logit_softcapping") is None
-            else float(own["attn_logit_softcapping"]),
+            softcap=_read_cap(own.get("attn_logit_softcapping")),
             query_scale=float(scale) ** -0.5,
-            embed_scale=hidden_size**0.5 if family == "gemma2" else 1.0,
-            norm_offset=1.0 if family == "gemma2" else 0.0,
+            embed_scale=hidden_size**0.5 if gemma else 1.0,
+            norm_offset=1.0 if gemma else 0.0,
             post_norms=family == "gemma2",
             query_key_norms=family == "qwen3",
             qkv_bias=bool(own.get("attention_bias", False)),
             output_bias=bool(own.get("attention_bias", False)) and family != "qwen2",
             causal=causal,
+            tied_head=bool(own["tie_word_embeddings"]),
+            logit_softcap=_read_cap(own.get("final_logit_softcapping")),
         )  # fmt: skip
 
 
@@ -136,6 +142,15 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "num_key_value_heads": 8,
         "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    },
+    "gemma": {
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
     },
     "gemma2": {
         "max_position_embeddings": 8192,
@@ -146,6 +161,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,
         "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "final_logit_softcapping": 30.0,
     },
     "qwen2": {
         "max_position_embeddings": 32768,
@@ -155,6 +172,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_act": "silu",
         "num_key_value_heads": 32,
         "attention_bias": True,  # its configuration has no such key
+        "tie_word_embeddings": False,
     },
     "qwen3": {
         "max_position_embeddings": 32768,
@@ -164,11 +182,20 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "hidden_act": "silu",
         "num_key_value_heads": 32,
         "head_dim": 128,
+        "tie_word_embeddings": False,
     },
 }
 """Defaults of each configuration class."""
 
+LEGACY_GEMMA_ACTIVATION, GEMMA_ACTIVATION = "gelu", "gelu_pytorch_tanh"
+"""What the first checkpoints of Gemma call their activation, and what it is. Of transformers,
+4.48 to 4.57 compute the first, versions before and after the second."""
+
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def _read_cap(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _read_windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
@@ -176,7 +203,9 @@ def _read_windows(own: Mapping[str, Any]) -> tuple[int | None, ...]:
     family = own["model_type"]
     if unknown := set(own.get("layer_types") or ()) - {"sliding_attention", "full_attention"}:
         raise ValueError(f"layers of type {min(unknown)!r}, which graphs here do not have")
-    if window is None or (family.startswith("qwen") and not own.get("use_sliding_window", False)):
+    if window is None or family == "gemma":
+        return (None,) * count
+    if family.startswith("qwen") and not own.get("use_sliding_window", False):
         return (None,) * count
     if (kinds := own.get("layer_types")) is not None and family != "mistral":
         slides = [kind == "sliding_attention" for kind in kinds]
@@ -205,6 +234,8 @@ def _read_rope_theta(own: Mapping[str, Any], source: str) -> float:
 
 def _read_activation(own: Mapping[str, Any], source: str) -> str:
     name = own.get("hidden_activation") if own["model_type"] == "gemma2" else own["hidden_act"]
+    if own["model_type"] == "gemma" and name == LEGACY_GEMMA_ACTIVATION:
+        name = own.get("hidden_activation") or GEMMA_ACTIVATION
     if name not in _ACTIVATIONS:
         raise ExportError(
             f"{source} has the activation {name!r}; graphs here have {', '.join(_ACTIVATIONS)}"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bge_export.bundle import (
@@ -31,6 +33,7 @@ from bge_export.bundle import (
 )
 from bge_export.checkpoint import Checkpoint, SafetensorsReader, find_common_dtype
 from bge_export.checkpoint.tokenizer import CheckpointTokenizer, check_vocabulary, load_tokenizer
+from bge_export.decoder.answers import find_answers, make_prompt, tokenize_prompts
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.external_data import count_bytes, write_external_data
 from bge_export.decoder.layerwise_gate import check_layerwise
@@ -38,7 +41,7 @@ from bge_export.decoder.planned_graph import describe_variants, plan_graphs
 from bge_export.decoder.reference import compute_vectors
 from bge_export.decoder.weights import find_weights
 from bge_export.targets import DecoderTarget
-from bge_runtime.bundle import PARITY_FILE, Bundle, Model, Reference, Variant
+from bge_runtime.bundle import PARITY_FILE, Bundle, Model, PairReference, Reference, Variant
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import DECODER_ONLY_ICL
 
@@ -79,19 +82,20 @@ def export_decoder(
     config = DecoderConfig.from_json(checkpoint.config, source=checkpoint.source)
     reader = SafetensorsReader(checkpoint.folder, checkpoint.weight_files)
     found = find_weights(config, reader, source=checkpoint.source)
-    planned = plan_graphs(config, found, targets, own_type=find_common_dtype(reader, found))
-    plans = {graph.data: graph.plan for graph in planned.values()}
     variants = describe_variants(targets)
     progress.add_steps(_STEPS + count_last_steps(variants))
+    step("loading the tokenizer")
+    tokenizer = _load_tokenizer(checkpoint, config)
+    model = _describe_model(checkpoint, config, tokenizer, options)
+    answers = find_answers(checkpoint, config, reader, found, tokenizer)
+    own_type = find_common_dtype(reader, found)
+    planned = plan_graphs(config, found, targets, own_type=own_type, answers=answers)
+    plans = {graph.data: graph.plan for graph in planned.values()}
     with staging_directory(output) as draft:
         needed = sum(count_bytes(plan) for plan in plans.values())
         check_space(draft, needed)
-        step("loading the tokenizer")
-        tokenizer = _load_tokenizer(checkpoint, config)
-        model = _describe_model(checkpoint, config, tokenizer, options)
         _write_companions(draft, checkpoint, model, tokenizer)
-        length = min(_REFERENCE_TOKENS, config.max_length)
-        texts, token_ids = tokenize_parity_texts(draft, tokenizer, max_length=length)
+        token_ids, refer = _tokenize(draft, tokenizer, model)
         step("writing the weights")
         (draft / "onnx").mkdir()
         with _show_bytes(needed) as bar:
@@ -101,7 +105,7 @@ def export_decoder(
         graphs = {name: graph.write(draft) for name, graph in planned.items()}
         step("computing PyTorch's vectors")
         vectors = compute_vectors(checkpoint, config, reader, found, token_ids)
-        reference = Reference(texts=texts, token_ids=tuple(token_ids), vectors=vectors)
+        reference = refer(vectors if answers is None else answers.score(vectors, reader))
         reference.save(draft / PARITY_FILE)
 
         def check(bundle: Bundle, variant: Variant) -> VariantReport:
@@ -142,9 +146,27 @@ def _describe_model(
         query_instruction=checkpoint.query_instruction,
         query_instruction_format=checkpoint.query_instruction_format,
         pad_token_id=tokenizer.pad_token_id,
+        prompt=None if checkpoint.question is None else make_prompt(checkpoint.question, tokenizer),
         sentence_transformers=complete_settings(
             checkpoint, tokenizer, max_length=config.max_length
         ),
+    )
+
+
+def _tokenize(
+    draft: Path, tokenizer: CheckpointTokenizer, model: Model
+) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.float32]], Reference | PairReference]]:
+    """Tokenize what the gate compares on: texts, or pairs for a reranker.
+
+    Returns:
+        The tokens, and what makes a reference of PyTorch's outputs for them.
+    """
+    length = min(_REFERENCE_TOKENS, model.max_length)
+    texts, token_ids = tokenize_parity_texts(draft, tokenizer, max_length=length)
+    if model.prompt is not None:
+        return tokenize_prompts(draft, tokenizer, model.prompt, max_length=model.max_length)
+    return token_ids, lambda vectors: Reference(
+        texts=texts, token_ids=tuple(token_ids), vectors=vectors
     )
 
 

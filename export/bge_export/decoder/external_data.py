@@ -36,6 +36,7 @@ class TensorPlan:
         dtype: Its type in the graph.
         shape: Its shape in the graph.
         transform: Converts the tensor as a whole; None casts it piece by piece.
+        rows: Rows that are read, in this order, and transformed; None for all.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TensorPlan:
     dtype: ir.DataType
     shape: tuple[int, ...]
     transform: Transform | None = None
+    rows: tuple[int, ...] | None = None
 
 
 def place_tensors(
@@ -101,6 +103,10 @@ def write_external_data(
 
 
 def _read_pieces(plan: TensorPlan, reader: SafetensorsReader) -> Iterator[NDArray[Any]]:
+    if plan.rows is not None:
+        rows = [reader.read(plan.source, first=row, rows=1) for row in plan.rows]
+        yield _convert(plan, np.concatenate(rows))
+        return
     if plan.transform is not None:
         yield _convert(plan, reader.read(plan.source))
         return

@@ -10,6 +10,7 @@ prefix that was run before, or an empty one.
     input_ids, attention_mask      (batch, sequence)   right-padded
     past_key_values.N.key, .value  (1, kv_heads, past, head_dim)
     sentence_embedding             (batch, hidden_size): the last token's, not normalized
+    logits                         (batch, 1): instead of it for rerankers, the last token's score
     present.N.key, .value          (batch, kv_heads, sequence, head_dim): the new tokens'
 
 A shared past is never copied for each row: the scores of queries against the past and against the
@@ -27,13 +28,17 @@ import onnx_ir as ir
 
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.operators import FLOAT, OperatorWriter
-from bge_runtime.bundle import SENTENCE_EMBEDDING, past_names, present_names
+from bge_runtime.bundle import LOGITS, SENTENCE_EMBEDDING, past_names, present_names
 
 OPSET = 23
 """First opset with RMSNormalization. ONNX Runtime 1.23 and OpenVINO 2026.1 read it."""
 
 HIDDEN_STATES = "hidden_states"
 """Input of a graph that starts with a later layer."""
+
+ANSWER = "answer"
+"""Name of the weight that a reranker has in addition, shape ``(hidden_size, 1)``: the last token's
+hidden state times it is the score."""
 
 _MASKED = -1e30
 """Added to scores of masked tokens. Finite, so that nothing becomes NaN, and within bf16's
@@ -106,7 +111,7 @@ class DecoderGraph(OperatorWriter):
                 shape ``(batch, sequence, hidden_size)``.
 
         Returns:
-            A model of opset ``opset``. With the last layer its output are vectors, else
+            A model of opset ``opset``. With the last layer its output are vectors or scores, else
             ``hidden_states_out``.
         """
         config = self._config
@@ -134,7 +139,11 @@ class DecoderGraph(OperatorWriter):
         if layers and layers[-1] == config.layers - 1:
             hidden = self._norm(hidden, "norm")
             rows = self._op("Squeeze", hidden, self._ints([1]))
-            output = self._output(rows, SENTENCE_EMBEDDING, ["batch", config.hidden_size])
+            if ANSWER in self._weights:
+                scores = self._op("MatMul", rows, self._stored(self._weights[ANSWER].values))
+                output = self._output(scores, LOGITS, ["batch", 1])
+            else:
+                output = self._output(rows, SENTENCE_EMBEDDING, ["batch", config.hidden_size])
         else:
             width = ["batch", "sequence", config.hidden_size]
             output = self._output(self._op("Identity", hidden), f"{HIDDEN_STATES}_out", width)

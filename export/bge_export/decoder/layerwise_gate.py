@@ -19,11 +19,16 @@ from bge_export.decoder.graph import HIDDEN_STATES
 from bge_export.decoder.planned_graph import PlannedGraph
 from bge_export.passes import EmulateHalfPrecision
 from bge_runtime.bundle import (
+    LOGITS,
     SENTENCE_EMBEDDING,
     Bundle,
+    PairReference,
+    Parity,
     Reference,
+    ScoreParity,
     Variant,
     compare,
+    compare_scores,
     past_names,
 )
 from bge_runtime.engines import (
@@ -49,9 +54,9 @@ _Run = Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]]
 
 
 def check_layerwise(
-    graph: PlannedGraph, bundle: Bundle, variant: Variant, reference: Reference
+    graph: PlannedGraph, bundle: Bundle, variant: Variant, reference: Reference | PairReference
 ) -> VariantReport:
-    """Compare one variant's vectors with PyTorch's, for a model of any size.
+    """Compare one variant's vectors or scores with PyTorch's, for a model of any size.
 
     Small models are checked in one piece by `check_variant`. A graph for a GPU that this machine
     does not have runs on the CPU, with the GPU's rounding emulated. That shows whether it computes
@@ -72,15 +77,19 @@ def check_layerwise(
             EmulateHalfPrecision()(model)
         return model
 
-    vectors, provider = run_in_parts(
+    outputs, provider = run_in_parts(
         graph.config,
         build,
         (bundle.path / graph.data).parent,
         replace(variant, device="cpu", engine="onnxruntime") if emulated else variant,
         reference.token_ids,
     )
-    parity = compare(vectors, reference.vectors)
-    finite = np.isfinite(vectors).all()
+    parity: Parity | ScoreParity
+    if isinstance(reference, PairReference):
+        parity = compare_scores(outputs[:, 0], reference.logits)
+    else:
+        parity = compare(outputs, reference.vectors)
+    finite = np.isfinite(outputs).all()
     require_parity(
         parity,
         bundle.graph(variant.graph),
@@ -107,7 +116,7 @@ def run_in_parts(
     variant: Variant,
     token_ids: Sequence[NDArray[np.int64]],
 ) -> tuple[NDArray[np.float32], str]:
-    """Compute vectors with a separate graph for the embedding and for each layer.
+    """Compute vectors or scores with a separate graph for the embedding and for each layer.
 
     The code that built the whole graph builds these parts too, over the same weights.
 
@@ -119,7 +128,8 @@ def run_in_parts(
         token_ids: Tokens of each text.
 
     Returns:
-        Vectors as they leave the graph, shape ``(texts, hidden_size)``; and the execution provider.
+        What leaves the graph, shape ``(texts, hidden_size)`` or ``(pairs, 1)``; and the execution
+        provider.
     """
     ids, mask = pad_batch(token_ids, pad_token_id=0)
     path = folder / "part.onnx"
@@ -142,7 +152,7 @@ def run_in_parts(
             path.unlink(missing_ok=True)
         del run
     assert hidden is not None
-    assert output == SENTENCE_EMBEDDING
+    assert output in (SENTENCE_EMBEDDING, LOGITS)
     return hidden, provider
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from bge_export.decoder.answers import Answers
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.external_data import TensorPlan
 from bge_export.decoder.graph import DecoderGraph
@@ -78,6 +79,7 @@ def plan_graphs(
     targets: Sequence[DecoderTarget],
     *,
     own_type: ir.DataType,
+    answers: Answers | None = None,
 ) -> dict[str, PlannedGraph]:
     """Plan the graphs of some targets. Those with the same type of weights share one file.
 
@@ -86,6 +88,7 @@ def plan_graphs(
         found: Its weights in the checkpoint, from `find_weights`.
         targets: The targets.
         own_type: Type of the weights in the checkpoint.
+        answers: Rows of the head, for a reranker.
 
     Returns:
         The graphs, by their names in the bundle.
@@ -96,7 +99,8 @@ def plan_graphs(
         storage = target.storage or own_type
         if storage not in stored:
             data = Path(target.file).with_suffix(".onnx_data").as_posix()
-            stored[storage] = data, plan_weights(config, found, storage=storage)
+            plan = plan_weights(config, found, storage=storage, answers=answers)
+            stored[storage] = data, plan
         graphs[_name_graph(target)] = PlannedGraph(config, target, *stored[storage])
     return graphs
 

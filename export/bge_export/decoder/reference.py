@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModel
 
 from bge_export.checkpoint import Checkpoint, SafetensorsReader
-from bge_export.decoder.config import DecoderConfig
+from bge_export.decoder.config import (
+    GEMMA_ACTIVATION,
+    LEGACY_GEMMA_ACTIVATION,
+    DecoderConfig,
+)
 from bge_runtime.engines import pad_batch
 from bge_runtime.errors import ExportError
 
@@ -89,6 +93,8 @@ class _Embedding(torch.nn.Module):
 def _create_without_weights(checkpoint: Checkpoint) -> Any:
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     config.dtype = torch.float32
+    if config.model_type == "gemma" and config.hidden_act == LEGACY_GEMMA_ACTIVATION:
+        config.hidden_act = GEMMA_ACTIVATION
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.device("meta"))
         model = AutoModel.from_config(config, attn_implementation="eager")

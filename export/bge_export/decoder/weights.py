@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bge_export.checkpoint import SafetensorsReader, match_weights, require_match
+from bge_export.decoder.answers import Answers, make_column
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.external_data import TensorPlan, Transform, place_tensors
-from bge_export.decoder.graph import Matrix
+from bge_export.decoder.graph import ANSWER, Matrix
 from bge_runtime.errors import ExportError
 
 _FLOAT = ir.DataType.FLOAT
@@ -98,7 +99,11 @@ def find_weights(
 
 
 def plan_weights(
-    config: DecoderConfig, found: Mapping[str, str], *, storage: ir.DataType
+    config: DecoderConfig,
+    found: Mapping[str, str],
+    *,
+    storage: ir.DataType,
+    answers: Answers | None = None,
 ) -> list[TensorPlan]:
     """Decide how each weight is stored.
 
@@ -111,6 +116,7 @@ def plan_weights(
         found: From `find_weights`.
         storage: Type of the embeddings and matrices. For INT8 and INT4, matrices have one scale for
             each block of `BLOCK` inputs and each output; embeddings stay in bf16.
+        answers: Rows of the head, for a reranker. Their column stays in fp32 too.
 
     Raises:
         ExportError: If a matrix does not divide into blocks.
@@ -154,6 +160,17 @@ def plan_weights(
                 (transposed[0] // BLOCK, transposed[1]),
                 _compute_scales(bits),
             )
+    if answers is not None:
+        plans.append(
+            TensorPlan(
+                name=ANSWER,
+                source=answers.source,
+                dtype=_FLOAT,
+                shape=(config.hidden_size, 1),
+                transform=make_column,
+                rows=answers.rows,
+            )
+        )
     return plans
 
 

@@ -20,11 +20,11 @@ _SHARD_BYTES = 1 << 30
 _PIECE_ROWS = 4096
 
 
-def make_config(shape: DecoderShape) -> dict[str, Any]:
-    """Return the ``config.json`` of a decoder of some shape."""
-    names = {"mistral": "Mistral", "gemma2": "Gemma2", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+def make_config(shape: DecoderShape, *, answers: bool = False) -> dict[str, Any]:
+    """Return the ``config.json`` of a decoder of some shape; see `write_random_decoder`."""
+    kind = "ForCausalLM" if answers else "Model"
     config: dict[str, Any] = {
-        "architectures": [f"{names[shape.architecture]}Model"],
+        "architectures": [f"{shape.architecture.capitalize()}{kind}"],
         "model_type": shape.architecture,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
@@ -39,6 +39,8 @@ def make_config(shape: DecoderShape) -> dict[str, Any]:
         "torch_dtype": "bfloat16",
         "use_cache": False,
     }
+    if answers:
+        config["tie_word_embeddings"] = True
     if not shape.causal:
         config["is_causal"] = False
     if shape.architecture in ("mistral", "gemma2"):
@@ -51,21 +53,27 @@ def make_config(shape: DecoderShape) -> dict[str, Any]:
             "hidden_activation": "gelu_pytorch_tanh",
         }
     else:
-        config["hidden_act"] = "silu"
+        config["hidden_act"] = "gelu_pytorch_tanh" if shape.architecture == "gemma" else "silu"
     return config
 
 
-def write_random_decoder(shape: DecoderShape, folder: Path, *, seed: int) -> None:
+def write_random_decoder(
+    shape: DecoderShape, folder: Path, *, seed: int, answers: bool = False
+) -> None:
     """Write a decoder's configuration, and its weights in bf16 and in shards.
 
     Args:
         shape: The shape.
         folder: An empty folder.
         seed: Seed of the weights. The same seed gives the same weights.
+        answers: Whether it has a language model's head, which is its embedding table.
     """
-    document = make_config(shape)
+    document = make_config(shape, answers=answers)
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     config = DecoderConfig.from_json(document, source=shape.architecture)
+    prefix = "model." if answers else ""
+    # Logits are then about as large as a trained model's.
+    spread = 1 / (math.sqrt(shape.hidden_size) if answers else config.embed_scale)
     shards: list[list[tuple[int, Weight]]] = [[]]
     filled = 0
     for number, weight in enumerate(list_weights(config)):
@@ -78,19 +86,25 @@ def write_random_decoder(shape: DecoderShape, folder: Path, *, seed: int) -> Non
     places: dict[str, str] = {}
     for index, shard in enumerate(shards, start=1):
         name = f"model-{index:05}-of-{len(shards):05}.safetensors"
-        _write_shard(folder / name, shard, config, seed)
-        places |= {weight.stem: name for _, weight in shard}
+        _write_shard(folder / name, shard, config, seed, prefix=prefix, embedding_spread=spread)
+        places |= {prefix + weight.stem: name for _, weight in shard}
     index_file = folder / "model.safetensors.index.json"
     index_file.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2), "utf-8")
 
 
 def _write_shard(
-    path: Path, shard: list[tuple[int, Weight]], config: DecoderConfig, seed: int
+    path: Path,
+    shard: list[tuple[int, Weight]],
+    config: DecoderConfig,
+    seed: int,
+    *,
+    prefix: str,
+    embedding_spread: float,
 ) -> None:
     header, start = {}, 0
     for _, weight in shard:
         end = start + 2 * math.prod(weight.shape)
-        header[weight.stem] = {
+        header[prefix + weight.stem] = {
             "dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, end],
         }  # fmt: skip
         start = end
@@ -99,12 +113,13 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for number, weight in shard:
-            for piece in _draw_weight(weight, config, np.random.default_rng([seed, number])):
+            random = np.random.default_rng([seed, number])
+            for piece in _draw_weight(weight, config, random, embedding_spread):
                 file.write(piece.astype(ml_dtypes.bfloat16).view(np.uint8).data)
 
 
 def _draw_weight(
-    weight: Weight, config: DecoderConfig, random: np.random.Generator
+    weight: Weight, config: DecoderConfig, random: np.random.Generator, embedding_spread: float
 ) -> Iterator[NDArray[np.float32]]:
     """Yield a random weight, some rows at a time.
 
@@ -118,7 +133,7 @@ def _draw_weight(
     if weight.kind == "norm":
         mean = 1 - config.norm_offset
     elif weight.kind == "embedding":
-        spread = 1 / config.embed_scale
+        spread = embedding_spread
     elif weight.kind == "matrix":
         wide = weight.name.endswith(("q_proj", "k_proj")) and not config.query_key_norms
         spread = (1.5 if wide else 1.0) / math.sqrt(weight.shape[1])

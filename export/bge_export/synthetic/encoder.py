@@ -33,6 +33,7 @@ from bge_runtime.sources import (
     DECODERS,
     ENCODER_ONLY_M3,
     MODELS,
+    RERANKER_DECODER,
     RERANKER_ENCODER,
     RERANKERS,
     BertShape,
@@ -45,6 +46,7 @@ _SPECIAL = {
     "bert": {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103},
     "xlm-roberta": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4},
     "mistral": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
+    "gemma": {"<pad>": 0, "</s>": 1, "<s>": 2, "<unk>": 3},
     "gemma2": {"<pad>": 0, "</s>": 1, "<s>": 2, "<unk>": 3},
     "qwen2": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
     "qwen3": {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3},
@@ -105,7 +107,8 @@ def write_random_checkpoint(
             f"embeddings for {shape.vocab_size:,}; pass a tokenizer of the same family"
         )
     if isinstance(shape, DecoderShape):
-        write_random_decoder(shape, folder, seed=seed)
+        answers = spec.model_class == RERANKER_DECODER
+        write_random_decoder(shape, folder, seed=seed, answers=answers)
     elif spec.model_class == RERANKER_ENCODER:
         make_random_reranker(shape, seed=seed).save_pretrained(folder)
     else:

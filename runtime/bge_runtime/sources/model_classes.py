@@ -50,7 +50,7 @@ SUPPORTED_MODEL_CLASSES = (*ENCODER_CLASSES, *DECODER_CLASSES, *RERANKER_CLASSES
 ENCODERS = ("bert", "roberta", "xlm-roberta")
 """``model_type`` of encoders that are exported without remote code."""
 
-DECODERS = ("mistral", "gemma2", "qwen2", "qwen3")
+DECODERS = ("mistral", "gemma", "gemma2", "qwen2", "qwen3")
 """``model_type`` of supported decoders. Exporting them never runs remote code."""
 
 HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")

@@ -179,6 +179,7 @@ CLASS_OF_TYPE = {
     "roberta": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
     "mistral": "LlamaTokenizer",
+    "gemma": "GemmaTokenizer",
     "gemma2": "GemmaTokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
