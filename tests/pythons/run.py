@@ -17,7 +17,7 @@ from pathlib import Path
 
 TESTS = [
     "bundle/test_bundle_faults", "cli/test_command_line", "cli/test_embed", "cli/test_embed_input",
-    "cli/test_embed_output", "encoding/test_batching", "encoding/test_parallel",
+    "cli/test_embed_output", "cli/test_rerank", "encoding/test_batching", "encoding/test_parallel",
     "encoding/test_prefix_cache", "models/test_bad_input", "models/test_garbage",
     "models/test_processes", "models/test_threads", "system/test_cgroups", "system/test_cpus",
     "serving/test_app", "serving/test_lanes", "serving/test_scheduler", "test_errors",

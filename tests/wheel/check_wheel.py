@@ -47,6 +47,11 @@ embedded = subprocess.run(
 )
 assert len(embedded.stdout.splitlines()) == 2, embedded
 
+refused = subprocess.run(
+    [scripts / "bge-rerank", bundle], input="", capture_output=True, text=True, check=False
+)
+assert "Run bge-embed with it" in refused.stderr, refused
+
 doctor = subprocess.run(
     [scripts / "bge-runtime", "doctor", "--verify", bundle],
     capture_output=True,

@@ -9,7 +9,7 @@ import shlex
 
 import click
 
-from bge_runtime.sources import FOR_PYTHON, OPENED_BY
+from bge_runtime.sources import FOR_PYTHON, OPENED_BY, RERANKER_CLASSES
 
 _EXPORTER_OPTIONS = ("--pooling", "--trust-remote-code", "--model-class")
 _RENAMED = {"pooling_method": "--pooling", "devices": "--device"}
@@ -36,6 +36,12 @@ _JOB_ARGUMENT = re.compile(
 )
 _JOB_NAME = re.compile(rf"\b({'|'.join(name for name in _JOB_OPTIONS if '_' in name)})\b(?!=)")
 """They are also reworded without a value, if they are no words of English."""
+
+_COMMANDS = {
+    opened_by: "bge-rerank" if model_class in RERANKER_CLASSES else "bge-embed"
+    for model_class, opened_by in OPENED_BY.items()
+}
+_OPEN = re.compile(rf"\bOpen it with ({'|'.join(_COMMANDS)}), or with FlagAuto\w+")
 
 _CLASSES = {opened_by: model_class for model_class, opened_by in OPENED_BY.items()}
 _CLASS = re.compile(rf"\bopen it with ({'|'.join(_CLASSES)})\b")
@@ -72,6 +78,7 @@ def replace_arguments(message: str) -> str:
     def format_class(match: re.Match[str]) -> str:
         return f"pass {format_option(match, '--model-class', _CLASSES[match[1]])}"
 
+    message = _OPEN.sub(lambda match: f"Run {_COMMANDS[match[1]]} with it", message)
     message = _ARGUMENT.sub(format_argument, _CLASS.sub(format_class, message))
     if "--rows-per-shard" not in known:
         return message

@@ -7,6 +7,7 @@ from typing import Any
 
 from bge_runtime.bundle import Bundle
 from bge_runtime.encoding import resolve_devices
+from bge_runtime.errors import BundleError
 from bge_runtime.models.encoder import FlagModel
 from bge_runtime.models.icl import FlagICLModel
 from bge_runtime.models.llm import FlagLLMModel
@@ -19,6 +20,8 @@ from bge_runtime.sources import (
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
     MODEL_CLASSES,
+    OPENED_BY,
+    RERANKER_CLASSES,
     ExportRequest,
     Use,
     find_bundle,
@@ -139,8 +142,8 @@ def _find_bundle(
     given = request.model_class
     if given is not None and given not in MODEL_CLASSES:
         raise ValueError(f"unknown model_class {given!r}; known are {', '.join(MODEL_CLASSES)}")
-    check_class = _class_of(model_name_or_path, given).check_class if given else None
-    return Bundle.at(
+    check_class = _class_of(model_name_or_path, given).check_class if given else _check_embedder
+    bundle = Bundle.at(
         find_bundle(
             model_name_or_path,
             revision=revision,
@@ -149,6 +152,21 @@ def _find_bundle(
             check_class=check_class,
         )
     )
+    _check_embedder(bundle.path.name, bundle.manifest.model.model_class)
+    return bundle
+
+
+def _check_embedder(name: str, model_class: str) -> None:
+    """Refuse a reranker, before it is exported or opened.
+
+    Raises:
+        BundleError: If it is one.
+    """
+    if model_class in RERANKER_CLASSES:
+        raise BundleError(
+            f"{name} is a model of class {model_class}, no embedder. Open it with "
+            f"{OPENED_BY[model_class]}, or with FlagAutoReranker"
+        )
 
 
 def _query_format(name: str, model_class: str | None, bundle: Bundle) -> str:

@@ -29,6 +29,16 @@ MESSAGES = [
         "pass --model-class encoder-only-base",
         "pass bge-export's --model-class encoder-only-base",
     ),
+    (
+        "Open it with FlagModel, or with FlagAutoModel",
+        "Run bge-embed with it",
+        "Run bge-embed with it",
+    ),
+    (
+        "Open it with FlagLLMReranker, or with FlagAutoReranker",
+        "Run bge-rerank with it",
+        "Run bge-rerank with it",
+    ),
     ("leave it out", "leave it out", "leave it out"),
     ("folder/precision=x is no model", "precision=x", "precision=x"),
 ]

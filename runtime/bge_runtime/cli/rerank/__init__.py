@@ -1,0 +1,1 @@
+"""``bge-rerank``: command has its options, rows its input and output."""
