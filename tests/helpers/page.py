@@ -20,17 +20,21 @@ def code_blocks() -> dict[str, str]:
     return found
 
 
-def run(code: str, model: Path, **scope: object) -> dict[str, object]:
-    """Run a block with the model's names replaced by a folder.
+def run(
+    code: str, model: Path, *, reranker: Path | None = None, **scope: object
+) -> dict[str, object]:
+    """Run a block with the names of models replaced by folders.
 
     Args:
         code: The block.
         model: The folder.
+        reranker: The folder of a block's second model.
         **scope: Variables that the block uses.
 
     Returns:
         The variables after the block has run.
     """
+    code = re.sub(r'"BAAI/bge-reranker-base"', repr(str(reranker or model)), code)
     code = re.sub(r'"(BAAI/)?bge-base-en-v1\.5"', repr(str(model)), code)
     assert str(model) in code
     with quiet():

@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 
 from bge_bench.systems.base import quiet
+from bge_runtime import FlagReranker
 from tests.helpers.integrations import SAME_VECTOR
 from tests.helpers.page import code_blocks, run
+from tests.helpers.rerankers import reranker_bundle
 
 REPLACED = ("FlagEmbedding", "LangChain", "sentence-transformers", "transformers", "fastembed")
 PACKAGES = {
     "LangChain": "langchain_community",
     "LlamaIndex": "llama_index.core",
     "Chroma": "chromadb",
+    "Rerankers in LangChain": "langchain_classic.retrievers",
+    "Rerankers in LlamaIndex": "llama_index.core",
 }
 """What those sections need that may be missing."""
 
+
+RERANKERS = ("Rerankers in LangChain", "Rerankers in LlamaIndex")
 
 BLOCKS = code_blocks()
 
@@ -41,8 +47,9 @@ def need(section: str) -> None:
 
 
 def test_every_block_is_run():
-    # That of mteb is with its other tests, on their task.
-    assert set(BLOCKS) == {*REPLACED, "LlamaIndex", "Chroma", "mteb"}
+    # Those of mteb are with its other tests, on their task.
+    others = {"LlamaIndex", "Chroma", "mteb", "Rerankers in mteb", *RERANKERS}
+    assert set(BLOCKS) == {*REPLACED, *others}
     changed = {name for name, code in BLOCKS.items() if "# was: " in code}
     assert changed == set(REPLACED)
     for name in REPLACED:
@@ -105,3 +112,17 @@ def test_examples_find_the_passage(
     monkeypatch.chdir(tmp_path)
     run(BLOCKS[section], minilm_bundle("mean"))
     assert capsys.readouterr().out == "A heat pump moves warmth.\n"
+
+
+@pytest.mark.parametrize("section", RERANKERS)
+def test_examples_sort_what_they_found(section: str, tiny_bundle: Path, made_once, capsys):
+    need(section)
+    bundle = reranker_bundle("xlm-roberta")
+    run(BLOCKS[section], tiny_bundle, reranker=bundle)
+    printed = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    expected = FlagReranker(str(bundle)).rerank(
+        "how do heat pumps work?", [text for _, text in printed], normalize=True
+    )
+    assert [each.index for each in expected] == [0, 1]
+    for (score, _), each in zip(printed, expected, strict=True):
+        assert float(score) == pytest.approx(each.score, abs=SAME_VECTOR)

@@ -1,7 +1,8 @@
-"""LangChain: ``BgeEmbeddings``, which replaces ``HuggingFaceBgeEmbeddings``."""
+"""LangChain: ``BgeEmbeddings`` and ``BgeReranker``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bge_runtime.encoding import as_text, as_text_list, resolve_devices
@@ -20,9 +21,13 @@ from bge_runtime.integrations._models import (
     dense_vectors,
     open_model,
 )
+from bge_runtime.integrations._rerankers import open_reranker
 from bge_runtime.models import AnyFlagModel
+from bge_runtime.rerankers import AnyReranker
 
 try:
+    from langchain_core.callbacks import Callbacks
+    from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
     from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 except ImportError as error:
@@ -165,3 +170,81 @@ class BgeEmbeddings(BaseModel, Embeddings):
                  if name in self.encode_kwargs}  # fmt: skip
         normalize = bool(given.pop("normalize_embeddings", False))
         return {"show_progress_bar": self.show_progress, "normalize": normalize, **given}
+
+
+class BgeReranker(BaseDocumentCompressor):
+    """A reranker for LangChain, such as for its ``ContextualCompressionRetriever``.
+
+    It computes in fp32 by default, and replaces ``CrossEncoderReranker`` with a
+    ``HuggingFaceCrossEncoder``. The asynchronous method computes in a thread.
+
+    Attributes:
+        model_name: A bundle, or a checkpoint's folder or Hub ID; see `bge_runtime.FlagReranker`.
+        top_n: Documents that are returned, best first; None for all.
+        normalize: Give scores between 0 and 1, the sigmoid of the model's.
+        max_length: Tokens that a query and a document together are cut to; None for all that the
+            model reads.
+        cache_folder: Folder of the hub's cache.
+        model_kwargs: ``device`` and arguments of `bge_runtime.FlagAutoReranker.from_finetuned`.
+            ``{"use_fp16": True}`` computes in 16 bits, if the processor supports it and parity
+            was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model_name: str
+    top_n: int | None = Field(default=3, ge=1)
+    normalize: bool = True
+    max_length: int | None = Field(default=None, ge=1)
+    cache_folder: str | None = None
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    _model: AnyReranker = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:  # noqa: ARG002
+        """Open the model.
+
+        Raises:
+            ValueError: If an argument would have no effect.
+            BgeError: As `bge_runtime.FlagReranker`.
+        """
+        self._model = open_reranker(
+            self.model_name,
+            normalize=self.normalize,
+            max_length=self.max_length,
+            **{"cache_dir": self.cache_folder, **self.model_kwargs},
+        )
+
+    @property
+    def model(self) -> AnyReranker:
+        """The model behind it; ``model.engine.info`` tells what is in force."""
+        return self._model
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002
+    ) -> Sequence[Document]:
+        """Sort documents by how well they answer a query.
+
+        Returns:
+            Copies of the best ``top_n``, with their scores as ``relevance_score`` in the metadata.
+
+        Raises:
+            TypeError: If the query, or the content of a document, is not a string.
+        """
+        ranked = self._model.rerank(
+            query, [document.page_content for document in documents], self.top_n
+        )
+        return [
+            documents[each.index].model_copy(
+                update={
+                    "metadata": {
+                        **documents[each.index].metadata,
+                        "relevance_score": each.score,
+                    }
+                }
+            )
+            for each in ranked
+        ]

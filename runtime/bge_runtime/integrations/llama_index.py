@@ -1,4 +1,4 @@
-"""LlamaIndex: ``BgeEmbedding`` for dense vectors, ``BgeM3SparseEmbedding`` for lexical weights."""
+"""LlamaIndex: ``BgeEmbedding``, ``BgeM3SparseEmbedding`` and ``BgeReranker``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from bge_runtime.integrations._models import (
     lexical_weights,
     open_model,
 )
+from bge_runtime.integrations._rerankers import open_reranker
 from bge_runtime.models import AnyFlagModel
+from bge_runtime.rerankers import AnyReranker
 from bge_runtime.stores import to_milvus_sparse
 
 try:
@@ -29,6 +31,9 @@ try:
         PrivateAttr,
         model_validator,
     )
+    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 except ImportError as error:
     raise not_installed("llama-index", error) from error
 
@@ -221,3 +226,84 @@ class BgeM3SparseEmbedding(_Bge, BaseSparseEmbedding):
         return to_milvus_sparse(
             lexical_weights(check_m3(self._model), texts, **self._encode_options(queries=queries))
         )
+
+
+class BgeReranker(BaseNodePostprocessor):
+    """A reranker for LlamaIndex, in fp32 by default; it replaces ``SentenceTransformerRerank``.
+
+    The asynchronous method computes in a thread.
+
+    Attributes:
+        model_name: A bundle, or a checkpoint's folder or Hub ID; see `bge_runtime.FlagReranker`.
+        top_n: Nodes that are returned, best first.
+        normalize: Give scores between 0 and 1, the sigmoid of the model's.
+        max_length: Tokens that a query and a node together are cut to; None for all that the model
+            reads.
+        device: Where to compute; None for the CPU.
+        cache_folder: Folder of the hub's cache.
+        trust_remote_code: As in `bge_runtime.FlagModel`.
+        model_kwargs: Other arguments of `bge_runtime.FlagAutoReranker.from_finetuned`.
+            ``{"use_fp16": True}`` computes in 16 bits, if the processor supports it and parity
+            was measured.
+    """
+
+    # LlamaIndex's own base classes ignore unknown arguments.
+    model_config = ConfigDict(extra="forbid")
+
+    model_name: str
+    top_n: int = Field(default=2, ge=1)
+    normalize: bool = True
+    max_length: int | None = Field(default=None, ge=1)
+    device: str | None = None
+    cache_folder: str | None = None
+    trust_remote_code: bool = False
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    _model: AnyReranker = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Open the model.
+
+        Raises:
+            TypeError: If an argument is given twice, once in ``model_kwargs``.
+            BgeError: As `bge_runtime.FlagReranker`.
+        """
+        super().model_post_init(context)
+        self._model = open_reranker(
+            self.model_name,
+            normalize=self.normalize,
+            max_length=self.max_length,
+            device=self.device,
+            cache_folder=self.cache_folder,
+            trust_remote_code=self.trust_remote_code,
+            **self.model_kwargs,
+        )
+
+    @property
+    def model(self) -> AnyReranker:
+        """The model. ``model.engine.info`` shows the engine in force."""
+        return self._model
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex stores it."""
+        return cls.__name__
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        """Return the best ``top_n`` nodes with their scores; the given nodes stay as they are."""
+        if query_bundle is None:
+            raise ValueError("BgeReranker needs the query: pass query_bundle or query_str")
+        payload = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model_name,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: self.top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            ranked = self._model.rerank(query_bundle.query_str, texts, self.top_n)
+            best = [NodeWithScore(node=nodes[each.index].node, score=each.score) for each in ranked]
+            event.on_end(payload={EventPayload.NODES: best})
+        return best
