@@ -11,7 +11,7 @@ import click
 from bge_bench.cli.console import one_line_errors, report
 from bge_bench.cli.options import data_option, json_option, threads_option
 from bge_bench.cli.progress import progress
-from bge_bench.cli.table_run import named_texts
+from bge_bench.datasets.named import named_texts
 from bge_bench.environment import busy_percent
 from bge_bench.experiments.bulk import BulkPlan, measure_bulk
 from bge_bench.reports.bulk import bulk_table

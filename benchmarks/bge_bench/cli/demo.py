@@ -19,6 +19,7 @@ from bge_bench.experiments.speed import Comparison, Workload, line_up, measure_s
 from bge_bench.reports.text import busy_notes
 from bge_bench.systems.source import open_checkpoint
 from bge_runtime import Bundle, FlagModel
+from bge_runtime.bundle import Parity
 from bge_runtime.errors import BgeError
 from bge_runtime.system import format_table, usable_cpus
 
@@ -78,6 +79,7 @@ def main(folder: Path) -> None:
         click.echo(f"FAIL: the vectors are not PyTorch's: {'; '.join(ours.failures)}", err=True)
         sys.exit(1)
     click.echo(comparison_table(result))
+    assert isinstance(ours.parity, Parity)
     click.echo(
         f"\nSmallest cosine {ours.parity.min_cosine:.7f} over {ours.parity.texts} paragraphs; "
         f"ours in {ours.precision}, PyTorch in fp32, {usable_cpus()} threads on either side."

@@ -26,6 +26,7 @@ try:
     from bge_bench.cli.report import report as report_command
     from bge_bench.cli.retrieval import retrieval
     from bge_bench.cli.serve import serve
+    from bge_bench.cli.table_run import is_reranker
     from bge_bench.cli.tables import COMMANDS
     from bge_bench.datasets.corpus import (
         PARAGRAPHS,
@@ -45,7 +46,7 @@ try:
     from bge_bench.experiments.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.experiments.speed import Workload, line_up, measure_speed, step_count
     from bge_bench.reports.text import pair_table, parity_table, speed_table
-    from bge_bench.systems.base import BASELINES, GPU_BASELINES
+    from bge_bench.systems.base import BASELINES, GPU_BASELINES, Item, as_passages
     from bge_bench.systems.lineup import variants_here
     from bge_bench.systems.source import open_checkpoint
     from bge_bench.workers.journal import Journal, fingerprint, header_of
@@ -111,20 +112,16 @@ def parity(
 ) -> None:
     """Compare the vectors of every variant of BUNDLE that runs here with its references'.
 
-    Exits with 1 where a tolerance is missed.
+    Of a reranker the scores of pairs; the texts of a file are passages of one query. Exits with 1
+    where a tolerance is missed.
     """
     with one_line_errors():
         opened = Bundle.open(bundle)
-        if texts_file is None:
-            from bge_export.parity_texts import PARITY_TEXTS
-
-            texts = [*PARITY_TEXTS, *paragraphs(_MIXED_PARAGRAPHS)]
-        else:
-            texts = read_texts(texts_file)
-        if every_length:
-            texts = [*texts, *texts_of_every_length()]
+        reranks = is_reranker(bundle)
+        texts = _parity_items(texts_file, reranks=reranks, every_length=every_length)
         references = list(dict.fromkeys(against)) or list(VECTOR_REFERENCES)
-        more = 1 if device == "cpu" else 2  # FlagModel, and once more with CUDA graphs
+        # The model's class; an embedder's once more with CUDA graphs.
+        more = 1 if device == "cpu" or reranks else 2
         steps = len(references) + more + len(variants_here(opened, device))
         with open_checkpoint(opened, checkpoint) as folder, progress(steps) as step:
             rows = measure_parity(opened, folder, references, texts, device=device, step=step)
@@ -137,6 +134,23 @@ def parity(
         }
         report(json_file, opened, document, parity_table(rows))
     sys.exit(0 if passed else 1)
+
+
+def _parity_items(texts_file: Path | None, *, reranks: bool, every_length: bool) -> Sequence[Item]:
+    """Return the texts that are compared, or for a reranker the pairs."""
+    if texts_file is not None:
+        texts = read_texts(texts_file)
+        given = as_passages(texts) if reranks else texts
+    elif reranks:
+        from bge_export.parity_pairs import PARITY_PAIRS
+
+        given = [*PARITY_PAIRS, *as_passages(paragraphs(_MIXED_PARAGRAPHS))]
+    else:
+        from bge_export.parity_texts import PARITY_TEXTS
+
+        given = [*PARITY_TEXTS, *paragraphs(_MIXED_PARAGRAPHS)]
+    more = texts_of_every_length() if every_length else []
+    return [*given, *(as_passages(more) if reranks else more)]
 
 
 @main.command()
@@ -198,7 +212,8 @@ def speed(
 ) -> None:
     """Time BUNDLE against baselines, turn by turn.
 
-    Exits with 1 if its vectors are not PyTorch's, and reports no speed then.
+    A reranker scores the texts as passages of one query. Exits with 1 if its vectors or scores are
+    not PyTorch's, and reports no speed then.
     """
     with one_line_errors():
         opened = Bundle.open(bundle)
@@ -207,7 +222,8 @@ def speed(
         else:
             texts = read_texts(texts_file)
             texts = spread_sample(texts, sample or len(texts))
-        workload = Workload(texts=texts, rounds=rounds, timeout_s=timeout_s)
+        items = as_passages(texts) if is_reranker(bundle) else texts
+        workload = Workload(texts=items, rounds=rounds, timeout_s=timeout_s)
         with open_checkpoint(opened, checkpoint) as folder:
             lineup = line_up(
                 opened,
@@ -224,7 +240,7 @@ def speed(
             header = header_of(
                 "speed",
                 opened,
-                texts=fingerprint(texts),
+                texts=fingerprint(items),
                 systems=[asdict(system) for system in systems],
                 rounds=rounds,
             )

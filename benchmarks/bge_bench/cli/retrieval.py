@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,16 +14,21 @@ from bge_bench.cli.console import one_line_errors, report
 from bge_bench.cli.options import checkpoint_option, data_option, json_option
 from bge_bench.cli.progress import progress
 from bge_bench.datasets.catalogue import DATASETS, data_folder
+from bge_bench.errors import BenchError
 from bge_bench.experiments.retrieval import (
     SCORE_LIMITS,
     SCORE_REFERENCES,
+    instruction,
     measure_retrieval,
     runnable_precisions,
 )
-from bge_bench.experiments.tasks import open_task
+from bge_bench.experiments.tasks import RerankingTask, RetrievalTask, Task, Values, open_task
 from bge_bench.reports.retrieval import retrieval_table
+from bge_bench.systems.base import open_system
+from bge_bench.systems.lineup import our_system
 from bge_bench.systems.source import open_checkpoint
 from bge_runtime.bundle import TOLERANCES, Bundle
+from bge_runtime.system import usable_cpus
 
 
 @click.command()
@@ -53,6 +59,28 @@ from bge_runtime.bundle import TOLERANCES, Bundle
     type=click.Choice(SCORE_REFERENCES),
     help="What computes PyTorch's scores, in fp32.",
 )
+@click.option(
+    "--rerank",
+    type=click.Path(path_type=Path),
+    help="Bundle of a reranker, which orders what BUNDLE found; its scores are judged then.",
+)
+@click.option(
+    "--rerank-checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The checkpoint that the reranker was made from, as --checkpoint.",
+)
+@click.option(
+    "--top",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Passages of each question to rerank.",
+)
+@click.option(
+    "--questions",
+    type=click.IntRange(min=2),
+    help="Rerank for so many questions only, evenly spaced over all.",
+)
 @json_option
 def retrieval(
     bundle: Path,
@@ -61,16 +89,29 @@ def retrieval(
     names: Sequence[str],
     precisions: Sequence[str],
     reference: str,
+    rerank: Path | None,
+    rerank_checkpoint: Path | None,
+    top: int,
+    questions: int | None,
     json_file: Path | None,
 ) -> None:
     """Score search and similarity with the vectors of BUNDLE, and with PyTorch's.
 
-    Exits with 1 where a score is further from PyTorch's than its precision may be.
+    With --rerank: score what a reranker makes of a search. Exits with 1 where a score is further
+    from PyTorch's than its precision may be.
     """
     with one_line_errors():
         opened = Bundle.open(bundle)
         place = folder or data_folder()
         tasks = [open_task(name, place) for name in dict.fromkeys(names)]
+        more: dict[str, Any] = {}
+        before: dict[str, Values] = {}
+        if rerank is not None:
+            found = _search(opened, tasks, top=top, questions=questions)
+            more = {"search": opened.path.name, "top": top}
+            before = {task.name: task.before for task in found}
+            tasks = [*found]
+            opened, checkpoint = Bundle.open(rerank), rerank_checkpoint
         asked = list(dict.fromkeys(precisions)) or ["auto", *runnable_precisions(opened)]
         steps = (1 + len(asked)) * len(tasks)
         with open_checkpoint(opened, checkpoint) as source, progress(steps) as step:
@@ -78,6 +119,11 @@ def retrieval(
                 opened, source, tasks, precisions=asked, reference=reference, step=step
             )
         document = {
+            **more,
+            "before": {
+                task: {name: float(values.mean()) for name, values in scores.items()}
+                for task, scores in before.items()
+            },
             "tasks": [{"name": task.name, **task.counts, "sha256": task.sha256} for task in tasks],
             "query_instruction": opened.manifest.model.query_instruction,
             "reference": {"name": result.reference, "in_force": result.reference_in_force},
@@ -85,5 +131,24 @@ def retrieval(
             "limits": {name: asdict(limit) for name, limit in SCORE_LIMITS.items()},
             "passed": result.passed,
         }
-        report(json_file, opened, document, retrieval_table(result))
+        report(json_file, opened, document, retrieval_table(result, before))
     sys.exit(0 if result.passed else 1)
+
+
+def _search(
+    bundle: Bundle, tasks: Sequence[Task], *, top: int, questions: int | None
+) -> list[RerankingTask]:
+    """Return tasks of what a bundle finds, in the precision that it chooses."""
+    others = [task.name for task in tasks if not isinstance(task, RetrievalTask)]
+    if others:
+        raise BenchError(
+            f"{', '.join(others)} has no search to rerank; name retrieval with --task, such as "
+            "xquad-en"
+        )
+    system = open_system(our_system(bundle, threads=usable_cpus()))
+    instruct = instruction(bundle.manifest.model)
+    return [
+        RerankingTask(task, system, instruct, depth=top, most=questions)
+        for task in tasks
+        if isinstance(task, RetrievalTask)
+    ]

@@ -24,8 +24,8 @@ from bge_bench.cli.options import (
     timeout_option,
 )
 from bge_bench.cli.progress import progress
-from bge_bench.cli.table_run import named_texts
 from bge_bench.datasets.corpus import spread_sample
+from bge_bench.datasets.named import named_texts
 from bge_bench.environment import busy_percent
 from bge_bench.experiments.overload import measure_overload
 from bge_bench.experiments.serving import (
@@ -51,7 +51,6 @@ from bge_bench.systems.servers import (
 )
 from bge_bench.systems.source import open_checkpoint
 from bge_bench.workers.driver import Worker
-from bge_bench.workers.pool import QUERY
 from bge_runtime.bundle import Bundle
 from bge_runtime.system import usable_cpus
 
@@ -220,7 +219,7 @@ class _Run:
         """Start a process of ``encode``."""
         own = our_system(self.bundle, threads=self.threads, device=device)
         spec = replace(own, precision=precision)
-        with Worker(spec, query=QUERY, timeout_s=self.options["timeout_s"]) as worker:
+        with Worker(spec, timeout_s=self.options["timeout_s"]) as worker:
             yield worker
 
     def reference(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -18,24 +18,18 @@ from bge_bench.cli.options import (
     timeout_option,
 )
 from bge_bench.cli.progress import progress
-from bge_bench.datasets.catalogue import DATASETS
-from bge_bench.datasets.corpus import paragraphs, read_texts, short_texts
-from bge_bench.datasets.data import load_passages, load_questions
 from bge_bench.environment import busy_percent
 from bge_bench.experiments.roofline import measure_rates
 from bge_bench.reports.tables import document_tables
-from bge_bench.systems.base import BASELINES, GPU_BASELINES, SystemSpec
+from bge_bench.systems.base import BASELINES, GPU_BASELINES, Item, SystemSpec, as_passages
 from bge_bench.systems.lineup import Candidate, line_up
 from bge_bench.systems.source import open_checkpoint
 from bge_bench.workers.journal import Journal, header_of
 from bge_bench.workers.pool import Pool, Settings, Step
 from bge_runtime.bundle import Bundle
-from bge_runtime.encoding import TextTokenizer
+from bge_runtime.encoding import PairTokenizer, TextTokenizer
+from bge_runtime.sources import RERANKER_CLASSES
 from bge_runtime.system import usable_cpus
-
-_MIXED = 1000
-_FULL, _FULL_WORDS = "full", 700
-_QUESTIONS = "-questions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +69,23 @@ class TableRun:
             batch_size=1,
         )
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text."""
-        return [len(ids) for ids in self.tokenizer.encode(texts, max_length=self.max_length)]
+    def items(self, texts: Sequence[str]) -> list[Item]:
+        """Return texts as the systems take them: a reranker's as passages of one query."""
+        return as_passages(texts) if self.candidates[0].spec.reranks else list(texts)
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Return the number of tokens of each text or pair."""
+        rows = self.tokenizer.encode(
+            [item for item in items if isinstance(item, str)], max_length=self.max_length
+        )
+        pairs = [item for item in items if not isinstance(item, str)]
+        if pairs:
+            rows += PairTokenizer(self.tokenizer, token_types=False).encode(
+                *zip(*pairs, strict=True),
+                max_length=self.max_length,
+                query_max_length=self.max_length * 3 // 4,
+            )
+        return [len(ids) for ids in rows]
 
     def matrix_rates(self, when: str) -> dict[str, float]:
         """Return the machine's matrix rates, measured once for all tables of a pool."""
@@ -166,31 +174,9 @@ texts_option = click.option(
 )
 
 
-def named_texts(named: Sequence[str], folder: Path | None, count: int | None = None) -> list[str]:
-    """Return the texts that ``--texts`` names, repeated up to ``count``.
-
-    Args:
-        named: Values of the option.
-        folder: Data folder of published texts; None for the default.
-        count: Number of texts to return; None for those there are.
-    """
-    texts: list[str] = []
-    for name in named:
-        if name == "mixed":
-            texts += paragraphs(_MIXED)
-        elif name == _FULL:
-            texts += short_texts(_MIXED, words=_FULL_WORDS)
-        elif name.removesuffix(_QUESTIONS) in DATASETS:
-            read = load_questions if name.endswith(_QUESTIONS) else load_passages
-            texts += read(name.removesuffix(_QUESTIONS), folder)
-        else:
-            texts += read_texts(Path(name))
-    return texts if count is None else numbered(texts, count)
-
-
-def numbered(texts: Sequence[str], count: int) -> list[str]:
-    """Return ``count`` texts, repeated if necessary, each with its own number before it."""
-    return [f"{number} {texts[number % len(texts)]}" for number in range(count)]
+def is_reranker(bundle: Path) -> bool:
+    """Return whether a bundle is a reranker's, which is measured on pairs."""
+    return Bundle.open(bundle).manifest.model.model_class in RERANKER_CLASSES
 
 
 def run_table(

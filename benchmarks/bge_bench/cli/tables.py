@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,30 @@ import click
 
 from bge_bench.cli.console import one_line_errors
 from bge_bench.cli.options import data_option
-from bge_bench.cli.table_run import (
-    TableRun,
-    named_texts,
-    numbered,
-    run_table,
-    table_options,
-    texts_option,
-)
+from bge_bench.cli.table_run import TableRun, is_reranker, run_table, table_options, texts_option
 from bge_bench.datasets.corpus import short_texts, spread_sample
+from bge_bench.datasets.named import named_pairs, named_texts, numbered
 from bge_bench.experiments.roofline import needed_flop
 from bge_bench.experiments.timing import (
+    at_their_best,
     measure_cold_start,
     measure_latency,
     measure_memory,
     measure_scaling,
     measure_throughput,
 )
-from bge_bench.systems.base import BASELINES
+from bge_bench.systems.base import BASELINES, Item
 from bge_bench.systems.lineup import FASTEST
 from bge_bench.workers.journal import fingerprint
 
 _SAMPLE = 100
+_QUERIES = 10
 _BATCH_SIZES = (2, 8, 32)
 GPU_BATCH_SIZES = (32, 128, 512)
 """Batch sizes that a baseline is tried with on a GPU."""
 _LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 _BATCHES = ((4, 32), (16, 32), (32, 32), (32, 128))
+_PASSAGES = (1, 10, 100)
 _CHUNK = 1000
 
 
@@ -48,7 +46,8 @@ _CHUNK = 1000
 @data_option
 @click.option(
     "--sample", default=_SAMPLE, show_default=True, type=click.IntRange(min=2),
-    help="Texts that the slow baselines are timed on; taken evenly over all, by length.",
+    help="Texts that the slow baselines are timed on; taken evenly over all, by length. Of a "
+    "reranker: passages of each query, on one of which they are timed.",
 )  # fmt: skip
 @click.option(
     "--batch-size", "batch_sizes", multiple=True, default=_BATCH_SIZES, show_default=True,
@@ -56,7 +55,8 @@ _CHUNK = 1000
 )  # fmt: skip
 @click.option(
     "--count", type=click.IntRange(min=2),
-    help="So many texts: those named, repeated behind a number of their own.",
+    help="So many texts: those named, repeated behind a number of their own. Of a reranker: so "
+    f"many pairs; default: those of {_QUERIES} queries.",
 )  # fmt: skip
 @click.option(
     "--no-parallel-batches", is_flag=True,
@@ -74,17 +74,22 @@ def throughput(
     one_by_one: bool,
     **options: Any,
 ) -> None:
-    """Time all candidates on a corpus, and compare their vectors with PyTorch's."""
+    """Time all candidates on a corpus, and compare their vectors or scores with PyTorch's."""
 
     def results(run: TableRun) -> dict[str, Any]:
         lengths = run.lengths(texts)
+        reranks = run.reference.reranks
         config = json.loads((run.bundle.path / "config.json").read_text("utf-8"))
         model = run.bundle.manifest.model
         by_length = [texts[i] for i in sorted(range(len(texts)), key=lengths.__getitem__)]
-        chosen = spread_sample(by_length, sample)
-        random.Random(0).shuffle(chosen)  # noqa: S311  # callers do not sort
+        chosen = texts[:sample] if reranks else spread_sample(by_length, sample)
+        if not reranks:
+            random.Random(0).shuffle(chosen)  # noqa: S311  # callers do not sort
+        candidates = run.candidates
+        if chosen == texts:
+            candidates = [replace(each, in_full=False) for each in candidates]
         rows = measure_throughput(
-            run.candidates,
+            candidates,
             run.reference,
             texts,
             chosen,
@@ -93,7 +98,8 @@ def throughput(
         )
         return {
             "texts": [*named],
-            "repeated_to": count,
+            "unit": "pairs" if reranks else "texts",
+            "repeated_to": None if reranks else count,
             **{
                 part: {
                     "texts": len(part_texts),
@@ -109,7 +115,12 @@ def throughput(
         }
 
     with one_line_errors():
-        texts = named_texts(named, folder, count)
+        texts: list[Item]
+        if is_reranker(bundle):
+            queries = max(1, (count or _QUERIES * sample) // sample)
+            texts = [*named_pairs(named, folder, queries=queries, passages=sample)]
+        else:
+            texts = [*named_texts(named, folder, count)]
     what = {"texts": fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
     options["no_parallel_batches"] = no_parallel_batches or one_by_one
     run_table("throughput", bundle, options, what, results)
@@ -122,16 +133,37 @@ def throughput(
     "--budget", "budget_s", default=6.0, show_default=True, type=click.FloatRange(min=0.1),
     help="Seconds for the calls of one kind; where they take longer there are fewer.",
 )  # fmt: skip
-def latency(bundle: Path, calls: int, budget_s: float, **options: Any) -> None:
-    """Time one text of 8 to 512 tokens at a time, and a few at once."""
+@texts_option
+@data_option
+@click.option(
+    "--batch-size", "batch_sizes", multiple=True, default=_BATCH_SIZES, show_default=True,
+    type=click.IntRange(min=1), help="For a reranker, as for throughput.",
+)  # fmt: skip
+def latency(
+    bundle: Path,
+    calls: int,
+    budget_s: float,
+    named: Sequence[str],
+    folder: Path | None,
+    batch_sizes: Sequence[int],
+    **options: Any,
+) -> None:
+    """Time one text of 8 to 512 tokens at a time, and a few at once.
+
+    Of a reranker: one query with 1, 10 and 100 passages, out of --texts.
+    """
+    pairs: list[Item] = []
 
     def results(run: TableRun) -> dict[str, Any]:
-        points = []
-        for batch, tokens in (*((1, tokens) for tokens in _LENGTHS), *_BATCHES):
-            if tokens <= run.max_length:
-                texts = [_text_of(run, tokens, number) for number in range(batch)]
-                points.append((f"{batch}x{tokens}", texts))
-        points.insert(0, ("query", ["how long does glacier ice keep"]))
+        points: list[tuple[str, list[Item]]]
+        specs = None
+        if run.reference.reranks:
+            points = [(f"1 query x {count}", pairs[:count]) for count in _PASSAGES]
+            specs = at_their_best(
+                run.candidates, pairs, pairs, batch_sizes=batch_sizes, settings=run.settings
+            )
+        else:
+            points = _texts_of_lengths(run)
         rows = measure_latency(
             run.candidates,
             run.reference,
@@ -139,16 +171,32 @@ def latency(bundle: Path, calls: int, budget_s: float, **options: Any) -> None:
             calls=calls,
             budget_s=budget_s,
             settings=run.settings,
+            specs=specs,
         )
         return {
             "points": {
                 name: {"texts": len(texts), "tokens": max(run.lengths(texts))}
                 for name, texts in points
             },
+            "unit": "pairs" if run.reference.reranks else "texts",
             "rows": rows,
         }
 
-    run_table("latency", bundle, options, {"calls": calls, "budget_s": budget_s}, results)
+    what: dict[str, Any] = {"calls": calls, "budget_s": budget_s}
+    with one_line_errors():
+        if is_reranker(bundle):
+            pairs += named_pairs(named, folder, queries=1, passages=max(_PASSAGES))
+            what |= {"texts": fingerprint(pairs), "batch_sizes": list(batch_sizes)}
+    run_table("latency", bundle, options, what, results)
+
+
+def _texts_of_lengths(run: TableRun) -> list[tuple[str, list[Item]]]:
+    points: list[tuple[str, list[Item]]] = [("query", ["how long does glacier ice keep"])]
+    for batch, tokens in (*((1, tokens) for tokens in _LENGTHS), *_BATCHES):
+        if tokens <= run.max_length:
+            texts: list[Item] = [_text_of(run, tokens, number) for number in range(batch)]
+            points.append((f"{batch}x{tokens}", texts))
+    return points
 
 
 @click.command("cold-start")
@@ -176,7 +224,7 @@ def scaling(
     """Time corpora of growing size, texts repeated behind a number of their own."""
 
     def results(run: TableRun) -> dict[str, Any]:
-        texts = numbered(given, max(sizes))
+        texts = run.items(numbered(given, max(sizes)))
         lengths = run.lengths(texts)
         # The fastest baseline only in its default precision; all others that were named.
         candidates = [e for e in run.candidates if e.in_full or e.spec.system != FASTEST]
@@ -202,10 +250,12 @@ def memory(bundle: Path, count: int, **options: Any) -> None:
     def results(run: TableRun) -> dict[str, Any]:
         long = _text_of(run, run.max_length, 0).split(" ")
 
-        def chunks() -> Iterator[list[str]]:
+        def chunks() -> Iterator[list[Item]]:
             chance = random.Random(0)  # noqa: S311  # no secret
             for _ in range(count // _CHUNK):
-                yield [" ".join(long[: chance.randint(1, len(long))]) for _ in range(_CHUNK)]
+                yield run.items(
+                    [" ".join(long[: chance.randint(1, len(long))]) for _ in range(_CHUNK)]
+                )
 
         rows = measure_memory(run.candidates, chunks, settings=run.settings)
         return {"count": count // _CHUNK * _CHUNK, "rows": rows}

@@ -10,8 +10,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bge_bench.errors import BenchError
+
+_Item = TypeVar("_Item")
 
 PARAGRAPHS = 200
 """Number of paragraphs of the default corpus."""
@@ -168,8 +171,8 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def spread_sample(texts: Sequence[str], count: int) -> list[str]:
-    """Return at most ``count`` texts, evenly spaced over all."""
+def spread_sample(texts: Sequence[_Item], count: int) -> list[_Item]:
+    """Return at most ``count`` of what is given, evenly spaced over all."""
     count = min(count, len(texts))
     return [texts[index * len(texts) // count] for index in range(count)]
 

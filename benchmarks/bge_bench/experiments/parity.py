@@ -1,4 +1,4 @@
-"""Compare the vectors of every variant of a bundle with those of PyTorch libraries."""
+"""Compare the vectors, or scores, of every variant of a bundle with those of PyTorch libraries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bge_bench.systems.base import SystemSpec, open_system, quiet
+import bge_runtime
+from bge_bench.systems.base import CLASSES, Item, SystemSpec, open_system, quiet
 from bge_bench.systems.lineup import variants_here
+from bge_bench.systems.outputs import AnyParity, compare_outputs, tolerance
+from bge_bench.systems.rerankers import column
 from bge_runtime import FlagModel
-from bge_runtime.bundle import TOLERANCES, Bundle, Parity, compare
+from bge_runtime.bundle import LOGITS, SENTENCE_EMBEDDING, Bundle
 from bge_runtime.encoding import TextTokenizer
 from bge_runtime.engines import Engine, EngineInfo, EngineOptions, open_engine
-from bge_runtime.variants import padded_vectors
+from bge_runtime.sources import RERANKER_CLASSES
+from bge_runtime.variants import padded_outputs
 
 _ROWS = 4
 """Texts in a padded batch."""
@@ -37,9 +41,10 @@ class Row:
     """One comparison.
 
     Attributes:
-        call: `FLAG_MODEL` for a call of that class, with its own choice of variant and
-            of batches; `ALONE` for a call for each text, with ``cuda_graphs``; `PADDED` for a
-            variant's engine itself, run on batches in which short and long texts meet.
+        call: `FLAG_MODEL`, or a reranker's class, for a call of that class, with its own choice
+            of variant and of batches; `ALONE` for a call for each text, with ``cuda_graphs``;
+            `PADDED` for a variant's engine itself, run on batches in which short and long texts
+            meet.
         info: The variant that ran and what ran it, as the engine reports.
         reference: What it is compared with, and its version.
         reference_in_force: What ran that.
@@ -51,20 +56,20 @@ class Row:
     info: EngineInfo
     reference: str
     reference_in_force: str
-    parity: Parity
+    parity: AnyParity
     failures: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary with the figures and their tolerance."""
-        tolerance = asdict(TOLERANCES[self.info.precision])
-        return {**asdict(self), "tolerance": tolerance, "passed": not self.failures}
+        limits = tolerance(self.parity, self.info.precision)
+        return {**asdict(self), "tolerance": limits, "passed": not self.failures}
 
 
 def measure_parity(
     bundle: Bundle,
     checkpoint: Path,
     references: Sequence[str],
-    texts: Sequence[str],
+    texts: Sequence[Item],
     *,
     device: str = "cpu",
     step: Callable[[str], object],
@@ -75,13 +80,13 @@ def measure_parity(
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
         references: Names from `VECTOR_REFERENCES`.
-        texts: At least two different texts.
+        texts: At least two different texts, or for a reranker pairs.
         device: Device of all; the references compute in fp32.
         step: Called with a message before each step.
 
     Returns:
-        One row for each reference and for ``FlagModel``, and for each variant of the device that
-        this machine runs.
+        One row for each reference and for the model's class, and for each variant of the device
+        that this machine runs.
 
     Raises:
         BenchError: If this machine runs none of the variants.
@@ -93,11 +98,34 @@ def measure_parity(
     expected = [
         _reference(bundle, checkpoint, name, texts, device=device, step=step) for name in references
     ]
+    reranks = model.model_class in RERANKER_CLASSES
     rows: list[Row] = []
 
-    def add(call: str, engine: Engine, vectors: NDArray[np.float32]) -> None:
-        rows.extend(_compare(call, engine.info, vectors, reference) for reference in expected)
+    def add(call: str, engine: Engine, outputs: NDArray[np.float32]) -> None:
+        for reference in expected:
+            parity = compare_outputs(outputs, reference.outputs, reranks=reranks)
+            rows.append(_row(call, engine.info, parity, reference))
 
+    run = _run_reranker if reranks else _run_embedder
+    tokens = run(bundle, texts, max_length, device, add, step)
+    output = LOGITS if reranks else SENTENCE_EMBEDDING
+    for variant in here:
+        step(f"running {variant.name}")
+        engine = open_engine(bundle, variant, EngineOptions(device=device, outputs=(output,)))
+        found = padded_outputs(engine, tokens, [output], pad_token_id=model.pad_token_id)
+        add(PADDED, engine, np.stack(found[output]))
+    return rows
+
+
+def _run_embedder(
+    bundle: Bundle,
+    texts: Sequence[Any],
+    max_length: int,
+    device: str,
+    add: Callable[[str, Engine, NDArray[np.float32]], None],
+    step: Callable[[str], object],
+) -> list[NDArray[np.int64]]:
+    """Compute the vectors of ``FlagModel``, and return the tokens of texts."""
     step("running FlagModel")
 
     def opened(**options: Any) -> FlagModel:
@@ -109,38 +137,53 @@ def measure_parity(
     flag_model = opened(use_fp16=device != "cpu")
     add(FLAG_MODEL, flag_model.engine, flag_model.encode(texts, show_progress_bar=False))
     del flag_model
-    if device != "cpu" and any(variant.engine == "onnxruntime" for variant in here):
+    if device != "cpu" and any(
+        variant.engine == "onnxruntime" for variant in variants_here(bundle, device)
+    ):
         step("running FlagModel with CUDA graphs")
         flag_model = opened(engine="onnxruntime", cuda_graphs=True)
         vectors = np.stack([flag_model.encode(text) for text in texts])
         add(ALONE, flag_model.engine, vectors)
         del flag_model
-    tokens = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
-    for variant in here:
-        step(f"running {variant.name}")
-        engine = open_engine(bundle, variant, EngineOptions(device=device))
-        vectors = padded_vectors(engine, tokens, pad_token_id=model.pad_token_id)
-        add(PADDED, engine, vectors)
-    return rows
+    return TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=max_length)
+
+
+def _run_reranker(
+    bundle: Bundle,
+    pairs: Sequence[Any],
+    max_length: int,
+    device: str,
+    add: Callable[[str, Engine, NDArray[np.float32]], None],
+    step: Callable[[str], object],
+) -> list[NDArray[np.int64]]:
+    """Compute the scores of a reranker's class, and return the tokens of pairs."""
+    name = CLASSES[bundle.manifest.model.model_class]
+    step(f"running {name}")
+    with quiet():
+        reranker = getattr(bge_runtime, name)(
+            str(bundle.path), use_fp16=device != "cpu", devices=device, max_length=max_length
+        )
+    add(name, reranker.engine, column(reranker.compute_score(pairs, show_progress_bar=False)))
+    return [reranker.pair_plan(query).tokenize([passage])[0] for query, passage in pairs]
 
 
 @dataclass(frozen=True)
 class _Reference:
     name: str
     in_force: str
-    vectors: NDArray[np.float32]
+    outputs: NDArray[np.float32]
 
 
 def _reference(
     bundle: Bundle,
     checkpoint: Path,
     name: str,
-    texts: Sequence[str],
+    texts: Sequence[Item],
     *,
     device: str,
     step: Callable[[str], object],
 ) -> _Reference:
-    """Return a reference's vectors. Its weights are freed, so that two copies are never held."""
+    """Return a reference's outputs. Its weights are freed, so that two copies are never held."""
     step(f"running {name}")
     model = bundle.manifest.model
     system = open_system(
@@ -151,15 +194,13 @@ def _reference(
             max_length=min(model.max_length, 512),
             batch_size=_BATCH_SIZES[name],
             device=device,
+            model_class=model.model_class,
         )
     )
     return _Reference(system.name, system.in_force, system.encode(texts))
 
 
-def _compare(
-    call: str, info: EngineInfo, vectors: NDArray[np.float32], reference: _Reference
-) -> Row:
-    parity = compare(vectors, reference.vectors)
+def _row(call: str, info: EngineInfo, parity: AnyParity, reference: _Reference) -> Row:
     return Row(
         call=call,
         info=info,

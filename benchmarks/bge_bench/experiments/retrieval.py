@@ -21,7 +21,12 @@ from bge_bench.experiments.tasks import Task, Values
 from bge_bench.systems.base import OURS, SystemSpec, open_system
 from bge_runtime.bundle import Bundle, Model
 from bge_runtime.engines import unavailable_reason
-from bge_runtime.sources import DECODER_CLASSES, DECODER_ONLY_BASE, DECODER_ONLY_ICL
+from bge_runtime.sources import (
+    DECODER_CLASSES,
+    DECODER_ONLY_BASE,
+    DECODER_ONLY_ICL,
+    RERANKER_DECODER,
+)
 
 SCORE_REFERENCES = ("flagembedding", "transformers")
 """Systems that compute on PyTorch in fp32; transformers supports encoders only."""
@@ -205,7 +210,7 @@ def measure_retrieval(
     """Score a bundle and PyTorch, one after another in this process.
 
     Args:
-        bundle: The bundle.
+        bundle: The bundle, of an embedder, or of a reranker for reranking tasks.
         checkpoint: The checkpoint it was made from.
         tasks: The tasks.
         precisions: Precisions of the bundle; ``"auto"`` is the default. Two that run the same
@@ -221,10 +226,7 @@ def measure_retrieval(
     model = bundle.manifest.model
     _check_comparable(model, tasks, reference)
 
-    def instruct(question: str) -> str:
-        if model.query_instruction is None:
-            return question
-        return model.query_instruction_format.format(model.query_instruction, question)
+    instruct = instruction(model)
 
     def spec(system: str, folder: Path, batch_size: int, precision: str) -> SystemSpec:
         return SystemSpec(
@@ -266,15 +268,27 @@ def measure_retrieval(
     )
 
 
+def instruction(model: Model) -> Callable[[str], str]:
+    """Return a function that adds a model's instruction to a question."""
+
+    def instruct(question: str) -> str:
+        if model.query_instruction is None:
+            return question
+        return model.query_instruction_format.format(model.query_instruction, question)
+
+    return instruct
+
+
 def _check_comparable(model: Model, tasks: Sequence[Task], reference: str) -> None:
     """Raise `BenchError` if a reference does not support a model, or two tasks share a name."""
+    decoders = (*DECODER_CLASSES, RERANKER_DECODER)
     if model.model_class == DECODER_ONLY_ICL or (
-        model.model_class in DECODER_CLASSES and reference != "flagembedding"
+        model.model_class in decoders and reference != "flagembedding"
     ):
         raise BenchError(
             f"{model.name} is of class {model.model_class}, which cannot be compared with "
             f"{reference} here: encoders can with {' and '.join(SCORE_REFERENCES)}, "
-            f"{DECODER_ONLY_BASE} with flagembedding"
+            f"{DECODER_ONLY_BASE} and {RERANKER_DECODER} with flagembedding"
         )
 
     if len({task.name for task in tasks}) < len(tasks):

@@ -17,12 +17,13 @@ import numpy as np
 
 from bge_bench.errors import BenchError
 from bge_bench.experiments.timing import measure_reference, take_turns
-from bge_bench.systems.base import GPU_BASELINES, PYTORCH, SystemSpec
+from bge_bench.systems.base import GPU_BASELINES, PYTORCH, Item, SystemSpec
 from bge_bench.systems.lineup import Candidate, baseline_system, our_system
+from bge_bench.systems.outputs import AnyParity, compare_outputs, tolerance
 from bge_bench.workers.journal import Journal
-from bge_bench.workers.pool import QUERY, LazyWorker, Settings, open_workers, start_cold
-from bge_runtime.bundle import TOLERANCES, Bundle, Parity, compare
-from bge_runtime.sources import DECODER_CLASSES, ENCODER_ONLY_M3
+from bge_bench.workers.pool import LazyWorker, Settings, open_workers, start_cold
+from bge_runtime.bundle import Bundle, parse_parity
+from bge_runtime.sources import DECODER_CLASSES, ENCODER_ONLY_M3, RERANKER_DECODER
 
 MEASURES = ("corpus_s", "query_p50_ms", "query_p95_ms", "first_vector_s", "process_s")
 """The measured times, in the order of a table."""
@@ -33,14 +34,14 @@ class Workload:
     """The work that all systems do.
 
     Attributes:
-        texts: The corpus; at least two different texts.
+        texts: The corpus; at least two different texts, or for a reranker pairs.
         rounds: Number of times that everything is measured.
         query_calls: Calls with one query in a round.
         warm_up_texts: Texts of the corpus to embed before the timing.
         timeout_s: Longest wait for an answer.
     """
 
-    texts: Sequence[str]
+    texts: Sequence[Item]
     rounds: int = 3
     query_calls: int = 50
     warm_up_texts: int = 8
@@ -77,7 +78,7 @@ class SystemResult:
             process.
         process_s: Seconds from that process's start to its end.
         peak_memory_bytes: Most memory held, over all rounds.
-        parity: Its vectors of the corpus against the reference's.
+        parity: Its vectors of the corpus, or its scores, against the reference's.
     """
 
     name: str
@@ -88,7 +89,7 @@ class SystemResult:
     first_vector_s: list[float]
     process_s: list[float]
     peak_memory_bytes: int
-    parity: Parity
+    parity: AnyParity
 
     @property
     def failures(self) -> list[str]:
@@ -112,7 +113,7 @@ class SystemResult:
         return {
             **asdict(self),
             "median": {measure: self.median(measure) for measure in MEASURES},
-            "tolerance": asdict(TOLERANCES[self.precision]),
+            "tolerance": tolerance(self.parity, self.precision),
             "failures": self.failures,
         }
 
@@ -194,7 +195,7 @@ def line_up(
     """
     model = bundle.manifest.model
     alone = set(baselines) == {"flagembedding"}
-    if model.model_class in DECODER_CLASSES and not alone:
+    if model.model_class in (*DECODER_CLASSES, RERANKER_DECODER) and not alone:
         raise BenchError(
             f"{model.name} is a decoder, and is compared with FlagEmbedding only, not with "
             f"{', '.join(baselines)}"
@@ -260,13 +261,14 @@ def measure_speed(
     def corpus(worker: LazyWorker) -> dict[str, Any]:
         step(f"{worker.candidate.label}: corpus")
         seconds, vectors = worker.embed(workload.texts)
-        parity = asdict(compare(vectors, expected))
+        parity = asdict(compare_outputs(vectors, expected, reranks=lineup.reference.reranks))
         return {"seconds": seconds, "peak": worker.state()["peak_bytes"], "parity": parity}
 
     def query(worker: LazyWorker) -> list[float]:
         step(f"{worker.candidate.label}: query")
-        worker.query_ms([QUERY], calls=5)
-        return worker.query_ms([QUERY], calls=workload.query_calls)
+        first = [worker.spec.first]
+        worker.query_ms(first, calls=5)
+        return worker.query_ms(first, calls=workload.query_calls)
 
     def start(worker: LazyWorker) -> dict[str, Any]:
         worker.state()  # starts its process, so that the files are cached in a resumed run as well
@@ -302,5 +304,5 @@ def _result(row: dict[str, Any], found: dict[str, list[Any]]) -> SystemResult:
         first_vector_s=[entry["first_vector_s"] for entry in found["start"]],
         process_s=[entry["process_s"] for entry in found["start"]],
         peak_memory_bytes=max(entry["peak"] for entry in found["corpus"]),
-        parity=Parity(**found["corpus"][-1]["parity"]),
+        parity=parse_parity(found["corpus"][-1]["parity"]),
     )

@@ -1,4 +1,4 @@
-"""Tasks that vectors are scored on: retrieval, and similarity of sentences."""
+"""Tasks that vectors and scores are scored on: retrieval, reranking, similarity of sentences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bge_bench.datasets import metrics
 from bge_bench.datasets.catalogue import CORPUS, DATASETS, QUERIES, check
+from bge_bench.datasets.corpus import spread_sample
 from bge_bench.datasets.data import load_retrieval, load_sts, qrels_file
 from bge_bench.errors import BenchError
 from bge_bench.systems.base import System
@@ -61,19 +62,78 @@ class RetrievalTask:
         self.counts = {"passages": len(corpus), "questions": len(judged)}
         files = (folder / CORPUS, folder / QUERIES, qrels_file(folder))
         self.sha256 = {file.name: file_hash.file_sha256(file) for file in files}
-        self._passages = list(corpus.values())
-        self._questions = [queries[query] for query in judged]
-        self._grades = [
+        self.passages = list(corpus.values())
+        self.questions = [queries[query] for query in judged]
+        self.grades = [
             {rows[passage]: grade for passage, grade in qrels[query].items()} for query in judged
         ]
 
+    def search(
+        self, system: System, instruct: Callable[[str], str], *, depth: int
+    ) -> NDArray[np.int64]:
+        """Return the passages found for each question; see `bge_bench.datasets.metrics.search`."""
+        questions = system.encode([instruct(question) for question in self.questions])
+        return metrics.search(questions, system.encode(self.passages), depth=depth)
+
     def measure(self, system: System, instruct: Callable[[str], str]) -> Values:
         """Return the scores of a search for the passages of each question."""
-        questions = system.encode([instruct(question) for question in self._questions])
-        found = metrics.search(questions, system.encode(self._passages), depth=_DEPTH)
+        found = self.search(system, instruct, depth=_DEPTH)
+        return {
+            "nDCG@10": metrics.ndcg(found, self.grades, at=10),
+            "Recall@100": metrics.recall(found, self.grades, at=100),
+            "MRR@10": metrics.reciprocal_rank(found, self.grades, at=10),
+        }
+
+
+class RerankingTask:
+    """Put the passages that a search found for each question into a better order."""
+
+    def __init__(
+        self,
+        task: RetrievalTask,
+        system: System,
+        instruct: Callable[[str], str],
+        *,
+        depth: int,
+        most: int | None = None,
+    ) -> None:
+        """Search.
+
+        Args:
+            task: The questions and passages.
+            system: The embedder that finds passages.
+            instruct: Adds the embedder's instruction to a question.
+            depth: Passages for each question.
+            most: Most questions, evenly spaced over all; None for all.
+        """
+        found = task.search(system, instruct, depth=depth)
+        chosen = spread_sample(range(len(found)), most or len(found))
+        self.name = task.name
+        self.sha256 = task.sha256
+        self.counts = {
+            **task.counts,
+            "questions": len(chosen),
+            "passages for each": found.shape[1],
+        }
+        self._found = found[chosen]
+        self._grades = [task.grades[number] for number in chosen]
+        self._pairs = [
+            (task.questions[number], task.passages[passage])
+            for number in chosen
+            for passage in found[number]
+        ]
+        self.before = self._values(self._found)
+
+    def measure(self, system: System, instruct: Callable[[str], str]) -> Values:  # noqa: ARG002  # a reranker gets the question as it is
+        """Return the scores after a reranker has ordered the passages."""
+        scores = system.encode(self._pairs).reshape(self._found.shape)
+        # Of equal scores the first found stays first.
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return self._values(np.take_along_axis(self._found, order, axis=1))
+
+    def _values(self, found: NDArray[np.int64]) -> Values:
         return {
             "nDCG@10": metrics.ndcg(found, self._grades, at=10),
-            "Recall@100": metrics.recall(found, self._grades, at=100),
             "MRR@10": metrics.reciprocal_rank(found, self._grades, at=10),
         }
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import SystemSpec
+from bge_bench.systems.base import Item, SystemSpec
 from bge_bench.systems.lineup import Candidate
+from bge_bench.systems.outputs import characters, compare_outputs
 from bge_bench.workers.pool import LazyWorker, Settings, open_workers, start_cold
-from bge_runtime.bundle import compare
 
 Work = TypeVar("Work")
 
@@ -78,8 +78,8 @@ def take_turns(
 def measure_throughput(
     candidates: Sequence[Candidate],
     reference: SystemSpec,
-    texts: Sequence[str],
-    sample: Sequence[str],
+    texts: Sequence[Item],
+    sample: Sequence[Item],
     *,
     batch_sizes: Sequence[int],
     settings: Settings,
@@ -99,28 +99,17 @@ def measure_throughput(
     """
     if settings.pool is not None:
         _warm_up_like_baselines(candidates, texts, sample, batch_sizes, settings)
-    specs = [
-        candidate.spec
-        if candidate.ours
-        else replace(
-            candidate.spec,
-            batch_size=_best(
-                candidate,
-                _tuning_texts(candidate, texts, sample, largest=max(batch_sizes)),
-                batch_sizes,
-                settings,
-            ),
-        )
-        for candidate in candidates
-    ]
+    specs = at_their_best(candidates, texts, sample, batch_sizes=batch_sizes, settings=settings)
     _, expected = measure_reference(reference, sample, settings)
 
-    def timed(worker: LazyWorker, corpus: Sequence[str]) -> dict[str, Any]:
+    def timed(worker: LazyWorker, corpus: Sequence[Item]) -> dict[str, Any]:
         settings.step(f"{worker.candidate.label}: {len(corpus)} texts")
         seconds, vectors = worker.embed(corpus)
         measured: dict[str, Any] = {"seconds": seconds, **worker.state()}
         if corpus is sample:
-            measured["parity"] = asdict(compare(vectors, expected))
+            measured["parity"] = asdict(
+                compare_outputs(vectors, expected, reranks=reference.reranks)
+            )
         return measured
 
     with open_workers(
@@ -147,16 +136,45 @@ def measure_throughput(
     return rows
 
 
+def at_their_best(
+    candidates: Sequence[Candidate],
+    texts: Sequence[Item],
+    sample: Sequence[Item],
+    *,
+    batch_sizes: Sequence[int],
+    settings: Settings,
+) -> list[SystemSpec]:
+    """Return the spec of each candidate, baselines with the batch size that they are fastest with.
+
+    The arguments are those of `measure_throughput`.
+    """
+    return [
+        candidate.spec
+        if candidate.ours
+        else replace(
+            candidate.spec,
+            batch_size=_best(
+                candidate,
+                _tuning_texts(candidate, texts, sample, largest=max(batch_sizes)),
+                batch_sizes,
+                settings,
+            ),
+        )
+        for candidate in candidates
+    ]
+
+
 def measure_latency(
     candidates: Sequence[Candidate],
     reference: SystemSpec,
-    points: Sequence[tuple[str, Sequence[str]]],
+    points: Sequence[tuple[str, Sequence[Item]]],
     *,
     calls: int,
     budget_s: float,
     settings: Settings,
+    specs: Sequence[SystemSpec] | None = None,
 ) -> list[dict[str, Any]]:
-    """Time calls of ``encode`` with few texts.
+    """Time calls of ``encode`` with few texts, or with the pairs of one query.
 
     Args:
         candidates: The candidates.
@@ -165,12 +183,13 @@ def measure_latency(
         calls: Calls of each kind in a round.
         budget_s: Seconds after which a round makes no further calls of a kind.
         settings: Settings of all measurements.
+        specs: How to open each candidate; by default as its spec says.
 
     Returns:
         One row for each candidate.
     """
 
-    def timed(worker: LazyWorker, texts: Sequence[str]) -> list[float]:
+    def timed(worker: LazyWorker, texts: Sequence[Item]) -> list[float]:
         settings.step(f"{worker.candidate.label}: {len(texts)} short text(s)")
         worker.query_ms(texts, calls=3, budget_s=budget_s / 4)
         return worker.query_ms(texts, calls=calls, budget_s=budget_s)
@@ -183,15 +202,19 @@ def measure_latency(
         settings.step(f"{worker.candidate.label}: the vectors")
         # With the same calls that were timed, since a few texts may take another path than one.
         vectors = np.concatenate([worker.embed(texts)[1] for _, texts in points])
-        return asdict(compare(vectors, expected))
+        return asdict(compare_outputs(vectors, expected, reranks=reference.reranks))
 
-    with open_workers(candidates, settings) as workers:
-        rows = [worker.row() for worker in workers]
+    def peak(worker: LazyWorker) -> int:
+        return int(worker.state()["peak_bytes"])
+
+    with open_workers(candidates, settings, specs=specs) as workers:
+        rows = [worker.row() | {"batch_size": worker.spec.batch_size} for worker in workers]
         found = take_turns(workers, dict(points), timed, settings)
         for worker, row in zip(workers, rows, strict=True):
             label = worker.candidate.label
             row["ms"] = found[label]
             row["parity"] = settings.journal.get(f"parity/{label}", partial(parity, worker))
+            row["peak_memory_bytes"] = settings.journal.get(f"peak/{label}", partial(peak, worker))
     return rows
 
 
@@ -227,7 +250,7 @@ def measure_cold_start(
 
 def measure_scaling(
     candidates: Sequence[Candidate],
-    texts: Sequence[str],
+    texts: Sequence[Item],
     sizes: Sequence[int],
     *,
     settings: Settings,
@@ -244,7 +267,7 @@ def measure_scaling(
         One row for each candidate.
     """
 
-    def timed(worker: LazyWorker, corpus: Sequence[str]) -> float:
+    def timed(worker: LazyWorker, corpus: Sequence[Item]) -> float:
         settings.step(f"{worker.candidate.label}: {len(corpus)} texts")
         return worker.embed(corpus)[0]
 
@@ -257,7 +280,7 @@ def measure_scaling(
 
 def measure_memory(
     candidates: Sequence[Candidate],
-    chunks: Callable[[], Iterator[Sequence[str]]],
+    chunks: Callable[[], Iterator[Sequence[Item]]],
     *,
     settings: Settings,
 ) -> list[dict[str, Any]]:
@@ -310,12 +333,12 @@ def _gpu_bytes(device: str) -> int:
 
 
 def _tuning_texts(
-    candidate: Candidate, texts: Sequence[str], sample: Sequence[str], *, largest: int
-) -> list[str]:
+    candidate: Candidate, texts: Sequence[Item], sample: Sequence[Item], *, largest: int
+) -> list[Item]:
     if not candidate.in_full:
         return list(sample[:: max(1, len(sample) // _TUNING_TEXTS)][:_TUNING_TEXTS])
     group = min(largest, max(1, len(texts) // _TUNING_GROUPS))
-    by_length = sorted(texts, key=len)
+    by_length = sorted(texts, key=characters)
     middles = (
         len(texts) * (2 * number + 1) // (2 * _TUNING_GROUPS) for number in range(_TUNING_GROUPS)
     )
@@ -325,8 +348,8 @@ def _tuning_texts(
 
 def _warm_up_like_baselines(
     candidates: Sequence[Candidate],
-    texts: Sequence[str],
-    sample: Sequence[str],
+    texts: Sequence[Item],
+    sample: Sequence[Item],
     batch_sizes: Sequence[int],
     settings: Settings,
 ) -> None:
@@ -339,7 +362,7 @@ def _warm_up_like_baselines(
                     worker.embed(given)
 
 
-def _one_batch_a_group(texts: Sequence[str], size: int) -> list[str]:
+def _one_batch_a_group(texts: Sequence[Item], size: int) -> list[Item]:
     group = -(-len(texts) // _TUNING_GROUPS)
     return [
         text for at in range(0, len(texts), group) for text in texts[at : at + min(size, group)]
@@ -347,7 +370,7 @@ def _one_batch_a_group(texts: Sequence[str], size: int) -> list[str]:
 
 
 def _best(
-    candidate: Candidate, texts: Sequence[str], sizes: Sequence[int], settings: Settings
+    candidate: Candidate, texts: Sequence[Item], sizes: Sequence[int], settings: Settings
 ) -> int:
     """Return the batch size that a baseline is fastest with, tried from the smallest up."""
     if len(sizes) == 1:
@@ -374,7 +397,7 @@ def _best(
 
 
 def measure_reference(
-    reference: SystemSpec, texts: Sequence[str], settings: Settings
+    reference: SystemSpec, texts: Sequence[Item], settings: Settings
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Return the vectors of the reference.
 

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bge_bench.experiments.retrieval import SCORE_LIMITS, RetrievalResult, SystemScores
+from bge_bench.experiments.tasks import Values
 from bge_runtime.system import format_table
 
 
-def retrieval_table(result: RetrievalResult) -> str:
-    """Return a table of scores: PyTorch's, then each configuration's with its difference."""
+def retrieval_table(result: RetrievalResult, before: Mapping[str, Values] | None = None) -> str:
+    """Return a table of scores: PyTorch's, then each configuration's with its difference.
+
+    Args:
+        result: The scores.
+        before: By task those of the order that was reranked, if one was.
+    """
     first, *_ = result.systems
-    header = ["task", "score", result.reference, *(_heading(system) for system in result.systems)]
+    old = ["before"] if before else []
+    header = [
+        "task",
+        "score",
+        *old,
+        result.reference,
+        *(_heading(system) for system in result.systems),
+    ]
     rows = [
         [
             task,
             name,
+            *([f"{before[task][name].mean():.5f}"] if before else []),
             f"{found.reference:.5f}",
             *(_cell(system, task, name) for system in result.systems),
         ]

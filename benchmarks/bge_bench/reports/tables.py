@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from bge_bench.reports.rows import Document, Rows, failures, struck
+from bge_bench.reports.rows import (
+    Document,
+    Rows,
+    failures,
+    parity_cells,
+    parity_heading,
+    struck,
+)
 from bge_bench.reports.serving import (
     overload_notes,
     overload_rows,
@@ -15,7 +22,6 @@ from bge_bench.reports.serving import (
     serving_rows,
 )
 from bge_bench.reports.text import busy_notes
-from bge_runtime.bundle import Parity
 from bge_runtime.system import format_table
 
 
@@ -39,9 +45,10 @@ def _precisions(document: Document) -> list[str]:
 def throughput_rows(document: Document) -> Rows:
     """Return a row for each candidate: rates, share of the machine's rate, parity and ratios."""
     ours = {p: row for p in _precisions(document) if (row := best_of_ours(document, p))}
-    measures = ("texts/s", "tokens/s", "GFLOP/s", "of the machine's", "peak memory", "batches")
-    parity = ("precision", "min cosine")
-    rows = [["", *measures, *parity, *(f"ours in {precision}" for precision in ours)]]
+    unit = document.get("unit", "texts")
+    measures = (f"{unit}/s", "tokens/s", "GFLOP/s", "of the machine's", "peak memory", "batches")
+    parity = parity_heading(document)
+    rows = [["", *measures, "precision", *parity, *(f"ours in {precision}" for precision in ours)]]
     for row in document["rows"]:
         part = "full" if row["full_s"] else "sample"
         seconds = statistics.median(row[f"{part}_s"])
@@ -57,7 +64,7 @@ def throughput_rows(document: Document) -> Rows:
             f"{row['peak_memory_bytes'] / 1e6:,.0f} MB",
             "by tokens" if row["ours"] else str(row["batch_size"]),
             row["precision"],
-            f"{Parity.from_json(row['parity']).min_cosine:.6f}",
+            *parity_cells(row),
         ]
         failed = failures(row)
         if failed:
@@ -73,19 +80,23 @@ def throughput_rows(document: Document) -> Rows:
 
 def latency_rows(document: Document) -> Rows:
     """Return a row for each candidate and kind of call: p50, p95 and p99 over all rounds."""
-    # Older documents have no parity.
-    compared = all("parity" in row for row in document["rows"])
-    rows = [["call", "", "p50", "p95", "p99", "calls", "precision"]]
-    if compared:
-        rows[0].append("min cosine")
+    # Older documents have no memory.
+    memory = "peak_memory_bytes" in document["rows"][0]
+    unit = document.get("unit", "texts")
+    heading = ["call", "", "p50", "p95", "p99", "calls", *["peak memory"] * memory, "precision"]
+    compared = parity_heading(document)
+    rows = [[*heading, *compared]]
     for name, point in document["points"].items():
         for row in document["rows"]:
             calls = [ms for one_round in row["ms"][name] for ms in one_round]
             percentiles = (f"{np.percentile(calls, at):.1f} ms" for at in (50, 95, 99))
             what = f"{point['texts']} x {point['tokens']} tokens"
-            cells = [what, row["label"], *percentiles, str(len(calls)), row["precision"]]
-            if compared:
-                cells.append(f"{Parity.from_json(row['parity']).min_cosine:.6f}")
+            if unit == "pairs":
+                what = f"{point['texts']} pairs of at most {point['tokens']} tokens"
+            cells = [what, row["label"], *percentiles, str(len(calls))]
+            if memory:
+                cells.append(f"{row['peak_memory_bytes'] / 1e6:,.0f} MB")
+            cells += [row["precision"], *(parity_cells(row) if compared else ())]
             rows.append(struck(cells) if failures(row) else cells)
     return rows
 
@@ -159,11 +170,16 @@ def notes(document: Document) -> list[str]:
     if document["kind"] == "throughput":
         full, sample = document["full"], document["sample"]
         in_full = [row["label"] for row in document["rows"] if row["full_s"]]
-        said.append(
-            f"{full['texts']} texts of {full['tokens']:,} tokens for: {'; '.join(in_full)}. "
-            f"{sample['texts']} of them ({sample['tokens']:,} tokens) for the others and our "
-            "ratio to them. Cosine is to transformers in fp32, one text at a time."
-        )
+        unit = document.get("unit", "texts")
+        work = f"{sample['texts']} {unit} of {sample['tokens']:,} tokens."
+        if in_full:
+            work = (
+                f"{full['texts']} {unit} of {full['tokens']:,} tokens for: {'; '.join(in_full)}. "
+                f"{sample['texts']} of them ({sample['tokens']:,} tokens) for the others and our "
+                "ratio to them."
+            )
+        figure = "Errors and ranks are" if unit == "pairs" else "Cosine is"
+        said.append(f"{work} {figure} to transformers in fp32, one {unit[:-1]} at a time.")
     said += [
         f"{row['label']} is struck out: {'; '.join(failures(row))}"
         for row in document["rows"]

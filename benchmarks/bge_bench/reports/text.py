@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from bge_bench.experiments.m3 import Pair
 from bge_bench.experiments.parity import Row
 from bge_bench.experiments.speed import MEASURES, Comparison, SystemResult
-from bge_runtime.bundle import Parity
+from bge_bench.systems.outputs import AnyParity
+from bge_runtime.bundle import Parity, ScoreParity
 from bge_runtime.system import format_table
 
 _FORMATS = {
@@ -29,15 +30,11 @@ def parity_table(rows: Sequence[Row]) -> str:
         "call",
         "variant",
         "reference",
-        "texts",
-        "min cosine",
-        "mean cosine",
-        "max difference",
-        "error/distance",
+        *_figures(rows[0].parity),
         "",
     )
     lines = [
-        (row.call, row.info.variant, row.reference, *_figures(row.parity), verdict)
+        (row.call, row.info.variant, row.reference, *_figures(row.parity).values(), verdict)
         for row in rows
         for verdict in ["FAIL" if row.failures else "pass"]
     ]
@@ -60,21 +57,22 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
 
     Args:
         result: The measurements.
-        texts: Number of texts in the corpus.
+        texts: Number of texts in the corpus, or pairs.
         busy_percent: CPU usage of other programs before the measurement.
     """
+    reranks = isinstance(result.ours.parity, ScoreParity)
+    unit, outputs = ("pairs", "scores") if reranks else ("texts", "vectors")
     header = (
         "",
-        f"{texts} texts",
-        "texts/s",
+        f"{texts} {unit}",
+        f"{unit}/s",
         "query p50",
         "query p95",
         "import to vector",
         "process",
         "memory",
         "precision",
-        "min cosine",
-        "error/distance",
+        *_short_figures(result.ours.parity),
     )
     systems = (*result.baselines, result.ours)
     rows = [_struck_out_if_it_failed(system, texts) for system in systems]
@@ -94,14 +92,14 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
     notes = [f"{system.name}: {system.in_force}" for system in systems]
     rounds = len(result.ours.corpus_s)
     notes.append(f"Medians of {rounds} round(s); ratios are taken within a round.")
+    figures = "Ranks and difference" if reranks else "Cosine, and error by distance between texts,"
     notes.append(
-        "Cosine, and error by distance between texts, are to the vectors of "
-        f"{result.reference} ({result.reference_in_force})."
+        f"{figures} are to the {outputs} of {result.reference} ({result.reference_in_force})."
     )
     notes += busy_notes(busy_percent)
     notes += [
-        f"FAIL: {system.name} is struck out, since its vectors are not the reference's within the "
-        f"tolerance of {system.precision}: {'; '.join(system.failures)}"
+        f"FAIL: {system.name} is struck out, since its {outputs} are not the reference's within "
+        f"the tolerance of {system.precision}: {'; '.join(system.failures)}"
         for system in systems
         if system.failures
     ]
@@ -137,14 +135,29 @@ def busy_notes(busy_percent: float) -> list[str]:
     return [note]
 
 
-def _figures(parity: Parity) -> tuple[str, str, str, str, str]:
-    return (
-        str(parity.texts),
-        f"{parity.min_cosine:.7f}",
-        f"{parity.mean_cosine:.7f}",
-        f"{parity.max_error:.1e}",
-        f"{parity.error_share:.1e}",
-    )
+def _figures(parity: AnyParity) -> dict[str, str]:
+    """Return all figures of a parity by their headings."""
+    if isinstance(parity, Parity):
+        return {
+            "texts": str(parity.texts),
+            "min cosine": f"{parity.min_cosine:.7f}",
+            "mean cosine": f"{parity.mean_cosine:.7f}",
+            "max difference": f"{parity.max_error:.1e}",
+            "error/distance": f"{parity.error_share:.1e}",
+        }
+    return {
+        "pairs": str(parity.pairs),
+        "rank correlation": f"{parity.rank_correlation:.5f}",
+        "max difference": f"{parity.max_error:.1e}",
+        "error/difference": f"{parity.error_share:.1e}",
+    }
+
+
+def _short_figures(parity: AnyParity) -> dict[str, str]:
+    """Return the two figures of a table of speed."""
+    names = ("min cosine", "error/distance", "rank correlation", "max difference")
+    chosen = names[:2] if isinstance(parity, Parity) else names[2:]
+    return {name: _figures(parity)[name] for name in chosen}
 
 
 def _struck_out_if_it_failed(system: SystemResult, texts: int) -> list[str]:
@@ -156,8 +169,7 @@ def _struck_out_if_it_failed(system: SystemResult, texts: int) -> list[str]:
         *(cells[measure] for measure in MEASURES[1:]),
         f"{system.peak_memory_bytes / 1e6:,.0f} MB",
         system.precision,
-        f"{system.parity.min_cosine:.7f}",
-        f"{system.parity.error_share:.1e}",
+        *_short_figures(system.parity).values(),
     ]
     # Marked in characters, since a terminal's strike-through is lost in a file.
     return [f"~~{cell}~~" for cell in row] if system.failures else row

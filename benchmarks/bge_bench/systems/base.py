@@ -1,4 +1,4 @@
-"""The embedders that are compared, behind one small interface.
+"""The embedders and rerankers that are compared, behind one small interface.
 
 A worker imports this module inside its timed start, so it imports nothing heavy itself: each system
 pays for the imports that its users pay for, and for no others.
@@ -22,11 +22,20 @@ from bge_runtime.sources import (
     DECODER_ONLY_ICL,
     ENCODER_ONLY_BASE,
     ENCODER_ONLY_M3,
+    RERANKER_CLASSES,
+    RERANKER_DECODER,
+    RERANKER_ENCODER,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Item = str | tuple[str, str]
+"""What a system computes: a text, or for a reranker a pair of query and passage."""
+
+QUERY = "how long does glacier ice keep air"
+_PASSAGE = "Air that the snow encloses stays in the ice of a glacier for thousands of years."
 
 OURS = "bge-runtime"
 PYTORCH = ("flagembedding", "transformers", "sentence-transformers")
@@ -84,6 +93,16 @@ class SystemSpec:
     parallel_batches: bool = True
 
     @property
+    def reranks(self) -> bool:
+        """Whether it is a reranker, which scores pairs."""
+        return self.model_class in RERANKER_CLASSES
+
+    @property
+    def first(self) -> Item:
+        """What a new process computes first: a query, or a pair."""
+        return (QUERY, _PASSAGE) if self.reranks else QUERY
+
+    @property
     def torch_precision(self) -> str:
         """Precision of a system that runs on PyTorch."""
         return "fp32" if self.device == "cpu" or self.precision == "fp32" else "fp16"
@@ -100,11 +119,18 @@ class SystemSpec:
         return vectors
 
 
+def as_passages(texts: Sequence[str]) -> list[Item]:
+    """Return pairs of one query with texts."""
+    return [(QUERY, text) for text in texts]
+
+
 CLASSES = {
     ENCODER_ONLY_BASE: "FlagModel",
     ENCODER_ONLY_M3: "BGEM3FlagModel",
     DECODER_ONLY_BASE: "FlagLLMModel",
     DECODER_ONLY_ICL: "FlagICLModel",
+    RERANKER_ENCODER: "FlagReranker",
+    RERANKER_DECODER: "FlagLLMReranker",
 }
 """Name of each class, which is the same in bge-runtime and FlagEmbedding."""
 
@@ -142,7 +168,7 @@ def _both_directions(_: Any, arguments: Any, options: dict[str, Any]) -> Any:
 
 
 class System(Protocol):
-    """An opened embedder.
+    """An opened embedder or reranker.
 
     Attributes:
         name: Package and version.
@@ -159,11 +185,15 @@ class System(Protocol):
         """Description of what runs it: library, device, precision, threads."""
         ...
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts.
+    def encode(self, texts: Sequence[Any]) -> NDArray[np.float32]:
+        """Embed texts, or score pairs.
+
+        Args:
+            texts: Texts; for a reranker pairs of query and passage.
 
         Returns:
-            Unit-length vectors in input order. Shape: ``(len(texts), dim)``.
+            Unit-length vectors in input order. Shape: ``(len(texts), dim)``. Of a reranker the
+            logits. Shape: ``(len(texts), 1)``.
         """
         ...
 
@@ -181,7 +211,22 @@ _SYSTEMS = {
     "fastembed": "onnx:FastEmbed",
     "onnxruntime": "onnx:OnnxRuntime",
 }
-"""Module and class of each system. A module is imported when one of its systems is opened."""
+"""Module and class of each embedder. A module is imported when one of its systems is opened."""
+
+_RERANKERS = {
+    OURS: "rerankers:Ours",
+    "flagembedding": "rerankers:FlagEmbedding",
+    "transformers": "rerankers:Transformers",
+    "transformers-compiled": "rerankers:TransformersCompiled",
+    "sentence-transformers": "rerankers:CrossEncoderTorch",
+    "sentence-transformers-bf16": "rerankers:CrossEncoderBf16",
+    "sentence-transformers-onnx": "rerankers_onnx:CrossEncoderOnnx",
+    "sentence-transformers-openvino": "rerankers_onnx:CrossEncoderOpenVino",
+    "optimum": "rerankers_onnx:Optimum",
+    "fastembed": "rerankers_onnx:FastEmbed",
+    "onnxruntime": "rerankers_onnx:OnnxRuntime",
+}
+"""Module and class of the reranker of each system."""
 
 
 def open_system(spec: SystemSpec) -> System:
@@ -189,7 +234,7 @@ def open_system(spec: SystemSpec) -> System:
     # bge-runtime does the same: a benchmark sends no usage data, whichever system opens first.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    module, _, name = _SYSTEMS[spec.system].partition(":")
+    module, _, name = (_RERANKERS if spec.reranks else _SYSTEMS)[spec.system].partition(":")
     opened: System = getattr(importlib.import_module(f"bge_bench.systems.{module}"), name)(spec)
     return opened
 

@@ -12,7 +12,7 @@ from bge_bench.errors import BenchError
 from bge_bench.systems.base import BASELINES, FROM_CHECKPOINT, GPU_BASELINES, OURS, SystemSpec
 from bge_runtime.bundle import Bundle, Variant
 from bge_runtime.engines import device_kind, unavailable_reason
-from bge_runtime.sources import ENCODER_ONLY_BASE
+from bge_runtime.sources import ENCODER_ONLY_BASE, RERANKER_ENCODER
 from bge_runtime.system import vector_extensions
 
 _PACKAGES = {
@@ -97,7 +97,7 @@ def line_up(
     """Return the candidates that can run on this machine.
 
     Args:
-        bundle: The bundle, of an encoder with dense vectors.
+        bundle: The bundle, of an encoder with dense vectors or scores.
         checkpoint: The checkpoint it was made from.
         baselines: Names out of `BASELINES`.
         threads: Threads of each.
@@ -110,13 +110,14 @@ def line_up(
         The candidates, bge-runtime first, and the reason for each baseline that is left out.
 
     Raises:
-        BenchError: If the bundle is not a dense encoder, or lacks a precision.
+        BenchError: If the bundle is not of such an encoder, or lacks a precision.
     """
     model = bundle.manifest.model
-    if model.model_class != ENCODER_ONLY_BASE:
+    if model.model_class not in (ENCODER_ONLY_BASE, RERANKER_ENCODER):
         raise BenchError(
             f"{model.name} is of the class {model.model_class}; tables compare encoders of the "
-            f"class {ENCODER_ONLY_BASE}. Time it beside FlagEmbedding with bge-bench speed"
+            f"classes {ENCODER_ONLY_BASE} and {RERANKER_ENCODER}. Time it beside FlagEmbedding "
+            "with bge-bench speed"
         )
     here = variants_here(bundle, device)
     able = {variant.precision for variant in here}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 from bge_bench.systems.pytorch import SentenceTransformers, encode_sorted
 
-_ONNX_FILE = "onnx/model.onnx"
+ONNX_FILE = "onnx/model.onnx"
 _OPENVINO_FILE = "openvino/openvino_model.xml"
 """Files of a bundle, named as in sentence-transformers' exports."""
 
@@ -29,12 +29,12 @@ class SentenceTransformersOnnx(SentenceTransformers):
     def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         options = {
-            "file_name": _ONNX_FILE,
+            "file_name": ONNX_FILE,
             "provider": "CPUExecutionProvider",
-            "session_options": _session_options(spec.threads),
+            "session_options": session_options(spec.threads),
         }
         super().__init__(spec, "onnx", options)
-        self._computes = _session_in_force(self.transformer.model.model)
+        self._computes = session_in_force(self.transformer.model.model)
 
 
 class SentenceTransformersOpenVino(SentenceTransformers):
@@ -46,31 +46,9 @@ class SentenceTransformersOpenVino(SentenceTransformers):
 
     def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
-        import openvino
-
-        demanded = {"fp32": "f32"}.get(spec.precision, spec.precision)
-        if demanded == "auto":
-            hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
-            demanded = hint.get_type_name()
-        file = _OPENVINO_FILE
-        options: dict[str, Any] = {"file_name": file}
-        if demanded == "f32" or not (Path(spec.model) / file).is_file():
-            file = _ONNX_FILE
-            options = {"file_name": file, "export": False, "from_onnx": True}
-        settings = {"INFERENCE_PRECISION_HINT": demanded}
-        if spec.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = str(spec.threads)
-        super().__init__(spec, "openvino", {**options, "ov_config": settings})
-        compiled = self.transformer.model.request
-        computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        # f16 on ARM keeps its name, which has no tolerance and is refused.
-        self.precision = {"f32": "fp32"}.get(computing, computing)
-        self._computes = (
-            f"openvino {openvino.__version__.partition('-')[0]} on "
-            f"{', '.join(compiled.get_property('EXECUTION_DEVICES'))}, {file}, "
-            f"INFERENCE_PRECISION_HINT {computing}, "
-            f"{compiled.get_property('INFERENCE_NUM_THREADS')} threads"
-        )
+        file, options = openvino_options(spec)
+        super().__init__(spec, "openvino", options)
+        self.precision, self._computes = openvino_in_force(self.transformer.model.request, file)
 
 
 class Optimum(Batched):
@@ -87,14 +65,14 @@ class Optimum(Batched):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
             self._model: Any = ORTModelForFeatureExtraction.from_pretrained(
                 spec.model,
-                subfolder=str(Path(_ONNX_FILE).parent),
-                file_name=Path(_ONNX_FILE).name,
+                subfolder=str(Path(ONNX_FILE).parent),
+                file_name=Path(ONNX_FILE).name,
                 provider="CPUExecutionProvider",
-                session_options=_session_options(spec.threads),
+                session_options=session_options(spec.threads),
             )
         self._spec = spec
         self.name = f"optimum-onnx {importlib.metadata.version('optimum-onnx')}"
-        super().__init__(_session_in_force(self._model.model), spec.batch_size)
+        super().__init__(session_in_force(self._model.model), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.systems.base.System`."""
@@ -123,7 +101,7 @@ class FastEmbed(Batched):
                 normalization=True,
                 sources=ModelSource(hf=name),  # required; the path below takes precedence
                 dim=config["hidden_size"],
-                model_file=_ONNX_FILE,
+                model_file=ONNX_FILE,
             )
             self._model: Any = TextEmbedding(
                 name,
@@ -133,7 +111,7 @@ class FastEmbed(Batched):
             )
             self._model.model.tokenizer.enable_truncation(spec.max_length)
         self.name = f"fastembed {importlib.metadata.version('fastembed')}"
-        super().__init__(_session_in_force(self._model.model.model), spec.batch_size)
+        super().__init__(session_in_force(self._model.model.model), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.systems.base.System`."""
@@ -158,13 +136,13 @@ class OnnxRuntime(Batched):
         self._tokenizer.enable_truncation(spec.max_length)
         self._tokenizer.enable_padding(pad_id=config["pad_token_id"])
         self._session: Any = onnxruntime.InferenceSession(
-            str(folder / _ONNX_FILE),
-            _session_options(spec.threads),
+            str(folder / ONNX_FILE),
+            session_options(spec.threads),
             providers=["CPUExecutionProvider"],
         )
         self._inputs = {value.name for value in self._session.get_inputs()}
         self.name = f"onnxruntime {onnxruntime.__version__}, bare"
-        super().__init__(_session_in_force(self._session), spec.batch_size)
+        super().__init__(session_in_force(self._session), spec.batch_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.systems.base.System`."""
@@ -173,19 +151,60 @@ class OnnxRuntime(Batched):
         batches = []
         for start in range(0, len(texts), self.batch_size):
             encoded = self._tokenizer.encode_batch(list(texts[start : start + self.batch_size]))
-            feeds = {
-                "input_ids": np.array([text.ids for text in encoded]),
-                "attention_mask": np.array([text.attention_mask for text in encoded]),
-                "token_type_ids": np.array([text.type_ids for text in encoded]),
-            }
-            feeds = {name: array for name, array in feeds.items() if name in self._inputs}
+            feeds = padded_arrays(encoded, self._inputs)
             batches += self._session.run(["sentence_embedding"], feeds)
         vectors: NDArray[np.float32] = np.concatenate(batches)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
 
-def _session_options(threads: int | None) -> Any:
+def padded_arrays(encoded: Sequence[Any], inputs: set[str]) -> dict[str, NDArray[np.int64]]:
+    """Return the arrays of padded rows of ``tokenizers``, for a graph with these inputs."""
+    import numpy as np
+
+    feeds = {
+        "input_ids": np.array([row.ids for row in encoded]),
+        "attention_mask": np.array([row.attention_mask for row in encoded]),
+        "token_type_ids": np.array([row.type_ids for row in encoded]),
+    }
+    return {name: array for name, array in feeds.items() if name in inputs}
+
+
+def openvino_options(spec: SystemSpec) -> tuple[str, dict[str, Any]]:
+    """Return the file that sentence-transformers reads for OpenVINO, and its options for it."""
+    import openvino
+
+    demanded = {"fp32": "f32"}.get(spec.precision, spec.precision)
+    if demanded == "auto":
+        hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+        demanded = hint.get_type_name()
+    file = _OPENVINO_FILE
+    options: dict[str, Any] = {"file_name": file}
+    if demanded == "f32" or not (Path(spec.model) / file).is_file():
+        file = ONNX_FILE
+        options = {"file_name": file, "export": False, "from_onnx": True}
+    settings = {"INFERENCE_PRECISION_HINT": demanded}
+    if spec.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = str(spec.threads)
+    return file, {**options, "ov_config": settings}
+
+
+def openvino_in_force(compiled: Any, file: str) -> tuple[str, str]:
+    """Return the precision that a compiled model computes in, and a description of what runs."""
+    import openvino
+
+    computing = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    # f16 on ARM keeps its name, which has no tolerance and is refused.
+    return {"f32": "fp32"}.get(computing, computing), (
+        f"openvino {openvino.__version__.partition('-')[0]} on "
+        f"{', '.join(compiled.get_property('EXECUTION_DEVICES'))}, {file}, "
+        f"INFERENCE_PRECISION_HINT {computing}, "
+        f"{compiled.get_property('INFERENCE_NUM_THREADS')} threads"
+    )
+
+
+def session_options(threads: int | None) -> Any:
+    """Return the options of a session of ONNX Runtime with so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -194,11 +213,12 @@ def _session_options(threads: int | None) -> Any:
     return options
 
 
-def _session_in_force(session: Any) -> str:
+def session_in_force(session: Any) -> str:
+    """Return a description of what runs a session of the bundle's ONNX file."""
     import onnxruntime
 
     threads = session.get_session_options().intra_op_num_threads or "default"
     return (
         f"onnxruntime {onnxruntime.__version__} on {', '.join(session.get_providers())}, "
-        f"{_ONNX_FILE}, fp32, {threads} threads"
+        f"{ONNX_FILE}, fp32, {threads} threads"
     )

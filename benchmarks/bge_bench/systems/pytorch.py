@@ -54,7 +54,7 @@ class Transformers(Batched):
 
             in_force = torch_in_force(spec)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
-            model = AutoModel.from_pretrained(spec.model, dtype=_dtype(spec))
+            model = AutoModel.from_pretrained(spec.model, dtype=dtype(spec))
         self._model: Any = model.eval().to(spec.device)
         self._spec = spec
         self.name = f"transformers {importlib.metadata.version('transformers')}"
@@ -167,7 +167,7 @@ class SentenceTransformersTorch(SentenceTransformers):
     def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         self.precision = spec.torch_precision
-        options = {"dtype": _dtype(spec)}
+        options = {"dtype": dtype(spec)}
         flash = self.precision == "fp16" and importlib.util.find_spec("flash_attn") is not None
         if flash:
             options["attn_implementation"] = "flash_attention_2"
@@ -222,7 +222,8 @@ def torch_in_force(spec: SystemSpec) -> str:
     return f"torch {torch.__version__} on {name}, {spec.torch_precision}, {threads} threads"
 
 
-def _dtype(spec: SystemSpec) -> Any:
+def dtype(spec: SystemSpec) -> Any:
+    """Return PyTorch's type of a system's weights."""
     import torch
 
     return torch.float16 if spec.torch_precision == "fp16" else torch.float32

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import SystemSpec
+from bge_bench.systems.base import Item, SystemSpec
 
 _STDERR_LINES = 12
 _FAREWELL_S = 30.0
@@ -33,12 +33,11 @@ class Worker:
         ready: Report of the worker at its first vector.
     """
 
-    def __init__(self, spec: SystemSpec, *, query: str, timeout_s: float) -> None:
+    def __init__(self, spec: SystemSpec, *, timeout_s: float) -> None:
         """Start the process and wait for its first vector.
 
         Args:
             spec: How to open the system.
-            query: Text to embed first.
             timeout_s: Longest wait for an answer.
 
         Raises:
@@ -54,7 +53,7 @@ class Worker:
                 sys.executable,
                 "-m",
                 "bge_bench.workers.worker",
-                json.dumps({**asdict(spec), "query": query}),
+                json.dumps(asdict(spec)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -84,17 +83,17 @@ class Worker:
         return self._next(do)
 
     def embed(
-        self, texts: Sequence[str], folder: Path, *, batch_size: int | None = None
+        self, texts: Sequence[Item], folder: Path, *, batch_size: int | None = None
     ) -> tuple[float, NDArray[np.float32]]:
-        """Embed texts, which are passed in files of a folder.
+        """Embed texts, or score pairs, which are passed in files of a folder.
 
         Args:
-            texts: The texts.
+            texts: The texts or pairs.
             folder: Folder for the files.
             batch_size: New batch size; None keeps the current one.
 
         Returns:
-            The seconds it took, and the vectors. Shape: ``(len(texts), dim)``.
+            The seconds it took, and the vectors or logits; see `System.encode`.
 
         Raises:
             BenchError: As `ask`.

@@ -11,6 +11,7 @@ from typing import Any
 
 from bge_bench.environment import describe_environment
 from bge_bench.errors import BenchError
+from bge_bench.systems.base import Item
 from bge_runtime.bundle import Bundle
 
 
@@ -104,6 +105,6 @@ def header_of(kind: str, bundle: Bundle, **what: Any) -> dict[str, Any]:
     }
 
 
-def fingerprint(texts: Sequence[str]) -> str:
-    """Return a hash that identifies texts in a header."""
+def fingerprint(texts: Sequence[Item]) -> str:
+    """Return a hash that identifies texts or pairs in a header."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

@@ -16,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import SystemSpec
+from bge_bench.systems.base import Item, SystemSpec
 from bge_bench.systems.lineup import Candidate
 from bge_bench.workers.driver import Worker
 from bge_bench.workers.journal import Journal
 from bge_runtime.bundle import TOLERANCES
 
 Step = Callable[[str], object]
-
-QUERY = "how long does glacier ice keep air"
-"""First text that a process embeds."""
 
 _SETTLE_S, _SETTLE_ON_GPU_S = 0.3, 0.05
 """Pause before a candidate's turn, because idle threads of the previous one spin for some
@@ -62,7 +59,7 @@ class Pool:
 
         def try_one(key: SystemSpec) -> None:
             try:
-                self._open[key] = Worker(key, query=QUERY, timeout_s=timeout_s)
+                self._open[key] = Worker(key, timeout_s=timeout_s)
             except BenchError as error:
                 self._failed[key] = error
 
@@ -146,7 +143,7 @@ def start_cold(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     """
     settings.step(f"{candidate.label}: cold start")
     time.sleep(settings.settle_s)
-    with Worker(candidate.spec, query=QUERY, timeout_s=settings.timeout_s) as worker:
+    with Worker(candidate.spec, timeout_s=settings.timeout_s) as worker:
         peak = worker.ask("state")["peak_bytes"]
         return {**worker.ready, "process_s": worker.finish(), "peak_memory_bytes": peak}
 
@@ -160,7 +157,7 @@ class LazyWorker:
         spec: SystemSpec,
         settings: Settings,
         folder: Path,
-        warm_up: Sequence[str],
+        warm_up: Sequence[Item],
     ) -> None:
         """Create it without starting the process.
 
@@ -183,7 +180,7 @@ class LazyWorker:
             self._settings.step(f"{self.candidate.label}: start and warm up")
             pool, timeout_s = self._settings.pool, self._settings.timeout_s
             if pool is None:
-                self._worker = Worker(self.spec, query=QUERY, timeout_s=timeout_s)
+                self._worker = Worker(self.spec, timeout_s=timeout_s)
             else:
                 self._worker = pool.worker(self.spec, timeout_s=timeout_s)
             if self._warm_up:
@@ -203,7 +200,7 @@ class LazyWorker:
         return {"label": self.candidate.label, "ours": self.candidate.ours, **said}
 
     def embed(
-        self, texts: Sequence[str], *, batch_size: int | None = None
+        self, texts: Sequence[Item], *, batch_size: int | None = None
     ) -> tuple[float, NDArray[np.float32]]:
         """Return the seconds of one ``encode``, and the vectors."""
         worker = self._started()
@@ -212,7 +209,7 @@ class LazyWorker:
         return worker.embed(texts, self._folder, batch_size=batch_size)
 
     def query_ms(
-        self, texts: Sequence[str], *, calls: int, budget_s: float = math.inf
+        self, texts: Sequence[Item], *, calls: int, budget_s: float = math.inf
     ) -> list[float]:
         """Return the milliseconds of each call; calls stop when the budget is spent."""
         worker = self._started()
@@ -237,7 +234,7 @@ def open_workers(
     settings: Settings,
     *,
     specs: Sequence[SystemSpec] | None = None,
-    warm_up: Sequence[str] = (),
+    warm_up: Sequence[Item] = (),
 ) -> Iterator[list[LazyWorker]]:
     """Yield a process for each candidate, not started yet, and end them afterwards.
 

@@ -1,8 +1,8 @@
 """Run one system in its own process: ``python -m bge_bench.workers.worker SPEC``.
 
-SPEC is a `bge_bench.systems.base.SystemSpec` in JSON, with an additional ``query``. The worker
-opens the system, embeds the query and writes one line of JSON with the time that this took: the
-cold start. Then it answers each line of JSON on stdin with one on stdout, until stdin ends.
+SPEC is a `bge_bench.systems.base.SystemSpec` in JSON. The worker opens the system, embeds a query
+or scores a pair, and writes one line of JSON with the time that this took: the cold start. Then it
+answers each line of JSON on stdin with one on stdout, until stdin ends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def main() -> None:
     # Libraries may print to stdout; from here on their output goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    spec = json.loads(sys.argv[1])
-    query = spec.pop("query")
+    given = json.loads(sys.argv[1])
 
     start = time.perf_counter()
     from bge_bench.systems.base import SystemSpec, open_system
 
-    system = open_system(SystemSpec(**spec))
-    system.encode([query])
+    spec = SystemSpec(**given)
+    system = open_system(spec)
+    system.encode([spec.first])
     first_vector_s = time.perf_counter() - start
 
     ready = {
@@ -48,10 +48,10 @@ def main() -> None:
 def _answer(system: System, ask: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to one request.
 
-    ``corpus`` embeds the texts of a JSON file and saves the vectors. ``query`` embeds a query, or a
-    list of them in one call, several times or until ``budget_s`` is spent. ``each`` embeds texts in
-    calls of their own. ``state`` returns the memory held, its peak, and what is in force.
-    ``batch_size`` in a request stays in force.
+    ``corpus`` embeds the texts of a JSON file and saves the vectors; a reranker gets pairs and
+    saves logits. ``query`` embeds a query, or a list of them in one call, several times or until
+    ``budget_s`` is spent. ``each`` embeds texts in calls of their own. ``state`` returns the memory
+    held, its peak, and what is in force. ``batch_size`` in a request stays in force.
     """
     system.batch_size = ask.get("batch_size", system.batch_size)
     if ask["do"] == "corpus":

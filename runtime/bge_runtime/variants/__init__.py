@@ -3,12 +3,12 @@
 Used by models, the command line, the exporter and benchmarks; it opens engines, but no models.
 """
 
-from bge_runtime.variants.parity_check import measure_parity, padded_vectors
+from bge_runtime.variants.parity_check import measure_parity, padded_outputs
 from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
 
 __all__ = [
     "measure_parity",
-    "padded_vectors",
+    "padded_outputs",
     "select_cuda_graph_variant",
     "select_variant",
 ]

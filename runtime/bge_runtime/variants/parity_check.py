@@ -126,28 +126,6 @@ def cached_parity(bundle: Bundle, variant: Variant) -> Parity | ScoreParity:
         return parity
 
 
-def padded_vectors(
-    engine: Engine, token_ids: Sequence[NDArray[np.int64]], *, pad_token_id: int
-) -> NDArray[np.float32]:
-    """Compute pooled vectors in batches that mix short and long texts.
-
-    The runtime's own batches have almost no padding, and would not reveal an ignored mask.
-
-    Args:
-        engine: The engine.
-        token_ids: Tokens of each text, special tokens included. At least one text.
-        pad_token_id: Token id of padding.
-
-    Returns:
-        The graph's vectors in input order. Shape: ``(len(token_ids), dim)``.
-
-    Raises:
-        InferenceError: If the engine fails.
-    """
-    outputs = padded_outputs(engine, token_ids, [SENTENCE_EMBEDDING], pad_token_id=pad_token_id)
-    return np.stack(outputs[SENTENCE_EMBEDDING])
-
-
 def padded_outputs(
     engine: Engine,
     token_ids: Sequence[NDArray[np.int64]],
@@ -156,7 +134,9 @@ def padded_outputs(
     pad_token_id: int,
     rows: int = _ROWS,
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """Compute outputs in batches that mix short and long texts, as `padded_vectors` does.
+    """Compute outputs in batches that mix short and long texts.
+
+    The runtime's own batches have almost no padding, and would not reveal an ignored mask.
 
     Args:
         engine: The engine.

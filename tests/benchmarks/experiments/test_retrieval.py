@@ -18,7 +18,7 @@ from bge_bench.experiments.retrieval import (
     measure_retrieval,
     runnable_precisions,
 )
-from bge_bench.experiments.tasks import RetrievalTask, open_task
+from bge_bench.experiments.tasks import RerankingTask, RetrievalTask, open_task
 from bge_bench.reports.retrieval import retrieval_table
 from bge_bench.systems.base import OURS, SystemSpec, open_system
 from bge_runtime import FlagModel
@@ -26,6 +26,7 @@ from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import TOLERANCES
 from bge_runtime.system.file_hash import file_sha256
 from tests.helpers.decoders import export_decoder, write_tiny_decoder
+from tests.helpers.rerankers import reranker_bundle, reranker_checkpoint
 
 PASSAGES = short_texts(60, words=12)
 
@@ -272,6 +273,50 @@ def test_decoders_that_put_examples_before_questions_are_refused(bundle_copy, pa
     result = run(bundle_copy, "--task", pairs_task)
     assert result.exit_code == 1
     assert "is of class decoder-only-icl, which cannot be compared" in result.stderr
+
+
+@pytest.mark.usefixtures("made_once")
+def test_scores_of_a_search_before_and_after_reranking(tiny_bundle, search_task, tmp_path):
+    result = run(
+        tiny_bundle, "--task", search_task, "--precision", "fp32", "--top", 5, "--questions", 10,
+        "--rerank", reranker_bundle(), "--rerank-checkpoint", reranker_checkpoint(),
+        "--json", tmp_path / "scores.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "before" in result.output
+    document = json.loads((tmp_path / "scores.json").read_text())
+    (task,) = document["tasks"]
+    assert (task["questions"], task["passages for each"]) == (10, 5)
+    scores = document["sides"][0]["scores"]["ours"]["nDCG@10"]
+    assert scores["difference"] == 0
+    # Random weights know nothing, but they do change the order.
+    assert scores["score"] != document["before"]["ours"]["nDCG@10"]
+
+
+def test_a_reranker_puts_the_best_scored_first(tiny_bundle, search_task):
+    class Reader:
+        """Knows that a question is in its passage word for word."""
+
+        def encode(self, pairs):
+            return np.array([[question in passage] for question, passage in pairs], dtype="f4")
+
+    system = open_system(
+        SystemSpec(
+            system=OURS, model=str(tiny_bundle), pooling="cls", max_length=512, batch_size=256
+        )
+    )
+    task = RerankingTask(RetrievalTask("ours", search_task), system, str, depth=20)
+    after = task.measure(Reader(), str)
+    found = task.before["nDCG@10"] > 0  # among the first ten, of the twenty that are reranked
+    assert found.any()
+    assert (after["MRR@10"][found] == 1).all()
+    assert after["nDCG@10"].mean() > task.before["nDCG@10"].mean()
+
+
+def test_only_a_search_is_reranked(tiny_bundle, pairs_task, tmp_path):
+    result = run(tiny_bundle, "--task", pairs_task, "--rerank", tmp_path)
+    assert result.exit_code == 1
+    assert "pairs.csv has no search to rerank" in result.stderr
 
 
 def test_trained_weights_reach_their_published_score(minilm_bundle, shared_data):

@@ -244,11 +244,11 @@ def test_a_busy_machine_is_mentioned():
 def test_a_system_that_cannot_start_says_why(spec, tmp_path):
     broken = SystemSpec(**(vars(spec) | {"model": str(tmp_path / "nothing")}))
     with pytest.raises(BenchError, match=r"died \(exit status 1\)[\s\S]*no bundle at"):
-        Worker(broken, query="q", timeout_s=60)
+        Worker(broken, timeout_s=60)
 
 
 def test_a_system_that_dies_between_questions_is_noticed(spec):
-    with Worker(spec, query="q", timeout_s=60) as worker:
+    with Worker(spec, timeout_s=60) as worker:
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(BenchError, match="killed by signal 9"):
             worker.ask("state")
@@ -256,4 +256,4 @@ def test_a_system_that_dies_between_questions_is_noticed(spec):
 
 def test_a_system_that_does_not_answer_is_not_waited_for(spec):
     with pytest.raises(BenchError, match="gave no answer to 'its first vector' within"):
-        Worker(spec, query="q", timeout_s=0.001)
+        Worker(spec, timeout_s=0.001)

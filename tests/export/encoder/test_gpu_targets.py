@@ -24,13 +24,13 @@ from bge_export.passes import (
     PruneLastLayer,
 )
 from bge_export.targets import CUDA, CUDA_UNIFORM, TENSORRT, select_encoder_targets
-from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS
+from bge_runtime.bundle import COMPUTE_HEADS, HEAD_OUTPUTS, SENTENCE_EMBEDDING
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import compare
 from bge_runtime.engines.batch_arrays import graph_inputs, split_by_text
 from bge_runtime.engines.ort_cpu import OrtCpuEngine
 from bge_runtime.errors import ExportError
-from bge_runtime.variants.parity_check import padded_vectors
+from bge_runtime.variants.parity_check import padded_outputs
 from tests.helpers.bundles import export, keep_traces, write_tiny_bert
 from tests.helpers.runtime import PROPERTY
 
@@ -567,7 +567,8 @@ def test_trained_weights_in_fp16_at_every_length(minilm_checkpoint: Path, tmp_pa
 
         engine = open_engine(bundle, variant)
         assert (engine.info.provider, engine.info.precision) == ("CPUExecutionProvider", "fp16")
-        return padded_vectors(engine, texts, pad_token_id=0)
+        outputs = padded_outputs(engine, texts, [SENTENCE_EMBEDDING], pad_token_id=0)
+        return np.stack(outputs[SENTENCE_EMBEDDING])
 
     rng = np.random.default_rng(0)
     lengths = [*range(1, 33), *range(64, 513, 32)]
