@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from bge_runtime import FlagReranker
+from bge_runtime import FlagLLMReranker, FlagReranker
 from bge_runtime.cli import embed
 from bge_runtime.cli.rerank import command as rerank
 from bge_runtime.errors import NotFiniteError
 from tests.helpers.bundles import ROOT
+from tests.helpers.decoder_rerankers import export_tiny_reranker
 from tests.helpers.guides import blocks, commands
 from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.runtime import SAME_VALUE
@@ -119,6 +120,20 @@ def test_options_reach_the_model(tiny_reranker_bundle: Path, model: FlagReranker
         assert_scores(row["scores"], score(model, query, passages))
     result = run(tiny_reranker_bundle, "--precision", "fp32", "-v", stdin=jsonl(PAIR))
     assert "fp32" in result.stderr
+
+
+def test_a_decoder_is_asked_with_its_own_prompt_or_another(made_once):
+    bundle = made_once("tiny-gemma-reranker", export_tiny_reranker) / "bundle"
+    for arguments, options in (
+        ([], {}),
+        (["--query-instruction", "Find: "], {"query_instruction_for_rerank": "Find: "}),
+        (["--query-instruction", ""], {"query_instruction_for_rerank": ""}),
+        (["--passage-instruction", "Text: "], {"passage_instruction_for_rerank": "Text: "}),
+    ):
+        model = FlagLLMReranker(str(bundle), precision="auto", **options)
+        first, second = rows_of(run(bundle, *arguments, stdin=jsonl(ROW, {**ROW, "query": "rye"})))
+        assert_scores(first["scores"], score(model, QUERY, PASSAGES))
+        assert_scores(second["scores"], score(model, "rye", PASSAGES))
 
 
 def test_nothing_is_lost_on_the_way_through_decimal_digits(
@@ -235,10 +250,15 @@ def test_a_model_of_the_other_kind_is_refused_with_the_right_command(
 
 
 def test_options_that_the_model_does_not_have_are_one_sentence(tiny_reranker_bundle: Path):
-    for arguments in (["--device", "cuda:0"], ["--precision", "int8"], ["--engine", "made-up"]):
+    for arguments, message in (
+        (["--device", "cuda:0"], "requested device 'cuda:0'"),
+        (["--precision", "int8"], "requested precision 'int8'"),
+        (["--engine", "made-up"], "made-up"),
+        (["--max-length", "3", "--on-error", "skip"], "bge-rerank: --max-length 3 leaves no room"),
+    ):
         result = run(tiny_reranker_bundle, *arguments, stdin=jsonl(PAIR))
         assert result.exit_code == 1
-        assert arguments[1] in result.stderr
+        assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
 
 

@@ -122,6 +122,7 @@ def _score_files(
         write = stack.enter_context(open_output(output, files, jsonl_formats(top_k)))
         with input_errors():
             opened = FlagAutoReranker.from_finetuned(model, **given)
+            opened.pair_plan("").tokenize([""])  # fails if a length leaves no room for texts
         if verbose:
             click.echo(f"{model}: {opened.engine.info}", err=True)
 
