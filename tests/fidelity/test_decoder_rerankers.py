@@ -7,7 +7,6 @@ beginning-of-sequence token, over the pairs of the parity gate and real paragrap
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from bge_bench.systems.base import quiet
 from bge_export.parity_pairs import PARITY_PAIRS
 from bge_runtime import FlagLLMReranker
 from bge_runtime.encoding import PromptTokenizer
-from bge_runtime.sources import RERANKER_DECODER
-from tests.helpers.decoder_rerankers import NAMES, write_tiny_reranker
-from tests.helpers.decoders import export_decoder
+from tests.helpers.decoder_rerankers import NAMES, asked_by_flag_embedding
 from tests.helpers.flag_embedding import real_texts
 
 TOLERANCE = 1e-4
@@ -45,13 +42,8 @@ FORMATS = {
 
 @pytest.fixture(scope="module", params=list(NAMES))
 def folder(request: pytest.FixtureRequest, made_once: Callable[..., Path]) -> Path:
-    return made_once(f"asked-by-flagembedding-{request.param}", partial(_make, request.param))
-
-
-def _make(name: str, root: Path) -> None:
-    # A name of its own, so that Qwen3 is asked as FlagEmbedding asks.
-    checkpoint = write_tiny_reranker(root, name).rename(root / "checkpoint")
-    export_decoder(checkpoint, root / "bundle", model_class=RERANKER_DECODER)
+    del made_once  # it keeps what is made
+    return asked_by_flag_embedding(request.param)
 
 
 def theirs(folder: Path, **options: object) -> np.ndarray:

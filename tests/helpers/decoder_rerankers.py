@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bge_runtime.sources import RERANKER_DECODER
+from tests.helpers.bundles import make_once
 from tests.helpers.decoders import SHAPES, export_decoder
 
 NAMES = {"gemma": "bge-reranker-v2-gemma", "qwen3": "Qwen3-Reranker-0.6B"}
@@ -50,6 +52,21 @@ def write_tiny_reranker(root: Path, name: str = "gemma", *, seed: int = 0, **con
 def export_tiny_reranker(root: Path, name: str = "gemma", **options: Any) -> Path:
     """Write a tiny reranker and export it. ``options`` are `export_decoder`'s."""
     return export_decoder(write_tiny_reranker(root, name), root / "bundle", **options)
+
+
+def asked_by_flag_embedding(name: str = "gemma") -> Path:
+    """Return a folder with a tiny reranker's checkpoint and bundle, made once.
+
+    It is asked as FlagEmbedding asks, also Qwen3. A test that calls this asks for the fixture
+    ``made_once``.
+    """
+
+    def make(root: Path) -> None:
+        # Another name than the published one, which would tell another prompt.
+        checkpoint = write_tiny_reranker(root, name).rename(root / "checkpoint")
+        export_decoder(checkpoint, root / "bundle", model_class=RERANKER_DECODER)
+
+    return make_once(f"asked-by-flagembedding-{name}", make)
 
 
 def make_tokenizer(name: str) -> Any:

@@ -16,7 +16,7 @@ from bge_runtime.cli import embed
 from bge_runtime.cli.rerank import command as rerank
 from bge_runtime.errors import NotFiniteError
 from tests.helpers.bundles import ROOT
-from tests.helpers.decoder_rerankers import export_tiny_reranker
+from tests.helpers.decoder_rerankers import asked_by_flag_embedding
 from tests.helpers.guides import blocks, commands
 from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.runtime import SAME_VALUE
@@ -123,7 +123,7 @@ def test_options_reach_the_model(tiny_reranker_bundle: Path, model: FlagReranker
 
 
 def test_a_decoder_is_asked_with_its_own_prompt_or_another(made_once):
-    bundle = made_once("tiny-gemma-reranker", export_tiny_reranker) / "bundle"
+    bundle = asked_by_flag_embedding() / "bundle"
     for arguments, options in (
         ([], {}),
         (["--query-instruction", "Find: "], {"query_instruction_for_rerank": "Find: "}),
