@@ -107,6 +107,8 @@ def inspect_checkpoint(
     root, folder = folder, own.transformer
     config = _read_config(folder, source)
     own.check_dim(config.get("hidden_size"))
+    if own.activation is not None:  # where sentence-transformers finds it without its own files
+        config.setdefault("sentence_transformers", {"activation_fn": own.activation})
     check_config_keys(config, source=source)
     identity = identify(source, folder, config, default_class=model_class)
     spec = identity.spec

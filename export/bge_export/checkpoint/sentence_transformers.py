@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bge_export.checkpoint.sentence_transformers_keys import (
+    CROSS_ENCODER,
+    CROSS_ENCODER_KEYS,
+    CROSS_ENCODER_PROMPT_KEYS,
     MODULE_KEYS,
     MODULES_FILE,
     OPTIONAL_MODULES,
@@ -49,12 +52,15 @@ class SentenceTransformersFolder:
         dim: Dimension of its pooling; None if it is not set.
         settings: Other settings that change vectors. ``max_seq_length`` is None if the tokenizer
             decides; `bge_export.bundle.complete_settings` fills it in.
+        activation: What is applied to a reranker's logits there, as a name in Python; None if it is
+            not set.
     """
 
     transformer: Path
     pooling: str | None
     dim: int | None
     settings: SentenceTransformersSettings
+    activation: str | None = None
 
     def check_dim(self, width: Any) -> None:
         """Check that the pooling is for a model with hidden states of this width.
@@ -83,6 +89,8 @@ def read_folder(
     Raises:
         ExportError: If a file is damaged, or holds a setting that a bundle cannot keep.
     """
+    if (_read_json(root / PROMPTS_FILE, dict) or {}).get("model_type") == CROSS_ENCODER:
+        return _read_cross_encoder(root, source)
     modules = _read_modules(root, source)
     transformer = root / (modules[0][1] if modules else "")
     first = _read_transformer(transformer)
@@ -102,23 +110,42 @@ def read_folder(
     )
 
 
+def _read_cross_encoder(root: Path, source: str) -> SentenceTransformersFolder:
+    """Read the folder of a reranker.
+
+    One that is a decoder has a further module with the tokens of its answers. It is read as the
+    model's authors ask it, and not by these settings.
+    """
+    modules = _list_modules(root / MODULES_FILE)
+    kinds = [kind for kind, _ in modules]
+    if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
+        raise ExportError(
+            f"{source} has the sentence-transformers modules {', '.join(kinds)}; of rerankers this "
+            "version supports Transformer, and LogitScore after it"
+        )
+    transformer = root / (modules[0][1] if modules else "")
+    if "LogitScore" in kinds:
+        settings = SentenceTransformersSettings()
+        return SentenceTransformersFolder(
+            transformer=transformer, pooling=None, dim=None, settings=settings
+        )
+    document = _read_settings(root / PROMPTS_FILE, CROSS_ENCODER_PROMPT_KEYS) or {}
+    first = _read_transformer(transformer, CROSS_ENCODER_KEYS)
+    return SentenceTransformersFolder(
+        transformer=transformer,
+        pooling=None,
+        dim=None,
+        settings=SentenceTransformersSettings(**first),
+        activation=document.get("activation_fn"),
+    )
+
+
 def _read_modules(root: Path, source: str) -> list[tuple[str, str]]:
     """Return kind and path of each module; empty if this is no sentence-transformers folder."""
     path = root / MODULES_FILE
-    document = _read_json(path, list)
-    if document is None:
+    modules = _list_modules(path)
+    if not path.is_file():
         return []
-    modules = []
-    for module in document:
-        if not isinstance(module, dict) or not all(
-            isinstance(module.get(key), str) for key in ("type", "path")
-        ):
-            raise ExportError(f"{path} is not a list of modules, each with a type and a path")
-        check_keys(path, module, MODULE_KEYS)
-        package, _, kind = module["type"].rpartition(".")
-        if package.partition(".")[0] != "sentence_transformers":
-            kind = module["type"]  # custom code of the folder
-        modules.append((kind, module["path"]))
     kinds = [kind for kind, _ in modules]
     known = ("Transformer", "Pooling", *OPTIONAL_MODULES)
     if unknown := sorted(set(kinds) - set(known)):
@@ -134,14 +161,31 @@ def _read_modules(root: Path, source: str) -> list[tuple[str, str]]:
     return modules
 
 
-def _read_transformer(folder: Path) -> dict[str, Any]:
+def _list_modules(path: Path) -> list[tuple[str, str]]:
+    """Return kind and path of each module in a file; empty if there is no file."""
+    document: list[Any] = _read_json(path, list) or []
+    modules = []
+    for module in document:
+        if not isinstance(module, dict) or not all(
+            isinstance(module.get(key), str) for key in ("type", "path")
+        ):
+            raise ExportError(f"{path} is not a list of modules, each with a type and a path")
+        check_keys(path, module, MODULE_KEYS)
+        package, _, kind = module["type"].rpartition(".")
+        if package.partition(".")[0] != "sentence_transformers":
+            kind = module["type"]  # custom code of the folder
+        modules.append((kind, module["path"]))
+    return modules
+
+
+def _read_transformer(folder: Path, table: Mapping[str, Any] = TRANSFORMER_KEYS) -> dict[str, Any]:
     """Read maximum length and lowercasing from the settings of the first module."""
     config: dict[str, Any] = {}
     for name in TRANSFORMER_FILES:
         path = folder / name
         if config := _read_json(path, dict) or {}:
             break
-    check_keys(path, config, TRANSFORMER_KEYS)
+    check_keys(path, config, table)
     length = _read_positive(path, config, "max_seq_length")
     for key in ("tokenizer_args", "processor_kwargs"):
         length = _read_positive(path, config.get(key) or {}, "model_max_length") or length

@@ -130,6 +130,27 @@ PROMPT_KEYS: dict[str, Any] = {
 }
 
 
+CROSS_ENCODER = "CrossEncoder"
+"""The ``model_type`` of a reranker's folder in `PROMPTS_FILE`, in versions from 5.4 on."""
+
+
+CROSS_ENCODER_KEYS: dict[str, Any] = {
+    **TRANSFORMER_KEYS,
+    "transformer_task": _only("sequence-classification"),
+    "modality_config": _only({"text": {"method": "forward", "method_output_name": "logits"}}),
+    "module_output_name": _only("scores"),
+}
+
+
+CROSS_ENCODER_PROMPT_KEYS: dict[str, Any] = {
+    "__version__": _NO_EFFECT,
+    "activation_fn": _FOLLOWED,
+    "prompts": _NO_EFFECT,  # chosen by name, in each call
+    "default_prompt_name": _only(),
+    "model_type": _FOLLOWED,
+}
+
+
 MODULE_KEYS: dict[str, Any] = {
     "idx": _NO_EFFECT,
     "name": _NO_EFFECT,

@@ -226,6 +226,8 @@ def _write_companions(
     sentence-transformers.
     """
     length = min(tokenizer.model_max_length, model.max_length)
+    if _is_reranker(checkpoint):  # sentence-transformers asks its own files first
+        length = model.sentence_transformers.max_seq_length or length
     tokenizer.write(draft, max_length=length, token_types=token_types)
     config = {
         **checkpoint.config,

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bge_export.checkpoint import Checkpoint, check_finite
+from bge_export.encoder.pooling import LastLayer
 from bge_export.encoder.weights import check_encoder, is_own_code, restore_buffers
 from bge_export.library_output import hide_transformers_output, shorten
 from bge_runtime.errors import ExportError
@@ -48,11 +49,11 @@ def find_scorer(reranker: Any, *, source: str) -> tuple[torch.nn.Module, torch.n
     head = getattr(reranker, "classifier", None)
     pooler = getattr(encoder, "pooler", None)
     if isinstance(getattr(head, "dense", None), torch.nn.Linear) and hasattr(head, "out_proj"):
-        layers = [head.dense, torch.nn.Tanh(), head.out_proj]  # type: ignore[union-attr]
+        layers = [head.dense, torch.nn.Tanh(), LastLayer(head.out_proj)]  # type: ignore[union-attr]
     elif isinstance(head, torch.nn.Linear) and isinstance(
         getattr(pooler, "dense", None), torch.nn.Linear
     ):
-        layers = [pooler.dense, pooler.activation, head]  # type: ignore[union-attr]
+        layers = [pooler.dense, pooler.activation, LastLayer(head)]  # type: ignore[union-attr]
     else:
         raise ExportError(
             f"{source} scores a pair with a {type(head).__name__} after the encoder; this version "

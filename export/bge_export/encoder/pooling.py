@@ -105,6 +105,23 @@ class PooledEncoder(torch.nn.Module):
         raise NotImplementedError(f"pooling {self.pooling!r} of texts with padding")
 
 
+class LastLayer(torch.nn.Module):
+    """The last layer of a reranker: a sum of products, and no matrix product.
+
+    OpenVINO rounds the result of a matrix product to bf16, in which a logit of 8 has 0.06 as the
+    next step, and many passages would be equal. What follows the last matrix product is in fp32.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        """Take weight and bias of a layer with one output."""
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the logits of vectors, shape ``(batch, 1)``."""
+        return (vectors * self.weight).sum(dim=-1, keepdim=True) + self.bias
+
+
 class PackedEncoder(torch.nn.Module):
     """The same encoder over packed texts: all in one row, without padding.
 
