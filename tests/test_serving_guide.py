@@ -17,6 +17,7 @@ from tests.helpers.bundles import ROOT
 from tests.helpers.guides import blocks, names
 from tests.helpers.guides import commands as commands_of
 from tests.helpers.guides import table as table_of
+from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.servers import Server, running_server
 
 PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8")
@@ -70,12 +71,16 @@ EXCHANGES = exchanges()
 
 
 @pytest.fixture(scope="module")
-def bundles(full_tiny_bundle: Path, tiny_m3_bundle: Path, tiny_bundle: Path) -> dict[str, str]:
+def bundles(
+    full_tiny_bundle: Path, tiny_m3_bundle: Path, tiny_bundle: Path, made_once: object
+) -> dict[str, str]:
     """What the page's models are here."""
+    reranker = reranker_bundle("xlm-roberta", targets=("cpu",))
     return {
         "./bge-small-en-v1.5": f"{full_tiny_bundle}=bge-small-en-v1.5",
         "./bge-m3": f"{tiny_m3_bundle}=bge-m3",
         "./my-finetune=docs": f"{tiny_bundle}=docs",
+        "./bge-reranker-v2-m3": f"{reranker}=bge-reranker-v2-m3",
     }
 
 
@@ -111,6 +116,7 @@ def test_the_page_has_requests():
         ("./bge-small-en-v1.5",),
         ("./bge-m3",),
         ("./bge-m3", "./my-finetune=docs"),
+        ("./bge-reranker-v2-m3",),
     }
 
 
@@ -141,6 +147,15 @@ def test_the_code_with_the_client_of_openai_runs(servers, capsys):
     exec(compile(code.replace(ADDRESS, server.url), "page", "exec"), scope)
     scope["client"].close()
     assert capsys.readouterr().out == "1 bge-small-en-v1.5\n"
+
+
+def test_the_code_with_the_client_of_cohere_runs(servers, capsys):
+    pytest.importorskip("cohere", reason="cohere is not installed")
+    server = servers(("./bge-reranker-v2-m3",))
+    code = python("Rerankers")
+    assert code.count(ADDRESS) == 1
+    exec(compile(code.replace(ADDRESS, server.url), "page", "exec"), {})
+    assert capsys.readouterr().out == "2 True\n"
 
 
 @pytest.mark.parametrize("path", ["/embeddings", "/api"])
@@ -199,10 +214,10 @@ def test_commands_have_options_of_the_command():
 
 
 def test_the_routes_are_those_of_the_server(servers):
-    document = servers(("./bge-small-en-v1.5",)).client.get("/openapi.json").json()
     served = {
         (method.upper(), re.sub(r"\{(\w+):path\}", r"{\1}", path))
-        for path, methods in document["paths"].items()
+        for model in ("./bge-small-en-v1.5", "./bge-reranker-v2-m3")
+        for path, methods in servers((model,)).client.get("/openapi.json").json()["paths"].items()
         for method in methods
     }
     described = set()

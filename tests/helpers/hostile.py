@@ -45,6 +45,11 @@ RAW = (
     b'{"inputs": "a", "inputs": "b"}', b"\x1f\x8b\x08\x00rubbish", b"inputs=a&b=c", b"\x00" * 1000,
     '{"inputs": "é"}'.encode("latin-1"), '{"inputs": "a"}'.encode("utf-16"),
     '{"inputs": "a"}'.encode("utf-32"), b'"' + b"a" * 200_000, b"-" * 100, b'{"dimensions": -0}',
+    b'{"query": "a", "documents": NaN}', b'{"query": "a", "texts": ["b"], "top_n": 1e999}',
+    b'{"query": "\\ud800", "texts": ["b"]}', b'{"query": "a", "documents": [{"text": {"a": 1}}]}',
+    b'{"query": "a", "documents": [' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"]}",
+    b'{"query": "a", "texts": [' + b'"b",' * 5000 + b'"b"]}', b'{"query": ["a"], "texts": ["b"]}',
+    b'{"query": "a", "documents": [{"text": 1e999}], "rank_fields": ["text"]}',
 )  # fmt: skip
 
 HEADERS: tuple[dict[str, str], ...] = (

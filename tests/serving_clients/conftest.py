@@ -1,4 +1,4 @@
-"""Fixtures of the clients' tests: servers of a tiny dense model and of a tiny M3."""
+"""Fixtures of the clients' tests: servers of a tiny dense model, M3 and reranker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.serving_clients.servers import Model, make_reference, model_at, running
+from tests.serving_clients.servers import (
+    Model,
+    Reranker,
+    make_reference,
+    model_at,
+    reranker_at,
+    running,
+)
 
 if importlib.util.find_spec("tei_client") is None:
     # The environment of all other tests: these are run by `make serving-clients`.
@@ -23,7 +30,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Bundles of both models, and their outputs."""
+    """Bundles of the models, and their outputs."""
     return make_reference(tmp_path_factory.mktemp("reference"))
 
 
@@ -41,6 +48,15 @@ def m3(reference: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> I
     """M3, the only model of its server."""
     with running(tmp_path_factory.mktemp("m3"), reference, ["m3"]) as url:
         yield model_at(url, "m3", reference)
+
+
+@pytest.fixture(scope="session")
+def ranker(
+    reference: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Reranker]:
+    """A reranker that is the only model of its server."""
+    with running(tmp_path_factory.mktemp("ranker"), reference, ["ranker"]) as url:
+        yield reranker_at(url, reference)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Make two tiny bundles, and the vectors that a server of them must answer with.
+"""Make three tiny bundles, and the vectors and scores that a server of them must answer with.
 
     python tests/serving_clients/make_reference.py FOLDER
 
@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bge_runtime import BGEM3FlagModel, FlagModel
+from bge_runtime import BGEM3FlagModel, FlagModel, FlagReranker
 from tests.helpers.bundles import MADE_ONCE, export, make_once, write_tiny_bert, write_tiny_m3
+from tests.helpers.rerankers import reranker_bundle
 
 TEXTS = [
     "What is BGE M3?",
@@ -32,6 +33,9 @@ TOO_LONG = "a text that goes on for longer than either model reads, " * 200
 
 MANY = [f"entry {i}: {'some words ' * (i % 7)}" for i in range(2048)]
 """As many texts as OpenAI takes in a request."""
+
+QUERY = "which words are these"
+"""What the texts are scored for."""
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 
@@ -71,6 +75,19 @@ def m3_reference(bundle: Path) -> dict[str, Any]:
     }
 
 
+def reranker_reference(bundle: Path) -> dict[str, Any]:
+    """Return the scores of the texts for a query, between 0 and 1 and as logits."""
+    model = FlagReranker(str(bundle), use_fp16=False)
+    pairs = [(QUERY, text) for text in TEXTS]
+    length = model.model_max_length
+    return {
+        "query": QUERY,
+        "scores": model.compute_score(pairs, max_length=length, normalize=True),
+        "logits": model.compute_score(pairs, max_length=length),
+        "too_long": model.compute_score([QUERY, TOO_LONG], max_length=length, normalize=True),
+    }
+
+
 def main(folder: Path) -> None:
     os.environ.setdefault(MADE_ONCE, str(folder))
     checkpoint = make_once("tiny", write_tiny_bert)
@@ -78,6 +95,7 @@ def main(folder: Path) -> None:
     m3_checkpoint = make_once("tiny-m3", write_tiny_m3)
     make_m3 = partial(export, m3_checkpoint, targets=("cpu",), model_class="encoder-only-m3")
     m3_bundle = make_once("serving-m3-bundle", make_m3)
+    ranker = reranker_bundle("xlm-roberta", targets=("cpu",))
     reference = {
         "texts": TEXTS,
         "too_long": TOO_LONG,
@@ -85,6 +103,7 @@ def main(folder: Path) -> None:
         "instruction": INSTRUCTION,
         "docs": {"bundle": str(bundle), **dense_reference(bundle)},
         "m3": {"bundle": str(m3_bundle), **m3_reference(m3_bundle)},
+        "ranker": {"bundle": str(ranker), **reranker_reference(ranker)},
     }
     (folder / "reference.json").write_text(json.dumps(reference))
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ SERVE = "from bge_runtime.cli.serve import main; main()"
 SAME_VALUE = 1e-6
 """A request is computed in batches of its own, so that sums have another order. Vectors have a
 length of 1, and JSON and base64 hold every bit of a float32."""
+
+SAME_SCORE = 1e-5
+"""The same for scores of a reranker."""
 
 START_SECONDS = 60
 """Until a server must have opened its models, on a machine with much else to do."""
@@ -52,6 +55,34 @@ class Model:
     many: list[str]
     instruction: str
     outputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A served reranker, and what ``compute_score`` returns for the texts of the tests.
+
+    Attributes:
+        url: Base address of its routes, without a slash at the end.
+        name: Its name in requests.
+        query: What texts are scored for.
+        texts: Texts, in the order of the scores.
+        too_long: A text that is cut.
+        scores: Their scores, between 0 and 1.
+        logits: The same as logits.
+    """
+
+    url: str
+    name: str
+    query: str
+    texts: list[str]
+    too_long: str
+    scores: list[float]
+    logits: list[float]
+
+    @property
+    def order(self) -> list[int]:
+        """Positions of the texts, the best one first."""
+        return sorted(range(len(self.texts)), key=lambda row: -self.scores[row])
 
 
 def environment() -> dict[str, str]:
@@ -83,6 +114,14 @@ def model_at(url: str, name: str, reference: dict[str, Any]) -> Model:
     """Return a model of the reference, as it is served under an address."""
     shared = {key: reference[key] for key in ("texts", "too_long", "many", "instruction")}
     return Model(url=url, name=name, outputs=reference[name], **shared)
+
+
+def reranker_at(url: str, reference: dict[str, Any]) -> Reranker:
+    """Return the reranker of the reference, as it is served under an address."""
+    found = reference["ranker"]
+    shared = {key: reference[key] for key in ("texts", "too_long")}
+    parts = {key: found[key] for key in ("query", "scores", "logits")}
+    return Reranker(url=url, name="ranker", **shared, **parts)
 
 
 @contextmanager
@@ -119,6 +158,21 @@ def assert_same(found: ArrayLike, expected: ArrayLike) -> None:
     assert found.shape == expected.shape
     unit = max(1.0, np.linalg.norm(expected, axis=-1).max())
     np.testing.assert_allclose(found, expected, rtol=0, atol=SAME_VALUE * unit)
+
+
+def assert_ranked(found: Iterable[tuple[int, float]], expected: Reranker, top: int | None) -> None:
+    """Check positions and scores, the best one first, against those of ``compute_score``.
+
+    Args:
+        found: Positions and scores.
+        expected: What they are of.
+        top: How many there must be; None for all.
+    """
+    rows, scores = zip(*found, strict=True)
+    assert list(rows) == expected.order[:top]
+    np.testing.assert_allclose(
+        scores, [expected.scores[row] for row in rows], rtol=0, atol=SAME_SCORE
+    )
 
 
 def assert_same_weights(

@@ -1,6 +1,8 @@
-"""Haystack's embedders for text-embeddings-inference, dense and sparse."""
+"""Haystack's embedders for text-embeddings-inference, dense and sparse, and its ranker."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 from haystack import Document
@@ -10,10 +12,19 @@ from haystack_integrations.components.embedders.huggingface_api import (
     HuggingFaceTEISparseDocumentEmbedder,
     HuggingFaceTEISparseTextEmbedder,
 )
+from haystack_integrations.components.rankers.huggingface_api import HuggingFaceTEIRanker
+from haystack_integrations.components.rankers.huggingface_api.ranker import TruncationDirection
 
-from tests.serving_clients.servers import Model, assert_same, assert_same_weights
+from tests.serving_clients.servers import (
+    Model,
+    Reranker,
+    assert_ranked,
+    assert_same,
+    assert_same_weights,
+)
 
 TEI = "text_embeddings_inference"
+RIGHT = TruncationDirection.RIGHT
 
 
 @pytest.mark.parametrize("normalize", [True, False])  # False is its default
@@ -37,3 +48,22 @@ def test_m3s_lexical_weights_of_documents_and_a_query(m3: Model):
     weights = m3.outputs["lexical_weights"]
     for sparse, expected in zip(found, [*weights, weights[0]], strict=True):
         assert_same_weights(sparse.indices, sparse.values, expected)
+
+
+def test_the_ranker_sorts_documents(ranker: Reranker):
+    documents = [Document(id=str(row), content=text) for row, text in enumerate(ranker.texts)]
+    component = HuggingFaceTEIRanker(url=ranker.url, top_k=5)
+    found = component.run(query=ranker.query, documents=documents)["documents"]
+    assert_ranked([(int(each.id), each.score) for each in found], ranker, 5)
+    raw = HuggingFaceTEIRanker(url=ranker.url, raw_scores=True, top_k=1)
+    (best,) = raw.run(query=ranker.query, documents=documents)["documents"]
+    assert best.score == pytest.approx(max(ranker.logits), abs=1e-4)
+    asked = {"query": ranker.query, "documents": documents}
+    found = asyncio.run(component.run_async(**asked, truncation_direction=RIGHT))["documents"]
+    assert_ranked([(int(each.id), each.score) for each in found], ranker, 5)
+
+
+def test_an_embedder_is_no_ranker(docs: Model):
+    component = HuggingFaceTEIRanker(url=docs.url)
+    with pytest.raises(RuntimeError, match="docs is an embedder"):
+        component.run(query="a", documents=[Document(content="b")])

@@ -1,4 +1,4 @@
-"""LiteLLM, by each of its providers that a server of embeddings can be."""
+"""LiteLLM, by each of its providers that a server of embeddings or a reranker can be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import litellm
 import pytest
 
-from tests.serving_clients.servers import Model, assert_same
+from tests.serving_clients.servers import Model, Reranker, assert_ranked, assert_same
 
 PROVIDERS = {
     "openai/docs": "/v1",
@@ -46,3 +46,36 @@ def test_a_refused_request_is_the_error_of_its_status(docs: Model):
             dimensions=49,
             allowed_openai_params=["dimensions"],
         )
+
+
+@pytest.mark.parametrize("model", ["cohere/ranker", "jina_ai/ranker", "hosted_vllm/ranker",
+                                   "huggingface/ranker", "infinity/ranker"])  # fmt: skip
+def test_a_provider_of_rerankers(ranker: Reranker, model: str):
+    # It takes infinity's documents for strings, and those of all others for objects.
+    with_documents = not model.startswith("infinity/")
+    asked = {
+        "model": model,
+        "api_base": ranker.url,
+        "api_key": "none",
+        "query": ranker.query,
+        "documents": ranker.texts,
+        "return_documents": with_documents,
+    }
+    answer = litellm.rerank(**asked)
+    found = [(each["index"], each["relevance_score"]) for each in answer.results]
+    assert_ranked(found, ranker, None)
+    if with_documents:
+        texts = [each["document"]["text"] for each in answer.results]
+        assert texts == [ranker.texts[row] for row in ranker.order]
+    answer = asyncio.run(litellm.arerank(**asked, top_n=3))
+    assert_ranked([(each["index"], each["relevance_score"]) for each in answer.results], ranker, 3)
+
+
+def test_tokens_of_a_request_are_counted(ranker: Reranker):
+    for model in ("cohere/ranker", "hosted_vllm/ranker", "jina_ai/ranker"):
+        answer = litellm.rerank(
+            model=model, api_base=ranker.url, api_key="none", query=ranker.query,
+            documents=ranker.texts,
+        )  # fmt: skip
+        counts = {**answer.meta.get("tokens", {}), **(answer.meta.get("billed_units") or {})}
+        assert max(count or 0 for count in counts.values()) > len(ranker.texts), model

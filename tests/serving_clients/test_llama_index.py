@@ -1,13 +1,15 @@
-"""LlamaIndex: its client of OpenAI's routes, and its client of text-embeddings-inference."""
+"""LlamaIndex: its client of OpenAI's routes, and its clients of text-embeddings-inference."""
 
 from __future__ import annotations
 
 import asyncio
 
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+from llama_index.postprocessor.tei_rerank import TextEmbeddingInference as Rerank
 
-from tests.serving_clients.servers import Model, assert_same
+from tests.serving_clients.servers import Model, Reranker, assert_ranked, assert_same
 
 
 def test_openai_like(docs: Model):
@@ -32,3 +34,13 @@ def test_text_embeddings_inference(docs: Model):
 def test_text_embeddings_inference_below_a_base_path(both: str, docs: Model):
     embedding = TextEmbeddingsInference(model_name="docs", base_url=f"{both}/docs")
     assert_same(embedding.get_text_embedding_batch(docs.texts), docs.outputs["passages"])
+
+
+def test_nodes_are_sorted(ranker: Reranker):
+    nodes = [
+        NodeWithScore(node=TextNode(text=text, id_=str(row)))
+        for row, text in enumerate(ranker.texts)
+    ]
+    processor = Rerank(base_url=ranker.url, top_n=4)
+    found = processor.postprocess_nodes(nodes, query_str=ranker.query)
+    assert_ranked([(int(each.node.node_id), each.score) for each in found], ranker, 4)

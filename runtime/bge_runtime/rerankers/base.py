@@ -215,7 +215,12 @@ class BaseReranker(OpenedModel):
         return [RankedPassage(int(row), float(scores[row]), listed[row]) for row in order]
 
     def pair_plan(
-        self, query: str, *, max_length: int | None = None, query_max_length: int | None = None
+        self,
+        query: str,
+        *,
+        max_length: int | None = None,
+        query_max_length: int | None = None,
+        reuse_query: bool = True,
     ) -> TokenizationPlan:
         """Return how passages become the tokens of pairs with a query.
 
@@ -223,12 +228,14 @@ class BaseReranker(OpenedModel):
             query: The query.
             max_length: As in `compute_score`.
             query_max_length: As in `compute_score`.
+            reuse_query: Whether a decoder is to compute the query once, for several passages.
 
         Raises:
             ValueError: If a number is out of range.
         """
         call = self._call(query_max_length=query_max_length, max_length=max_length)
-        return self._tokenization(self._add_query_instruction([query]), call, reuse_query=True)
+        queries = self._add_query_instruction([query])
+        return self._tokenization(queries, call, reuse_query=reuse_query)
 
     def parts(self) -> RerankerParts:
         """Return what a server needs to batch the pairs of many requests itself."""

@@ -14,7 +14,12 @@ class PairPlan(Protocol):
     """A function that tells how passages become the tokens of pairs with a query."""
 
     def __call__(
-        self, query: str, *, max_length: int | None = None, query_max_length: int | None = None
+        self,
+        query: str,
+        *,
+        max_length: int | None = None,
+        query_max_length: int | None = None,
+        reuse_query: bool = True,
     ) -> TokenizationPlan:
         """Return the plan; the instructions of the reranker are put before the texts.
 

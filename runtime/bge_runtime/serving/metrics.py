@@ -76,8 +76,8 @@ class Metrics:
         self.batch_texts = Histogram(
             "bge_batch_texts", "Texts of a batch.", by_model, registry=registry, buckets=_TEXTS
         )
-        self.texts = counter("texts", "Texts embedded.", by_model)
-        self.tokens = counter("tokens", "Tokens embedded.", by_model)
+        self.texts = counter("texts", "Texts computed.", by_model)
+        self.tokens = counter("tokens", "Tokens computed.", by_model)
         self.truncated = counter("truncated_inputs", "Texts that were truncated.", by_model)
         self.rejected = counter("rejected_requests", "Requests refused: queue full.", by_model)
         self.cancelled = counter("cancelled_requests", "Requests whose client left.", by_model)

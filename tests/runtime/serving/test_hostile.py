@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.helpers.hostile import RAW, SHORT_TIMES, HostileRequests
+from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.servers import running_server
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -28,11 +29,24 @@ TEI_TYPES = {"Validation", "Empty", "NotFound", "Backend", "Overloaded", "Unheal
 
 TEI = ("/embed", "/embed_sparse", "/embed_all", "/tokenize", "/decode", "/info", "/")
 
+PATHS = {
+    "m3": ["/embed", "/v1/embeddings", "/api/embed", "/vectors", "/infer"],
+    "reranker": ["/rerank", "/v1/rerank", "/v2/rerank", "/"],
+}
+"""Routes with a body, of a server of each kind of model."""
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def kind(request):
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def server(tiny_m3_bundle):
+def server(kind, tiny_m3_bundle):
+    bundle = tiny_m3_bundle if kind == "m3" else reranker_bundle(targets=("cpu",))
     options = ("--max-inputs", "100", "--allow-token-ids", "--engine", "onnxruntime")
-    with running_server(tiny_m3_bundle, *options) as server:
+    with running_server(bundle, *options) as server:
+        server.reranks = kind == "reranker"
         yield server
 
 
@@ -60,9 +74,14 @@ def validators(document):
     return validator
 
 
-def check_error(path, status, body):
+def check_error(path, status, body, *, reranks):
     """Check that an error has the form of its route."""
     path = path.rstrip("/") or "/"
+    if path.endswith("/rerank") or (reranks and path == "/"):  # the body says which form
+        assert set(body) in ({"message"}, {"error"}, {"error", "error_type"})
+        assert all(isinstance(value, str) and value for value in body.values())
+        assert body.get("error_type", "Empty") in TEI_TYPES
+        return
     if "/v1/" in path or path == "/embeddings":
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert body["error"]["type"] in OPENAI_TYPES
@@ -74,13 +93,13 @@ def check_error(path, status, body):
         assert status != 400 or body["error_type"] == "Empty"
 
 
-def check_answer(request, answer, validator):
+def check_answer(request, answer, validator, *, reranks):
     status = answer.status_code
     assert status in (200, 400, 404, 405, 413, 422, 424, 429, 504), answer.text[:500]
     assert status != 504 or request.headers.get("x-request-timeout-ms") in SHORT_TIMES
     assert len(answer.headers["x-request-id"]) <= 128 if "x-request-id" in answer.headers else True
     if status >= 400:
-        check_error(request.path, status, answer.json())
+        check_error(request.path, status, answer.json(), reranks=reranks)
         assert request.operation is None or status != 405
         return
     assert request.operation is not None
@@ -109,7 +128,7 @@ def send_all(server, document, validators, count, *, seed, threads=4):
                         content=request.content,
                         headers=request.headers,
                     )
-                    check_answer(request, answer, validators)
+                    check_answer(request, answer, validators, reranks=server.reranks)
                 except Exception as error:  # noqa: BLE001  # reported with its request
                     failures.append((request, repr(error)))
                     if len(failures) > 5:
@@ -135,8 +154,12 @@ def send_all(server, document, validators, count, *, seed, threads=4):
 def check_serves_on(server):
     assert server.process.poll() is None
     assert server.client.get("/health").status_code == 200
-    answer = server.client.post("/v1/embeddings", json={"input": ["a", "b"]})
-    assert len(answer.json()["data"]) == 2
+    if server.reranks:
+        answer = server.client.post("/rerank", json={"query": "q", "texts": ["a", "b"]})
+        assert len(answer.json()) == 2
+    else:
+        answer = server.client.post("/v1/embeddings", json={"input": ["a", "b"]})
+        assert len(answer.json()["data"]) == 2
     assert "Traceback" not in server.log
     lines = server.client.get("/metrics").text.splitlines()
     queued = [line for line in lines if line.startswith("bge_queued_tokens{")]
@@ -149,7 +172,7 @@ def test_a_thousand_random_requests_get_their_own_answers(server, document, vali
     assert statuses[400] + statuses[422] > 100, statuses
     assert all(statuses[status] for status in (404, 405)), statuses
     check_serves_on(server)
-    assert len(routes) > 20
+    assert len(routes) > (15 if server.reranks else 20)
 
 
 @pytest.mark.slow
@@ -167,27 +190,38 @@ def test_ten_thousand_random_requests_leave_the_server_as_it_was(server, documen
     assert after[1] <= before[1] + 4
 
 
-@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/api/embed", "/vectors", "/infer"])
-def test_bodies_that_are_no_request_are_refused(server, path):
-    for raw in RAW:
-        answer = server.client.post(path, content=raw)
-        assert answer.status_code in (200, 400, 413, 422), (raw[:80], answer.text[:300])
-        if answer.status_code != 200:
-            check_error(path, answer.status_code, answer.json())
+def test_bodies_that_are_no_request_are_refused(server, kind):
+    for path in PATHS[kind]:
+        for raw in RAW:
+            answer = server.client.post(path, content=raw)
+            assert answer.status_code in (200, 400, 413, 422), (path, raw[:80], answer.text[:300])
+            if answer.status_code != 200:
+                check_error(path, answer.status_code, answer.json(), reranks=server.reranks)
 
 
 def test_a_valid_request_to_every_route_is_answered_as_documented(server, document, validators):
     """The random ones reach every route, but not all of them with success."""
     texts = ["a text", "and another"]
-    bodies = {
+    common = {
+        "TokenizeRequest": [{"inputs": texts}],
+        "DecodeRequest": [{"ids": [[5, 6], [7]]}, {"ids": [5, 6]}],
+    }
+    of_rerankers = {
+        "RerankRequest": [
+            {"query": "q", "texts": texts, "return_text": True},
+            {"query": "q", "documents": texts, "model": None, "return_documents": "true"},
+            {"query": "q", "documents": [{"text": "a", "n": 1}], "return_documents": True},
+            {"query": "q", "documents": texts, "property": ""},
+            {"query": "q", "property": "a"},
+        ],
+    }
+    of_embedders = {
         "EmbeddingsRequest": [
             {"input": texts, "return_sparse": True, "return_colbert_vecs": True},
             {"input": "a", "encoding_format": "base64", "dimensions": 16},
             {"input": [5, 6, 7]},
         ],
         "EmbedRequest": [{"inputs": texts}, {"inputs": "a", "normalize": False}],
-        "TokenizeRequest": [{"inputs": texts}],
-        "DecodeRequest": [{"ids": [[5, 6], [7]]}, {"ids": [5, 6]}],
         "OllamaRequest": [{"input": texts, "keep_alive": "5m", "options": {"a": 1}}, {"input": []}],
         "OllamaPromptRequest": [{"prompt": "a"}],
         "VectorRequest": [
@@ -204,6 +238,7 @@ def test_a_valid_request_to_every_route_is_answered_as_documented(server, docume
             }
         ],
     }
+    bodies = {**common, **(of_rerankers if server.reranks else of_embedders)}
     seen = set()
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

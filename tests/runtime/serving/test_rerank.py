@@ -13,10 +13,11 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from starlette.testclient import TestClient
 
-from bge_runtime import FlagModel, FlagReranker
+from bge_runtime import FlagLLMReranker, FlagModel, FlagReranker
 from bge_runtime.errors import InferenceError
 from bge_runtime.serving import ServeOptions, create_app, open_served_model
 from bge_runtime.serving.scheduling import execution
+from tests.helpers.decoder_rerankers import export_tiny_reranker
 from tests.helpers.rerankers import reranker_bundle
 
 QUERY = "which words are these"
@@ -199,6 +200,45 @@ def test_scores_do_not_depend_on_what_is_in_the_batch(several, bert, xlm_roberta
     for (name, query, texts), found in zip(requests, answers, strict=True):
         expected = scores_of(names[name], texts, query, normalize=False)
         np.testing.assert_allclose([found[row] for row in range(3)], expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def qwen3(made_once):
+    folder = made_once("tiny-qwen3-reranker", partial(export_tiny_reranker, name="qwen3"))
+    model = FlagLLMReranker(str(folder / "bundle"), precision="fp32")
+    assert model.engine.info.precision == "fp32"
+    return model
+
+
+def test_a_decoder_computes_a_query_once_for_its_passages(qwen3):
+    query = "a query that is as long as those of people who ask for many things at once"
+    expected = scores_of(qwen3, query=query, normalize=False)
+    with TestClient(create_app(qwen3)) as client:
+        qwen3.prefix_cache.clear()
+        body = {"query": query, "raw_scores": True}
+        one = client.post("/rerank", json={**body, "texts": TEXTS[:1]}).json()
+        # Of one passage, only what stands before all queries is computed for others.
+        assert qwen3.prefix_cache.stats.tokens_saved == 0
+        assert one[0]["score"] == pytest.approx(expected[0], abs=1e-5)
+        check_ranked(client.post("/rerank", json={**body, "texts": TEXTS}).json(), expected)
+        stats = qwen3.prefix_cache.stats
+        query_tokens = len(qwen3.tokenizer.encode_bare([query])[0])
+        assert stats.tokens_saved >= (len(TEXTS) - 1) * query_tokens
+        check_ranked(client.post("/rerank", json={**body, "texts": TEXTS}).json(), expected)
+        assert qwen3.prefix_cache.stats.misses == stats.misses
+
+
+def test_decoders_are_served_beside_other_requests(qwen3):
+    requests = [(f"query {number}", [f"text {number}", TEXTS[1]]) for number in range(12)]
+    with TestClient(create_app(qwen3)) as client, ThreadPoolExecutor(6) as threads:
+
+        def ask(request):
+            body = {"query": request[0], "texts": request[1], "raw_scores": True}
+            return client.post("/rerank", json=body).json()
+
+        answers = list(threads.map(ask, requests))
+    for (query, texts), found in zip(requests, answers, strict=True):
+        check_ranked(found, scores_of(qwen3, texts, query, normalize=False))
 
 
 def test_a_long_request_is_computed_as_well(client, bert):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.browser import CONTRASTS, running_browser
+from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.servers import running_server
 
 QUERY = "When does the ferry to the island leave?"
@@ -335,3 +336,24 @@ def test_contrast_of_texts_is_at_least_aa(browser, server, scheme):
     contrasts = browser.run(CONTRASTS)
     assert len(contrasts) > 100
     assert [found for found in contrasts if found[0] < 4.5] == []
+
+
+def test_a_reranker_sorts_passages_by_its_scores(browser, made_once):
+    bundle = reranker_bundle("xlm-roberta", targets=("cpu",))
+    with running_server(f"{bundle}=ranker") as server:
+        browser.open(f"{server.url}/ui")
+        compare(browser)
+        body = {"query": QUERY, "documents": list(PASSAGES)}
+        results = server.client.post("/v1/rerank", json=body).json()["results"]
+        assert browser.texts(".ranking .text") == [PASSAGES[each["index"]] for each in results]
+        shown = [float(text) for text in browser.texts(".ranking .number")]
+        scores = [each["relevance_score"] for each in results]
+        np.testing.assert_allclose(shown, scores, atol=6e-4)
+        assert "Relevance scores of 4" in browser.text("#summary")
+        (card,) = browser.texts(".card")
+        assert "a score for each pair" in card
+        assert "pairs" in card.partition("Parity")[2]
+        assert browser.texts("table") == []
+        browser.run("$('curl').open = true")
+        browser.wait("$('curl').textContent.includes('v1/rerank')")
+        assert browser.console() == []

@@ -119,7 +119,7 @@ class ServedReranker(ServedModel):
         self.check_count(passages)
         self._check_engines()
         started_s = time.monotonic()
-        pairs = _Pairs(self, query, passage_tokens)
+        pairs = _Pairs(self, query, passage_tokens, several=len(passages) > 1)
         tokens = await self._tokenize_in_parts(
             passages,
             context,
@@ -166,9 +166,11 @@ class _Pairs:
         truncated: Positions of the passages whose pairs were cut.
     """
 
-    def __init__(self, model: ServedReranker, query: str, passage_tokens: int | None) -> None:
+    def __init__(
+        self, model: ServedReranker, query: str, passage_tokens: int | None, *, several: bool
+    ) -> None:
         self._model, self._query = model, query
-        self._passage_tokens = passage_tokens
+        self._passage_tokens, self._several = passage_tokens, several
         self.truncated: list[int] = []
         self._plan: TokenizationPlan | None = None
 
@@ -187,7 +189,7 @@ class _Pairs:
         model, length = self._model, self._model.max_length
         if self._plan is None:  # in the thread that tokenizes, since a query may be long
             (query,) = shorten([self._query], model.tokenizer, length, name="the query")
-            self._plan = model.pair_plan(query, max_length=length)
+            self._plan = model.pair_plan(query, max_length=length, reuse_query=self._several)
         passages = shorten(passages, model.tokenizer, length, first=first)
         if self._passage_tokens is not None and self._passage_tokens < length:
             passages = self._cut(passages, self._passage_tokens, first)
