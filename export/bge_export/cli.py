@@ -352,7 +352,10 @@ def _print_result(
         click.echo(f"\nuploaded: {address}")
     kind = " with RANDOM WEIGHTS, for benchmarks only" if request.random_weights else ""
     able = any(report.parity is not None for report in reports)
-    trial = f"Try it:\n    bge-embed {shlex.quote(str(output))} <<< 'a first text'"
+    command, line = ("bge-embed", "a first text")
+    if any(isinstance(report.parity, ScoreParity) for report in reports):
+        command, line = ("bge-rerank", '{"query": "a query", "passages": ["one", "another"]}')
+    trial = f"Try it:\n    {command} {shlex.quote(str(output))} <<< {shlex.quote(line)}"
     click.echo(f"\n{output} is ready{kind}. {trial if able else 'This machine cannot run it'}")
 
 

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from bge_export.cli import main
 from bge_runtime import FlagModel
+from bge_runtime.bundle import Bundle
 from bge_runtime.system import nvidia
 from tests.helpers.bundles import keep_traces, write_tiny_bert, write_tiny_m3
 from tests.helpers.decoders import write_tiny_decoder
+from tests.helpers.rerankers import reranker_checkpoint
 
 
 def run(*arguments: str | Path) -> Result:
@@ -36,6 +38,35 @@ def test_local_checkpoint(tiny_checkpoint: Path, tmp_path: Path):
     again = run(tiny_checkpoint, "--pooling", "cls", "--output", output)
     assert again.exit_code == 1
     assert "is a bundle already; pass --force" in again.stderr
+
+
+def test_a_reranker_is_measured_on_pairs(made_once: Callable[..., Path], tmp_path: Path):
+    keep_traces()
+    output = tmp_path / "bundle"
+    result = run(reranker_checkpoint("bert"), "--target", "portable", "--output", output)
+    assert result.exit_code == 0, result.output
+    for word in ("rank correlation", "error/difference", "bge-rerank", '"passages": ["one"'):
+        assert word in result.stdout
+    for option, message in (
+        (("--pooling", "mean"), "--pooling mean is for embedders"),
+        (("--model-class", "encoder-only-base"), "Open it with FlagReranker"),
+        (("--target", "cuda-even"), "requested --target cuda-even"),
+    ):
+        refused = run(reranker_checkpoint("bert"), *option, "--output", tmp_path / "no")
+        assert refused.exit_code == 1
+        assert message in refused.stderr
+
+
+def test_a_reranker_with_random_weights_is_made_by_name(tmp_path: Path):
+    name = "ms-marco-MiniLM-L6-v2"
+    options = ("--random-weights", "--layers", "1", "--target", "portable", "--json")
+    result = run(name, *options, "--output", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    (report,) = json.loads(result.stdout)["rows"]
+    assert report["parity"]["max_error"] < 1e-4
+    assert report["parity"]["rank_correlation"] == 1
+    model = Bundle.open(tmp_path / "bundle").manifest.model
+    assert (model.name, model.layers, model.dim) == (f"{name}-random", 1, 384)
 
 
 @pytest.mark.parametrize(

@@ -40,31 +40,39 @@ SCORE_TOLERANCES: Mapping[str, ScoreTolerance] = MappingProxyType(
             max_error=1e-4,
             max_error_share=1e-3,
             min_rank_correlation=0.998,
-            reason="Same arithmetic in another order. 1e-4 is what a drop-in replacement promises.",
+            reason="Same arithmetic in another order. Logits of seeded bge-reranker-base, which "
+            "spread over 20 units, were measured at 2.8e-5; 1e-4 is what a drop-in replacement "
+            "promises. One exchange of two pairs of 51 is a correlation of 0.9984.",
         ),
         "bf16": ScoreTolerance(
             max_error=None,
             max_error_share=0.15,
             min_rank_correlation=0.95,
-            reason="8 bits of mantissa.",
+            reason="8 bits of mantissa. With emulated rounding, seeded weights of the shape of "
+            "MiniLM with 6 layers were at 5.6 % and 0.994, bge-reranker-base at 7.3 % and 0.983. "
+            "They are designed to amplify errors; twice that is for models with 24 layers.",
         ),
         "fp16": ScoreTolerance(
             max_error=None,
             max_error_share=0.03,
-            min_rank_correlation=0.99,
-            reason="11 bits of mantissa.",
+            min_rank_correlation=0.98,
+            reason="11 bits of mantissa. With emulated rounding, seeded models of 3 and 6 layers "
+            "were at 1.1 % and 0.994. Pairs that fp16 makes equal count as half exchanged.",
         ),
         "int8": ScoreTolerance(
             max_error=None,
-            max_error_share=0.4,
+            max_error_share=0.35,
             min_rank_correlation=0.9,
-            reason="8-bit weights with a scale for each block, only on request.",
+            reason="8-bit weights with a scale for each block and rounded activations, only on "
+            "request. Seeded weights were measured at 16 % and 0.959 with MiniLM's shape, at 19 % "
+            "and 0.969 with bge-reranker-base's.",
         ),
         "int4": ScoreTolerance(
             max_error=None,
             max_error_share=2.0,
             min_rank_correlation=0.5,
-            reason="15 levels for each block of 32 weights, only on request.",
+            reason="15 levels for each block of 32 weights, only on request: for a first look at a "
+            "model that does not fit otherwise. Unrelated scores have a correlation near 0.",
         ),
     }
 )

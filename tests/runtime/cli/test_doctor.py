@@ -23,6 +23,7 @@ from bge_runtime.engines import openvino, ort_providers, tensorrt
 from bge_runtime.engines.ort_providers import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER
 from bge_runtime.errors import BundleIntegrityError
 from bge_runtime.system import cpus, nvidia, versions
+from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.runtime import replace_file, scramble_reference
 
 
@@ -396,6 +397,24 @@ def test_a_variant_that_this_machine_cannot_run_is_reported_but_not_a_failure(bu
     result = examine("--verify", bundle)
     assert result.exit_code == 0, result.output
     assert row(result.output, "openvino-bf16")[-2:] == ["not", "here"]
+
+
+def test_a_reranker_is_verified_on_its_pairs(made_once, tmp_path):
+    bundle = Path(shutil.copytree(reranker_bundle("bert"), tmp_path / "copied"))
+    result = examine("--verify", bundle)
+    assert result.exit_code == 0, result.output
+    assert "rank correlation at export" in result.output
+    assert row(result.output, "cpu-fp32")[-4:-2] == ["1.0000", "1.0000"]
+    assert row(result.output, "cpu-fp32")[-1] == "pass"
+    data = json.loads((bundle / "tokenizer.json").read_text("utf-8"))
+    for pair in (data["post_processor"], data["normalizer"]):
+        before = dict(pair)
+        pair.update({"cls": ["[PAD]", 0]} if "cls" in pair else {"lowercase": False})
+        replace_file(bundle, "tokenizer.json", json.dumps(data).encode())
+        told = examine("--verify", bundle)
+        assert told.exit_code == 1
+        assert "gives other tokens for" in told.output
+        pair.update(before)
 
 
 def test_no_bundle_is_an_error_and_nothing_is_exported(tiny_checkpoint, monkeypatch, tmp_path):
