@@ -54,6 +54,10 @@ _CHUNK = 1000
     type=click.IntRange(min=1), help="Repeatable; each baseline gets the best of them.",
 )  # fmt: skip
 @click.option(
+    "--own-batch-size", is_flag=True,
+    help="Let each baseline have the batch size that it comes with.",
+)  # fmt: skip
+@click.option(
     "--count", type=click.IntRange(min=2),
     help="So many texts: those named, repeated behind a number of their own. Of a reranker: so "
     f"many pairs; default: those of {_QUERIES} queries.",
@@ -69,6 +73,7 @@ def throughput(
     folder: Path | None,
     sample: int,
     batch_sizes: Sequence[int],
+    own_batch_size: bool,
     count: int | None,
     no_parallel_batches: bool,
     one_by_one: bool,
@@ -114,6 +119,7 @@ def throughput(
             "rows": rows,
         }
 
+    batch_sizes = () if own_batch_size else batch_sizes
     with one_line_errors():
         texts: list[Item]
         if is_reranker(bundle):

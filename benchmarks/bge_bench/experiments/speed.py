@@ -17,7 +17,7 @@ import numpy as np
 
 from bge_bench.errors import BenchError
 from bge_bench.experiments.timing import measure_reference, take_turns
-from bge_bench.systems.base import GPU_BASELINES, PYTORCH, Item, SystemSpec
+from bge_bench.systems.base import DECODER_RERANKERS, GPU_BASELINES, PYTORCH, Item, SystemSpec
 from bge_bench.systems.lineup import Candidate, baseline_system, our_system
 from bge_bench.systems.outputs import AnyParity, compare_outputs, tolerance
 from bge_bench.workers.journal import Journal
@@ -195,10 +195,15 @@ def line_up(
     """
     model = bundle.manifest.model
     alone = set(baselines) == {"flagembedding"}
-    if model.model_class in (*DECODER_CLASSES, RERANKER_DECODER) and not alone:
+    if model.model_class in DECODER_CLASSES and not alone:
         raise BenchError(
             f"{model.name} is a decoder, and is compared with FlagEmbedding only, not with "
             f"{', '.join(baselines)}"
+        )
+    if model.model_class == RERANKER_DECODER and not {*baselines} <= {*DECODER_RERANKERS}:
+        raise BenchError(
+            f"{model.name} is a decoder that reranks, and is compared with "
+            f"{' and '.join(DECODER_RERANKERS)} only, not with {', '.join(baselines)}"
         )
     if all_outputs and (model.model_class != ENCODER_ONLY_M3 or not alone):
         raise BenchError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bge_bench.errors import BenchError
 from bge_bench.systems.base import Item, SystemSpec
-from bge_bench.systems.lineup import Candidate
+from bge_bench.systems.lineup import Candidate, own_batch_size
 from bge_bench.systems.outputs import characters, compare_outputs
 from bge_bench.workers.pool import LazyWorker, Settings, open_workers, start_cold
 
@@ -91,13 +91,14 @@ def measure_throughput(
         reference: Spec of the system whose vectors all are compared with.
         texts: The corpus, for candidates that are timed in full.
         sample: Part of the corpus, for all candidates.
-        batch_sizes: Sizes to try; each baseline gets the fastest.
+        batch_sizes: Sizes to try; each baseline gets the fastest. Without any, each keeps the one
+            that it comes with.
         settings: Settings of all measurements.
 
     Returns:
         One row for each candidate.
     """
-    if settings.pool is not None:
+    if settings.pool is not None and batch_sizes:
         _warm_up_like_baselines(candidates, texts, sample, batch_sizes, settings)
     specs = at_their_best(candidates, texts, sample, batch_sizes=batch_sizes, settings=settings)
     _, expected = measure_reference(reference, sample, settings)
@@ -148,6 +149,16 @@ def at_their_best(
 
     The arguments are those of `measure_throughput`.
     """
+    if not batch_sizes:
+        return [
+            replace(
+                candidate.spec,
+                batch_size=candidate.spec.batch_size
+                if candidate.ours
+                else own_batch_size(candidate.spec),
+            )
+            for candidate in candidates
+        ]
     return [
         candidate.spec
         if candidate.ours

@@ -55,6 +55,8 @@ GPU_BASELINES = ("flagembedding", "transformers", "sentence-transformers", "tran
 """Baselines on a GPU, in fp16."""
 FROM_CHECKPOINT = (*PYTORCH, "sentence-transformers-bf16", "transformers-compiled")
 """Baselines that read the checkpoint; the others read the bundle's graphs."""
+DECODER_RERANKERS = ("flagembedding", "transformers")
+"""Baselines of rerankers on decoders: for BGE's question, and for Qwen3-Reranker's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,14 @@ _RERANKERS = {
     "fastembed": "rerankers_onnx:FastEmbed",
     "onnxruntime": "rerankers_onnx:OnnxRuntime",
 }
-"""Module and class of the reranker of each system."""
+"""Module and class of each reranker on an encoder."""
+
+_DECODER_RERANKERS = {
+    OURS: "rerankers:Ours",
+    "flagembedding": "rerankers:FlagEmbedding",
+    "transformers": "qwen3_reranker:Transformers",
+}
+"""Module and class of each reranker on a decoder; the last one asks as Qwen3-Reranker is asked."""
 
 
 def open_system(spec: SystemSpec) -> System:
@@ -234,7 +243,8 @@ def open_system(spec: SystemSpec) -> System:
     # bge-runtime does the same: a benchmark sends no usage data, whichever system opens first.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    module, _, name = (_RERANKERS if spec.reranks else _SYSTEMS)[spec.system].partition(":")
+    tables = {RERANKER_ENCODER: _RERANKERS, RERANKER_DECODER: _DECODER_RERANKERS}
+    module, _, name = tables.get(spec.model_class, _SYSTEMS)[spec.system].partition(":")
     opened: System = getattr(importlib.import_module(f"bge_bench.systems.{module}"), name)(spec)
     return opened
 

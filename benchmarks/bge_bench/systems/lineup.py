@@ -32,6 +32,11 @@ _PACKAGES = {
 FASTEST = "sentence-transformers-openvino"
 """The fastest baseline where it computes in bf16. It is timed on all texts, as bge-runtime is."""
 
+_OWN_BATCH_SIZES = {"flagembedding": (256, 128), "fastembed": (256, 64)}
+_OTHERS_BATCH_SIZE = 32
+"""Batch sizes that baselines come with, as embedders and as rerankers. Of the others that of
+sentence-transformers; who writes a loop of his own has to choose one."""
+
 _BF16_IN_PYTORCH = frozenset({"avx512f", "bf16"})
 """With either of these PyTorch's bf16 products are fast; with AVX512 it computes them in fp32."""
 
@@ -168,6 +173,12 @@ def _once_more(candidates: Sequence[Candidate], how: str, **changes: Any) -> lis
         )
         for candidate in candidates
     ]
+
+
+def own_batch_size(spec: SystemSpec) -> int:
+    """Return the batch size that a baseline comes with."""
+    embeds, reranks = _OWN_BATCH_SIZES.get(spec.system, (_OTHERS_BATCH_SIZE, _OTHERS_BATCH_SIZE))
+    return reranks if spec.reranks else embeds
 
 
 def variants_here(bundle: Bundle, device: str) -> list[Variant]:

@@ -30,6 +30,8 @@ class Ours:
 
         self._spec = spec
         self.batch_size = spec.batch_size
+        # Decoders have no such option.
+        more = {} if spec.parallel_batches else {"parallel_batches": False}
         with quiet():
             self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
                 spec.model,
@@ -37,7 +39,7 @@ class Ours:
                 devices=spec.device,
                 max_length=spec.max_length,
                 threads=spec.threads,
-                parallel_batches=spec.parallel_batches,
+                **more,
             )
         self.name = f"bge-runtime {bge_runtime.__version__}"
         self.precision = self._model.engine.info.precision

@@ -15,10 +15,14 @@ from bge_bench.datasets.corpus import paragraphs, read_texts
 from bge_bench.datasets.named import named_pairs
 from bge_bench.errors import BenchError
 from bge_bench.experiments import speed
+from bge_bench.experiments.timing import at_their_best
 from bge_bench.reports.rows import failures
 from bge_bench.reports.tables import document_tables
 from bge_bench.reports.text import speed_table
 from bge_bench.systems.base import SystemSpec, as_passages
+from bge_bench.systems.lineup import line_up
+from bge_bench.workers.journal import Journal
+from bge_bench.workers.pool import Settings
 from bge_runtime import Bundle
 from tests.helpers.rerankers import reranker_bundle, reranker_checkpoint
 
@@ -92,6 +96,18 @@ def test_one_query_is_not_timed_twice(monkeypatch: pytest.MonkeyPatch, texts: Pa
     run("throughput", "--texts", texts, "--sample", 6, "--count", 6, status=1)
     assert given["pairs"] == given["sample"]
     assert not any(candidate.in_full for candidate in given["candidates"])
+
+
+def test_baselines_may_keep_the_batch_size_that_they_come_with():
+    bundle = Bundle.open(reranker_bundle())
+    names = ["flagembedding", "fastembed", "sentence-transformers"]
+    candidates, _ = line_up(bundle, reranker_checkpoint(), baselines=names, threads=1)
+    settings = Settings(journal=Journal(None, {}), step=print, rounds=1, timeout_s=1)
+    pairs = as_passages(["a", "b"])
+    specs = at_their_best(candidates, pairs, pairs, batch_sizes=(), settings=settings)
+    assert {spec.system: spec.batch_size for spec in specs if spec.system in names} == {
+        "flagembedding": 128, "fastembed": 64, "sentence-transformers": 32,
+    }  # fmt: skip
 
 
 def test_latency_is_that_of_a_query_with_few_and_many_passages(

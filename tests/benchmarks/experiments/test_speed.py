@@ -25,6 +25,7 @@ from bge_bench.workers.driver import Worker
 from bge_bench.workers.journal import Journal
 from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import Parity
+from tests.helpers.decoder_rerankers import export_tiny_reranker
 
 
 @pytest.fixture
@@ -257,3 +258,12 @@ def test_a_system_that_dies_between_questions_is_noticed(spec):
 def test_a_system_that_does_not_answer_is_not_waited_for(spec):
     with pytest.raises(BenchError, match="gave no answer to 'its first vector' within"):
         Worker(spec, timeout_s=0.001)
+
+
+def test_decoders_that_rerank_are_compared_with_those_that_ask_alike(tmp_path):
+    bundle = Bundle.open(export_tiny_reranker(tmp_path, "qwen3", targets=("cpu",)))
+    options = {"baseline_batch_size": 4, "threads": 1}
+    lineup = line_up(bundle, tmp_path, baselines=["transformers"], **options)
+    assert lineup.reference.system == "transformers"
+    with pytest.raises(BenchError, match="flagembedding and transformers only, not with fastembed"):
+        line_up(bundle, tmp_path, baselines=["fastembed"], **options)

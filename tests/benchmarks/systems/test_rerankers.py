@@ -1,5 +1,7 @@
 """Each reranker scores the same pairs, cut at the same place, or a comparison means nothing."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,8 @@ from bge_bench.systems.base import (
     open_system,
 )
 from bge_bench.systems.outputs import compare_outputs
-from bge_runtime.sources import RERANKER_ENCODER
+from bge_runtime.sources import RERANKER_DECODER, RERANKER_ENCODER
+from tests.helpers.decoder_rerankers import NAMES, export_tiny_reranker
 from tests.helpers.rerankers import reranker_bundle, reranker_checkpoint
 
 PAIRS = as_passages(["", "a", "naïve café, 样例数据", *paragraphs(9)])
@@ -74,3 +77,24 @@ def test_a_system_that_does_other_work_is_noticed(wrong):
         length = 48
     scores = open_reranker("onnxruntime", "bert", max_length=length).encode(pairs)
     assert failures(scores, expected, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("gemma", "flagembedding"), ("qwen3", "transformers")]
+)
+def test_a_decoder_is_asked_as_its_authors_ask_it(family, name, made_once):
+    root = made_once(
+        f"asked-decoder-{family}", partial(export_tiny_reranker, name=family, targets=("cpu",))
+    )
+    folders = {OURS: root / "bundle", name: root / NAMES[family]}
+    ours, theirs = (
+        open_system(
+            SystemSpec(
+                system=system, model=str(folder), pooling="last_token", threads=1, max_length=256,
+                batch_size=4, model_class=RERANKER_DECODER,
+            )
+        )
+        for system, folder in folders.items()
+    )  # fmt: skip
+    assert (ours.precision, theirs.precision) == ("fp32", "fp32")
+    assert not failures(ours.encode(PAIRS), theirs.encode(PAIRS), "fp32")
