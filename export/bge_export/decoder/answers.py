@@ -63,18 +63,17 @@ class Answers:
         return (self.yes,) if self.no is None else (self.yes, self.no)
 
 
-def make_column(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """Return what a hidden state is multiplied with to give the score.
+def join_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the row whose product with a hidden state is the score.
 
     Args:
         rows: The rows of `Answers.rows`. Shape: ``(1 or 2, hidden_size)``.
 
     Returns:
-        Shape: ``(hidden_size, 1)``.
+        Shape: ``(1, hidden_size)``.
     """
     wide = rows.astype(np.float32)
-    column = wide[0] if len(wide) == 1 else wide[0] - wide[1]
-    return np.ascontiguousarray(column[:, None])
+    return wide if len(wide) == 1 else wide[:1] - wide[1:]
 
 
 def find_answers(

@@ -37,8 +37,8 @@ HIDDEN_STATES = "hidden_states"
 """Input of a graph that starts with a later layer."""
 
 ANSWER = "answer"
-"""Name of the weight that a reranker has in addition, shape ``(hidden_size, 1)``: the last token's
-hidden state times it is the score."""
+"""Name of the weight that a reranker has in addition, shape ``(1, hidden_size)``: its product with
+the last token's hidden state is the score."""
 
 _MASKED = -1e30
 """Added to scores of masked tokens. Finite, so that nothing becomes NaN, and within bf16's
@@ -140,7 +140,9 @@ class DecoderGraph(OperatorWriter):
             hidden = self._norm(hidden, "norm")
             rows = self._op("Squeeze", hidden, self._ints([1]))
             if ANSWER in self._weights:
-                scores = self._op("MatMul", rows, self._stored(self._weights[ANSWER].values))
+                # OpenVINO would round the result of a MatMul to bf16, and make scores equal.
+                products = self._op("Mul", rows, self._stored(self._weights[ANSWER].values))
+                scores = self._op("ReduceSum", products, self._ints([1]), keepdims=1)
                 output = self._output(scores, LOGITS, ["batch", 1])
             else:
                 output = self._output(rows, SENTENCE_EMBEDDING, ["batch", config.hidden_size])

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bge_export.checkpoint import SafetensorsReader, match_weights, require_match
-from bge_export.decoder.answers import Answers, make_column
+from bge_export.decoder.answers import Answers, join_rows
 from bge_export.decoder.config import DecoderConfig
 from bge_export.decoder.external_data import TensorPlan, Transform, place_tensors
 from bge_export.decoder.graph import ANSWER, Matrix
@@ -116,7 +116,7 @@ def plan_weights(
         found: From `find_weights`.
         storage: Type of the embeddings and matrices. For INT8 and INT4, matrices have one scale for
             each block of `BLOCK` inputs and each output; embeddings stay in bf16.
-        answers: Rows of the head, for a reranker. Their column stays in fp32 too.
+        answers: Rows of the head, for a reranker. Their row stays in fp32 too.
 
     Raises:
         ExportError: If a matrix does not divide into blocks.
@@ -166,8 +166,8 @@ def plan_weights(
                 name=ANSWER,
                 source=answers.source,
                 dtype=_FLOAT,
-                shape=(config.hidden_size, 1),
-                transform=make_column,
+                shape=(1, config.hidden_size),
+                transform=join_rows,
                 rows=answers.rows,
             )
         )

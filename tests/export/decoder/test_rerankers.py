@@ -205,8 +205,8 @@ def select(targets: tuple[str, ...]) -> Any:
 
 
 def wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = answers.make_column
-    monkeypatch.setattr(weights, "make_column", lambda rows: real(rows[:, ::-1]))
+    real = answers.join_rows
+    monkeypatch.setattr(weights, "join_rows", lambda rows: real(rows[:, ::-1]))
 
 
 def wrong_offset(monkeypatch: pytest.MonkeyPatch) -> None:
