@@ -232,7 +232,7 @@ _RERANKERS = {
 
 _DECODER_RERANKERS = {
     OURS: "rerankers:Ours",
-    "flagembedding": "rerankers:FlagEmbedding",
+    "flagembedding": "qwen3_reranker:open_flagembedding",
     "transformers": "qwen3_reranker:Transformers",
 }
 """Module and class of each reranker on a decoder; the last one asks as Qwen3-Reranker is asked."""

@@ -1,13 +1,14 @@
-"""Qwen3-Reranker on transformers, as its model card has it."""
+"""Qwen3-Reranker on transformers, as its model card has it and as FlagEmbedding would."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bge_bench.systems.base import Batched, SystemSpec, quiet
+from bge_bench.systems.base import Batched, System, SystemSpec, quiet
 from bge_bench.systems.pytorch import dtype, torch_in_force
-from bge_bench.systems.rerankers import Pairs, column
+from bge_bench.systems.rerankers import FlagEmbedding, Pairs, column
+from bge_runtime.sources import find_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,9 @@ class Transformers(Batched):
 
     The score is the difference of the two logits, which the card makes a probability.
     """
+
+    padding: ClassVar[dict[str, Any]] = {}
+    outputs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
@@ -57,13 +61,14 @@ class Transformers(Batched):
         with quiet(), torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                padded = self._tokenizer.pad(
-                    {"input_ids": [rows[index] for index in batch]}, return_tensors="pt"
-                )
-                logits = self._model(**padded.to(self._spec.device)).logits[:, -1, :]
-                yes, no = logits[:, self._answers].float().cpu().T
-                scores[batch] = yes - no
+                scores[batch] = self._score([rows[index] for index in batch])
         return column(scores)
+
+    def _score(self, rows: list[list[int]]) -> Any:
+        padded = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt", **self.padding)
+        outputs = self._model(**padded.to(self._spec.device), **self.outputs)
+        yes, no = outputs.logits[:, -1, self._answers].float().cpu().T
+        return yes - no
 
     def _tokens(self, pairs: Pairs) -> list[list[int]]:
         with quiet():
@@ -73,3 +78,35 @@ class Transformers(Batched):
                 max_length=self._spec.max_length - len(self._prefix) - len(self._suffix),
             )["input_ids"]
         return [self._prefix + body + self._suffix for body in bodies]
+
+
+class LikeFlagEmbedding(Transformers):
+    """What FlagEmbedding's class does, whose separator and answer cannot be Qwen3-Reranker's.
+
+    Rows are padded to a multiple of 8, the hidden states of all layers are kept, and the first
+    batch, which is the longest, runs twice: the first time to find out whether it fits.
+    """
+
+    padding: ClassVar[dict[str, Any]] = {"pad_to_multiple_of": 8}
+    outputs: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
+
+    def __init__(self, spec: SystemSpec) -> None:
+        """Open it."""
+        super().__init__(spec)
+        self.name = f"FlagEmbedding's loop on {self.name}"
+
+    def encode(self, pairs: Pairs) -> NDArray[np.float32]:
+        """Score pairs; see `bge_bench.systems.base.System`."""
+        import torch
+
+        longest = sorted(self._tokens(pairs), key=len, reverse=True)[: self.batch_size]
+        with quiet(), torch.inference_mode():
+            self._score(longest)
+        return super().encode(pairs)
+
+
+def open_flagembedding(spec: SystemSpec) -> System:
+    """Open FlagEmbedding's class, or what does the same with Qwen3-Reranker's question."""
+    known = find_model(spec.model)
+    own = known is not None and known.question is not None and known.question.no is not None
+    return LikeFlagEmbedding(spec) if own else FlagEmbedding(spec)

@@ -30,8 +30,8 @@ def open_checkpoint(bundle: Bundle, given: Path | None) -> Iterator[Path]:
         if given is not None:
             folder, advice = given, "pass the checkpoint that the bundle was made from"
         elif provenance.random_seed is not None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-")))
-            _make_random(bundle, provenance.random_seed, folder)
+            root = stack.enter_context(tempfile.TemporaryDirectory(prefix="bge-bench-"))
+            folder = _make_random(bundle, provenance.random_seed, Path(root))
             made, here = provenance.versions.get("torch"), importlib.metadata.version("torch")
             advice = (
                 f"torch {here} makes other random weights than torch {made}, which made the "
@@ -57,13 +57,17 @@ def _find(bundle: Bundle) -> Path:
         ) from error
 
 
-def _make_random(bundle: Bundle, seed: int, folder: Path) -> None:
+def _make_random(bundle: Bundle, seed: int, root: Path) -> Path:
+    """Write a checkpoint into a folder of the model's name, which tells how it is asked."""
     with quiet():
         from bge_export.synthetic import find_random_model, write_random_checkpoint
 
         facts = find_random_model(bundle.manifest.provenance.source)
+        folder = root / facts.name
+        folder.mkdir()
         layers = bundle.manifest.model.layers  # it may have been made with fewer
         write_random_checkpoint(facts, folder, seed=seed, tokenizer=bundle.path, layers=layers)
+    return folder
 
 
 def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:

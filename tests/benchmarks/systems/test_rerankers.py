@@ -80,7 +80,8 @@ def test_a_system_that_does_other_work_is_noticed(wrong):
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [("gemma", "flagembedding"), ("qwen3", "transformers")]
+    ("family", "name"),
+    [("gemma", "flagembedding"), ("qwen3", "flagembedding"), ("qwen3", "transformers")],
 )
 def test_a_decoder_is_asked_as_its_authors_ask_it(family, name, made_once):
     root = made_once(
