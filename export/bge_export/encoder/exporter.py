@@ -30,6 +30,7 @@ from bge_export.bundle import (
 from bge_export.checkpoint import Checkpoint
 from bge_export.checkpoint.tokenizer import (
     CheckpointTokenizer,
+    check_pairs,
     check_token_types,
     check_vocabulary,
     load_tokenizer,
@@ -164,6 +165,7 @@ def _wrap(checkpoint: Checkpoint, loaded: Any, tokenizer: CheckpointTokenizer) -
         encoder, scorer = find_scorer(loaded, source=checkpoint.source)
         # A model that is not given types reads zeros.
         types = has_token_types(encoder) and tokenizer.gives_token_types
+        check_pairs(tokenizer, token_types=types, source=checkpoint.source)
         return PooledEncoder(encoder, pooling=checkpoint.pooling, token_types=types, scorer=scorer)
     encoder, token_types = loaded, has_token_types(loaded)
     if token_types:

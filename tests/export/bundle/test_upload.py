@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 from bge_export.bundle.upload import model_card
 from bge_runtime import Bundle, FlagModel
 from tests.helpers.hub import FAULTS, TOKEN, LocalHub, local_hub
+from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.runtime import edit_manifest
 
 
@@ -272,3 +273,10 @@ def test_the_card_says_what_is_inside(bundle_copy: Path):
     assert "Its weights are random" in card
     assert 'FlagModel("me/tiny")' in card
     assert "| cpu-fp32 | onnxruntime | fp32 | " in card
+
+
+def test_the_card_of_a_reranker_shows_how_to_score(made_once: Callable[..., Path]):
+    card = model_card(Bundle.at(reranker_bundle("bert")).manifest, "me/tiny")
+    assert "pipeline_tag: text-ranking\n" in card
+    assert 'FlagReranker("me/tiny").compute_score([("a query", "a passage")])' in card
+    assert "| largest difference from PyTorch's fp32 scores |" in card

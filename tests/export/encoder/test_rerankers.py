@@ -25,7 +25,6 @@ from bge_runtime.sources import RERANKER_ENCODER
 from bge_runtime.variants import measure_parity
 from tests.helpers.bundles import export
 from tests.helpers.rerankers import (
-    SHAPES,
     reranker_bundle,
     reranker_checkpoint,
     write_tiny_reranker,
@@ -155,11 +154,33 @@ def test_an_export_refuses_tokens_that_are_not_the_checkpoints(
         tokenize_parity_pairs(bundle.path, tokenizer, max_length=512, token_types=types)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_logits_of_random_weights_spread_and_depend_on_both_texts(
-    name: str, made_once: Callable[..., Path]
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("$A", "$B"), "puts no special token between the texts of a pair"),
+        (("[CLS]", "$A", "[SEP]", "$B", "[SEP]"), "gives one token type to the texts of a pair"),
+    ],
+)
+def test_a_tokenizer_that_joins_pairs_otherwise_is_refused(
+    made_once: Callable[..., Path], tmp_path: Path, pair: tuple[str, ...], message: str
 ):
-    reference = pair_reference(Bundle.open(reranker_bundle(name)))
+    from tokenizers import Tokenizer, processors
+
+    folder = Path(shutil.copytree(reranker_checkpoint("bert"), tmp_path / "checkpoint"))
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["[CLS]", "$A", "[SEP]"],
+        pair=list(pair),
+        special_tokens=[("[CLS]", 101), ("[SEP]", 102)],
+    )
+    tokenizer.save(path)
+    with pytest.raises(ExportError, match=message):
+        export(folder, tmp_path / "bundle", pooling=None)
+
+
+def test_logits_of_random_weights_spread_and_depend_on_both_texts(bundle: Bundle):
+    reference = pair_reference(bundle)
     assert np.std(reference.logits) > 1.5
     by_pair = dict(
         zip(zip(reference.queries, reference.passages, strict=True), reference.logits, strict=True)

@@ -9,13 +9,18 @@ of the installed transformers, and a difference is logged.
 Both exporters use it. It imports transformers, so `bge_export.checkpoint` does not hand it on.
 """
 
-from bge_export.checkpoint.tokenizer.checks import check_token_types, check_vocabulary
+from bge_export.checkpoint.tokenizer.checks import (
+    check_pairs,
+    check_token_types,
+    check_vocabulary,
+)
 from bge_export.checkpoint.tokenizer.load import load_tokenizer
 from bge_export.checkpoint.tokenizer.tokenizer import SETTINGS_FILE, CheckpointTokenizer
 
 __all__ = [
     "SETTINGS_FILE",
     "CheckpointTokenizer",
+    "check_pairs",
     "check_token_types",
     "check_vocabulary",
     "load_tokenizer",

@@ -45,6 +45,29 @@ def check_token_types(tokenizer: CheckpointTokenizer, *, source: str) -> None:
             )
 
 
+def check_pairs(tokenizer: CheckpointTokenizer, *, token_types: bool, source: str) -> None:
+    """Check that a tokenizer joins pairs as FlagEmbedding does, by the class of BERT or RoBERTa.
+
+    Args:
+        tokenizer: The tokenizer.
+        token_types: Whether its model reads token types.
+        source: What the user called the checkpoint.
+
+    Raises:
+        ExportError: If it puts nothing between the texts, or gives both the same token type.
+    """
+    backend = tokenizer.backend_tokenizer
+    alone, pair = (backend.num_special_tokens_to_add(is_pair=each) for each in (False, True))
+    types = set(backend.encode("a", "b").type_ids)
+    if pair <= alone or (token_types and types != {0, 1}):
+        what = "puts no special token between" if pair <= alone else "gives one token type to"
+        raise ExportError(
+            f"the tokenizer of {source} {what} the texts of a pair, unlike those of BERT and "
+            f'RoBERTa. Correct "pair" of post_processor in a copy of its {TOKENIZER_FILE}, as in '
+            "the model that it was fine-tuned from"
+        )
+
+
 def check_tokenizer(tokenizer: CheckpointTokenizer, folder: Path, *, right_padding: bool) -> None:
     """Check that the runtime can use a tokenizer as it is.
 
