@@ -7,7 +7,7 @@ These names are public, as are `bge_runtime.errors`, `bge_runtime.stores` and th
 from bge_runtime._version import __version__
 from bge_runtime.bundle import Bundle
 from bge_runtime.models import BGEM3FlagModel, FlagAutoModel, FlagICLModel, FlagLLMModel, FlagModel
-from bge_runtime.rerankers import FlagAutoReranker, FlagLLMReranker, FlagReranker
+from bge_runtime.rerankers import FlagAutoReranker, FlagLLMReranker, FlagReranker, RankedPassage
 
 __all__ = [
     "BGEM3FlagModel",
@@ -19,5 +19,6 @@ __all__ = [
     "FlagLLMReranker",
     "FlagModel",
     "FlagReranker",
+    "RankedPassage",
     "__version__",
 ]

@@ -17,6 +17,7 @@ from bge_runtime.encoding.pipeline import (
     compute_batch,
     encode,
     halve_batch,
+    progress_bar,
     share_batches,
 )
 from bge_runtime.encoding.postprocess import (
@@ -68,6 +69,7 @@ __all__ = [
     "halve_batch",
     "list_items",
     "normalize",
+    "progress_bar",
     "resolve_devices",
     "round_vectors",
     "share_batches",

@@ -34,7 +34,7 @@ class PairEncoder(Protocol):
         """Return the token ids of pairs.
 
         Args:
-            queries: Queries; each distinct one is tokenized once.
+            queries: Queries, of valid Unicode; each distinct one is tokenized once.
             passages: A passage for each of them.
             max_length: Maximum tokens of a pair.
             query_max_length: Maximum tokens of a query.
@@ -99,8 +99,7 @@ class PairTokenizer:
         limit = min(query_max_length, room)
         before, between, after, offset = self._special
         starts = _encode_once(
-            queries,
-            lambda texts: self._tokenizer.encode_bare(texts, max_length=limit + 1, first=first),
+            queries, lambda texts: self._tokenizer.encode_bare(texts, max_length=limit + 1)
         )
         rows = []
         ends = self._tokenizer.encode_bare(passages, max_length=room + 1, first=first)
@@ -130,9 +129,18 @@ class PromptTokenizer:
     authors do; see `bge_runtime.bundle.RerankerPrompt`.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, prompt: RerankerPrompt) -> None:
-        """Tokenize the parts that are the same for all pairs."""
+    def __init__(
+        self, tokenizer: TextTokenizer, prompt: RerankerPrompt, *, longest: int | None = None
+    ) -> None:
+        """Tokenize the parts that are the same for all pairs.
+
+        Args:
+            tokenizer: The tokenizer.
+            prompt: The prompt.
+            longest: Tokens that the model can read, which no pair exceeds; None for no limit.
+        """
         self._tokenizer = tokenizer
+        self._longest = longest
         self._prompt = prompt
         fixed = tokenizer.encode_bare([prompt.start, prompt.separator, *prompt.end])
         self._start, self._separator, *end = fixed
@@ -155,7 +163,7 @@ class PromptTokenizer:
         """Return the token ids of pairs; see `PairEncoder.encode`."""
         prompt = self._prompt
         room, limit = self._room(max_length, query_max_length)
-        starts = _encode_once(queries, lambda texts: self._encode_queries(texts, limit, first))
+        starts = _encode_once(queries, lambda texts: self._encode_queries(texts, limit))
         texts = [_fill(prompt.passage_format, prompt.passage_instruction, p) for p in passages]
         ends = self._tokenizer.encode_bare(texts, max_length=max_length + 1, first=first)
         rows = []
@@ -171,7 +179,7 @@ class PromptTokenizer:
         """Return the tokens that all pairs begin with; see `PairEncoder.encode_start`."""
         if query is not None:
             _, limit = self._room(max_length, query_max_length)
-            ((ids, _),) = self._encode_queries([query], limit, 0)
+            ((ids, _),) = self._encode_queries([query], limit)
             return np.concatenate((self._start, ids, self._separator))
         before = self._prompt.query_format.rpartition("{}")[0]
         # A space at the end belongs to the next word.
@@ -180,15 +188,18 @@ class PromptTokenizer:
 
     def _room(self, max_length: int, query_max_length: int) -> tuple[int, int]:
         """Return the maximum tokens of query and passage together, and of the query."""
-        room = max_length + self._beyond - len(self._start) - len(self._separator)
+        most = max_length + self._beyond
+        if self._longest is not None:
+            most = min(most, self._longest - len(self._end))
+        room = most - len(self._start) - len(self._separator)
         check_room(room, max_length - room, "prompt", max_length)
         return room, min(query_max_length, room)
 
-    def _encode_queries(self, queries: Sequence[str], limit: int, first: int) -> list[_Query]:
+    def _encode_queries(self, queries: Sequence[str], limit: int) -> list[_Query]:
         prompt = self._prompt
         texts = [_fill(prompt.query_format, prompt.query_instruction, q) for q in queries]
         found = []
-        rows = self._tokenizer.encode_bare(texts, first=first)
+        rows = self._tokenizer.encode_bare(texts)
         for query, ids in zip(queries, rows, strict=True):
             if len(ids) <= limit:
                 found.append(_Query(ids, is_cut=False))

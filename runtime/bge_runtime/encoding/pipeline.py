@@ -86,8 +86,6 @@ class EncodingPlan:
         devices: Devices to share the work.
         show_progress_bar: None shows one for ``batch_size`` texts or more, on a terminal.
         describe_text: Returns the name of a text by its number, for errors.
-        activity: What is done, for the progress bar.
-        unit: What is counted there.
     """
 
     tokenization: TokenizationPlan
@@ -96,8 +94,6 @@ class EncodingPlan:
     devices: Sequence[str]
     show_progress_bar: bool | None = None
     describe_text: Callable[[int], str] = "text {}".format
-    activity: str = "embedding"
-    unit: str = "text"
 
 
 class Batch(NamedTuple):
@@ -138,7 +134,8 @@ def encode(texts: list[str], plan: EncodingPlan, engines: EngineSet, on_batch: O
     # Closed here, whatever happens. Left to the garbage collector, the generator would wait for its
     # tokenizing thread in whichever thread the collector runs, and has been seen to block the whole
     # process in one that was just starting.
-    with closing(windows), _progress_bar(len(texts), plan) as progress:
+    bar = progress_bar(len(texts), shown=plan.show_progress_bar, batch_size=plan.batch_size)
+    with closing(windows), bar as progress:
         first = list(itertools.islice(windows, 1))
         lengths = [len(ids) for _, tokens in first for ids in tokens]
         running = engines.for_texts(plan.devices, lengths)
@@ -374,17 +371,32 @@ def first_window_on_gpu(texts: Sequence[str]) -> int:
     return 1 << max(0, sum(1 for _ in within).bit_length() - 1)
 
 
-def _progress_bar(count: int, plan: EncodingPlan) -> AbstractContextManager[tqdm[Any] | None]:
-    shown = plan.show_progress_bar
+def progress_bar(
+    count: int,
+    *,
+    shown: bool | None,
+    batch_size: int,
+    activity: str = "embedding",
+    unit: str = "text",
+) -> AbstractContextManager[tqdm[Any] | None]:
+    """Return a progress bar, or a context of None where there is none.
+
+    Args:
+        count: Texts to compute.
+        shown: Whether there is one; None shows one for ``batch_size`` texts or more, on a terminal.
+        batch_size: Maximum texts of a batch.
+        activity: What is done.
+        unit: What is counted.
+    """
     if shown is None:
-        shown = count >= plan.batch_size and on_terminal()
+        shown = count >= batch_size and on_terminal()
     # A disabled tqdm takes a lock of the whole process, too, which a fork may copy while it is
     # held, and the first one starts a thread.
     if not shown:
         return nullcontext()
     from tqdm import tqdm
 
-    progress: tqdm[Any] = tqdm(total=count, desc=plan.activity, unit=plan.unit)
+    progress: tqdm[Any] = tqdm(total=count, desc=activity, unit=unit)
     return progress
 
 

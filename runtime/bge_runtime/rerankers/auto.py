@@ -12,6 +12,7 @@ from bge_runtime.models import precision_of_flags
 from bge_runtime.rerankers.decoder import FlagLLMReranker
 from bge_runtime.rerankers.encoder import FlagReranker
 from bge_runtime.sources import (
+    DECODER_CLASSES,
     OPENED_BY,
     RERANKER_CLASSES,
     RERANKER_DECODER,
@@ -113,9 +114,13 @@ def check_reranker(name: str, model_class: str) -> None:
     if model_class in (RERANKER_LAYERWISE, RERANKER_LIGHTWEIGHT):
         raise BundleError(f"{name} is a {explain_own_code(model_class)}")
     opens = OPENED_BY.get(model_class, "a newer bge-runtime")
+    of_files = (
+        ". The files of a decoder do not tell whether it reranks: if it does, open it with "
+        "FlagLLMReranker, or export it with bge-export --model-class " + RERANKER_DECODER
+    )
     raise BundleError(
         f"{name} is a model of class {model_class}, no reranker. Open it with {opens}, or with "
-        "FlagAutoModel"
+        f"FlagAutoModel{of_files if model_class in DECODER_CLASSES else ''}"
     )
 
 

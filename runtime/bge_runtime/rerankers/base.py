@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ from bge_runtime.encoding import (
     check_positive,
     check_unicode,
     encode,
+    progress_bar,
 )
 from bge_runtime.models import OpenedModel, OpenOptions, check_format, join_instruction
 from bge_runtime.rerankers.parts import RerankerParts
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,8 @@ class BaseReranker(OpenedModel):
         query = as_text(query, name="query")
         check_unicode(query, "query")
         listed = as_text_list(passages, name="passages")
+        for index, passage in enumerate(listed):
+            check_unicode(passage, f"passages[{index}]")
         if top_k is not None:
             check_positive("top_k", top_k)
         call = self._call(
@@ -213,6 +219,32 @@ class BaseReranker(OpenedModel):
         scores = self._scores([query] * len(listed), listed, call, name="passages[{}]")
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [RankedPassage(int(row), float(scores[row]), listed[row]) for row in order]
+
+    def encode_multi_process(
+        self,
+        sentence_pairs: Sequence[Sequence[str]],
+        pool: dict[str, Any],  # noqa: ARG002
+        **kwargs: Any,
+    ) -> NDArray[np.float64]:
+        """Score a list on all devices; ``pool`` is what `start_multi_process_pool` returned."""
+        return np.array(self.compute_score(sentence_pairs, **kwargs))
+
+    def get_detailed_inputs(
+        self, sentence_pairs: Sequence[Sequence[str]] | Sequence[str]
+    ) -> list[list[str]]:
+        """Return pairs with the reranker's instructions before the texts, as FlagEmbedding does."""
+        pairs, _ = as_pairs(sentence_pairs)
+        queries = self._add(
+            self.query_instruction_for_rerank,
+            self.query_instruction_format,
+            [query for query, _ in pairs],
+        )
+        passages = self._add(
+            self.passage_instruction_for_rerank,
+            self.passage_instruction_format,
+            [passage for _, passage in pairs],
+        )
+        return [list(pair) for pair in zip(queries, passages, strict=True)]
 
     def pair_plan(
         self,
@@ -231,8 +263,9 @@ class BaseReranker(OpenedModel):
             reuse_query: Whether a decoder is to compute the query once, for several passages.
 
         Raises:
-            ValueError: If a number is out of range.
+            ValueError: If a number is out of range, or the query is not valid Unicode.
         """
+        check_unicode(query, "query")
         call = self._call(query_max_length=query_max_length, max_length=max_length)
         queries = self._add_query_instruction([query])
         return self._tokenization(queries, call, reuse_query=reuse_query)
@@ -304,23 +337,29 @@ class BaseReranker(OpenedModel):
         """Return the scores of checked pairs, each with a ``name`` for errors."""
         scores = np.empty(len(passages))
         queries = self._add_query_instruction(queries)
-        for rows in self._groups(queries):
-            plan = EncodingPlan(
-                # The query of one passage only is not worth a run of its own.
-                tokenization=self._tokenization(
-                    [queries[row] for row in rows], call, reuse_query=len(rows) > 1
-                ),
-                outputs=[LOGITS],
-                batch_size=call.batch_size,
-                # One pair is not worth sharing.
-                devices=call.devices[:1] if len(rows) == 1 else call.devices,
-                show_progress_bar=call.show_progress_bar,
-                describe_text=partial(_name_row, name, rows),
-                activity="scoring",
-                unit="pair",
-            )
-            group = [passages[row] for row in rows]
-            encode(group, plan, self._engines, partial(_keep_scores, scores, rows))
+        bar = progress_bar(
+            len(passages),
+            shown=call.show_progress_bar,
+            batch_size=call.batch_size,
+            activity="scoring",
+            unit="pair",
+        )
+        with bar as progress:
+            for rows in self._groups(queries):
+                plan = EncodingPlan(
+                    # The query of one passage only is not worth a run of its own.
+                    tokenization=self._tokenization(
+                        [queries[row] for row in rows], call, reuse_query=len(rows) > 1
+                    ),
+                    outputs=[LOGITS],
+                    batch_size=call.batch_size,
+                    # One pair is not worth sharing.
+                    devices=call.devices[:1] if len(rows) == 1 else call.devices,
+                    show_progress_bar=False,
+                    describe_text=partial(_name_row, name, rows),
+                )
+                group = [passages[row] for row in rows]
+                encode(group, plan, self._engines, partial(_keep_scores, scores, rows, progress))
         return sigmoid(scores) if call.normalize else scores
 
     def _groups(self, queries: list[str]) -> list[NDArray[np.intp]]:
@@ -367,10 +406,13 @@ class BaseReranker(OpenedModel):
 def _keep_scores(
     scores: NDArray[np.float64],
     rows: NDArray[np.intp],
+    progress: tqdm[Any] | None,
     batch: Batch,
     outputs: list[NDArray[np.float32]],
 ) -> None:
     scores[rows[batch.rows]] = outputs[0][:, 0]
+    if progress is not None:
+        progress.update(len(batch.rows))
 
 
 def _name_row(name: str, rows: NDArray[np.intp], row: int) -> str:

@@ -55,11 +55,13 @@ def open_served_model(
         "threads": threads,
     }
     if card.model_class in RERANKER_CLASSES:
+        # None would leave out what a decoder is asked with.
+        if query_instruction is not None:
+            how["query_instruction_for_rerank"] = query_instruction
+        if passage_instruction is not None:
+            how["passage_instruction_for_rerank"] = passage_instruction
         return FlagAutoReranker.from_finetuned(
-            str(folder),
-            query_instruction_for_rerank=query_instruction or None,
-            passage_instruction_for_rerank=passage_instruction or None,
-            **{**how, "precision": precision or "auto"},
+            str(folder), **{**how, "precision": precision or "auto"}
         )
     # As FlagEmbedding's documentation has it, M3 is used without instructions.
     with_heads = card.model_class == ENCODER_ONLY_M3
