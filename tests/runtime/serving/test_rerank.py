@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from bge_runtime import FlagLLMReranker, FlagModel, FlagReranker
 from bge_runtime.errors import InferenceError
 from bge_runtime.serving import ServeOptions, create_app, open_served_model
-from bge_runtime.serving.scheduling import execution
+from bge_runtime.serving.scheduling import Scheduler, execution
 from tests.helpers.decoder_rerankers import export_tiny_reranker
 from tests.helpers.rerankers import reranker_bundle
 
@@ -286,6 +286,34 @@ def test_a_document_is_cut_at_the_tokens_that_a_request_allows(client, bert):
     assert answer.headers["x-truncated-inputs"] == "1"
 
 
+def test_texts_that_would_take_the_memory_of_the_machine_are_refused(client):
+    endless = "a.a.a." * 100_000
+    for name, body in (
+        ("the query", {"query": endless, "texts": ["a"]}),
+        ("input 1", {"query": "a", "texts": ["a", endless]}),
+    ):
+        answer = client.post("/rerank", json=body)
+        assert answer.status_code == 413
+        assert answer.json()["error"].startswith(f"{name} has 600,000 characters")
+    # Where words are plain, the beginning of one is enough.
+    assert client.post("/rerank", json={"query": "a", "texts": ["word " * 200_000]}).is_success
+
+
+def test_what_is_to_be_reranked_waits_with_queries_unless_it_is_much(client, monkeypatch):
+    lanes = []
+    submit = Scheduler.submit
+
+    def noting(self, work):
+        lanes.append((sum(map(len, work.tokens)), work.bulk))
+        submit(self, work)
+
+    monkeypatch.setattr(Scheduler, "submit", noting)
+    for texts in (["a"], ["words " * 200] * 9, ["words " * 200] * 80):
+        post(client, "/rerank", texts=texts)
+    assert [tokens > 8192 for tokens, _ in lanes] == [False, False, True]
+    assert [bulk for _, bulk in lanes] == [False, False, True]
+
+
 def test_max_length_of_the_server_is_that_of_pairs(bert):
     with TestClient(create_app(bert, max_length=24)) as client:
         found = post(client, "/rerank", texts=TEXTS, raw_scores=True)
@@ -412,6 +440,13 @@ def test_a_score_that_is_no_number_fails_its_request_only(client, bert, form, mo
     answer = client.post(path, json={"query": QUERY, **body, field: ["a", "words " * 200]})
     check_form(form, answer, 500, "input 1 has NaN", "Backend")
     assert client.post(path, json={"query": QUERY, **body}).status_code == 200
+
+
+def test_another_method_is_refused_in_the_form_of_the_path(client):
+    for form, (path, _) in BODIES.items():
+        answer = client.get(path)
+        assert answer.status_code == 405
+        assert set(answer.json()) == ({"message"} if form == "cohere" else {"error", "error_type"})
 
 
 def test_a_request_whose_time_is_up_is_told_so(client):
