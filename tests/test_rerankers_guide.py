@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 
@@ -22,7 +23,7 @@ PANDA = [
 @pytest.fixture(scope="module")
 def bundles(made_once):
     """Bundles by the names that the page and FlagEmbedding's examples have."""
-    decoder = made_once("guide-gemma", lambda root: export_tiny_reranker(root, "gemma"))
+    decoder = made_once("tiny-asked-gemma", partial(export_tiny_reranker, name="gemma"))
     return {
         "bge-reranker-v2-m3": str(reranker_bundle("long xlm-roberta")),
         "bge-reranker-large": str(reranker_bundle("xlm-roberta")),

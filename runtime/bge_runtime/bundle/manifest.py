@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from bge_runtime.bundle.graph_io import LOGITS
 from bge_runtime.bundle.parity import Parity
 from bge_runtime.bundle.score_parity import ScoreParity
 from bge_runtime.errors import BundleError, BundleVersionError
@@ -18,7 +19,9 @@ from bge_runtime.system import parse_json
 
 FILE_NAME = "bge.json"
 FORMAT = "bge-runtime bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Newest version that is read. Version 2 is for rerankers; bundles of embedders stay in version 1,
+which every bge-runtime reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +235,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of ``bge.json``, which begins with the format's name and version."""
-        document = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        reranks = any(LOGITS in graph.outputs for graph in self.graphs.values())
+        version = FORMAT_VERSION if reranks else 1
+        document = {"format": FORMAT, "format_version": version, **asdict(self)}
         return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod

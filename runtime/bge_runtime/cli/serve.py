@@ -165,7 +165,7 @@ def main(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
     try:
         app = serving.create_app(opened, serve_options, max_length=options["max_length"])
     except ValueError as error:
-        raise InputError(f"{error}. Give it another one: bge-serve MODEL=NAME") from error
+        raise InputError(str(error)) from error
 
     def report(url: str) -> None:
         for name, model in opened.items():

@@ -60,9 +60,9 @@ class PairEncoder(Protocol):
 class PairTokenizer:
     """Makes the tokens of pairs for encoders: both texts, with special tokens around them.
 
-    A query is cut first, at ``query_max_length``; the passage then takes what is left of
-    ``max_length``. Where a query leaves less room than special tokens and passage need, it is cut
-    further; FlagEmbedding keeps such rows longer than ``max_length``.
+    A query is cut first, at ``query_max_length``; the passage then gets what it leaves of
+    ``max_length``, which may be nothing. FlagEmbedding keeps rows longer than ``max_length`` where
+    that is less than a short passage has.
     """
 
     def __init__(self, tokenizer: TextTokenizer, *, token_types: bool) -> None:
@@ -193,7 +193,9 @@ class PromptTokenizer:
             most = min(most, self._longest - len(self._end))
         room = most - len(self._start) - len(self._separator)
         check_room(room, max_length - room, "prompt", max_length)
-        return room, min(query_max_length, room)
+        # Of a length that counts the prompt, too, its share would leave nothing for the passage.
+        most = room * 3 // 4 if self._prompt.counts_all else room
+        return room, min(query_max_length, max(most, 1))
 
     def _encode_queries(self, queries: Sequence[str], limit: int) -> list[_Query]:
         prompt = self._prompt

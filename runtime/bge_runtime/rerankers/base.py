@@ -89,7 +89,7 @@ class BaseReranker(OpenedModel):
             can read.
     """
 
-    OWN_ATTRIBUTES: ClassVar[tuple[str, ...]] = ("model_max_length", "name")
+    OWN_ATTRIBUTES: ClassVar[tuple[str, ...]] = ("model_max_length", "name", "query_instruction")
 
     def __init__(
         self, model_name_or_path: str, options: OpenOptions, defaults: RerankerDefaults
@@ -114,16 +114,17 @@ class BaseReranker(OpenedModel):
         self.query_max_length = defaults.query_max_length
         self.max_length = defaults.max_length
         self.normalize = defaults.normalize
-        for template, text in (
-            (self.query_instruction_format, "query"),
-            (self.passage_instruction_format, "passage"),
-        ):
-            check_format(template, ("instruction", text))
+        self._check_formats()
 
     @property
     def model_max_length(self) -> int:
         """Maximum tokens that the model can read, special tokens and both texts included."""
         return self.bundle.manifest.model.max_length
+
+    @property
+    def query_instruction(self) -> str | None:
+        """What is put before queries; of a decoder also what its own prompt has there."""
+        return self.query_instruction_for_rerank
 
     def compute_score(
         self,
@@ -294,6 +295,18 @@ class BaseReranker(OpenedModel):
             self.passage_instruction_for_rerank, self.passage_instruction_format, passages
         )
 
+    def _check_formats(self) -> None:
+        """Check that instructions leave the texts their places.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        for template, text in (
+            (self.query_instruction_format, "query"),
+            (self.passage_instruction_format, "passage"),
+        ):
+            check_format(template, ("instruction", text))
+
     def _call(
         self,
         *,
@@ -306,6 +319,7 @@ class BaseReranker(OpenedModel):
         prompt: str | None = None,
     ) -> Call:
         """Return the options of a call, checked, with the reranker's own where it has none."""
+        self._check_formats()
         batch_size = self.batch_size if batch_size is None else batch_size
         check_positive("batch_size", batch_size)
         length = self._readable_length(self.max_length if max_length is None else max_length)

@@ -138,6 +138,11 @@ class FlagLLMReranker(BaseReranker):
         """Keys and values of queries, kept between calls; see its ``stats``."""
         return self._engines.prefix_cache
 
+    @property
+    def query_instruction(self) -> str | None:
+        """What is put before queries, as an argument or by the model's own prompt."""
+        return self._find_prompt(self.prompt).query_instruction
+
     def compute_score(
         self,
         sentence_pairs: Sequence[Sequence[str]] | Sequence[str],

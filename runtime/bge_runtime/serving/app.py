@@ -51,6 +51,8 @@ _WATCH_S = 1.0
 _TAKEN = ("v1", "v2", "rerank", "api", "ui")
 """Beginnings of the paths at the root, where a model's own path would be in doubt."""
 
+_ANOTHER_NAME = "Give it another one, on the shell with bge-serve MODEL=NAME"
+
 
 def create_app(
     models: AnyFlagModel | AnyReranker | Mapping[str, AnyFlagModel | AnyReranker],
@@ -141,10 +143,12 @@ def _check_names(names: Sequence[str]) -> None:
         raise ValueError("there is no model to serve; pass one at least")
     for name in names:
         if not name:
-            raise ValueError("a model cannot be served without a name")
+            raise ValueError(f"a model cannot be served without a name. {_ANOTHER_NAME}")
         # Of several models, each has its routes below its name.
         if len(names) > 1 and (set(name) & set("/?#%{} ") or name in _TAKEN):
-            raise ValueError(f"a model cannot be served as {name!r}, which is part of its path")
+            raise ValueError(
+                f"a model cannot be served as {name!r}, which is part of its path. {_ANOTHER_NAME}"
+            )
 
 
 class _Application(Starlette):

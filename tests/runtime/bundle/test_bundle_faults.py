@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bge_runtime import Bundle, FlagModel
+from bge_runtime.bundle import FORMAT_VERSION
 from bge_runtime.errors import (
     BgeError,
     BundleError,
@@ -26,6 +27,7 @@ from bge_runtime.errors import (
 )
 from bge_runtime.system import file_hash
 from tests.helpers.files import DEEP, POINTER
+from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.runtime import TEXTS, assert_same, edit_manifest, replace_file
 
 GRAPH = "onnx/model_cpu_fp32.onnx"
@@ -150,9 +152,16 @@ def test_a_dangling_link_is_an_error_that_says_so(bundle_copy):
 
 
 def test_a_newer_format_says_how_to_update(bundle_copy):
-    edit_manifest(bundle_copy, lambda data: data.update(format_version=2))
-    with pytest.raises(BundleVersionError, match=r"format version 2.*pip install -U bge-runtime"):
+    edit_manifest(bundle_copy, lambda data: data.update(format_version=FORMAT_VERSION + 1))
+    message = rf"format version {FORMAT_VERSION + 1}.*pip install -U bge-runtime"
+    with pytest.raises(BundleVersionError, match=message):
         FlagModel(str(bundle_copy))
+
+
+def test_older_runtimes_read_bundles_of_embedders_and_are_told_of_rerankers(tiny_bundle, made_once):
+    del made_once
+    for folder, version in ((tiny_bundle, 1), (reranker_bundle("bert"), 2)):
+        assert json.loads((folder / "bge.json").read_text("utf-8"))["format_version"] == version
 
 
 def test_keys_of_a_later_minor_version_are_ignored(bundle_copy, model):

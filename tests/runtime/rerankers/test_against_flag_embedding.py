@@ -140,3 +140,17 @@ def test_a_pair_is_cut_where_flag_embedding_gives_up(reranker):
     assert len(row) == 16
     (cut,) = reranker.pair_plan("why " * 40, max_length=20, query_max_length=90).tokenize(["x"])
     assert len(cut) == 20
+
+
+def test_further_methods_are_those_of_flag_embedding(upstream_rerankers, family):
+    instructions = {"query_instruction_for_rerank": "find: ", "passage_instruction_format": "{}|{}"}
+    ours = FlagReranker(str(reranker_bundle(family)), engine="onnxruntime", **instructions)
+    checkpoint = str(reranker_checkpoint(family))
+    other = upstream_rerankers.FlagReranker(checkpoint, devices="cpu", **instructions)
+    pairs = PARITY_PAIRS[:3]
+    assert ours.get_detailed_inputs(pairs) == other.get_detailed_inputs(pairs)
+    scores = ours.encode_multi_process(pairs, ours.start_multi_process_pool(), max_length=64)
+    assert isinstance(scores, np.ndarray)
+    np.testing.assert_allclose(scores, other.compute_score(pairs, max_length=64), atol=TOLERANCE)
+    single = ours.compute_score_single_gpu(pairs, 2, None, 64, False, "cpu")
+    np.testing.assert_allclose(single, scores, rtol=0, atol=TOLERANCE)

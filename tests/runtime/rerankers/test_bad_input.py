@@ -123,3 +123,10 @@ def test_unknown_arguments_are_kept_with_a_warning(made_once):
     with pytest.warns(UserWarning, match="has no option 'colour'"):
         model = FlagReranker(str(reranker_bundle("bert")), colour="red")
     assert model.colour == "red"
+
+
+def test_texts_that_are_no_unicode_are_named(reranker):
+    with pytest.raises(ValueError, match=r"passages\[1\] is not valid Unicode"):
+        reranker.rerank("q", ["a", "b\ud800"])
+    with pytest.raises(ValueError, match="query is not valid Unicode"):
+        reranker.pair_plan("x\ud800")

@@ -65,12 +65,17 @@ class ServedReranker(ServedModel):
         base_path: str = "",
         max_length: int,
     ) -> None:
-        """Open the engines that the model has not opened yet."""
+        """Open the engines that the model has not opened yet.
+
+        Raises:
+            ValueError: If ``max_length`` leaves no room for texts.
+        """
         parts = model.parts()
         super().__init__(
             name, model, parts, options, metrics, base_path=base_path, max_length=max_length
         )
         self._model, self.pair_plan = model, parts.pair_plan
+        self.pair_plan("", max_length=max_length).tokenize([""])  # fails if that leaves no room
 
     @property
     def outputs(self) -> list[str]:
@@ -85,7 +90,7 @@ class ServedReranker(ServedModel):
     @property
     def query_instruction(self) -> str | None:
         """What it puts before queries, if anything."""
-        return self._model.query_instruction_for_rerank
+        return self._model.query_instruction
 
     async def probe(self, context: RequestContext) -> None:
         """Score a short pair, to find out whether the engines answer."""
@@ -140,7 +145,7 @@ class ServedReranker(ServedModel):
                 ),
                 param="truncation_direction" if truncate else "truncate",
             )
-        self._note_tokens(tokens, len(set(pairs.truncated)), started_s, context)
+        self._note_tokens(tokens, len({*pairs.truncated, *pairs.shortened}), started_s, context)
         collected = _Scores(len(tokens))
         await self._compute(
             tokens,
@@ -164,6 +169,7 @@ class _Pairs:
 
     Attributes:
         truncated: Positions of the passages whose pairs were cut.
+        shortened: Positions of the passages that were cut as the request asks.
     """
 
     def __init__(
@@ -172,6 +178,7 @@ class _Pairs:
         self._model, self._query = model, query
         self._passage_tokens, self._several = passage_tokens, several
         self.truncated: list[int] = []
+        self.shortened: list[int] = []
         self._plan: TokenizationPlan | None = None
 
     @property
@@ -200,7 +207,7 @@ class _Pairs:
         cut = []
         for row, (passage, found) in enumerate(zip(passages, places, strict=True), start=first):
             if len(found.starts) > tokens:
-                self.truncated.append(row)
+                self.shortened.append(row)
                 passage = passage[: found.starts[tokens]]  # noqa: PLW2901
             cut.append(passage)
         return cut
