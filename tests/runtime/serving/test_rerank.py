@@ -257,6 +257,13 @@ def test_the_instructions_of_the_server_are_put_before_texts(made_once, bert):
     check_ranked(found, scores_of(bert, texts, f"find: {QUERY}", normalize=False))
 
 
+def test_a_decoder_is_asked_as_its_class_asks_it(qwen3):
+    opened = open_served_model(str(qwen3.bundle.path), precision="fp32")
+    assert scores_of(opened) == pytest.approx(scores_of(qwen3), abs=1e-5)
+    for name in ("query_instruction_for_rerank", "passage_instruction_for_rerank"):
+        assert getattr(opened, name) == getattr(qwen3, name)
+
+
 # -- Lengths -------------------------------------------------------------------------------
 
 
