@@ -149,15 +149,6 @@ def test_the_code_with_the_client_of_openai_runs(servers, capsys):
     assert capsys.readouterr().out == "1 bge-small-en-v1.5\n"
 
 
-def test_the_code_with_the_client_of_cohere_runs(servers, capsys):
-    pytest.importorskip("cohere", reason="cohere is not installed")
-    server = servers(("./bge-reranker-v2-m3",))
-    code = python("Rerankers")
-    assert code.count(ADDRESS) == 1
-    exec(compile(code.replace(ADDRESS, server.url), "page", "exec"), {})
-    assert capsys.readouterr().out == "2 True\n"
-
-
 @pytest.mark.parametrize("path", ["/embeddings", "/api"])
 def test_the_code_with_another_application_runs(full_tiny_bundle: Path, path: str):
     """Also below a path with which a route of the server begins."""

@@ -11,7 +11,8 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank as LlamaIndexCohereRerank
 
-from tests.serving_clients.servers import Reranker, assert_ranked
+from tests.helpers.guides import blocks
+from tests.serving_clients.servers import ROOT, Reranker, assert_ranked
 
 KEY = "none"
 
@@ -85,3 +86,13 @@ def test_llama_index_sorts_nodes(ranker: Reranker):
     ]
     found = processor.postprocess_nodes(nodes, query_str=ranker.query)
     assert_ranked([(int(each.node.node_id), each.score) for each in found], ranker, 4)
+
+
+def test_the_code_of_the_guide_runs(ranker: Reranker, capsys: pytest.CaptureFixture[str]):
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    (code,) = [block.text for block in blocks(page) if block[:2] == ("Rerankers", "python")]
+    for old, new in (("http://localhost:8080", ranker.url), ("bge-reranker-v2-m3", ranker.name)):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    exec(compile(code, "page", "exec"), {})
+    assert capsys.readouterr().out == "2 True\n"
