@@ -329,6 +329,11 @@ def test_max_length_of_the_server_is_that_of_pairs(bert):
     check_ranked(found, bert.compute_score(pairs, max_length=24))
 
 
+def test_a_max_length_without_room_for_texts_is_refused_at_the_start(bert):
+    with pytest.raises(ValueError, match="max_length=3 leaves no room"):
+        create_app(bert, max_length=3)
+
+
 # -- Errors --------------------------------------------------------------------------------
 
 BODIES = {
