@@ -34,7 +34,7 @@ STANDARD_REQUIREMENTS = (
 """What the variants of an exported encoder need, in order of preference."""
 
 _REQUESTS = (
-    ("use_fp16=True, which is FlagModel's default", ("bf16", "fp32")),
+    ("use_fp16=True", ("bf16", "fp32")),
     ("use_fp16=False", ("fp32",)),
     ("use_bf16=True", ("bf16",)),
 )

@@ -193,7 +193,7 @@ class PromptTokenizer:
             most = min(most, self._longest - len(self._end))
         room = most - len(self._start) - len(self._separator)
         check_room(room, max_length - room, "prompt", max_length)
-        # Of a length that counts the prompt, too, its share would leave nothing for the passage.
+        # Of a length that counts the prompt, too, a query's share could be all that is left.
         most = room * 3 // 4 if self._prompt.counts_all else room
         return room, min(query_max_length, max(most, 1))
 

@@ -212,7 +212,8 @@ class BgeReranker(BaseDocumentCompressor):
             self.model_name,
             normalize=self.normalize,
             max_length=self.max_length,
-            **{"cache_dir": self.cache_folder, **self.model_kwargs},
+            cache_dir=self.cache_folder,
+            model_kwargs=self.model_kwargs,
         )
 
     @property

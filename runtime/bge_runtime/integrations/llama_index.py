@@ -276,7 +276,7 @@ class BgeReranker(BaseNodePostprocessor):
             device=self.device,
             cache_folder=self.cache_folder,
             trust_remote_code=self.trust_remote_code,
-            **self.model_kwargs,
+            model_kwargs=self.model_kwargs,
         )
 
     @property

@@ -216,7 +216,9 @@ class BgeCrossEncoder:
             model_name,
             normalize=normalize,
             max_length=max_length,
-            **{"revision": revision, "device": device, **(model_kwargs or {})},
+            revision=revision,
+            device=device,
+            model_kwargs=model_kwargs or {},
         )
         self.mteb_model_meta = _describe(
             self.model,

@@ -49,7 +49,8 @@ class FlagLLMReranker(BaseReranker):
         devices: Device or devices. None means the CPU.
         prompt: Question behind the passage; None for the model's own.
         batch_size: As in `bge_runtime.FlagReranker`.
-        query_max_length: As in `bge_runtime.FlagReranker`, instruction included.
+        query_max_length: As in `bge_runtime.FlagReranker`, instruction included. Of Qwen3-Reranker
+            a query never gets more than three quarters of what its prompt leaves.
         max_length: Tokens at which query and passage together are cut, at the end of the passage.
             For Qwen3-Reranker it counts the whole prompt.
         normalize: As in `bge_runtime.FlagReranker`.

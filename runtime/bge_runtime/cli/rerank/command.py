@@ -78,7 +78,7 @@ _CHARACTERS = 1 << 24
 @click.version_option(__version__)
 @command_line("bge-rerank")
 def main(model: str, sources: tuple[str, ...], output: str, **options: Any) -> None:
-    r"""Score with MODEL how well passages answer a query. Higher is better.
+    """Score with MODEL how well passages answer a query. Higher is better.
 
     MODEL is a reranker: a folder that bge-export wrote, or the Hub ID of one; or a checkpoint, as a
     folder or Hub ID, which is exported into the cache the first time, if PyTorch is installed.
@@ -91,7 +91,7 @@ def main(model: str, sources: tuple[str, ...], output: str, **options: Any) -> N
       {"id": 7, "scores": [4.1, -9.2]}
 
     A line with a "passage", one string, is one pair. It gets a "score".
-    """
+    """  # noqa: D301 - click reads the backspace character
     _score_files(model, sources or ("-",), output, **options)
 
 
