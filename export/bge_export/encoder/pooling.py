@@ -109,7 +109,9 @@ class LastLayer(torch.nn.Module):
     """The last layer of a reranker: a sum of products, and no matrix product.
 
     OpenVINO rounds the result of a matrix product to bf16, in which a logit of 8 has 0.06 as the
-    next step, and many passages would be equal. What follows the last matrix product is in fp32.
+    next step, and many passages would be equal. What follows the last matrix product is in fp32
+    there. A graph for a GPU is in fp16 to its end, as FlagEmbedding's model; its steps are an
+    eighth of these.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
