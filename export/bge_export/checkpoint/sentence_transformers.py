@@ -32,7 +32,7 @@ from bge_export.checkpoint.sentence_transformers_keys import (
 )
 from bge_runtime.bundle import SentenceTransformersSettings
 from bge_runtime.errors import ExportError
-from bge_runtime.sources import POOLING_METHODS
+from bge_runtime.sources import POOLING_METHODS, find_model
 from bge_runtime.system import read_json
 
 _OVERRIDE = "pooling_method='cls' or pooling_method='mean'"
@@ -125,6 +125,12 @@ def _read_cross_encoder(root: Path, source: str) -> SentenceTransformersFolder:
         )
     transformer = root / (modules[0][1] if modules else "")
     if "LogitScore" in kinds:
+        if find_model(source) is None:
+            raise ExportError(
+                f"{source} is a decoder that answers yes or no (LogitScore in its modules.json), "
+                "and its name is none that tells how it is asked. If it is asked as "
+                "Qwen3-Reranker-0.6B, give its folder that name"
+            )
         settings = SentenceTransformersSettings()
         return SentenceTransformersFolder(
             transformer=transformer, pooling=None, dim=None, settings=settings

@@ -11,6 +11,7 @@ from pathlib import Path
 from bge_runtime._version import __version__
 from bge_runtime.bundle import FORMAT_VERSION, Bundle
 from bge_runtime.errors import BgeError, BundleError, ExportError, ModelNotFoundError
+from bge_runtime.sources.model_classes import RERANKER_CLASSES
 from bge_runtime.system import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ class CacheKey:
         Raises:
             ExportError: If there is no folder for the cache.
         """
+        # That of embedders' bundles is still the first one.
+        version = FORMAT_VERSION if self.model_class in RERANKER_CLASSES else 1
         made_of = [
-            self.content, self.model_class, pooling, __version__, FORMAT_VERSION, *self.graphs
+            self.content, self.model_class, pooling, __version__, version, *self.graphs
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         try:

@@ -200,3 +200,27 @@ def test_a_setting_that_a_bundle_cannot_keep_is_refused(
 ):
     with pytest.raises(ExportError, match=message):
         inspect(cross_encoder(tmp_path / "reranker", **changes))
+
+
+def test_a_decoder_with_its_own_answers_needs_a_name_that_tells_its_question(tmp_path: Path):
+    for name, fails in (("Qwen3-Reranker-0.6B", False), ("my-qwen3-reranker", True)):
+        folder = write(tmp_path / name, "qwen3", "Qwen3ForCausalLM")
+        settings = json.dumps({"model_type": "CrossEncoder"})
+        (folder / "config_sentence_transformers.json").write_text(settings)
+        modules = [
+            {
+                "idx": number,
+                "name": str(number),
+                "path": path,
+                "type": f"sentence_transformers.{kind}",
+            }
+            for number, (path, kind) in enumerate(
+                [("", "models.Transformer"), ("1_LogitScore", "cross_encoder.modules.LogitScore")]
+            )
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        if fails:
+            with pytest.raises(ExportError, match="give its folder that name"):
+                inspect(folder)
+        else:
+            assert inspect(folder).model_class == RERANKER_DECODER

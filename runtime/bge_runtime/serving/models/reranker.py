@@ -75,9 +75,8 @@ class ServedReranker(ServedModel):
             name, model, parts, options, metrics, base_path=base_path, max_length=max_length
         )
         self._model, self.pair_plan = model, parts.pair_plan
-        self.pair_plan("", max_length=self.max_length).tokenize(
-            [""]
-        )  # fails if that leaves no room
+        # Fails if that leaves no room.
+        self.pair_plan("", max_length=self.max_length).tokenize([""])
 
     @property
     def outputs(self) -> list[str]:
