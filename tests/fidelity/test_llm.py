@@ -179,7 +179,7 @@ def precisions(sides: Sides) -> list[str]:
 
 def check(vectors: np.ndarray, expected: np.ndarray, precision: str) -> None:
     assert vectors.dtype == expected.dtype
-    assert compare(vectors, expected).failures(LIMITS[precision]) == []
+    assert compare(vectors, expected).missed(LIMITS[precision]) == []
 
 
 def test_passages_of_every_length(sides: Sides):
@@ -239,4 +239,4 @@ def test_a_wrong_past_is_noticed(sides: Sides, their_queries, monkeypatch):
         prefix_cache, "prefill", lambda engine, ids, past=None: right(engine, ids[::-1], past)
     )
     vectors = sides.ours("fp32", **options).encode_queries(QUERIES)
-    assert compare(vectors, expected).failures(LIMITS["fp32"])
+    assert compare(vectors, expected).missed(LIMITS["fp32"])

@@ -94,10 +94,10 @@ def test_another_version_or_processor_is_a_warning(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(shard="1/2")
-    monkeypatch.setattr(model, "vector_extensions", lambda: ("avx2",))
+    monkeypatch.setattr(model, "vector_extensions", lambda: ("avx",))
     monkeypatch.setattr(model, "__version__", "0.0.1")
 
-    with pytest.warns(UserWarning, match=r"and now 0\.0\.1; instructions .*, and now avx2: its"):
+    with pytest.warns(UserWarning, match=r"and now 0\.0\.1; instructions .*, and now avx: its"):
         assert run().complete
 
 
