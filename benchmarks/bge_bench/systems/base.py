@@ -201,7 +201,7 @@ class System(Protocol):
 
 
 _SYSTEMS = {
-    OURS: "base:_Ours",
+    OURS: "base:_OurEmbedder",
     "flagembedding": "pytorch:FlagEmbedding",
     "transformers": "pytorch:Transformers",
     "transformers-compiled": "pytorch:TransformersCompiled",
@@ -216,7 +216,7 @@ _SYSTEMS = {
 """Module and class of each embedder. A module is imported when one of its systems is opened."""
 
 _RERANKERS = {
-    OURS: "rerankers:Ours",
+    OURS: "rerankers:OurReranker",
     "flagembedding": "rerankers:FlagEmbedding",
     "transformers": "rerankers:Transformers",
     "transformers-compiled": "rerankers:TransformersCompiled",
@@ -224,14 +224,14 @@ _RERANKERS = {
     "sentence-transformers-bf16": "rerankers:CrossEncoderBf16",
     "sentence-transformers-onnx": "rerankers_onnx:CrossEncoderOnnx",
     "sentence-transformers-openvino": "rerankers_onnx:CrossEncoderOpenVino",
-    "optimum": "rerankers_onnx:Optimum",
+    "optimum": "rerankers_onnx:OptimumReranker",
     "fastembed": "rerankers_onnx:FastEmbed",
     "onnxruntime": "rerankers_onnx:OnnxRuntime",
 }
 """Module and class of each reranker on an encoder."""
 
 _DECODER_RERANKERS = {
-    OURS: "rerankers:Ours",
+    OURS: "rerankers:OurReranker",
     "flagembedding": "qwen3_reranker:open_flagembedding",
     "transformers": "qwen3_reranker:Transformers",
 }
@@ -263,36 +263,43 @@ class Batched:
         return f"{self._computes}, batches of {self.batch_size}"
 
 
-class _Ours:
-    def __init__(self, spec: SystemSpec) -> None:
+class Ours:
+    """A class of bge-runtime, which one the model says."""
+
+    def __init__(self, spec: SystemSpec, **options: Any) -> None:
+        """Open it with further options of the class."""
         import bge_runtime
 
         self._spec = spec
         self.batch_size = spec.batch_size
-        more: dict[str, Any] = {}
-        if spec.cuda_graphs:
-            more |= {"engine": "onnxruntime", "cuda_graphs": True}
         if not spec.parallel_batches:
-            more["parallel_batches"] = False
+            options["parallel_batches"] = False
         with quiet():
             self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
                 spec.model,
                 precision=spec.precision,
                 devices=spec.device,
-                pooling_method=spec.pooling,
-                passage_max_length=spec.max_length,
                 threads=spec.threads,
-                **more,
+                **options,
             )
         self.name = f"bge-runtime {bge_runtime.__version__}"
         self.precision = self._model.engine.info.precision
 
     @property
     def in_force(self) -> str:
+        """Description of what runs it: library, device, precision, threads."""
         infos = [engine.info for engine in self._model.engines]
         if not self._spec.parallel_batches:  # the engine can, but does not here
             infos = [replace(info, streams=1) for info in infos]
         return "; ".join(map(str, infos))
+
+
+class _OurEmbedder(Ours):
+    def __init__(self, spec: SystemSpec) -> None:
+        graphs = {"engine": "onnxruntime", "cuda_graphs": True} if spec.cuda_graphs else {}
+        super().__init__(
+            spec, pooling_method=spec.pooling, passage_max_length=spec.max_length, **graphs
+        )
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._spec.dense(

@@ -51,19 +51,24 @@ class SentenceTransformersOpenVino(SentenceTransformers):
         self.precision, self._computes = openvino_in_force(self.transformer.model.request, file)
 
 
-class Optimum(Batched):
-    """Optimum's ``ORTModelForFeatureExtraction``, used as documented, over sorted texts."""
+class OptimumModel(Batched):
+    """A class of Optimum's, used as documented.
+
+    Attributes:
+        model_class: Its name.
+    """
 
     precision = "fp32"
+    model_class: str
 
     def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
         with quiet():
-            from optimum.onnxruntime import ORTModelForFeatureExtraction
+            from optimum import onnxruntime
             from transformers import AutoTokenizer
 
             self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
-            self._model: Any = ORTModelForFeatureExtraction.from_pretrained(
+            self._model: Any = getattr(onnxruntime, self.model_class).from_pretrained(
                 spec.model,
                 subfolder=str(Path(ONNX_FILE).parent),
                 file_name=Path(ONNX_FILE).name,
@@ -73,6 +78,12 @@ class Optimum(Batched):
         self._spec = spec
         self.name = f"optimum-onnx {importlib.metadata.version('optimum-onnx')}"
         super().__init__(session_in_force(self._model.model), spec.batch_size)
+
+
+class Optimum(OptimumModel):
+    """Optimum's ``ORTModelForFeatureExtraction``, over sorted texts."""
+
+    model_class = "ORTModelForFeatureExtraction"
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts; see `bge_bench.systems.base.System`."""

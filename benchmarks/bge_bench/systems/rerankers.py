@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bge_bench.systems.base import CLASSES, Batched, SystemSpec, flagembedding, quiet
+from bge_bench.systems.base import Batched, Ours, SystemSpec, flagembedding, quiet
 from bge_bench.systems.pytorch import dtype, torch_in_force
 
 if TYPE_CHECKING:
@@ -21,36 +20,12 @@ if TYPE_CHECKING:
 Pairs = Sequence[tuple[str, str]]
 
 
-class Ours:
+class OurReranker(Ours):
     """The class of bge-runtime, by ``rerank`` for the pairs of one query."""
 
     def __init__(self, spec: SystemSpec) -> None:
         """Open it."""
-        import bge_runtime
-
-        self._spec = spec
-        self.batch_size = spec.batch_size
-        # Decoders have no such option.
-        more = {} if spec.parallel_batches else {"parallel_batches": False}
-        with quiet():
-            self._model: Any = getattr(bge_runtime, CLASSES[spec.model_class])(
-                spec.model,
-                precision=spec.precision,
-                devices=spec.device,
-                max_length=spec.max_length,
-                threads=spec.threads,
-                **more,
-            )
-        self.name = f"bge-runtime {bge_runtime.__version__}"
-        self.precision = self._model.engine.info.precision
-
-    @property
-    def in_force(self) -> str:
-        """Description of what runs it: library, device, precision, threads."""
-        infos = [engine.info for engine in self._model.engines]
-        if not self._spec.parallel_batches:  # the engine can, but does not here
-            infos = [replace(info, streams=1) for info in infos]
-        return "; ".join(map(str, infos))
+        super().__init__(spec, max_length=spec.max_length)
 
     def encode(self, pairs: Pairs) -> NDArray[np.float32]:
         """Score pairs; see `bge_bench.systems.base.System`."""

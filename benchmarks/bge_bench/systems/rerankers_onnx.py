@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bge_bench.systems.base import Batched, SystemSpec, quiet
 from bge_bench.systems.onnx import (
     ONNX_FILE,
+    OptimumModel,
     openvino_in_force,
     openvino_options,
     padded_arrays,
@@ -50,28 +51,10 @@ class CrossEncoderOpenVino(CrossEncoder):
         self.precision, self._computes = openvino_in_force(self._model.model.request, file)
 
 
-class Optimum(Batched):
-    """Optimum's ``ORTModelForSequenceClassification``, used as documented, over sorted pairs."""
+class OptimumReranker(OptimumModel):
+    """Optimum's ``ORTModelForSequenceClassification``, over sorted pairs."""
 
-    precision = "fp32"
-
-    def __init__(self, spec: SystemSpec) -> None:
-        """Open it."""
-        with quiet():
-            from optimum.onnxruntime import ORTModelForSequenceClassification
-            from transformers import AutoTokenizer
-
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
-            self._model: Any = ORTModelForSequenceClassification.from_pretrained(
-                spec.model,
-                subfolder=str(Path(ONNX_FILE).parent),
-                file_name=Path(ONNX_FILE).name,
-                provider="CPUExecutionProvider",
-                session_options=session_options(spec.threads),
-            )
-        self._spec = spec
-        self.name = f"optimum-onnx {importlib.metadata.version('optimum-onnx')}"
-        super().__init__(session_in_force(self._model.model), spec.batch_size)
+    model_class = "ORTModelForSequenceClassification"
 
     def encode(self, pairs: Pairs) -> NDArray[np.float32]:
         """Score pairs; see `bge_bench.systems.base.System`."""
