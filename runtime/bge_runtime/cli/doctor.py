@@ -16,6 +16,7 @@ from bge_runtime.cli.doctor_report import (
     machine_table,
 )
 from bge_runtime.cli.doctor_verify import verify_model
+from bge_runtime.cli.speed.command import show_speed
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -31,15 +32,22 @@ def main() -> None:
     metavar="BUNDLE",
     help="Hash every file of a bundle and measure the parity of all its variants on this machine.",
 )
+@click.option(
+    "--speed",
+    "timed",
+    metavar="BUNDLE",
+    help="Measure the speed of all variants of a bundle on this machine, and tell which one is "
+    "chosen, and why.",
+)
 @command_line("bge-runtime")
-def doctor(model: str | None) -> None:
+def doctor(model: str | None, timed: str | None) -> None:
     """Report what is installed, what would run and why, and what is wrong.
 
     The exit status is 1 if something has to be fixed.
     """
     click.echo(machine_table())
     click.echo("\n" + engine_table())
-    if model is None:
+    if model is None and timed is None:
         click.echo("\n" + choice_table(STANDARD_REQUIREMENTS))
     findings = list(find_problems())
     if findings:
@@ -49,6 +57,8 @@ def doctor(model: str | None) -> None:
     healthy = not any(finding.wrong for finding in findings)
     if model is not None:
         healthy = verify_model(model) and healthy
+    if timed is not None:
+        healthy = show_speed(timed) and healthy
     sys.exit(0 if healthy else 1)
 
 

@@ -24,7 +24,7 @@ from bge_runtime.system.files import (
     read_json,
 )
 from bge_runtime.system.locks import KeyLocks, hold_file_lock, once
-from bge_runtime.system.memory import available_memory
+from bge_runtime.system.memory import available_memory, peak_memory
 from bge_runtime.system.user_warnings import warn_user
 from bge_runtime.system.versions import installed_versions, owners
 
@@ -53,6 +53,7 @@ __all__ = [
     "once",
     "owners",
     "parse_json",
+    "peak_memory",
     "read_json",
     "usable_cpus",
     "vector_extensions",

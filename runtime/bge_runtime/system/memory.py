@@ -1,4 +1,4 @@
-"""How much memory this process may still use."""
+"""How much memory this process may still use, and how much it has held."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from bge_runtime.system.cgroups import own_groups
 
 _MEMORY_INFO = Path("/proc/meminfo")
+_OWN_STATUS = Path("/proc/self/status")
 
 _FILES = {
     1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
@@ -26,6 +27,20 @@ def available_memory() -> int | None:
     """
     machine = _of_machine()
     return min([*([] if machine is None else [machine]), *_of_groups()], default=None)
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes that this process has held, mapped files included.
+
+    Returns:
+        None on macOS and Windows. Elsewhere ``ru_maxrss`` would do less: it survives ``exec``, so a
+        process would start with the peak of its parent.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in _OWN_STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _of_machine() -> int | None:

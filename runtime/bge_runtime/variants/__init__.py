@@ -4,9 +4,16 @@ Used by models, the command line, the exporter and benchmarks; it opens engines,
 """
 
 from bge_runtime.variants.parity_check import measure_parity, padded_outputs
-from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
+from bge_runtime.variants.selection import (
+    JudgedVariant,
+    judge_variants,
+    select_cuda_graph_variant,
+    select_variant,
+)
 
 __all__ = [
+    "JudgedVariant",
+    "judge_variants",
     "measure_parity",
     "padded_outputs",
     "select_cuda_graph_variant",

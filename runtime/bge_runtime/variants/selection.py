@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from bge_runtime.bundle import UNIFORM_BATCH, Bundle, Variant
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bge_runtime.bundle import UNIFORM_BATCH, Bundle, Parity, ScoreParity, Variant
 from bge_runtime.engines import ENGINES, device_kind, require_cuda_graphs, unavailable_reason
-from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
+from bge_runtime.errors import BgeError, BundleError, DeviceError, EngineError, PrecisionError
 from bge_runtime.system import warn_user
 from bge_runtime.variants.parity_check import cached_parity
 
 EXPLICIT_ONLY_PRECISIONS = frozenset({"int8", "int4"})
 """Precisions that lose accuracy for speed or size, and are chosen only by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedVariant:
+    """What ``precision="auto"`` makes of a variant on this machine.
+
+    Attributes:
+        variant: The variant.
+        objection: Why it is not considered; None if it is.
+        parity: As measured during the export, or here; None if the variant cannot be opened here.
+        on_request: Whether all that it lacks is a request for its precision.
+    """
+
+    variant: Variant
+    objection: str | None
+    parity: Parity | ScoreParity | None
+    on_request: bool = False
 
 
 def select_variant(
@@ -42,9 +62,7 @@ def select_variant(
     if precision != "auto":
         found = _for_precision(found, precision, bundle=bundle, device=device)
     else:
-        found = [
-            variant for variant in found if variant.precision not in EXPLICIT_ONLY_PRECISIONS
-        ] or found
+        found = _without_asking(found)
     able = [variant for variant in found if unavailable_reason(variant.requirement) is None]
     if not able:
         return found[0]  # opening it reports what is missing
@@ -58,6 +76,40 @@ def select_variant(
         "passes the parity check with PyTorch. Run `bge-runtime doctor --verify "
         f"{bundle.path}` for the figures, and export it again with bge-export --force"
     )
+
+
+def judge_variants(bundle: Bundle, *, device: str) -> Iterator[JudgedVariant]:
+    """Yield what ``precision="auto"`` makes of each variant for a device.
+
+    `select_variant` chooses the first one without an objection. Parities that are not known yet are
+    measured.
+
+    Args:
+        bundle: The bundle.
+        device: A device, such as ``"cpu"`` or ``"cuda:1"``.
+
+    Raises:
+        BundleError: If the bundle has no variants that can be chosen.
+        DeviceError: If it has no variant for that kind of device.
+    """
+    found = _for_device(bundle, device)
+    considered = _without_asking(found)
+    for variant in found:
+        parity, on_request = None, False
+        objection = unavailable_reason(variant.requirement)
+        if objection is None:
+            try:
+                parity = variant.parity or cached_parity(bundle, variant)
+            except BgeError as error:
+                objection = str(error)
+        if parity is not None:
+            if failures := parity.failures(variant.precision):
+                objection = f"fails the parity check: {'; '.join(failures)}"
+            elif on_request := variant not in considered:
+                objection = f"only on request: precision={variant.precision!r}"
+        yield JudgedVariant(
+            variant=variant, objection=objection, parity=parity, on_request=on_request
+        )
 
 
 def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
@@ -85,6 +137,11 @@ def select_cuda_graph_variant(bundle: Bundle, variant: Variant) -> Variant:
         f"with variant {variant.name!r}: this version exports one for encoders on ONNX Runtime "
         "(--target cuda). Leave it out, or export the bundle again"
     )
+
+
+def _without_asking(variants: list[Variant]) -> list[Variant]:
+    """Return the variants that need no request by precision; all of them if there are none."""
+    return [each for each in variants if each.precision not in EXPLICIT_ONLY_PRECISIONS] or variants
 
 
 def _for_device(bundle: Bundle, device: str) -> list[Variant]:

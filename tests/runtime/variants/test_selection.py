@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,11 @@ from bge_runtime.bundle.manifest import Requirement
 from bge_runtime.bundle.parity import Parity
 from bge_runtime.engines import open_engine, unavailable_reason
 from bge_runtime.errors import BundleError, DeviceError, EngineError, PrecisionError
-from bge_runtime.variants.selection import select_cuda_graph_variant, select_variant
+from bge_runtime.variants.selection import (
+    judge_variants,
+    select_cuda_graph_variant,
+    select_variant,
+)
 from tests.helpers.gpu import find_variant
 from tests.helpers.runtime import edit_manifest
 
@@ -126,3 +131,31 @@ def test_what_needs_a_newer_version_is_a_reason_and_an_error(tiny_bundle, new, r
     changed = replace(opened.manifest.variants[0], **NEWER[new]._asdict())
     with pytest.raises(EngineError, match=reason):
         open_engine(opened, changed)
+
+
+@pytest.mark.parametrize("failing", [(), (0,), (0, 1), (0, 1, 2)])
+def test_the_first_variant_without_an_objection_is_the_one_selected(tiny_bundle, failing):
+    opened = Bundle.open(tiny_bundle)
+    (fp32,) = (each for each in opened.manifest.variants if each.name == "cpu-fp32")
+    near = Parity(texts=3, min_cosine=1.0, mean_cosine=1.0, max_error=0.0, error_share=0.0)
+    listed = [
+        replace(
+            fp32,
+            name=f"{number}-{precision}",
+            precision=precision,
+            parity=replace(near, min_cosine=0.5) if number in failing else near,
+        )
+        for number, precision in enumerate(["int8", "fp32", "fp32"])
+    ]
+    bundle = with_variants(opened, *listed)
+    judged = list(judge_variants(bundle, device="cpu"))
+    assert [each.variant for each in judged] == listed
+    assert [each.on_request for each in judged] == [0 not in failing, False, False]
+    chosen = [each.variant for each in judged if each.objection is None]
+    if chosen:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # variants are skipped
+            assert select_variant(bundle, device="cpu") == chosen[0]
+    else:
+        with pytest.warns(UserWarning, match="skipping"), pytest.raises(PrecisionError):
+            select_variant(bundle, device="cpu")
