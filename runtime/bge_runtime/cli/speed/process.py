@@ -9,8 +9,10 @@ import multiprocessing
 import signal
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -101,22 +103,18 @@ class _OpenVariant:
         caught: list[warnings.WarningMessage],
     ) -> None:
         self._caught = caught
+        model: Any = (FlagAutoReranker if reranks else FlagAutoModel).from_finetuned(path, **asked)
         texts = sample_texts()
-        hidden = {"show_progress_bar": False}
-        if reranks:
-            reranker = FlagAutoReranker.from_finetuned(path, **asked)
-            self._model: Any = reranker
-            self._compute = lambda rows: reranker.compute_score(rows, **hidden)
-            self._rows: list[Any] = [(QUERY, text) for text in texts]
-            self._ask = lambda: reranker.compute_score(self._rows[:1], **hidden)
-        else:
-            model = FlagAutoModel.from_finetuned(path, **asked)
-            self._model = model
-            self._compute = lambda rows: model.encode(rows, **hidden)
-            self._rows = texts
-            self._ask = lambda: model.encode_queries(QUERY, **hidden)
+        self._model = model
+        self._rows: list[Any] = [(QUERY, text) for text in texts] if reranks else list(texts)
+        self._compute: Callable[[list[Any]], Any] = model.compute_score if reranks else model.encode
+        self._compute_alone: Callable[[], Any] = (
+            partial(model.compute_score, self._rows[:1])
+            if reranks
+            else partial(model.encode_queries, QUERY)
+        )
         # A corpus opens them on its own, later.
-        self._model.parts().engines.streams_on(asked["devices"])
+        model.parts().engines.streams_on(asked["devices"])
 
     def corpus_s(self, count: int) -> float:
         start = time.perf_counter()
@@ -127,7 +125,7 @@ class _OpenVariant:
         found = []
         for _ in range(calls):
             start = time.perf_counter()
-            self._ask()
+            self._compute_alone()
             found.append((time.perf_counter() - start) * 1e3)
         return found
 
