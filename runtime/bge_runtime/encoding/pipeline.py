@@ -38,6 +38,9 @@ _WINDOW = 2048
 """Texts that are tokenized and sorted together. The next window is tokenized while one is computed;
 batches of 2,048 sorted texts have almost no padding."""
 
+_ONLY_ROW = np.zeros(1, dtype=np.intp)
+"""Position of a text that is the only one of its call."""
+
 _FIRST_CHARACTERS_ON_GPU = 65_536
 """Maximum characters of the first window on a GPU, half a batch of English tokens and two of
 Chinese ones. The GPU waits for that window: of the 0.9 s that 1,000 texts of 512 tokens took on an
@@ -129,18 +132,40 @@ def encode(texts: list[str], plan: EncodingPlan, engines: EngineSet, on_batch: O
         NotFiniteError: If an output has NaN or infinity.
         InferenceError: If an engine fails.
     """
+    bar = progress_bar(len(texts), shown=plan.show_progress_bar, batch_size=plan.batch_size)
+    with bar as progress:
+        call = BatchCall(plan.outputs, plan.describe_text, engines.bundle.path, on_batch, progress)
+        if len(texts) == 1:
+            _encode_one(texts, plan, engines, call)
+        else:
+            _encode_many(texts, plan, engines, call)
+
+
+def _encode_one(texts: list[str], plan: EncodingPlan, engines: EngineSet, call: BatchCall) -> None:
+    """Compute one text, without the windows and generators of many.
+
+    Those take 0.1 to 0.2 ms, where a query in a small model takes 0.8 ms.
+    """
+    # One text is worth neither sharing nor parallel batches.
+    engine = engines.on_device(plan.devices[0])
+    tokens = plan.tokenization.tokenize(texts)
+    prefix = engines.prefix_cache.share([engine], tokens, plan.tokenization.prefix)
+    ids = tokens[0][None, prefix.length if prefix else 0 :]
+    mask = np.ones(ids.shape, dtype=np.int64)
+    compute_batch(engine, Batch(_ONLY_ROW, ids, mask, prefix), call=call)
+
+
+def _encode_many(texts: list[str], plan: EncodingPlan, engines: EngineSet, call: BatchCall) -> None:
     tokenize = plan.tokenization.tokenize
     windows = tokenize_windows(texts, tokenize, first_window=_first_window(texts, plan, engines))
     # Closed here, whatever happens. Left to the garbage collector, the generator would wait for its
     # tokenizing thread in whichever thread the collector runs, and has been seen to block the whole
     # process in one that was just starting.
-    bar = progress_bar(len(texts), shown=plan.show_progress_bar, batch_size=plan.batch_size)
-    with closing(windows), bar as progress:
+    with closing(windows):
         first = list(itertools.islice(windows, 1))
         lengths = [len(ids) for _, tokens in first for ids in tokens]
         running = engines.for_texts(plan.devices, lengths)
         batches = _make_batches(itertools.chain(first, windows), plan, engines, running)
-        call = BatchCall(plan.outputs, plan.describe_text, engines.bundle.path, on_batch, progress)
         share_batches(running, batches, partial(compute_batch, call=call))
 
 

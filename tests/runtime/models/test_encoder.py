@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bge_runtime import FlagAutoModel, FlagModel
+from bge_runtime.encoding import pipeline
 from tests.helpers.runtime import TEXTS, WrappedEngine, assert_fp32_on_cpu, assert_same
 
 pytestmark = pytest.mark.filterwarnings(
@@ -202,6 +203,17 @@ def test_naming_the_cpu_twice_gives_what_one_gives(tiny_bundle, model):
     assert twice.target_devices == ["cpu", "cpu"]
     assert_same(twice.encode(TEXTS), model.encode(TEXTS), tolerance=0)
     assert_same(twice.encode("one"), model.encode("one"), tolerance=0)
+
+
+@pytest.mark.parametrize("devices", [None, ["cpu", "cpu"]], ids=["one device", "two devices"])
+def test_one_text_is_computed_without_what_several_need(tiny_bundle, model, monkeypatch, devices):
+    alone = FlagModel(str(tiny_bundle), devices=devices)
+    expected = model.encode(["only one", "beside another one"])[:1]
+    monkeypatch.delattr(pipeline, "share_batches")
+    assert_same(alone.encode(["only one"]), expected, tolerance=1e-6)
+    assert_same(alone.encode("only one"), expected[0], tolerance=1e-6)
+    with pytest.raises(NameError):
+        alone.encode(["only one", "beside another one"])
 
 
 def test_the_pool_methods_work_in_the_order_that_flagembedding_wants_them(model):
