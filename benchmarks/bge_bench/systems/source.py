@@ -1,4 +1,4 @@
-"""Find the checkpoint that a bundle was made from, and check its weights."""
+"""Find the checkpoint that a bundle was made from, and check its weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from pathlib import Path
 from bge_bench.errors import BenchError
 from bge_bench.systems.base import quiet
 from bge_runtime.bundle import Bundle
+from bge_runtime.encoding import TextTokenizer
 from bge_runtime.errors import ExportError
 from bge_runtime.system import file_hash
+
+_COMPARED_TOKENS = 512
+"""Tokens of each text that are compared."""
 
 
 @contextlib.contextmanager
@@ -23,7 +27,7 @@ def open_checkpoint(bundle: Bundle, given: Path | None) -> Iterator[Path]:
     generated again, with the bundle's tokenizer, in a temporary folder.
 
     Raises:
-        BenchError: If there is none, or its weights are not those of the bundle.
+        BenchError: If there is none, or its weights or tokens are not those of the bundle.
     """
     provenance = bundle.manifest.provenance
     with contextlib.ExitStack() as stack:
@@ -41,6 +45,7 @@ def open_checkpoint(bundle: Bundle, given: Path | None) -> Iterator[Path]:
             folder = _find(bundle)
             advice = "it was changed since; export it again, or pass the old one with --checkpoint"
         _check_weights(bundle, folder, advice)
+        _check_tokenizer(bundle, folder, advice)
         yield folder
 
 
@@ -85,4 +90,23 @@ def _check_weights(bundle: Bundle, folder: Path, advice: str) -> None:
             raise BenchError(
                 f"{path} does not hold the weights of {bundle.path.name}: its sha256 is "
                 f"{found[:12]}…, and the bundle was made from {expected[:12]}…; {advice}"
+            )
+
+
+def _check_tokenizer(bundle: Bundle, folder: Path, advice: str) -> None:
+    """Raise an error if a checkpoint makes other tokens: its vectors would be of other texts."""
+    with quiet():
+        from bge_export.checkpoint.tokenizer import load_tokenizer
+        from bge_export.parity_texts import PARITY_TEXTS, TOKENIZER_TEXTS
+
+        texts = (*PARITY_TEXTS, *TOKENIZER_TEXTS)
+        expected = load_tokenizer(folder, right_padding=False).encode(
+            texts, max_length=_COMPARED_TOKENS
+        )
+    found = TextTokenizer(bundle.tokenizer_file).encode(texts, max_length=_COMPARED_TOKENS)
+    for text, ours, theirs in zip(texts, found, expected, strict=True):
+        if ours.tolist() != theirs:
+            raise BenchError(
+                f"the tokenizer of {folder} is not that of {bundle.path.name}: of {text[:40]!r} it "
+                f"makes {theirs[:8]} …, and the bundle {ours[:8].tolist()} …; {advice}"
             )

@@ -117,6 +117,21 @@ def test_another_checkpoint_is_refused(tiny_bundle, tmp_path):
     assert "pass the checkpoint that the bundle was made from" in result.stderr
 
 
+def test_a_checkpoint_with_another_tokenizer_is_refused(tiny_bundle, tiny_checkpoint, tmp_path):
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = "a", "b"
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(tokenizer))
+    result = run(tiny_bundle, "--checkpoint", other)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert f"the tokenizer of {other} is not that of {tiny_bundle.name}: of " in result.stderr
+    assert "pass the checkpoint that the bundle was made from" in result.stderr
+
+
 def test_a_checkpoint_that_is_gone_is_asked_for(bundle_copy, tmp_path):
     edit_provenance(bundle_copy, source=str(tmp_path / "gone"))
     result = run(bundle_copy)
