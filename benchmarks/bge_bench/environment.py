@@ -28,6 +28,8 @@ _PACKAGES = (
     "optimum-intel",
     "optimum-onnx",
     "fastembed",
+    "nncf",
+    "ctranslate2",
 )
 
 

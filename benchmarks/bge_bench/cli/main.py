@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ try:
     from bge_bench.cli.gpu import gpu
     from bge_bench.cli.options import (
         checkpoint_option,
+        data_option,
         device_option,
         json_option,
         threads_option,
@@ -35,6 +37,7 @@ try:
         spread_sample,
         texts_of_every_length,
     )
+    from bge_bench.datasets.named import calibration_texts
     from bge_bench.environment import busy_percent
     from bge_bench.experiments.m3 import (
         measure_heads,
@@ -46,7 +49,8 @@ try:
     from bge_bench.experiments.prefix import EXAMPLES, measure_prefix, read_examples
     from bge_bench.experiments.speed import Workload, line_up, measure_speed, step_count
     from bge_bench.reports.text import pair_table, parity_table, speed_table
-    from bge_bench.systems.base import BASELINES, GPU_BASELINES, Item, as_passages
+    from bge_bench.systems.base import ALL_BASELINES, Item, as_passages
+    from bge_bench.systems.int8_models import int8_model
     from bge_bench.systems.lineup import variants_here
     from bge_bench.systems.source import open_checkpoint
     from bge_bench.workers.journal import Journal, fingerprint, header_of
@@ -158,6 +162,7 @@ def _parity_items(texts_file: Path | None, *, reranks: bool, every_length: bool)
 @checkpoint_option
 @device_option
 @_texts_option
+@data_option
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--sample", type=click.IntRange(min=2), help="Measure on that many texts only.")
 @click.option(
@@ -166,7 +171,7 @@ def _parity_items(texts_file: Path | None, *, reranks: bool, every_length: bool)
     multiple=True,
     default=["flagembedding"],
     show_default=True,
-    type=click.Choice(tuple(dict.fromkeys((*BASELINES, *GPU_BASELINES)))),
+    type=click.Choice(ALL_BASELINES),
     help="Repeatable; all take turns in one run.",
 )
 @click.option(
@@ -200,6 +205,7 @@ def speed(
     checkpoint: Path | None,
     device: str,
     texts_file: Path | None,
+    folder: Path | None,
     rounds: int,
     sample: int | None,
     baselines: Sequence[str],
@@ -224,16 +230,19 @@ def speed(
             texts = spread_sample(texts, sample or len(texts))
         items = as_passages(texts) if is_reranker(bundle) else texts
         workload = Workload(texts=items, rounds=rounds, timeout_s=timeout_s)
-        with open_checkpoint(opened, checkpoint) as folder:
+        with open_checkpoint(opened, checkpoint) as source:
             lineup = line_up(
                 opened,
-                folder,
+                source,
                 baselines=list(dict.fromkeys(baselines)),
                 baseline_batch_size=baseline_batch_size,
                 threads=threads or usable_cpus(),
                 precision=precision,
                 all_outputs=outputs == "all",
                 device=device,
+                int8_model=partial(
+                    int8_model, opened, source, calibration_texts(folder), lambda _: None
+                ),
             )
             # Random weights lie in another folder each time.
             systems = [replace(spec, model="") for spec in (lineup.ours, *lineup.baselines)]

@@ -15,7 +15,8 @@ data_option = click.option(
     "--data",
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder that holds the texts. Default: where `bge-bench data` puts them.",
+    help="Folder that holds the texts, and those that int8 baselines are calibrated on. Default: "
+    "where `bge-bench data` puts them.",
 )
 device_option = click.option(
     "--device",

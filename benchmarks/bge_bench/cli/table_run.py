@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from bge_bench.cli.options import (
     timeout_option,
 )
 from bge_bench.cli.progress import progress
+from bge_bench.datasets.named import calibration_texts
 from bge_bench.environment import busy_percent
 from bge_bench.experiments.roofline import measure_rates
 from bge_bench.reports.tables import document_tables
-from bge_bench.systems.base import BASELINES, GPU_BASELINES, Item, SystemSpec, as_passages
+from bge_bench.systems.base import ALL_BASELINES, Item, SystemSpec, as_passages
+from bge_bench.systems.int8_models import int8_model
 from bge_bench.systems.lineup import Candidate, line_up
 from bge_bench.systems.source import open_checkpoint
 from bge_bench.workers.journal import Journal, header_of
@@ -138,7 +141,7 @@ def table_options(*, rounds: int, baselines: Sequence[str]) -> Callable[[Any], A
             "baselines",
             multiple=True,
             default=baselines,
-            type=click.Choice(tuple(dict.fromkeys((*BASELINES, *GPU_BASELINES)))),
+            type=click.Choice(ALL_BASELINES),
             help=f"Repeatable. Default: {', '.join(baselines)}.",
         ),
         click.option(
@@ -246,6 +249,9 @@ def _prepare(
         device=device,
         cuda_graphs=kind == "latency",
         no_parallel_batches=options.get("no_parallel_batches", False),
+        int8_model=partial(
+            int8_model, bundle, checkpoint, calibration_texts(options["folder"]), step
+        ),
     )
     header = header_of(
         kind,

@@ -25,8 +25,8 @@ from bge_bench.experiments.timing import (
     measure_scaling,
     measure_throughput,
 )
-from bge_bench.systems.base import BASELINES, Item
-from bge_bench.systems.lineup import FASTEST
+from bge_bench.systems.base import BASELINES, INT8_BASELINES, Item
+from bge_bench.systems.lineup import FASTEST, FASTEST_INT8
 from bge_bench.workers.journal import fingerprint
 
 _SAMPLE = 100
@@ -39,9 +39,12 @@ _BATCHES = ((4, 32), (16, 32), (32, 32), (32, 128))
 _PASSAGES = (1, 10, 100)
 _CHUNK = 1000
 
+_BASELINES = (*(name for name in BASELINES if name != "onnxruntime"), *INT8_BASELINES)
+"""Baselines of a table that names none."""
+
 
 @click.command()
-@table_options(rounds=3, baselines=[name for name in BASELINES if name != "onnxruntime"])
+@table_options(rounds=3, baselines=_BASELINES)
 @texts_option
 @data_option
 @click.option(
@@ -128,12 +131,12 @@ def throughput(
         else:
             texts = [*named_texts(named, folder, count)]
     what = {"texts": fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
-    options["no_parallel_batches"] = no_parallel_batches or one_by_one
+    options |= {"no_parallel_batches": no_parallel_batches or one_by_one, "folder": folder}
     run_table("throughput", bundle, options, what, results)
 
 
 @click.command()
-@table_options(rounds=3, baselines=[name for name in BASELINES if name != "onnxruntime"])
+@table_options(rounds=3, baselines=_BASELINES)
 @click.option("--calls", default=100, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--budget", "budget_s", default=6.0, show_default=True, type=click.FloatRange(min=0.1),
@@ -193,7 +196,7 @@ def latency(
         if is_reranker(bundle):
             pairs += named_pairs(named, folder, queries=1, passages=max(_PASSAGES))
             what |= {"texts": fingerprint(pairs), "batch_sizes": list(batch_sizes)}
-    run_table("latency", bundle, options, what, results)
+    run_table("latency", bundle, options | {"folder": folder}, what, results)
 
 
 def _texts_of_lengths(run: TableRun) -> list[tuple[str, list[Item]]]:
@@ -206,7 +209,8 @@ def _texts_of_lengths(run: TableRun) -> list[tuple[str, list[Item]]]:
 
 
 @click.command("cold-start")
-@table_options(rounds=5, baselines=[name for name in BASELINES if name != "onnxruntime"])
+@table_options(rounds=5, baselines=_BASELINES)
+@data_option
 def cold_start(bundle: Path, **options: Any) -> None:
     """Time new processes from the import to the first vector, and their memory."""
 
@@ -217,7 +221,7 @@ def cold_start(bundle: Path, **options: Any) -> None:
 
 
 @click.command()
-@table_options(rounds=1, baselines=[FASTEST])
+@table_options(rounds=1, baselines=[FASTEST, FASTEST_INT8])
 @texts_option
 @data_option
 @click.option(
@@ -244,11 +248,12 @@ def scaling(
         given = named_texts(named, folder)
         random.Random(0).shuffle(given)  # noqa: S311  # each size is like the whole
     what = {"texts": fingerprint(given), "sizes": list(sizes)}
-    run_table("scaling", bundle, options, what, results)
+    run_table("scaling", bundle, options | {"folder": folder}, what, results)
 
 
 @click.command()
 @table_options(rounds=1, baselines=[])
+@data_option
 @click.option("--count", default=50_000, show_default=True, type=click.IntRange(min=_CHUNK))
 def memory(bundle: Path, count: int, **options: Any) -> None:
     """Watch resident memory over many texts of random lengths, 1 to 512 tokens."""

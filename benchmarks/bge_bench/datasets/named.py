@@ -15,6 +15,7 @@ _MIXED = 1000
 _FULL, _FULL_WORDS = "full", 700
 _QUESTIONS = "-questions"
 _QUERY_WORDS = 9
+_CALIBRATING = 300
 
 
 def named_texts(named: Sequence[str], folder: Path | None, count: int | None = None) -> list[str]:
@@ -37,6 +38,23 @@ def named_texts(named: Sequence[str], folder: Path | None, count: int | None = N
         else:
             texts += read_texts(Path(name))
     return texts if count is None else numbered(texts, count)
+
+
+def calibration_texts(folder: Path | None) -> tuple[str, list[str]]:
+    """Return texts to calibrate int8 on: of XQuAD in English, or generated where it is not.
+
+    Args:
+        folder: Data folder of published texts; None for the default.
+
+    Returns:
+        What they are, and the texts: XQuAD's 240 paragraphs first, then questions.
+    """
+    source = "xquad-en"
+    try:
+        texts = load_passages(source, folder) + load_questions(source, folder)
+    except BenchError:
+        source, texts = "generated paragraphs", paragraphs(_CALIBRATING)
+    return source, texts[:_CALIBRATING]
 
 
 def numbered(texts: Sequence[str], count: int) -> list[str]:

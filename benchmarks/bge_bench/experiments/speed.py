@@ -18,8 +18,8 @@ import numpy as np
 from bge_bench.errors import BenchError
 from bge_bench.experiments.timing import measure_reference, take_turns
 from bge_bench.systems.base import DECODER_RERANKERS, GPU_BASELINES, PYTORCH, Item, SystemSpec
-from bge_bench.systems.lineup import Candidate, baseline_system, our_system
-from bge_bench.systems.outputs import AnyParity, compare_outputs, tolerance
+from bge_bench.systems.lineup import Candidate, Int8Model, baseline_system, our_system
+from bge_bench.systems.outputs import AnyParity, compare_outputs, is_void, tolerance
 from bge_bench.workers.journal import Journal
 from bge_bench.workers.pool import LazyWorker, Settings, open_workers, start_cold
 from bge_runtime.bundle import Bundle, parse_parity
@@ -136,10 +136,14 @@ class Comparison:
 
     @property
     def comparable(self) -> list[SystemResult]:
-        """Baselines that have a ratio: those within their tolerance, if bge-runtime is."""
+        """Baselines that have a ratio: those whose vectors count, if bge-runtime's do."""
         if self.ours.failures:
             return []
-        return [baseline for baseline in self.baselines if not baseline.failures]
+        return [baseline for baseline in self.baselines if not self.is_void(baseline)]
+
+    def is_void(self, system: SystemResult) -> bool:
+        """Return whether a system's outputs are not the reference's; see `is_void`."""
+        return is_void(system.parity, system.precision, ours=system is self.ours)
 
     def ratio(self, baseline: SystemResult, measure: str) -> float:
         """Return how many times faster bge-runtime is: the median of the ratios of all rounds."""
@@ -176,19 +180,21 @@ def line_up(
     precision: str = "auto",
     all_outputs: bool = False,
     device: str = "cpu",
+    int8_model: Int8Model | None = None,
 ) -> Lineup:
     """Return the specs of a bundle and of baselines that do the same work.
 
     Args:
         bundle: The bundle.
         checkpoint: The checkpoint it was made from.
-        baselines: Names out of `bge_bench.systems.base.BASELINES`; the first that PyTorch
+        baselines: Names out of `bge_bench.systems.base.ALL_BASELINES`; the first that PyTorch
             computes is the reference. Without one, transformers is the reference.
         baseline_batch_size: Most texts in a batch of a baseline.
         threads: Threads of each system.
         precision: Precision of the systems that offer a choice; ``"auto"`` is their default.
         all_outputs: For BGE-M3, also time lexical weights and ColBERT vectors.
         device: Device of all systems.
+        int8_model: Makes the models of baselines in int8; see `baseline_system`.
 
     Raises:
         BenchError: If a system does not have all outputs, or does not run on the device.
@@ -223,7 +229,7 @@ def line_up(
     )
 
     def other(system: str) -> SystemSpec:
-        spec = baseline_system(ours, system, checkpoint)
+        spec = baseline_system(ours, system, checkpoint, int8_model)
         return replace(spec, batch_size=baseline_batch_size)
 
     reference = next((system for system in baselines if system in PYTORCH), "transformers")

@@ -15,7 +15,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bge_bench.reports.rows import Document, failures
+from bge_bench.reports.rows import Document, is_struck
 
 _OURS, _THEIRS = "#c2410c", ("#475569", "#64748b", "#94a3b8", "#0f766e", "#6d28d9", "#1d4ed8")
 _MARKERS = "osD^vPX*h<>"
@@ -59,7 +59,7 @@ def _styles(rows: Sequence[Document]) -> list[dict[str, Any]]:
 
 def _throughput(axes: Axes, document: Document) -> None:
     for row, style in zip(document["rows"], _styles(document["rows"]), strict=True):
-        if failures(row):
+        if is_struck(row):
             continue
         part = "full" if row["full_s"] else "sample"
         rate = document[part]["tokens"] / statistics.median(row[f"{part}_s"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from bge_bench.reports.rows import (
+    MISSED,
     Document,
     Rows,
     failures,
+    is_struck,
     parity_cells,
     parity_heading,
     struck,
@@ -34,8 +37,67 @@ def best_of_ours(document: Document, precision: str) -> Document | None:
     """Return bge-runtime's row of a precision, if its vectors are within tolerance."""
     for row in document["rows"]:
         if row["ours"] and row["precision"] == precision:
-            return None if failures(row) else row
+            return None if is_struck(row) else row
     return None
+
+
+def fastest_peers(
+    document: Document, faster: Callable[[Document, Document], float]
+) -> list[tuple[Document, Document, float]]:
+    """Return for each precision ours, the fastest baseline in the same one, and how they compare.
+
+    Args:
+        document: The document.
+        faster: How many times faster the first row is than the second.
+    """
+    found = []
+    for precision in dict.fromkeys(_precisions(document)):
+        mine = best_of_ours(document, precision)
+        peers = [
+            row
+            for row in document["rows"]
+            if not row["ours"] and row["precision"] == precision and not is_struck(row)
+        ]
+        if mine is not None and peers:
+            times, peer = min(((faster(mine, row), row) for row in peers), key=lambda each: each[0])
+            found.append((mine, peer, times))
+    return found
+
+
+def throughput_ratio(mine: Document, row: Document) -> float:
+    """Return how many times faster one row is than another, both in full or on the sample."""
+    common = "full" if mine["full_s"] and row["full_s"] else "sample"
+    return ratio(mine[f"{common}_s"], row[f"{common}_s"])
+
+
+def query_ratio(point: str, mine: Document, row: Document) -> float:
+    """Return how many times faster one row is than another for a kind of call, at p50."""
+    theirs, ours = (np.median(np.concatenate(each["ms"][point])) for each in (row, mine))
+    return float(theirs / ours)
+
+
+def _like_with_like(document: Document) -> list[str]:
+    """Return a sentence for each precision that both bge-runtime and a baseline compute in."""
+    if document["kind"] == "throughput":
+        faster, call = throughput_ratio, ""
+    elif document["kind"] == "latency":
+        point = next(iter(document["points"]))
+        faster, call = partial(query_ratio, point), f" ({point}, p50)"
+    else:
+        return []
+    told = []
+    for mine, peer, times in fastest_peers(document, faster):
+        heading = parity_heading(document)
+        cells = ((), ()) if not heading else (parity_cells(mine), parity_cells(peer))
+        told.append(
+            f"In {mine['precision']} bge-runtime is {times:.2f} times as fast as the fastest "
+            f"baseline in {mine['precision']}, {peer['label']}{call}"
+            + "".join(
+                f"; {name} {a}, theirs {b}" for name, a, b in zip(heading, *cells, strict=True)
+            )
+            + "."
+        )
+    return told
 
 
 def _precisions(document: Document) -> list[str]:
@@ -66,14 +128,12 @@ def throughput_rows(document: Document) -> Rows:
             row["precision"],
             *parity_cells(row),
         ]
-        failed = failures(row)
-        if failed:
+        void = is_struck(row)
+        if void:
             cells = struck(cells)
         for mine in ours.values():
-            # Compare both in full, or both on the sample.
-            common = "full" if mine["full_s"] and row["full_s"] else "sample"
-            faster = ratio(mine[f"{common}_s"], row[f"{common}_s"])
-            cells.append("" if row in ours.values() or failed else f"{faster:.2f}x")
+            faster = throughput_ratio(mine, row)
+            cells.append("" if row in ours.values() or void else f"{faster:.2f}x")
         rows.append(cells)
     return rows
 
@@ -97,7 +157,7 @@ def latency_rows(document: Document) -> Rows:
             if memory:
                 cells.append(f"{row['peak_memory_bytes'] / 1e6:,.0f} MB")
             cells += [row["precision"], *(parity_cells(row) if compared else ())]
-            rows.append(struck(cells) if failures(row) else cells)
+            rows.append(struck(cells) if is_struck(row) else cells)
     return rows
 
 
@@ -162,7 +222,8 @@ def notes(document: Document) -> list[str]:
         f"{rate / 1e9:.0f} GFLOP/s in {precision}"
         for precision, rate in document["matrix_rate_flops"].items()
     )
-    said = [f"{row['label']}: {row['name']}, {row['in_force']}" for row in document["rows"]]
+    said = _like_with_like(document)
+    said += [f"{row['label']}: {row['name']}, {row['in_force']}" for row in document["rows"]]
     said.append(
         f"{document['threads']} threads each; medians of {document['rounds']} round(s), ratios "
         f"within a round. The machine multiplies matrices at {rates}."
@@ -182,6 +243,9 @@ def notes(document: Document) -> list[str]:
         said.append(f"{work} {figure} to transformers in fp32, one {unit[:-1]} at a time.")
     said += [
         f"{row['label']} is struck out: {'; '.join(failures(row))}"
+        if is_struck(row)
+        else f"{MISSED} {row['label']} misses what {row['precision']} is held to: "
+        f"{'; '.join(failures(row))}"
         for row in document["rows"]
         if failures(row)
     ]

@@ -75,7 +75,7 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
         *_short_figures(result.ours.parity),
     )
     systems = (*result.baselines, result.ours)
-    rows = [_struck_out_if_it_failed(system, texts) for system in systems]
+    rows = [_system_row(system, texts, void=result.is_void(system)) for system in systems]
     for baseline in result.comparable:
         faster = {measure: f"{result.ratio(baseline, measure):.2f}x" for measure in MEASURES}
         memory = baseline.peak_memory_bytes / result.ours.peak_memory_bytes
@@ -100,6 +100,9 @@ def speed_table(result: Comparison, *, texts: int, busy_percent: float) -> str:
     notes += [
         f"FAIL: {system.name} is struck out, since its {outputs} are not the reference's within "
         f"the tolerance of {system.precision}: {'; '.join(system.failures)}"
+        if result.is_void(system)
+        else f"{system.name} misses what {system.precision} is held to: "
+        f"{'; '.join(system.failures)}"
         for system in systems
         if system.failures
     ]
@@ -160,7 +163,7 @@ def _short_figures(parity: AnyParity) -> dict[str, str]:
     return {name: _figures(parity)[name] for name in chosen}
 
 
-def _struck_out_if_it_failed(system: SystemResult, texts: int) -> list[str]:
+def _system_row(system: SystemResult, texts: int, *, void: bool) -> list[str]:
     cells = {measure: _FORMATS[measure].format(system.median(measure)) for measure in MEASURES}
     row = [
         system.name,
@@ -172,4 +175,4 @@ def _struck_out_if_it_failed(system: SystemResult, texts: int) -> list[str]:
         *_short_figures(system.parity).values(),
     ]
     # Marked in characters, since a terminal's strike-through is lost in a file.
-    return [f"~~{cell}~~" for cell in row] if system.failures else row
+    return [f"~~{cell}~~" for cell in row] if void else row

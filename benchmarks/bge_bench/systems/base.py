@@ -50,9 +50,18 @@ BASELINES = (
     "onnxruntime",
 )
 """Baselines on a CPU."""
+INT8_BASELINES = (
+    "sentence-transformers-onnx-int8",
+    "sentence-transformers-openvino-int8",
+    "openvino-int8",
+    "ctranslate2",
+)
+"""Baselines of embedders in int8 on a CPU; each reads a model that is made of the checkpoint."""
 # The one that compiles comes last: a run that is cut off while it compiles has the others.
 GPU_BASELINES = ("flagembedding", "transformers", "sentence-transformers", "transformers-compiled")
 """Baselines on a GPU, in fp16."""
+ALL_BASELINES = tuple(dict.fromkeys((*BASELINES, *INT8_BASELINES, *GPU_BASELINES)))
+"""All baselines."""
 FROM_CHECKPOINT = (*PYTORCH, "sentence-transformers-bf16", "transformers-compiled")
 """Baselines that read the checkpoint; the others read the bundle's graphs."""
 DECODER_RERANKERS = ("flagembedding", "transformers")
@@ -64,8 +73,9 @@ class SystemSpec:
     """How to open a system.
 
     Attributes:
-        system: `OURS` or one of `BASELINES`.
-        model: Folder of the checkpoint for one of `PYTORCH`, else of the bundle.
+        system: `OURS`, or one of `BASELINES` or `INT8_BASELINES`.
+        model: Folder of the checkpoint for one of `FROM_CHECKPOINT`, of the model that was made
+            of it for one of `INT8_BASELINES`, else of the bundle.
         pooling: ``"cls"`` or ``"mean"``.
         max_length: Most tokens of a text, special tokens included.
         batch_size: Most texts in a batch.
@@ -212,6 +222,10 @@ _SYSTEMS = {
     "optimum": "onnx:Optimum",
     "fastembed": "onnx:FastEmbed",
     "onnxruntime": "onnx:OnnxRuntime",
+    "sentence-transformers-onnx-int8": "int8:SentenceTransformersOnnx",
+    "sentence-transformers-openvino-int8": "int8:SentenceTransformersOpenVino",
+    "openvino-int8": "int8:OpenVino",
+    "ctranslate2": "int8:CTranslate2",
 }
 """Module and class of each embedder. A module is imported when one of its systems is opened."""
 
@@ -238,11 +252,16 @@ _DECODER_RERANKERS = {
 """Module and class of each reranker on a decoder; the last one asks as Qwen3-Reranker is asked."""
 
 
+def without_telemetry() -> None:
+    """Keep ONNX Runtime, OpenVINO and NNCF from sending usage data, as bge-runtime does."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # Both take an import that fails for a package that is not installed, and send nothing then.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 def open_system(spec: SystemSpec) -> System:
     """Open a system in this process."""
-    # bge-runtime does the same: a benchmark sends no usage data, whichever system opens first.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    without_telemetry()
     tables = {RERANKER_ENCODER: _RERANKERS, RERANKER_DECODER: _DECODER_RERANKERS}
     module, _, name = tables.get(spec.model_class, _SYSTEMS)[spec.system].partition(":")
     opened: System = getattr(importlib.import_module(f"bge_bench.systems.{module}"), name)(spec)

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bge_bench.errors import BenchError
-from bge_bench.systems.base import BASELINES, FROM_CHECKPOINT, GPU_BASELINES, OURS, SystemSpec
+from bge_bench.systems.base import (
+    BASELINES,
+    FROM_CHECKPOINT,
+    GPU_BASELINES,
+    INT8_BASELINES,
+    OURS,
+    SystemSpec,
+)
 from bge_runtime.bundle import Bundle, Variant
 from bge_runtime.engines import device_kind, unavailable_reason
 from bge_runtime.sources import ENCODER_ONLY_BASE, RERANKER_ENCODER
 from bge_runtime.system import vector_extensions
 
-_PACKAGES = {
-    "flagembedding": "FlagEmbedding",
-    "transformers": "transformers",
-    "transformers-compiled": "transformers",
-    "sentence-transformers": "sentence_transformers",
-    "sentence-transformers-bf16": "sentence_transformers",
-    "sentence-transformers-onnx": "optimum.onnxruntime",
-    "sentence-transformers-openvino": "optimum.intel",
-    "optimum": "optimum.onnxruntime",
-    "fastembed": "fastembed",
-    "onnxruntime": "onnxruntime",
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "flagembedding": ("FlagEmbedding",),
+    "transformers": ("transformers",),
+    "transformers-compiled": ("transformers",),
+    "sentence-transformers": ("sentence_transformers",),
+    "sentence-transformers-bf16": ("sentence_transformers",),
+    "sentence-transformers-onnx": ("optimum.onnxruntime",),
+    "sentence-transformers-openvino": ("optimum.intel",),
+    "optimum": ("optimum.onnxruntime",),
+    "fastembed": ("fastembed",),
+    "onnxruntime": ("onnxruntime",),
+    "sentence-transformers-onnx-int8": ("optimum.onnxruntime",),
+    "sentence-transformers-openvino-int8": ("optimum.intel", "nncf", "datasets"),
+    "openvino-int8": ("optimum.intel", "nncf", "datasets"),
+    "ctranslate2": ("ctranslate2",),
 }
-"""Package that each baseline imports."""
+"""Packages that each baseline imports, or that make its model."""
 
 FASTEST = "sentence-transformers-openvino"
 """The fastest baseline where it computes in bf16. It is timed on all texts, as bge-runtime is."""
+
+FASTEST_INT8 = "openvino-int8"
+"""The fastest baseline in int8, likewise."""
+
+Int8Model = Callable[[str], Path]
+"""Returns the folder of a baseline's model; see `bge_bench.systems.int8_models.int8_model`."""
 
 _OWN_BATCH_SIZES = {"flagembedding": (256, 128), "fastembed": (256, 64)}
 _OTHERS_BATCH_SIZE = 32
@@ -82,8 +99,24 @@ def our_system(bundle: Bundle, *, threads: int, device: str = "cpu") -> SystemSp
     )
 
 
-def baseline_system(ours: SystemSpec, system: str, checkpoint: Path) -> SystemSpec:
-    """Return the spec of a baseline that does the same work as ours."""
+def baseline_system(
+    ours: SystemSpec, system: str, checkpoint: Path, int8_model: Int8Model | None = None
+) -> SystemSpec:
+    """Return the spec of a baseline that does the same work as ours.
+
+    Args:
+        ours: Spec of bge-runtime.
+        system: Name of the baseline.
+        checkpoint: Folder of the checkpoint.
+        int8_model: Makes the models of `INT8_BASELINES`; without it there are none.
+
+    Raises:
+        BenchError: If its int8 model cannot be made.
+    """
+    if system in INT8_BASELINES:
+        if (reason := _cannot_take_part(system, ours)) is not None or int8_model is None:
+            raise BenchError(f"{system} cannot take part: {reason or 'its model is not made here'}")
+        return replace(ours, system=system, model=str(int8_model(system)), precision="int8")
     folder = str(checkpoint.absolute()) if system in FROM_CHECKPOINT else ours.model
     return replace(ours, system=system, model=folder)
 
@@ -98,18 +131,20 @@ def line_up(
     device: str = "cpu",
     cuda_graphs: bool = False,
     no_parallel_batches: bool = False,
+    int8_model: Int8Model | None = None,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Return the candidates that can run on this machine.
 
     Args:
         bundle: The bundle, of an encoder with dense vectors or scores.
         checkpoint: The checkpoint it was made from.
-        baselines: Names out of `BASELINES`.
+        baselines: Names out of `BASELINES` and `INT8_BASELINES`.
         threads: Threads of each.
         precisions: Precisions of the bundle; empty for all that this machine runs.
         device: Device of all. On a GPU all are fast enough to be timed on all texts.
         cuda_graphs: On a GPU, add bge-runtime with ``cuda_graphs``.
         no_parallel_batches: On a CPU, add bge-runtime without ``parallel_batches``.
+        int8_model: Makes the models of `INT8_BASELINES`; see `baseline_system`.
 
     Returns:
         The candidates, bge-runtime first, and the reason for each baseline that is left out.
@@ -152,14 +187,19 @@ def line_up(
     if no_parallel_batches and not on_gpu:
         candidates += _once_more(candidates, "one batch at a time", parallel_batches=False)
     left_out = {}
-    for system in GPU_BASELINES if on_gpu else BASELINES:
+    for system in GPU_BASELINES if on_gpu else (*BASELINES, *INT8_BASELINES):
         if system not in baselines:
             continue
-        if (reason := _cannot_take_part(system)) is not None:
+        if (reason := _cannot_take_part(system, ours)) is not None:
             left_out[system] = reason
             continue
-        spec = baseline_system(ours, system, checkpoint)
-        candidates.append(Candidate(label=system, spec=spec, in_full=on_gpu or system == FASTEST))
+        try:
+            spec = baseline_system(ours, system, checkpoint, int8_model)
+        except BenchError as error:
+            left_out[system] = str(error)
+            continue
+        in_full = on_gpu or system in (FASTEST, FASTEST_INT8)
+        candidates.append(Candidate(label=system, spec=spec, in_full=in_full))
         if system == FASTEST:
             held = replace(spec, precision="fp32")
             candidates.append(Candidate(label=f"{system} held to fp32", spec=held, in_full=False))
@@ -195,10 +235,13 @@ def variants_here(bundle: Bundle, device: str) -> list[Variant]:
     return here
 
 
-def _cannot_take_part(system: str) -> str | None:
+def _cannot_take_part(system: str, ours: SystemSpec) -> str | None:
     """Return why a baseline cannot be timed on this machine; None if it can."""
-    if not _installed(_PACKAGES[system]):
-        return f"{_PACKAGES[system]} is not installed"
+    if system in INT8_BASELINES and ours.model_class != ENCODER_ONLY_BASE:
+        return f"it is compared with models of the class {ENCODER_ONLY_BASE} only"
+    missing = [package for package in _PACKAGES[system] if not _installed(package)]
+    if missing:
+        return f"{' and '.join(missing)} is not installed; pip install 'bge-runtime[bench]'"
     extensions = vector_extensions()
     if system.endswith("-bf16") and extensions and _BF16_IN_PYTORCH.isdisjoint(extensions):
         # Nobody would choose it: with AVX2 bge-large took minutes for 32 paragraphs.

@@ -224,12 +224,12 @@ def session_options(threads: int | None) -> Any:
     return options
 
 
-def session_in_force(session: Any) -> str:
-    """Return a description of what runs a session of the bundle's ONNX file."""
+def session_in_force(session: Any, model: str = f"{ONNX_FILE}, fp32") -> str:
+    """Return a description of what runs a session of the bundle's ONNX file, or of another."""
     import onnxruntime
 
     threads = session.get_session_options().intra_op_num_threads or "default"
     return (
         f"onnxruntime {onnxruntime.__version__} on {', '.join(session.get_providers())}, "
-        f"{ONNX_FILE}, fp32, {threads} threads"
+        f"{model}, {threads} threads"
     )

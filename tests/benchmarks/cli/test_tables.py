@@ -185,10 +185,12 @@ def test_a_batch_size_is_sought_as_long_as_there_is_hope(seconds, tried, best, m
 def test_who_cannot_take_part_is_named(
     tiny_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(lineup._PACKAGES, "fastembed", "no_such_package.at_all")
+    monkeypatch.setitem(lineup._PACKAGES, "fastembed", ("no_such_package.at_all",))
     options = {"baselines": ["fastembed", "transformers"], "threads": 1}
     found, left_out = lineup.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, **options)
-    assert left_out == {"fastembed": "no_such_package.at_all is not installed"}
+    assert left_out == {
+        "fastembed": "no_such_package.at_all is not installed; pip install 'bge-runtime[bench]'"
+    }
     assert [candidate.label for candidate in found] == ["bge-runtime fp32", "transformers"]
     with pytest.raises(BenchError, match="no variant in int8"):
         lineup.line_up(Bundle.open(tiny_bundle), tiny_checkpoint, precisions=["int8"], **options)
@@ -264,7 +266,7 @@ def test_latency_and_cold_start(tiny_bundle: Path, tiny_checkpoint: Path, tmp_pa
         assert row["parity"]["min_cosine"] > 0.999999
     assert "32 x 128 tokens" in output
     lines = markdown(latency_rows(document)).splitlines()
-    assert lines[0].endswith("| min cosine |")
+    assert lines[0].endswith("| min cosine | error/distance |")
     assert "~~" not in "".join(lines)
     document["rows"][0]["parity"]["min_cosine"] = 0.9
     assert "~~bge-runtime fp32~~" in markdown(latency_rows(document))

@@ -62,6 +62,34 @@ def test_a_ratio_falls_back_on_the_sample_that_both_ran(document: dict, tmp_path
     assert "| 3.00x |" in section(tmp_path / "x.json", document)
 
 
+def test_the_fastest_baseline_of_each_precision_is_named(document: dict, tmp_path: Path):
+    near, far, wrong = ({"error_share": share} for share in (0.03, 0.2, 0.8))
+
+    def int8(label: str, seconds: float, share: dict, *, ours: bool = False) -> dict:
+        parity = document["rows"][0]["parity"] | {"min_cosine": 0.99, **share}
+        if ours:
+            parity["min_cosine"] = 0.999
+        return row(label, ours=ours, seconds=seconds, precision="int8", parity=parity)
+
+    document["rows"] += [
+        int8("ours int8", 0.5, near, ours=True),
+        int8("slow", 2.0, far),
+        int8("fast", 0.6, far),
+        int8("wrong", 0.1, wrong),
+    ]
+    text = section(tmp_path / "x.json", document)
+    assert (
+        "In fp32 bge-runtime is 3.00 times as fast as the fastest baseline in fp32, theirs" in text
+    )
+    told = "In int8 bge-runtime is 1.20 times as fast as the fastest baseline in int8, fast; "
+    told += "min cosine 0.999000, theirs 0.990000 †; error/distance 3.0%, theirs 20.0%."
+    assert told in text
+    # It misses the limit of int8, and is shown; another model's vectors are struck out.
+    assert "| fast (a 1) |" in text
+    assert "† fast misses what int8 is held to: minimum cosine 0.99 is not >= 0.995" in text
+    assert "| ~~wrong (a 1)~~ |" in text
+
+
 def test_page_is_written_and_checked(document: dict, tmp_path: Path):
     file, page = tmp_path / "x.json", tmp_path / "page.md"
     file.write_text(json.dumps(document))
