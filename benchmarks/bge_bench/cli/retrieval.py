@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bge_bench.cli.console import one_line_errors, report
 from bge_bench.cli.options import checkpoint_option, data_option, json_option
 from bge_bench.cli.progress import progress
 from bge_bench.datasets.catalogue import DATASETS, data_folder
+from bge_bench.datasets.named import calibration_texts
 from bge_bench.errors import BenchError
 from bge_bench.experiments.retrieval import (
     SCORE_LIMITS,
@@ -24,7 +26,8 @@ from bge_bench.experiments.retrieval import (
 )
 from bge_bench.experiments.tasks import RerankingTask, RetrievalTask, Task, Values, open_task
 from bge_bench.reports.retrieval import retrieval_table
-from bge_bench.systems.base import open_system
+from bge_bench.systems.base import BASELINES, INT8_BASELINES, open_system
+from bge_bench.systems.int8_models import int8_model
 from bge_bench.systems.lineup import our_system
 from bge_bench.systems.source import open_checkpoint
 from bge_runtime.bundle import TOLERANCES, Bundle
@@ -60,6 +63,14 @@ from bge_runtime.system import usable_cpus
     help="What computes PyTorch's scores, in fp32.",
 )
 @click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    type=click.Choice((*BASELINES, *INT8_BASELINES)),
+    help="Repeatable; measured beside BUNDLE, with the batch size that it comes with, and not "
+    "judged.",
+)
+@click.option(
     "--rerank",
     type=click.Path(path_type=Path),
     help="Bundle of a reranker, which orders what BUNDLE found; its scores are judged then.",
@@ -89,6 +100,7 @@ def retrieval(
     names: Sequence[str],
     precisions: Sequence[str],
     reference: str,
+    baselines: Sequence[str],
     rerank: Path | None,
     rerank_checkpoint: Path | None,
     top: int,
@@ -113,10 +125,19 @@ def retrieval(
             tasks = [*found]
             opened, checkpoint = Bundle.open(rerank), rerank_checkpoint
         asked = list(dict.fromkeys(precisions)) or ["auto", *runnable_precisions(opened)]
-        steps = (1 + len(asked)) * len(tasks)
+        steps = (1 + len(asked) + len(baselines)) * len(tasks)
         with open_checkpoint(opened, checkpoint) as source, progress(steps) as step:
             result = measure_retrieval(
-                opened, source, tasks, precisions=asked, reference=reference, step=step
+                opened,
+                source,
+                tasks,
+                precisions=asked,
+                reference=reference,
+                baselines=list(dict.fromkeys(baselines)),
+                int8_model=partial(
+                    int8_model, opened, source, calibration_texts(folder), lambda _: None
+                ),
+                step=step,
             )
         document = {
             **more,

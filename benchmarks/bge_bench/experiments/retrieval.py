@@ -8,7 +8,7 @@ the usual ones, and the difference is judged.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bge_bench.datasets.corpus import spread_sample
 from bge_bench.errors import BenchError
 from bge_bench.experiments.tasks import Task, Values
-from bge_bench.systems.base import OURS, SystemSpec, open_system
+from bge_bench.systems.base import OURS, Item, System, SystemSpec, open_system
+from bge_bench.systems.lineup import Int8Model, baseline_system, own_batch_size
+from bge_bench.systems.outputs import AnyParity, compare_outputs
 from bge_runtime.bundle import Bundle, Model
 from bge_runtime.engines import unavailable_reason
 from bge_runtime.sources import (
@@ -34,6 +37,12 @@ SCORE_REFERENCES = ("flagembedding", "transformers")
 _REFERENCE_BATCH_SIZE = 8
 _OUR_BATCH_SIZE = 256
 """FlagModel's default. Batches are limited by tokens."""
+
+_COMPARED = 2000
+"""Texts of a task whose vectors are compared one by one with PyTorch's, evenly spaced over all."""
+
+_Measured = tuple[Values, NDArray[np.float32]]
+"""Scores of a task, and outputs of its texts: vectors, or the logits of a reranker's pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,25 +133,39 @@ class Difference:
 
 @dataclass(kw_only=True)
 class SystemScores:
-    """The scores of a bundle in one configuration.
+    """The scores of a bundle in one configuration, or of a baseline.
 
     Attributes:
         precision: Precision in force.
         in_force: Description of what ran.
-        asked: Requested precisions that led to it; ``"auto"`` is the default.
+        asked: Requested precisions that led to it; ``"auto"`` is the default. Of a baseline its
+            name.
+        ours: Whether it is the bundle; a baseline is measured, but not judged.
         scores: By task, then by score.
+        parity: By task, how far its outputs are from PyTorch's.
     """
 
     precision: str
     in_force: str
     asked: list[str] = field(default_factory=list)
+    ours: bool = True
     scores: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    parity: dict[str, AnyParity] = field(default_factory=dict)
+
+    def add(self, task: str, measured: _Measured, reference: _Measured) -> None:
+        """Add what a task came to, and PyTorch's."""
+        (scores, outputs), (their_scores, their_outputs) = measured, reference
+        self.scores[task] = {
+            name: Difference.between(values, their_scores[name]) for name, values in scores.items()
+        }
+        # Only logits have one column.
+        self.parity[task] = compare_outputs(outputs, their_outputs, reranks=outputs.shape[1] == 1)
 
     @property
     def failures(self) -> list[str]:
         """Every score that misses the limit of the precision in force."""
         limit = SCORE_LIMITS.get(self.precision)
-        if limit is None:
+        if limit is None or not self.ours:
             return []
         return [
             f"{task}: {name} {found.score:.5f} is {found.difference:+.5f} from PyTorch's "
@@ -158,6 +181,7 @@ class SystemScores:
         limit = SCORE_LIMITS.get(self.precision)
         return {
             **asdict(self),
+            "parity": {task: found.to_json() for task, found in self.parity.items()},
             "scores": {
                 task: {
                     name: {**asdict(found), "difference": found.difference}
@@ -205,9 +229,11 @@ def measure_retrieval(
     *,
     precisions: Sequence[str],
     reference: str = SCORE_REFERENCES[0],
+    baselines: Sequence[str] = (),
+    int8_model: Int8Model | None = None,
     step: Callable[[str], object],
 ) -> RetrievalResult:
-    """Score a bundle and PyTorch, one after another in this process.
+    """Score a bundle, PyTorch and baselines, one after another in this process.
 
     Args:
         bundle: The bundle, of an embedder, or of a reranker for reranking tasks.
@@ -216,8 +242,10 @@ def measure_retrieval(
         precisions: Precisions of the bundle; ``"auto"`` is the default. Two that run the same
             variant are run once.
         reference: One of `SCORE_REFERENCES`.
+        baselines: Names out of `bge_bench.systems.base.BASELINES` and ``INT8_BASELINES``.
+        int8_model: Makes the models of baselines in int8; see `baseline_system`.
         step: Called with a message before each step, at most
-            ``(1 + len(precisions)) * len(tasks)`` times.
+            ``(1 + len(precisions) + len(baselines)) * len(tasks)`` times.
 
     Raises:
         BgeError: If a precision cannot be run here, the reference does not know the model, or
@@ -227,45 +255,77 @@ def measure_retrieval(
     _check_comparable(model, tasks, reference)
 
     instruct = instruction(model)
+    mine = SystemSpec(
+        system=OURS,
+        model=str(bundle.path),
+        pooling=model.pooling,
+        max_length=min(model.max_length, 512),
+        batch_size=_OUR_BATCH_SIZE,
+        precision="auto",
+        model_class=model.model_class,
+    )
+    specs = [replace(mine, precision=precision) for precision in precisions]
+    for name in baselines:
+        other = baseline_system(mine, name, checkpoint, int8_model)
+        specs.append(replace(other, batch_size=own_batch_size(other)))
 
-    def spec(system: str, folder: Path, batch_size: int, precision: str) -> SystemSpec:
-        return SystemSpec(
-            system=system,
-            model=str(folder),
-            pooling=model.pooling,
-            max_length=min(model.max_length, 512),
-            batch_size=batch_size,
-            precision=precision,
-            model_class=model.model_class,
+    system = open_system(
+        replace(
+            mine,
+            system=reference,
+            model=str(checkpoint),
+            batch_size=_REFERENCE_BATCH_SIZE,
+            precision="fp32",
         )
-
-    system = open_system(spec(reference, checkpoint, _REFERENCE_BATCH_SIZE, "fp32"))
+    )
     reference_name, reference_in_force = system.name, system.in_force
-    expected: dict[str, Values] = {}
+    expected: dict[str, _Measured] = {}
     for task in tasks:
         step(f"{reference}: {task.name}")
-        expected[task.name] = task.measure(system, instruct)
+        expected[task.name] = _measure(task, system, instruct)
     del system  # so that two copies of the weights are never held at once
 
     results: dict[str, SystemScores] = {}
-    for precision in precisions:
-        system = open_system(spec(OURS, bundle.path, _OUR_BATCH_SIZE, precision))
+    for spec in specs:
+        ours = spec.system == OURS
+        asked = spec.precision if ours else spec.system
+        system = open_system(spec)
         result = results.setdefault(
-            system.in_force, SystemScores(precision=system.precision, in_force=system.in_force)
+            system.in_force,
+            SystemScores(precision=system.precision, in_force=system.in_force, ours=ours),
         )
-        result.asked.append(precision)
+        result.asked.append(asked)
         for task in tasks if not result.scores else ():
-            step(f"{precision}: {task.name}")
-            result.scores[task.name] = {
-                name: Difference.between(values, expected[task.name][name])
-                for name, values in task.measure(system, instruct).items()
-            }
+            step(f"{asked}: {task.name}")
+            result.add(task.name, _measure(task, system, instruct), expected[task.name])
         del system
     return RetrievalResult(
         reference=reference_name,
         reference_in_force=reference_in_force,
         systems=tuple(results.values()),
     )
+
+
+class _Recorded:
+    """A system that keeps what it computes."""
+
+    def __init__(self, system: System) -> None:
+        self.name, self.precision = system.name, system.precision
+        self.in_force, self.batch_size = system.in_force, system.batch_size
+        self.outputs: list[NDArray[np.float32]] = []
+        self._system = system
+
+    def encode(self, texts: Sequence[Item]) -> NDArray[np.float32]:
+        self.outputs.append(self._system.encode(texts))
+        return self.outputs[-1]
+
+
+def _measure(task: Task, system: System, instruct: Callable[[str], str]) -> _Measured:
+    """Return the scores of a system, and its outputs of an even sample of the task's texts."""
+    recorded = _Recorded(system)
+    scores = task.measure(recorded, instruct)
+    outputs = np.concatenate(recorded.outputs)
+    return scores, outputs[spread_sample(range(len(outputs)), _COMPARED)]
 
 
 def instruction(model: Model) -> Callable[[str], str]:

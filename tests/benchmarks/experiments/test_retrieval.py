@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,23 @@ def test_a_bundle_scores_as_pytorch_does(tiny_bundle, search_task, pairs_task, t
     for name, found in [*scores["ours"].items(), *scores["pairs.csv"].items()]:
         assert abs(found["difference"]) <= 1e-5, name
     assert result.stdout.count("+0.00000") + result.stdout.count("-0.00000") == 5
+
+
+def test_vectors_and_baselines_stand_beside_the_scores(tiny_bundle, search_task, pairs_task):
+    asked = (*both(search_task, pairs_task), "--precision", "fp32", "--baseline", "onnxruntime")
+    table = run(tiny_bundle, *asked)
+    assert table.exit_code == 0, table.output
+    assert "onnxruntime is onnxruntime" in table.stdout
+    assert "Baselines are not judged." in table.stdout
+    for task in ("ours", "pairs.csv"):
+        for figure in ("min cosine", "mean cosine", "error/distance"):
+            assert re.search(rf"^{task} +{figure} +\S+ +\S+$", table.stdout, re.MULTILINE)
+    document = json.loads(run(tiny_bundle, *asked, "--json", "-").stdout)
+    ours, bare = document["sides"]
+    assert (ours["ours"], bare["ours"], bare["asked"]) == (True, False, ["onnxruntime"])
+    for system in (ours, bare):
+        assert system["parity"]["ours"]["texts"] == 90
+        assert system["parity"]["pairs.csv"]["min_cosine"] > 0.999999
 
 
 def test_a_graph_that_pools_differently_fails(miswired_bundle, search_task, pairs_task):
