@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from bge_bench.datasets.corpus import spread_sample
 from bge_bench.errors import BenchError
 from bge_bench.experiments.tasks import Task, Values
-from bge_bench.systems.base import OURS, Item, System, SystemSpec, open_system
-from bge_bench.systems.lineup import Int8Model, baseline_system, own_batch_size
+from bge_bench.systems.base import OURS, Item, System, open_system
+from bge_bench.systems.lineup import Int8Model, baseline_system, our_system, own_batch_size
 from bge_bench.systems.outputs import AnyParity, compare_outputs
 from bge_runtime.bundle import Bundle, Model
 from bge_runtime.engines import unavailable_reason
@@ -35,9 +35,6 @@ SCORE_REFERENCES = ("flagembedding", "transformers")
 """Systems that compute on PyTorch in fp32; transformers supports encoders only."""
 
 _REFERENCE_BATCH_SIZE = 8
-_OUR_BATCH_SIZE = 256
-"""FlagModel's default. Batches are limited by tokens."""
-
 _COMPARED = 2000
 """Texts of a task whose vectors are compared one by one with PyTorch's, evenly spaced over all."""
 
@@ -255,15 +252,8 @@ def measure_retrieval(
     _check_comparable(model, tasks, reference)
 
     instruct = instruction(model)
-    mine = SystemSpec(
-        system=OURS,
-        model=str(bundle.path),
-        pooling=model.pooling,
-        max_length=min(model.max_length, 512),
-        batch_size=_OUR_BATCH_SIZE,
-        precision="auto",
-        model_class=model.model_class,
-    )
+    # With as many threads as each library takes by itself.
+    mine = replace(our_system(bundle, threads=1), threads=None)
     specs = [replace(mine, precision=precision) for precision in precisions]
     for name in baselines:
         other = baseline_system(mine, name, checkpoint, int8_model)

@@ -161,13 +161,7 @@ def line_up(
         )
     here = variants_here(bundle, device)
     able = {variant.precision for variant in here}
-    missing = sorted(set(precisions) - able)
-    if missing:
-        raise BenchError(
-            f"{bundle.path.name} has no variant in {', '.join(missing)} that this machine runs on "
-            f"{device}; it has {', '.join(sorted(able))}. Export it again with --precision "
-            f"{missing[0]}"
-        )
+    _check_precisions(bundle, able, precisions, device)
     on_gpu = device != "cpu"
     ours = our_system(bundle, threads=threads, device=device)
     chosen = [precision for precision in _OUR_PRECISIONS if precision in (precisions or able)]
@@ -190,10 +184,9 @@ def line_up(
     for system in GPU_BASELINES if on_gpu else (*BASELINES, *INT8_BASELINES):
         if system not in baselines:
             continue
-        if (reason := _cannot_take_part(system, ours)) is not None:
-            left_out[system] = reason
-            continue
         try:
+            if (reason := _cannot_take_part(system, ours)) is not None:
+                raise BenchError(reason)
             spec = baseline_system(ours, system, checkpoint, int8_model)
         except BenchError as error:
             left_out[system] = str(error)
@@ -204,6 +197,18 @@ def line_up(
             held = replace(spec, precision="fp32")
             candidates.append(Candidate(label=f"{system} held to fp32", spec=held, in_full=False))
     return candidates, left_out
+
+
+def _check_precisions(
+    bundle: Bundle, able: set[str], precisions: Sequence[str], device: str
+) -> None:
+    missing = sorted(set(precisions) - able)
+    if missing:
+        raise BenchError(
+            f"{bundle.path.name} has no variant in {', '.join(missing)} that this machine runs on "
+            f"{device}; it has {', '.join(sorted(able))}. Export it again with --precision "
+            f"{missing[0]}"
+        )
 
 
 def _once_more(candidates: Sequence[Candidate], how: str, **changes: Any) -> list[Candidate]:
