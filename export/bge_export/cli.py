@@ -241,6 +241,9 @@ class _ProgressBar(Progress):
         if self._bar.disable and not self._quiet:
             click.echo(f"{message} …", err=True)
 
+    def describe(self, message: str) -> None:
+        self._bar.set_postfix_str(message)
+
 
 class _WarningPrinter(logging.Handler):
     """Prints warnings to standard error without breaking a progress bar."""

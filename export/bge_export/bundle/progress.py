@@ -12,5 +12,8 @@ class Progress:
     def step(self, message: str) -> None:
         """Begin a step, with a short description of it."""
 
+    def describe(self, message: str) -> None:
+        """Say what the step that takes long is doing."""
+
 
 NO_PROGRESS = Progress()

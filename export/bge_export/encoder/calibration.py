@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,24 +14,14 @@ from numpy.typing import NDArray
 from bge_export.passes import matrices_by_input
 from bge_runtime.engines import OrtCpuEngine, graph_inputs
 
-
-@dataclass(frozen=True, kw_only=True)
-class Channels:
-    """Statistics of the input channels of a matrix product, over all tokens of some texts.
-
-    Attributes:
-        largest: Largest magnitude of each channel. Shape: ``(channels,)``.
-        mean: Mean of each channel. Shape: ``(channels,)``.
-    """
-
-    largest: NDArray[np.float32]
-    mean: NDArray[np.float32]
+_MAX_INSIDE = 1 << 26
+"""Bytes of weights that a file of the graph may hold; Protocol Buffers end at 2 GB."""
 
 
-def watch_inputs(
+def mean_inputs(
     model: ir.Model, token_ids: Sequence[NDArray[np.int64]], *, folder: Path
-) -> dict[ir.Value, Channels]:
-    """Run texts through a graph and return statistics of its matrices' inputs.
+) -> dict[ir.Value, NDArray[np.float32]]:
+    """Run texts through a graph and return the mean of its matrices' inputs, for each channel.
 
     Args:
         model: The graph; weights in files lie in ``folder``.
@@ -39,29 +29,24 @@ def watch_inputs(
         folder: Folder in which the graph is written for the run.
 
     Returns:
-        Statistics by the value that is multiplied.
+        Means over all tokens, by the value that is multiplied. Shape: ``(channels,)`` each.
     """
     watched = list(matrices_by_input(model))
     outputs = model.graph.outputs
     kept = list(outputs)
     # No value may be an output twice.
     outputs.extend(value for value in watched if value not in kept)
-    largest = [np.zeros(())] * len(watched)
-    sums, tokens = list(largest), [0] * len(watched)
+    sums, tokens = [np.zeros(())] * len(watched), [0] * len(watched)
     try:
         for arrays in run_texts(model, watched, token_ids, folder=folder):
             for number, array in enumerate(arrays):
                 rows = array.reshape(-1, array.shape[-1])
-                largest[number] = np.maximum(largest[number], np.abs(rows).max(axis=0))
                 sums[number] = sums[number] + rows.sum(axis=0)
                 tokens[number] += len(rows)
     finally:
         outputs[:] = kept
     return {
-        value: Channels(
-            largest=largest[number].astype(np.float32),
-            mean=(sums[number] / tokens[number]).astype(np.float32),
-        )
+        value: (sums[number] / tokens[number]).astype(np.float32)
         for number, value in enumerate(watched)
     }
 
@@ -84,11 +69,26 @@ def run_texts(
     Yields:
         The outputs of each text.
     """
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
-        ir.save(model, file.name)
-        ort = OrtCpuEngine.load()
-        session = ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])
+    session = open_session(model, folder=folder)
     names = [value.name for value in outputs]
     inputs = {value.name for value in session.get_inputs()}
     for ids in token_ids:
         yield session.run(names, graph_inputs(inputs, ids[None], np.ones_like(ids[None])))
+
+
+def open_session(model: ir.Model, *, folder: Path) -> Any:
+    """Open a graph with ONNX Runtime on the CPU; nothing stays in ``folder``."""
+    ort = OrtCpuEngine.load()
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    in_memory = sum(
+        tensor.nbytes for tensor in tensors if tensor and not isinstance(tensor, ir.ExternalTensor)
+    )
+    if in_memory > _MAX_INSIDE:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            path = Path(scratch) / "model.onnx"
+            ir.save(model, path, external_data="model.onnx_data")
+            return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
+        # Weights that are in a file already are found beside this one.
+        ir.save(model, file.name)
+        return ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bge_export.bundle import (
     DEFAULT_OPTIONS,
     NO_PROGRESS,
@@ -36,6 +39,7 @@ from bge_export.checkpoint.tokenizer import (
     load_tokenizer,
 )
 from bge_export.encoder.emulation import emulate_on_cpu
+from bge_export.encoder.int8 import calibration_tokens
 from bge_export.encoder.load import (
     find_padding_position,
     find_scorer,
@@ -49,8 +53,17 @@ from bge_export.encoder.pooling import PooledEncoder
 from bge_export.encoder.reference import compute_pair_reference, compute_reference
 from bge_export.encoder.trace import trace, trace_packed
 from bge_export.encoder.write import write_graphs
-from bge_export.targets import PORTABLE, EncoderTarget, for_model
-from bge_runtime.bundle import PARITY_FILE, Bundle, Model, PairReference, Reference, Variant
+from bge_export.targets import INT8, PORTABLE, EncoderTarget, for_model
+from bge_runtime.bundle import (
+    PARITY_FILE,
+    TOKENIZER_FILE,
+    Bundle,
+    Model,
+    PairReference,
+    Reference,
+    Variant,
+)
+from bge_runtime.encoding import TextTokenizer
 from bge_runtime.errors import ExportError
 from bge_runtime.sources import RERANKER_ENCODER
 
@@ -103,7 +116,9 @@ def export_encoder(
         variants = tuple(_describe_variants(targets))
         needs_packed = any(target.packed for target in targets)
         progress.add_steps(_STEPS + needs_packed + count_last_steps(variants))
-        _write_companions(draft, checkpoint, model, tokenizer, token_types=wrapped.token_types)
+        _write_companions(
+            draft, checkpoint, model, tokenizer, targets, token_types=wrapped.token_types
+        )
         step("tracing the graph")
         traced = trace(wrapped, max_length=model.max_length)
         packed = None
@@ -115,7 +130,15 @@ def export_encoder(
         reference = _compute_reference(draft, tokenizer, loaded, wrapped, model)
         reference.save(draft / PARITY_FILE)
         step("writing the graphs")
-        graphs = write_graphs(traced, packed, draft, targets, token_ids=reference.token_ids)
+        graphs = write_graphs(
+            traced,
+            packed,
+            draft,
+            targets,
+            token_ids=reference.token_ids,
+            calibration=_calibration_tokens(draft, reference, targets, model),
+            progress=progress,
+        )
         del loaded, wrapped, traced, packed
 
         def check(bundle: Bundle, variant: Variant) -> VariantReport:
@@ -155,6 +178,21 @@ def _compute_reference(
         draft, tokenizer, max_length=length, token_types=wrapped.token_types
     )
     return compute_pair_reference(loaded, pairs, token_ids, max_length=length, name=model.name)
+
+
+def _calibration_tokens(
+    draft: Path,
+    reference: Reference | PairReference,
+    targets: Sequence[EncoderTarget],
+    model: Model,
+) -> Sequence[NDArray[np.int64]]:
+    """Return the tokens from which scales in int8 are chosen: of a reranker the parity pairs."""
+    if all(target.quantization_block is None for target in targets):
+        return ()
+    if isinstance(reference, PairReference):
+        return reference.token_ids
+    length = min(model.max_length, _REFERENCE_TOKENS)
+    return calibration_tokens(TextTokenizer(draft / TOKENIZER_FILE), max_length=length)
 
 
 def _wrap(checkpoint: Checkpoint, loaded: Any, tokenizer: CheckpointTokenizer) -> PooledEncoder:
@@ -218,6 +256,7 @@ def _write_companions(
     checkpoint: Checkpoint,
     model: Model,
     tokenizer: CheckpointTokenizer,
+    targets: Sequence[EncoderTarget],
     *,
     token_types: bool,
 ) -> None:
@@ -231,11 +270,12 @@ def _write_companions(
     if _is_reranker(checkpoint):  # sentence-transformers asks its own files first
         length = model.sentence_transformers.max_seq_length or length
     tokenizer.write(draft, max_length=length, token_types=token_types)
+    portable = [target.file for target in targets if target.name in (PORTABLE.name, INT8.name)]
     config = {
         **checkpoint.config,
         # Without it transformers.js does not download the weights beside the graph.
         "transformers.js_config": {
-            "use_external_data_format": {Path(PORTABLE.file).name: True},
+            "use_external_data_format": {Path(file).name: True for file in portable},
         },
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

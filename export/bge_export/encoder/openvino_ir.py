@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bge_export.encoder.calibration import run_texts, watch_inputs
+from bge_export.encoder.calibration import mean_inputs, run_texts
 from bge_export.passes import CorrectBiases, RoundProducts, check_range
 from bge_export.targets import EncoderTarget
 from bge_runtime.bundle import COLBERT_VECS, LOGITS, SENTENCE_EMBEDDING, compare
@@ -89,8 +89,7 @@ def correct_for_bf16(
 
     def corrected(texts: Sequence[NDArray[np.int64]]) -> ir.Model:
         found = model.clone()
-        channels = watch_inputs(found, texts, folder=folder)
-        CorrectBiases({x: seen.mean for x, seen in channels.items()})(found)
+        CorrectBiases(mean_inputs(found, texts, folder=folder))(found)
         RemoveUnusedNodesPass()(found)
         return found
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from bge_export.encoder.calibration import watch_inputs
+from bge_export.bundle import Progress
+from bge_export.encoder.int8 import quantize_model
 from bge_export.encoder.openvino_ir import write_openvino
 from bge_export.encoder.uniform_length import choose_by_length
 from bge_export.graph_builder import hash_tensor
-from bge_export.passes import QuantizeMatrices
-from bge_export.targets import EncoderTarget, Passes
+from bge_export.targets import PORTABLE, EncoderTarget, Passes
 from bge_runtime.bundle import HEAD_OUTPUTS, LOGITS, Graph
 
 
@@ -28,35 +28,42 @@ def write_graphs(
     targets: Sequence[EncoderTarget],
     *,
     token_ids: Sequence[NDArray[np.int64]],
+    calibration: Sequence[NDArray[np.int64]],
+    progress: Progress,
 ) -> dict[str, Graph]:
     """Lower the traced graphs to each target's form, and write them.
 
     The graph that stores the weights is written first. Graphs of the same trace refer to its file;
-    graphs in fp16 share another one.
+    graphs in fp16 share another one, and that in int8 has its own.
 
     Args:
         traced: The graph over padded batches.
         packed: The graph over packed texts, if a target needs it.
         folder: The bundle.
         targets: Forms to write.
-        token_ids: Tokens of the texts that quantization uses.
+        token_ids: Tokens of the texts on which parity is measured.
+        calibration: Tokens of the texts from which scales in int8 are chosen.
+        progress: Told of the steps of quantization.
 
     Returns:
         Descriptions of the graphs, by target.
     """
     (folder / "onnx").mkdir()
-    (first,) = (target for target in targets if target.stores_weights)
-    model = _lower(traced, first)
-    ir.save(model, folder / first.file, external_data=Path(first.weights).name)
-    graphs = {first.name: _describe(model, first)}
-    stored = ir.load(folder / first.file).graph.initializers
+    first = next((target for target in targets if target.stores_weights), None)
+    graphs: dict[str, Graph] = {}
+    stored: Mapping[str, ir.Value] = {}
+    if first is not None:
+        model = _lower(traced, first)
+        ir.save(model, folder / first.file, external_data=Path(first.weights).name)
+        graphs[first.name] = _describe(model, first)
+        stored = ir.load(folder / first.file).graph.initializers
     for target in targets:
         if target is first:
             continue
         source = packed if target.packed else traced
         assert source is not None
         model = _lower(source, target)
-        if target.weights != first.weights:
+        if target.quantization_block is None and target.weights != PORTABLE.weights:
             _save_sharing(model, folder / target.file, folder / target.weights)
             onnx.checker.check_model(str(folder / target.file), full_check=True)
             graphs[target.name] = _describe(model, target)
@@ -64,8 +71,29 @@ def write_graphs(
         for name, value in model.graph.initializers.items():
             if name in stored and isinstance(stored[name].const_value, ir.ExternalTensor):
                 value.const_value = stored[name].const_value
+        if target.quantization_block is not None:
+            graphs[target.name] = _write_quantized(model, target, folder, calibration, progress)
+            continue
         graphs[target.name] = _write_over_stored_weights(model, target, folder, token_ids)
     return graphs
+
+
+def _write_quantized(
+    model: ir.Model,
+    target: EncoderTarget,
+    folder: Path,
+    calibration: Sequence[NDArray[np.int64]],
+    progress: Progress,
+) -> Graph:
+    """Write a graph in 8 bits, with its own file of weights."""
+    found = quantize_model(model, calibration, folder=folder / "onnx", report=progress.describe)
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, folder / target.file, external_data=Path(target.weights).name)
+    return replace(
+        _describe(model, target),
+        quantization_block=target.quantization_block,
+        quantization=asdict(found),
+    )
 
 
 def _write_over_stored_weights(
@@ -75,13 +103,9 @@ def _write_over_stored_weights(
     if target.format == "openvino":
         file, weights = write_openvino(model, target, folder, token_ids=token_ids)
         return replace(_describe(model, target), file=file, weights=weights)
-    if target.quantization_block is not None:
-        channels = watch_inputs(model, token_ids, folder=folder / "onnx")
-        QuantizeMatrices({x: found.largest for x, found in channels.items()})(model)
-        RemoveUnusedNodesPass()(model)
-    # Constants that only this graph has stay inside it: a few bytes, or matrices in 8 bits.
+    # Constants that only this graph has stay inside it: a few bytes.
     ir.save(model, folder / target.file)
-    return replace(_describe(model, target), quantization_block=target.quantization_block)
+    return _describe(model, target)
 
 
 def _save_sharing(model: ir.Model, path: Path, weights: Path) -> None:

@@ -23,11 +23,22 @@ from bge_export.passes.lower_opset import LowerOpset
 from bge_export.passes.precision.bf16_products import CorrectBiases, RoundProducts
 from bge_export.passes.precision.emulate_half_precision import EmulateHalfPrecision
 from bge_export.passes.precision.half_precision import HalfPrecision, check_range
-from bge_export.passes.precision.quantize_matrices import BLOCK, QuantizeMatrices, matrices_by_input
+from bge_export.passes.precision.quantize_matrices import (
+    BLOCK,
+    LIMIT,
+    QuantizedInput,
+    QuantizedMatrix,
+    QuantizeEmbeddings,
+    QuantizeMatrices,
+    block_of,
+    matrices_by_input,
+    quantize,
+)
 from bge_export.passes.prune_last_layer import PruneLastLayer
 
 __all__ = [
     "BLOCK",
+    "LIMIT",
     "AttentionToMatMul",
     "BlockwiseAttention",
     "BroadcastMask",
@@ -44,8 +55,13 @@ __all__ = [
     "LowerOpset",
     "PackAttention",
     "PruneLastLayer",
+    "QuantizeEmbeddings",
     "QuantizeMatrices",
+    "QuantizedInput",
+    "QuantizedMatrix",
     "RoundProducts",
+    "block_of",
     "check_range",
     "matrices_by_input",
+    "quantize",
 ]

@@ -143,6 +143,7 @@ INT8 = EncoderTarget(
     name="int8",
     precision="int8",
     file="onnx/model_int8.onnx",
+    weights="onnx/model_int8.onnx_data",
     outputs=CPU.outputs,
     # Quantization comes last: it needs the values of some texts.
     passes=lambda: (BroadcastMask(), PruneLastLayer(), AttentionToMatMul(), GeluToErf(),

@@ -7,7 +7,13 @@ from typing import TypeVar
 
 from bge_export.targets.base import Target
 from bge_export.targets.decoder import DECODER_TARGETS, DecoderTarget
-from bge_export.targets.encoder import CUDA_UNIFORM, ENCODER_TARGETS, PORTABLE, EncoderTarget
+from bge_export.targets.encoder import (
+    CUDA_UNIFORM,
+    ENCODER_TARGETS,
+    INT8,
+    PORTABLE,
+    EncoderTarget,
+)
 from bge_runtime.errors import ExportError
 
 _Target = TypeVar("_Target", bound="Target")
@@ -19,7 +25,8 @@ def select_encoder_targets(
     """Select the graphs to write of an encoder.
 
     By default these are the targets that are not written on request only. The portable graph is
-    always among them: it holds the weights that the others share, and other tools open it.
+    among them unless all are in int8: it holds the weights that the others share, and other tools
+    open it.
 
     Args:
         names: Names of targets; empty for every one of the precisions.
@@ -38,6 +45,8 @@ def select_encoder_targets(
         for target in table
         if target in selected or target in partners or target.written_with in selected
     ]
+    if all(target is INT8 for target in written):
+        return written
     return [*(target for target in written if target is not PORTABLE), PORTABLE]
 
 

@@ -24,6 +24,7 @@ from bge_runtime.engines.batch_arrays import PastInputs, graph_inputs, split_by_
 from bge_runtime.engines.linked_files import graph_beside_weights
 from bge_runtime.engines.ort_providers import CPU_PROVIDER, Provider
 from bge_runtime.errors import BundleError, ProviderError
+from bge_runtime.system import multiplies_in_8_bits
 
 Feeds = dict[str, NDArray[Any]]
 """Arrays of a batch by input."""
@@ -86,6 +87,10 @@ class OrtSession:
         # another session or program wants: one query took 21 ms alone, and 49 ms when alternating
         # with two other models (bge-base, 2 cores); with 50 us it takes 20 ms either way.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+        if graph.quantization_block is not None and not multiplies_in_8_bits():
+            # Products of whole numbers with static scales add two at a time in 16 bits there, and
+            # could overflow. This way they are rounded, and multiplied in fp32.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Errors are raised; ONNX Runtime would print them to stderr as well.
         options.log_severity_level = 4
         try:

@@ -11,6 +11,7 @@ import pytest
 from bge_runtime import Bundle, FlagModel
 from bge_runtime.bundle.parity import compare
 from bge_runtime.errors import ExportError, PrecisionError
+from bge_runtime.system import multiplies_in_8_bits
 from tests.helpers.bundles import export
 from tests.helpers.flag_embedding import MANY_TEXTS
 
@@ -83,8 +84,10 @@ def test_onnxruntime_multiplies_in_8_bits(trained: Path, tmp_path: Path):
         str(trained / "onnx" / "model_int8.onnx"), options, providers=["CPUExecutionProvider"]
     )
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    static = [node for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
     products = [node for node in graph.node if node.op_type == "MatMulNBits"]
-    assert len(products) == 36
+    assert static
+    assert len(products) + len(static) == 36
     for node in products:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         assert attributes["bits"] == 8
@@ -99,20 +102,64 @@ def test_openvino_multiplies_in_8_bits(trained: Path):
     layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     products = [layer for layer in layers if layer["layerType"].astype(str) == "FullyConnected"]
     assert len(products) == 36
-    assert {layer["runtimePrecision"].astype(str) for layer in products} == {"i8"}
+    # Static scales are for whole numbers from 0 to 255.
+    types = {"i8", "u8"} if multiplies_in_8_bits() else {"i8"}
+    assert {layer["runtimePrecision"].astype(str) for layer in products} == types
 
 
 def test_gate_refuses_matrices_without_their_scales(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from bge_export.passes.precision import quantize_matrices
+    from bge_export.encoder.int8 import candidates
+    from bge_export.passes import quantize
 
-    quantize = quantize_matrices.quantize
-
-    def one_scale_for_all(matrix):
-        values, scales = quantize(matrix)
+    def one_scale_for_all(matrix, *, block):
+        values, scales = quantize(matrix, block=block)
         return values, np.full_like(scales, scales.mean())
 
-    monkeypatch.setattr(quantize_matrices, "quantize", one_scale_for_all)
+    monkeypatch.setattr(candidates, "quantize", one_scale_for_all)
     with pytest.raises(ExportError, match=r"model_int8\.onnx in int8 .* is too far"):
         export(tiny_checkpoint, tmp_path / "bundle", targets=(), precisions=("int8",))
+
+
+def test_an_int8_bundle_holds_no_matrix_in_fp32(
+    minilm_checkpoint: Path, trained: Path, tmp_path: Path
+):
+    folder = export(
+        minilm_checkpoint, tmp_path / "int8", pooling="mean", targets=(), precisions=("int8",)
+    )
+    alone, both = Bundle.open(folder).manifest, Bundle.open(trained).manifest
+    assert set(alone.graphs) == {"int8"}
+    size = sum(file.size_bytes for file in alone.files.values())
+    fp32 = both.files["onnx/model.onnx_data"].size_bytes
+    assert size < 0.35 * fp32
+    found = alone.graphs["int8"].quantization
+    assert found is not None
+    assert found["static"] + found["dynamic"] == 24
+    assert FlagModel(str(folder)).engine.info.precision == "int8"  # there is no other
+    vectors = FlagModel(str(folder)).encode(MANY_TEXTS)
+    assert np.array_equal(
+        vectors, FlagModel(str(trained), engine="openvino", precision="int8").encode(MANY_TEXTS)
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_8_bit_products_static_scales_do_not_overflow(
+    trained: Path,
+    minilm_vectors: Callable[[str], np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+):
+    from bge_runtime.engines import openvino, ort_session
+
+    for module in (openvino, ort_session):
+        monkeypatch.setattr(module, "multiplies_in_8_bits", lambda: False)
+    model = FlagModel(str(trained), engine=engine, precision="int8")
+    if engine == "openvino":
+        compiled = model.engine._model.compiled
+        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+        products = [info for info in infos if info["layerType"].astype(str) == "FullyConnected"]
+        # With static scales some would be u8.
+        assert {info["runtimePrecision"].astype(str) for info in products} == {"i8"}
+    parity = compare(model.encode(MANY_TEXTS), minilm_vectors("mean"))
+    assert parity.failures("int8") == [], parity
