@@ -7,7 +7,8 @@ on all threads.
 
 A session of ONNX Runtime can do both. A model of OpenVINO is compiled for either latency (all
 threads on one batch) or throughput (one stream for each thread), so parallel batches need a second
-model there, which has its own copy of the weights.
+model there. Both read the file of weights in one place in memory; each makes its own copy of the
+matrices when it first runs.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from bge_runtime.engines.base import (
 )
 from bge_runtime.engines.batch_arrays import PastInputs, graph_inputs
 from bge_runtime.engines.linked_files import graph_beside_weights
+from bge_runtime.engines.weights_file import WeightsFile, map_weights
 from bge_runtime.errors import (
     BundleError,
     DeviceError,
@@ -122,7 +123,9 @@ class _Model:
         past: Names of the inputs that take a prefix, in order.
     """
 
-    def __init__(self, *, compiled: Any, outputs: frozenset[str], tensor: Any) -> None:
+    def __init__(
+        self, *, compiled: Any, outputs: frozenset[str], tensor: Any, weights: WeightsFile | None
+    ) -> None:
         self.compiled = compiled
         self.outputs = outputs
         self.inputs = {port.any_name: number for number, port in enumerate(compiled.inputs)}
@@ -133,6 +136,9 @@ class _Model:
         self._tensor = tensor
         # A request holds the buffers of one run, so that threads cannot share it.
         self._requests: deque[Any] = deque()
+        # The compiled model reads them and does not keep them: the last attribute is released last.
+        self._weights = weights
+        self._has_copied = False
 
     def infer(
         self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
@@ -150,10 +156,22 @@ class _Model:
         try:
             for name, array in feeds.items():
                 request.set_input_tensor(self.inputs[name], self._tensor(array, shared_memory=True))
-            request.infer(share_outputs=True)
+            self._run(request)
             return [np.array(request.get_output_tensor(number).data) for number in numbers]
         finally:
             self._requests.append(request)
+
+    def _run(self, request: Any) -> None:
+        """Run a request; of the weights that it reads, no page is kept in memory for long."""
+        if self._weights is None:
+            request.infer(share_outputs=True)
+        elif self._has_copied:
+            request.infer(share_outputs=True)
+            self._weights.drop_rows()
+        else:
+            with self._weights.read_once():
+                request.infer(share_outputs=True)
+            self._has_copied = True
 
 
 class OpenVinoEngine:
@@ -263,7 +281,7 @@ class OpenVinoEngine:
         ov = self.load()
         try:
             core = _core(os.getpid())
-            model = self._read(core)
+            model, weights = self._read(core)
             for result in model.get_results():
                 if not outputs & result.output(0).get_names():
                     model.remove_result(result)
@@ -283,14 +301,19 @@ class OpenVinoEngine:
                 f"in {computing} on {', '.join(in_force)}. Update openvino, or pass "
                 "engine='onnxruntime'"
             )
-        return _Model(compiled=compiled, outputs=outputs, tensor=ov.Tensor)
+        return _Model(compiled=compiled, outputs=outputs, tensor=ov.Tensor, weights=weights)
 
-    def _read(self, core: Any) -> Any:
+    def _read(self, core: Any) -> tuple[Any, WeightsFile | None]:
+        """Return the model, and the weights that it reads in place."""
         # Two graphs in OpenVINO's format may share a file of weights; ONNX names its file itself.
-        if self._path.suffix == ".xml":
-            return core.read_model(self._path, self._bundle.path / self._graph.weights)
-        with graph_beside_weights(self._bundle, self._graph, follows_graph=False) as file:
-            return core.read_model(file)
+        if self._path.suffix != ".xml":
+            with graph_beside_weights(self._bundle, self._graph, follows_graph=False) as file:
+                return core.read_model(file), None
+        ov = self.load()
+        weights = map_weights(self._bundle.path / self._graph.weights)
+        size = ov.Shape([weights.array.size])
+        tensor = ov.Tensor(weights.array, size, ov.Type.u8)  # in place, although it is read-only
+        return core.read_model(self._path.read_bytes(), tensor), weights
 
     def _heads(self, name: str) -> tuple[int, int]:
         shape = self._model.compiled.input(name).get_partial_shape()
