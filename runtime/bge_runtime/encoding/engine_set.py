@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,13 +58,21 @@ class EngineSet:
         prefix_cache: Keys and values of prefixes, for causal models.
     """
 
-    def __init__(self, bundle: Bundle, options: EngineSetOptions, *, lazy: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: EngineSetOptions,
+        *,
+        lazy: bool = False,
+        on_compile: Callable[[], object] = lambda: None,
+    ) -> None:
         """Select a variant for each device, and open it.
 
         Args:
             bundle: The bundle.
             options: Which engines to open, and how.
             lazy: Open engines on first use.
+            on_compile: As in `bge_runtime.engines.EngineOptions`, for engines opened now.
 
         Raises:
             EngineError: If a device, engine or precision is not available.
@@ -74,7 +82,7 @@ class EngineSet:
         self.options = options
         self._variants = self._select_variants()
         self.parallel: dict[str, ParallelBatches] = {}
-        self.opened = {} if lazy else self._open_all()
+        self.opened = {} if lazy else self._open_all(on_compile)
         # Keys and values can be reused only where no token depends on those that follow it.
         causal = any(map(self._past_names, self._variants.values()))
         self.prefix_cache = PrefixCache(options.prefix_cache_mb << 20 if causal else 0)
@@ -164,16 +172,23 @@ class EngineSet:
                 self.opened = self._open_all()
             return self.opened
 
-    def _open_all(self) -> dict[str, Engine]:
+    def _open_all(self, on_compile: Callable[[], object] = lambda: None) -> dict[str, Engine]:
         engines = {}
         for device, variant in self._variants.items():
-            engine = engines[device] = self._open(device, variant)
+            engine = engines[device] = self._open(device, variant, on_compile=on_compile)
             if device == "cpu" and self.options.parallel_batches and engine.info.threads > 1:
                 weights = self.bundle.manifest.files[self.bundle.graph(variant.graph).weights]
                 self.parallel[device] = ParallelBatches(weights_bytes=weights.size_bytes)
         return engines
 
-    def _open(self, device: str, variant: Variant, *, streams: int = 1) -> Engine:
+    def _open(
+        self,
+        device: str,
+        variant: Variant,
+        *,
+        streams: int = 1,
+        on_compile: Callable[[], object] = lambda: None,
+    ) -> Engine:
         graphs = self.options.cuda_graphs
         options = EngineOptions(
             device=device,
@@ -181,6 +196,7 @@ class EngineSet:
             outputs=(*self.options.outputs, *map(present_name, self._past_names(variant))),
             streams=streams,
             cuda_graph_variant=select_cuda_graph_variant(self.bundle, variant) if graphs else None,
+            on_compile=on_compile,
         )
         return open_engine(self.bundle, variant, options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ class EngineOptions:
             `bge_runtime.variants.select_cuda_graph_variant`. None for no CUDA graphs.
         force_uniform_length: Use a graph's branch for texts of one length wherever it can be
             used, for a parity check. Ignored by engines that always do, or have none.
+        on_compile: Called right before long work in native code, during which other threads can
+            run Python. Engines on a CPU call it, others do not.
     """
 
     device: str | None = None
@@ -37,6 +39,7 @@ class EngineOptions:
     streams: int = 1
     cuda_graph_variant: Variant | None = None
     force_uniform_length: bool = False
+    on_compile: Callable[[], object] = lambda: None
 
     @property
     def device_index(self) -> int:

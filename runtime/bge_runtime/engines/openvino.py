@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -256,7 +256,7 @@ class OpenVinoEngine:
         self._bundle, self._graph = bundle, graph
         self._path = bundle.path / graph.file
         self._recompiling = threading.Lock()
-        self._model = self._compile(frozenset(options.outputs))
+        self._model = self._compile(frozenset(options.outputs), options.on_compile)
         self._past = PastInputs({name: self._heads(name) for name in self._model.past})
         self.batches = BatchLimits(
             tokens=threads * _TOKENS_PER_THREAD,
@@ -276,7 +276,9 @@ class OpenVinoEngine:
             streams=int(self._model.compiled.get_property("NUM_STREAMS")),
         )
 
-    def _compile(self, outputs: frozenset[str]) -> _Model:
+    def _compile(
+        self, outputs: frozenset[str], on_compile: Callable[[], object] = lambda: None
+    ) -> _Model:
         """Compile the graph for some of its outputs, so that no others are computed."""
         ov = self.load()
         try:
@@ -285,6 +287,7 @@ class OpenVinoEngine:
             for result in model.get_results():
                 if not outputs & result.output(0).get_names():
                     model.remove_result(result)
+            on_compile()
             compiled = core.compile_model(model, _DEVICE, self._settings)
         except BundleError:
             raise

@@ -72,6 +72,7 @@ class OrtCpuEngine:
             "memory.enable_memory_arena_shrinkage", "cpu:0"
         )
         graph = bundle.graph(variant.graph)
+        options.on_compile()
         self._session = OrtSession.open(ort, bundle, graph, [(CPU_PROVIDER, {})], threads=threads)
         self.batches = BatchLimits(
             tokens=max(threads * _TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from bge_runtime.bundle import Bundle
@@ -18,7 +21,10 @@ from bge_runtime.errors import BundleError
 from bge_runtime.models.instructions import join_instruction
 from bge_runtime.models.options import DEFAULT_LENGTH, OpenOptions
 from bge_runtime.sources import OPENED_BY, RERANKER_CLASSES, ExportRequest, Use, find_bundle
-from bge_runtime.system import warn_user
+from bge_runtime.system import BackgroundTask, warn_user
+
+_HEAD_START_S = 0.005
+"""Seconds in which an engine begins to compile, before reading a tokenizer takes Python's lock."""
 
 
 class OpenedModel:
@@ -62,20 +68,28 @@ class OpenedModel:
             )
         self.target_devices = resolve_devices(options.devices)
         self.bundle = self._find_bundle(model_name_or_path, options)
-        self.tokenizer = TextTokenizer(self.bundle.tokenizer_file)
-        self._engines = EngineSet(
-            self.bundle,
-            EngineSetOptions(
-                devices=self.target_devices,
-                engine=options.engine,
-                precision=options.asked_precision,
-                threads=options.threads,
-                outputs=tuple(options.outputs),
-                prefix_cache_mb=cache_mb,
-                cuda_graphs=options.cuda_graphs,
-                parallel_batches=options.parallel_batches,
-            ),
+        tokenizer = BackgroundTask(
+            partial(_read_tokenizer, self.bundle.tokenizer_file), name="bge-tokenizer"
         )
+        try:
+            self._engines = EngineSet(
+                self.bundle,
+                EngineSetOptions(
+                    devices=self.target_devices,
+                    engine=options.engine,
+                    precision=options.asked_precision,
+                    threads=options.threads,
+                    outputs=tuple(options.outputs),
+                    prefix_cache_mb=cache_mb,
+                    cuda_graphs=options.cuda_graphs,
+                    parallel_batches=options.parallel_batches,
+                ),
+                on_compile=tokenizer.start,
+            )
+            tokenizer.start()  # nothing, if it was started
+            self.tokenizer = tokenizer.result()
+        finally:
+            tokenizer.wait()
         card = self.bundle.manifest
         if card.provenance.random_seed is not None:
             reranks = card.model.model_class in RERANKER_CLASSES
@@ -227,3 +241,12 @@ class OpenedModel:
                 f"{self.name} can read; longer texts are cut at {limit}"
             )
         return min(length, limit)
+
+
+def _read_tokenizer(path: Path) -> TextTokenizer:
+    """Return a tokenizer, which is read while an engine compiles; BGE-M3's takes as long as that.
+
+    ``tokenizers`` keeps Python's lock meanwhile, and compiling does not need it.
+    """
+    time.sleep(_HEAD_START_S)
+    return TextTokenizer(path)

@@ -68,7 +68,7 @@ class BackgroundTask(Generic[_T]):
         self._over = Completion()
 
     def start(self) -> None:
-        """Start the call."""
+        """Start the call. If it was started before, nothing happens."""
         try:
             if self._executor is None:
                 self._thread.start()

@@ -350,7 +350,7 @@ def test_a_copy_computes_in_what_its_own_machine_does(full_tiny_bundle, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(openvino, "cpu_capabilities", lambda: ("FP32", "BF16"))
         patch.setattr(selection, "_passes_parity", lambda *_: True)
-        patch.setattr(EngineSet, "_open_all", lambda self: {"cpu": SimpleNamespace(
+        patch.setattr(EngineSet, "_open_all", lambda self, on_compile: {"cpu": SimpleNamespace(
             past_names=(), info=SimpleNamespace(variant=self._variants["cpu"].name)
         )})  # fmt: skip
         there = FlagModel(str(full_tiny_bundle))
