@@ -76,14 +76,11 @@ class Sensitivity:
             dict(zip(names, self._session.run(names, feed | self._zeros), strict=True))
             for feed in feeds
         ]
-        wide = {
-            x: [[widen(matrix) for matrix in form.matrices] for form in forms]
-            for x, forms in candidates.items()
-        }
         found: dict[ir.Value, list[float]] = {}
         for x, forms in candidates.items():
             found[x] = []
-            for form, matrices in zip(forms, wide[x], strict=True):
+            for form in forms:
+                matrices = [widen(matrix) for matrix in form.matrices]
                 changed = []
                 for feed, values in zip(feeds, exact, strict=True):
                     errors = self._errors(x, form, matrices, values[str(x.name)])
