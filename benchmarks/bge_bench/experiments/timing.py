@@ -389,12 +389,10 @@ def _best(
 
     def seconds(worker: LazyWorker, size: int) -> float:
         settings.step(f"{candidate.label}: batches of {size}")
-        # Warm up: the process is cold, and on a GPU libraries choose an algorithm for each new
-        # shape, for which one batch of each length is enough.
-        if settings.pool is not None:
-            worker.embed(_one_batch_a_group(texts, size), batch_size=size)
-        elif size == min(sizes):
-            worker.embed(texts, batch_size=size)
+        # Warm up: libraries compile a kernel or choose an algorithm for each new shape. On a GPU
+        # one batch of each length is enough.
+        warm_up = texts if settings.pool is None else _one_batch_a_group(texts, size)
+        worker.embed(warm_up, batch_size=size)
         return worker.embed(texts, batch_size=size)[0]
 
     taken: dict[int, float] = {}
