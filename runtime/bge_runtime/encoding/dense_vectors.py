@@ -27,7 +27,8 @@ class DenseVectors:
             dtype: Type of the vectors.
             normalized: Scale vectors to unit length, in float32.
         """
-        self.vectors: NDArray[Any] = np.empty((count, dim), dtype=dtype)
+        # Zero, since a text that is rejected leaves its row as it is.
+        self.vectors: NDArray[Any] = np.zeros((count, dim), dtype=dtype)
         self._normalized = normalized
 
     def add(self, batch: Batch, outputs: list[NDArray[np.float32]]) -> None:

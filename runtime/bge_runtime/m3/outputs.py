@@ -67,7 +67,8 @@ class M3Outputs:
         self._names, self._model = names, model
         self._normalized, self._truncate_dim, self._by_id = normalized, truncate_dim, by_id
         width = min(truncate_dim or model.dim, model.dim)
-        self._dense = np.empty((count, width), dtype=np.float32)
+        # Zero, since a text that is rejected leaves its row as it is.
+        self._dense = np.zeros((count, width), dtype=np.float32)
         self._lexical: list[tuple[NDArray[np.intp], LexicalWeights]] = []
         self._colbert: list[NDArray[np.float32]] = [self._dense] * count
 

@@ -130,8 +130,12 @@ def test_a_decoder_is_asked_with_its_own_prompt_or_another(made_once):
         (["--query-instruction", ""], {"query_instruction_for_rerank": ""}),
         (["--passage-instruction", "Text: "], {"passage_instruction_for_rerank": "Text: "}),
     ):
-        model = FlagLLMReranker(str(bundle), precision="auto", **options)
-        first, second = rows_of(run(bundle, *arguments, stdin=jsonl(ROW, {**ROW, "query": "rye"})))
+        model = FlagLLMReranker(str(bundle), precision="fp32", **options)
+        first, second = rows_of(
+            run(
+                bundle, "--precision", "fp32", *arguments, stdin=jsonl(ROW, {**ROW, "query": "rye"})
+            )
+        )
         assert_scores(first["scores"], score(model, QUERY, PASSAGES))
         assert_scores(second["scores"], score(model, "rye", PASSAGES))
 
