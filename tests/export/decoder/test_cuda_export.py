@@ -133,7 +133,9 @@ def test_of_several_targets_and_precisions_each_is_written_somehow():
         return [target.name for target in select_encoder_targets(*arguments)]
 
     assert chosen(["openvino", "cpu"], ["bf16", "fp32"]) == ["openvino", "cpu", "portable"]
-    assert chosen(["int8"], []) == ["int8", "portable"]
+    # A graph in int8 has its own weights; with others it is written beside the portable one.
+    assert chosen(["int8"], []) == chosen(["openvino"], ["int8"]) == ["int8"]
+    assert chosen([], ["int8", "fp32"]) == ["cpu", "int8", "portable"]
     assert "int8" not in chosen([], [])
     # On OpenVINO, fp32 is a way to run the graph for the CPU; fp16 is none.
     assert chosen(["openvino", "cpu"], ["fp32"]) == ["cpu", "portable"]
