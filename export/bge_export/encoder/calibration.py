@@ -32,19 +32,12 @@ def mean_inputs(
         Means over all tokens, by the value that is multiplied. Shape: ``(channels,)`` each.
     """
     watched = list(matrices_by_input(model))
-    outputs = model.graph.outputs
-    kept = list(outputs)
-    # No value may be an output twice.
-    outputs.extend(value for value in watched if value not in kept)
     sums, tokens = [np.zeros(())] * len(watched), [0] * len(watched)
-    try:
-        for arrays in run_texts(model, watched, token_ids, folder=folder):
-            for number, array in enumerate(arrays):
-                rows = array.reshape(-1, array.shape[-1])
-                sums[number] = sums[number] + rows.sum(axis=0)
-                tokens[number] += len(rows)
-    finally:
-        outputs[:] = kept
+    for arrays in run_texts(model, watched, token_ids, folder=folder):
+        for number, array in enumerate(arrays):
+            rows = array.reshape(-1, array.shape[-1])
+            sums[number] = sums[number] + rows.sum(axis=0)
+            tokens[number] += len(rows)
     return {
         value: (sums[number] / tokens[number]).astype(np.float32)
         for number, value in enumerate(watched)
@@ -62,14 +55,21 @@ def run_texts(
 
     Args:
         model: The graph; weights in files lie in ``folder``.
-        outputs: Outputs to yield.
+        outputs: Values to yield, outputs of the graph or others.
         token_ids: Tokens of each text.
         folder: Folder in which the graph is written for the run.
 
     Yields:
-        The outputs of each text.
+        The values for each text.
     """
-    session = open_session(model, folder=folder)
+    declared = model.graph.outputs
+    kept = list(declared)
+    # No value may be an output twice.
+    declared.extend(value for value in outputs if value not in kept)
+    try:
+        session = open_session(model, folder=folder)
+    finally:
+        declared[:] = kept
     names = [value.name for value in outputs]
     inputs = {value.name for value in session.get_inputs()}
     for ids in token_ids:
