@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bge_export.encoder.calibration import run_texts
 from bge_export.encoder.int8.candidates import Samples, make_candidate
-from bge_export.encoder.int8.sensitivity import Sensitivity
+from bge_export.encoder.int8.sensitivity import Sensitivity, read_matrix
 from bge_export.encoder.int8.texts import CALIBRATION_SEED
-from bge_export.graph_builder import is_op, read_constant
+from bge_export.graph_builder import is_op
 from bge_export.passes import (
     QuantizedInput,
     QuantizeEmbeddings,
@@ -94,7 +94,7 @@ def quantize_model(
     candidates: dict[ir.Value, list[QuantizedInput]] = {}
     for number, (x, nodes) in enumerate(products.items(), start=1):
         report(f"rounding matrices ({number} of {len(products)})")
-        matrices = [np.asarray(read_constant(node.inputs[1]), np.float32) for node in nodes]
+        matrices = [read_matrix(node) for node in nodes]
         found = samples.pop(x)
         ways = (False, True) if comes_from_norm(x) else (False,)
         candidates[x] = [make_candidate(found, matrices, static=static) for static in ways]

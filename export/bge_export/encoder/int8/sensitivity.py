@@ -35,9 +35,7 @@ class Sensitivity:
             x: [f"error_of_{x.name}_{number}" for number in range(len(nodes))]
             for x, nodes in products.items()
         }
-        self._matrices = {
-            x: [_read_matrix(node) for node in nodes] for x, nodes in products.items()
-        }
+        self._matrices = {x: [read_matrix(node) for node in nodes] for x, nodes in products.items()}
         self._outputs = [str(v.name) for v in graph.outputs if v.name in _COMPARED]
         self._watched = [str(x.name) for x in products]
         changed = model.clone()
@@ -79,25 +77,21 @@ class Sensitivity:
         found: dict[ir.Value, list[float]] = {}
         for x, forms in candidates.items():
             found[x] = []
+            products = [[v[str(x.name)] @ matrix for matrix in self._matrices[x]] for v in exact]
             for form in forms:
                 matrices = [widen(matrix) for matrix in form.matrices]
                 changed = []
-                for feed, values in zip(feeds, exact, strict=True):
-                    errors = self._errors(x, form, matrices, values[str(x.name)])
+                for feed, values, right in zip(feeds, exact, products, strict=True):
+                    rounded = form.round(values[str(x.name)])
+                    errors = {
+                        name: rounded @ matrix - product
+                        for name, matrix, product in zip(
+                            self._names[x], matrices, right, strict=True
+                        )
+                    }
                     changed.append(self._session.run(self._outputs, feed | self._zeros | errors))
                 found[x].append(self._share(exact, changed))
         return found
-
-    def _errors(
-        self,
-        x: ir.Value,
-        form: QuantizedInput,
-        matrices: Sequence[NDArray[np.float32]],
-        value: NDArray[np.float32],
-    ) -> dict[str, NDArray[np.float32]]:
-        rounded = form.round(value)
-        parts = zip(self._names[x], matrices, self._matrices[x], strict=True)
-        return {name: rounded @ wide - value @ exact for name, wide, exact in parts}
 
     def _share(
         self,
@@ -146,7 +140,8 @@ def _add_input(graph: ir.Graph, node: ir.Node, name: str) -> None:
         user.replace_input_with(index, add.outputs[0])
 
 
-def _read_matrix(node: ir.Node) -> NDArray[np.float32]:
+def read_matrix(node: ir.Node) -> NDArray[np.float32]:
+    """Return the matrix of a product. Shape: ``(inputs, outputs)``."""
     matrix = read_constant(node.inputs[1])
     assert matrix is not None
     return matrix.astype(np.float32, copy=False)
