@@ -17,6 +17,8 @@ SPARK := .spark
 PYTHONS_DIR := .pythons
 MADE := $(CURDIR)/.made
 EXAMPLES := .examples
+DOCS := .docs
+SITE := docs/_build
 PYTHONS ?= 3.12 3.13 3.14
 PIP_FLAGS := --quiet --disable-pip-version-check
 
@@ -30,7 +32,7 @@ RUNTIME_FLOOR := 85
 EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
-.PHONY: demo examples test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+.PHONY: demo examples docs docs-links test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
     gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster spark clean
 
 # Where the tests' environment is there, it will do.
@@ -43,6 +45,12 @@ examples: $(VENV)/.ready  ## Search a bulk job's shards in Qdrant, Milvus Lite a
 	    $(BIN)/python -W ignore examples/search_$$database.py $(addprefix $(EXAMPLES)/,model vectors beir) || exit 1; \
 	done
 	$(BIN)/bge-bench retrieval $(EXAMPLES)/model --task $(EXAMPLES)/beir --precision fp32 --reference transformers
+
+docs: $(DOCS)/.ready  ## The documentation site, in docs/_build/html; broken links are errors
+	$(DOCS)/bin/sphinx-build -q -W --keep-going -b html docs $(SITE)/html
+
+docs-links: $(DOCS)/.ready  ## Also ask the servers that the pages link to
+	$(DOCS)/bin/sphinx-build -q -b linkcheck docs $(SITE)/links
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
@@ -205,7 +213,16 @@ $(SPARK)/.ready: pyproject.toml constraints.txt constraints-common.txt tests/spa
 	    --editable ".[cpu,bulk]" -r tests/spark/requirements.txt
 	touch $@
 
+# LlamaIndex, mteb and Ray are left out: docs/conf.py has their modules read without them.
+$(DOCS)/.ready: pyproject.toml constraints.txt constraints-common.txt
+	rm -rf $(DOCS)
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
+	$(DOCS)/bin/pip install $(PIP_FLAGS) --no-compile -c constraints.txt --group docs \
+	    --editable ".[serve,bulk,langchain,chroma]"
+	touch $@
+
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(GPU_SERVE)* $(TENSORRT_RTX) \
 	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(CLUSTER) $(SPARK) $(INFINITY) \
-	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) dist demo-bundle
+	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) $(DOCS) $(SITE) dist demo-bundle

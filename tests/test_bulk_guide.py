@@ -1,4 +1,4 @@
-"""``docs/bulk.md``: its commands and its code are run, and its tables are those of the command."""
+"""``docs/guides/bulk``: its commands and its code are run, its tables are those of the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.guides import Block, blocks, commands, names, table
 pa = pytest.importorskip("pyarrow")
 from bge_runtime.bulk.files import COMPRESSIONS, SUFFIXES  # noqa: E402
 
-PAGE = (ROOT / "docs" / "bulk.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "guides" / "bulk" / "index.md").read_text("utf-8")
 BLOCKS = list(blocks(PAGE))
 DIM = 48
 """Components of the tiny models' vectors."""
@@ -212,4 +212,4 @@ def test_the_formats_are_those_that_are_read():
 
 
 def test_the_readme_leads_to_the_page():
-    assert "](docs/bulk.md)" in (ROOT / "README.md").read_text("utf-8")
+    assert "](docs/guides/bulk/index.md)" in (ROOT / "README.md").read_text("utf-8")

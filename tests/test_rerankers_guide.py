@@ -1,4 +1,4 @@
-"""``docs/rerankers.md`` and FlagEmbedding's own examples run as they are written."""
+"""``docs/guides/rerankers.md`` and FlagEmbedding's own examples run as they are written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.bundles import ROOT
 from tests.helpers.decoder_rerankers import export_tiny_reranker
 from tests.helpers.rerankers import reranker_bundle
 
-PAGE = (ROOT / "docs" / "rerankers.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "guides" / "rerankers.md").read_text("utf-8")
 
 PANDA = [
     ["what is panda?", "hi"],

@@ -1,4 +1,4 @@
-"""``docs/scaling.md``: every table is recomputed, from committed results and its own columns."""
+"""``docs/guides/scaling.md``: every table is recomputed, from results and its own columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bge_bench.experiments.roofline import needed_flop
 from bge_runtime.sources import MODELS
 from tests.helpers.bundles import ROOT
 
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "guides"
 PAGE = (DOCS / "scaling.md").read_text("utf-8")
 
 ROWS = 10**9

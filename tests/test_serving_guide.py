@@ -1,4 +1,4 @@
-"""``docs/serving.md``: its commands are run, and its tables are those of the server."""
+"""``docs/guides/serving``: its commands are run, and its tables are those of the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.guides import table as table_of
 from tests.helpers.rerankers import reranker_bundle
 from tests.helpers.servers import Server, running_server
 
-PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "guides" / "serving" / "index.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 
 ADDRESS = "http://localhost:8080"
@@ -243,4 +243,4 @@ def test_the_statuses_are_those_of_the_server():
 
 def test_the_readme_starts_a_server():
     assert "bge-serve" in README
-    assert "](docs/serving.md)" in README
+    assert "](docs/guides/serving/index.md)" in README

@@ -1,7 +1,8 @@
 """Run BGE embedding models and rerankers in production: FlagEmbedding's interface, no PyTorch.
 
 These names are public, as are `bge_runtime.errors`, `bge_runtime.stores` and the modules of
-`bge_runtime.integrations`. ``docs/api.md`` lists them, and a test compares the two.
+`bge_runtime.integrations`. ``docs/reference/public-names.md`` lists them, and a test compares the
+two.
 """
 
 from bge_runtime._version import __version__

@@ -1,4 +1,4 @@
-"""``docs/ray.md``: its code is run on the cluster. That for Spark is in tests/spark."""
+"""``docs/guides/ray.md``: its code is run on the cluster. That for Spark is in tests/spark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ray import serve
 from bge_runtime import BGEM3FlagModel, FlagModel
 from tests.cluster.bundles import ROOT
 
-GUIDE = (ROOT / "docs" / "ray.md").read_text("utf-8")
+GUIDE = (ROOT / "docs" / "guides" / "ray.md").read_text("utf-8")
 TEXTS = [f"entry {row}: {'some words ' * (row % 9)}" for row in range(300)]
 
 
@@ -38,7 +38,7 @@ def run(cluster, bundles, tmp_path: Path):
         ):
             code = code.replace(old, new)
         scope: dict[str, Any] = {}
-        exec(compile(code, "docs/ray.md", "exec"), scope)
+        exec(compile(code, "docs/guides/ray.md", "exec"), scope)
         return scope
 
     return run_section

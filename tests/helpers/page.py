@@ -1,4 +1,4 @@
-"""The blocks of ``docs/coming-from.md``."""
+"""The blocks of ``docs/coming-from/index.md``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from bge_bench.systems.base import quiet
 from tests.helpers.bundles import ROOT
 
-PAGE = ROOT / "docs" / "coming-from.md"
+PAGE = ROOT / "docs" / "coming-from" / "index.md"
 
 
 def code_blocks() -> dict[str, str]:

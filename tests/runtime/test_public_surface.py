@@ -1,4 +1,4 @@
-"""docs/api.md lists what users may import, with signatures: a change of it is seen in a diff.
+"""A page lists what users may import, with signatures: a change of it is seen in a diff.
 
 `python -m tests.runtime.test_public_surface` writes the page.
 """
@@ -18,7 +18,7 @@ import pytest
 
 import bge_runtime
 
-PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "public-names.md"
 
 INTRODUCTION = """\
 # Public names

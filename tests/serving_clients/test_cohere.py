@@ -89,7 +89,7 @@ def test_llama_index_sorts_nodes(ranker: Reranker):
 
 
 def test_the_code_of_the_guide_runs(ranker: Reranker, capsys: pytest.CaptureFixture[str]):
-    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "serving" / "index.md").read_text("utf-8")
     (code,) = [block.text for block in blocks(page) if block[:2] == ("Rerankers", "python")]
     for old, new in (("http://localhost:8080", ranker.url), ("bge-reranker-v2-m3", ranker.name)):
         assert code.count(old) == 1

@@ -1,4 +1,4 @@
-"""The recipe for Spark in docs/ray.md: its code is run with a tiny M3."""
+"""The recipe for Spark in docs/guides/ray.md: its code is run with a tiny M3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = [f"entry {row}: {'some words ' * (row % 9)}" for row in range(500)]
 
 def recipe() -> tuple[str, str]:
     """Return the page's module, and the program that uses it."""
-    page = (ROOT / "docs" / "ray.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "ray.md").read_text("utf-8")
     module, program = re.findall(
         r"```python\n(.*?)```", page.partition("\n## Spark\n")[2], re.DOTALL
     )
@@ -52,7 +52,7 @@ def test_rows_get_the_vectors_of_encode(tmp_path: Path, monkeypatch):
 
     scope: dict[str, Any] = {}
     try:
-        exec(compile(program, "docs/ray.md", "exec"), scope)
+        exec(compile(program, "docs/guides/ray.md", "exec"), scope)
     finally:
         if "spark" in scope:
             scope["spark"].stop()

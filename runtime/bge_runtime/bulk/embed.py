@@ -156,13 +156,13 @@ def embed_dataset(
 
     Args:
         model: A name or folder as in `bge_runtime.FlagModel`, or an opened model.
-        inputs: Files, folders, globs or URIs, of one format; see docs/bulk.md.
+        inputs: Files, folders, globs or URIs, of one format; see docs/guides/bulk.
         output: A folder or URI. It is created, or holds the same job.
         instruction: Instruction for queries; None for the one that the model's authors recommend,
             ``""`` for none.
         shard: ``"i/n"`` computes each n-th shard, from the i-th on, for n processes that share a
             job. i counts from 1.
-        engine: ``local``, or ``ray`` for a cluster; see docs/ray.md.
+        engine: ``local``, or ``ray`` for a cluster; see docs/guides/ray.md.
         model_options: Arguments of `bge_runtime.FlagAutoModel.from_finetuned`, such as
             ``devices``, ``precision`` and ``threads``.
         ray_options: With ``engine="ray"``: ``concurrency``, ``num_cpus`` and ``num_gpus`` of the

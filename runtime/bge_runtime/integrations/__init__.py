@@ -7,7 +7,7 @@ users import this folder. To add an integration:
    It raises `not_installed` if the library is missing, and must not block an event loop.
 2. Add an extra of its name to ``pyproject.toml``.
 3. Add a row to `PACKAGES` of ``tests/integrations/test_missing_packages.py``.
-4. Add an example to ``docs/coming-from.md``, which the tests run.
+4. Add an example to ``docs/coming-from``, which the tests run.
 """
 
 

@@ -319,7 +319,7 @@ def test_lines_are_written_as_they_arrive_until_the_reader_stops(tiny_reranker_b
 def test_the_examples_of_the_page_run(
     tiny_reranker_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    page = (ROOT / "docs" / "running.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "engines-and-precision.md").read_text("utf-8")
     _, data, script, results = (
         block for block in blocks(page) if block.section == "On the command line"
     )
