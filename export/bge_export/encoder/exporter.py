@@ -150,11 +150,13 @@ def export_encoder(
 
 def _check_packages(targets: Sequence[EncoderTarget]) -> None:
     """Check that the packages that write the targets are installed."""
-    needs_openvino = any(target.format == "openvino" for target in targets)
-    if needs_openvino and importlib.util.find_spec("openvino") is None:
+    needing = [
+        target.name for target in targets if target.format == "openvino" or target.openvino_file
+    ]
+    if needing and importlib.util.find_spec("openvino") is None:
         raise ExportError(
-            "the target openvino needs the package openvino, which is not installed. Run "
-            "`pip install 'bge-runtime[export]'`, or leave it out with --target cpu"
+            f"{' and '.join(needing)} cannot be written, since the package openvino is not "
+            "installed. Run `pip install 'bge-runtime[export]'`, or leave it out with --target cpu"
         )
 
 
@@ -290,7 +292,7 @@ def _describe_variants(targets: Sequence[EncoderTarget]) -> Iterator[Variant]:
         for name, engine, precision in target.variants:
             yield Variant(
                 name=name,
-                graph=target.name,
+                graph=target.graph_for(engine),
                 engine=engine,
                 device=target.device,
                 precision=precision,

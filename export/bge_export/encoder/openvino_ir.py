@@ -1,4 +1,4 @@
-"""Write graphs in OpenVINO's own format, with 16-bit weights."""
+"""Write graphs in OpenVINO's own format: in 16 bits, or over the weights of an ONNX file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_openvino(
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT:  # stored in fp16
             check_range(tensor.numpy(), name, leave_out="--target openvino")
-    (folder / first).parent.mkdir()
+    (folder / first).parent.mkdir(exist_ok=True)
     _convert(model, folder / first)
     corrected = correct_for_bf16(model, token_ids, folder=folder / "onnx")
     if corrected is model:
@@ -63,9 +63,38 @@ def write_openvino(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / second.name
         _convert(corrected, path)
-        graph = _reuse_constants(folder / first, path)
+        with (folder / weights).open("r+b") as file:
+            found = _CONSTANT.finditer((folder / first).read_text("utf-8"))
+            places = {_digest(_read(file, *constant.groups())): constant[1] for constant in found}
+            graph = _reuse_constants(path, file, places)
     (folder / second).write_text(graph, encoding="utf-8")
     return str(second), str(weights)
+
+
+def write_openvino_beside(onnx_file: Path, file: Path) -> None:
+    """Write a graph in OpenVINO's own format, over the weights of its ONNX file.
+
+    Of weights in that format, the runtime keeps no page in memory.
+
+    Args:
+        onnx_file: The graph, with its weights in one file beside it.
+        file: The file to write.
+    """
+    ov = OpenVinoEngine.load()
+    tensors = [value.const_value for value in ir.load(onnx_file).graph.initializers.values()]
+    stored = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    file.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        path = Path(scratch) / file.name
+        # Without the fusions of `convert_model`, which round other values than ONNX Runtime does.
+        ov.save_model(ov.Core().read_model(onnx_file), path, compress_to_fp16=False)
+        with Path(stored[0].path).open("r+b") as weights:
+            places = {
+                _digest(_read(weights, tensor.offset or 0, tensor.nbytes)): str(tensor.offset or 0)
+                for tensor in stored
+            }
+            graph = _reuse_constants(path, weights, places)
+    file.write_text(graph, encoding="utf-8")
 
 
 def correct_for_bf16(
@@ -124,35 +153,36 @@ def _convert(model: ir.Model, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         file = Path(scratch) / "model.onnx"
         ir.save(model, file, external_data="model.onnx_data")
-        ov.save_model(ov.Core().read_model(file), path, compress_to_fp16=True)
+        # Half the nodes are fused before they are written: opening takes 25 ms less (bge-base).
+        ov.save_model(ov.convert_model(file), path, compress_to_fp16=True)
 
 
-def _reuse_constants(other: Path, path: Path) -> str:
-    """Return a graph that reads its constants from another graph's file.
+def _reuse_constants(graph: Path, weights: BinaryIO, places: dict[bytes, str]) -> str:
+    """Return a graph that reads its constants from another file.
 
-    Constants that the file lacks are appended to it.
+    Args:
+        graph: The graph, with its own constants beside it.
+        weights: The other file. Constants that it lacks are appended to it.
+        places: Offsets of what the file holds, by digest.
     """
-    with other.with_suffix(".bin").open("r+b") as file, path.with_suffix(".bin").open("rb") as own:
-        found = _CONSTANT.finditer(other.read_text("utf-8"))
-        places = {_digest(_read(file, constant)): constant[1] for constant in found}
+    with graph.with_suffix(".bin").open("rb") as own:
 
         def moved(constant: re.Match[str]) -> str:
-            content = _read(own, constant)
+            content = _read(own, *constant.groups())
             place = places.get(_digest(content))
             if place is None:
-                end = file.seek(0, os.SEEK_END)
-                file.write(bytes(-end % _ALIGNMENT))
-                place = places[_digest(content)] = str(file.tell())
-                file.write(content)
+                end = weights.seek(0, os.SEEK_END)
+                weights.write(bytes(-end % _ALIGNMENT))
+                place = places[_digest(content)] = str(weights.tell())
+                weights.write(content)
             return f'offset="{place}" size="{constant[2]}"'
 
-        return _CONSTANT.sub(moved, path.read_text("utf-8"))
+        return _CONSTANT.sub(moved, graph.read_text("utf-8"))
 
 
-def _read(file: BinaryIO, constant: re.Match[str]) -> bytes:
-    offset, size = map(int, constant.groups())
-    file.seek(offset)
-    return file.read(size)
+def _read(file: BinaryIO, offset: str | int, size: str | int) -> bytes:
+    file.seek(int(offset))
+    return file.read(int(size))
 
 
 def _digest(content: bytes) -> bytes:

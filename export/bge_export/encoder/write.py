@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from bge_export.bundle import Progress
 from bge_export.encoder.int8 import quantize_model
-from bge_export.encoder.openvino_ir import write_openvino
+from bge_export.encoder.openvino_ir import write_openvino, write_openvino_beside
 from bge_export.encoder.uniform_length import choose_by_length
 from bge_export.graph_builder import hash_tensor
 from bge_export.targets import PORTABLE, EncoderTarget, Passes
@@ -72,7 +72,7 @@ def write_graphs(
             if name in stored and isinstance(stored[name].const_value, ir.ExternalTensor):
                 value.const_value = stored[name].const_value
         if target.quantization_block is not None:
-            graphs[target.name] = _write_quantized(model, target, folder, calibration, progress)
+            graphs |= _write_quantized(model, target, folder, calibration, progress)
             continue
         graphs[target.name] = _write_over_stored_weights(model, target, folder, token_ids)
     return graphs
@@ -84,16 +84,21 @@ def _write_quantized(
     folder: Path,
     calibration: Sequence[NDArray[np.int64]],
     progress: Progress,
-) -> Graph:
-    """Write a graph in 8 bits, with its own file of weights."""
+) -> dict[str, Graph]:
+    """Write a graph in 8 bits, with its own file of weights, for both engines."""
     found = quantize_model(model, calibration, folder=folder / "onnx", report=progress.describe)
     RemoveUnusedNodesPass()(model)
     ir.save(model, folder / target.file, external_data=Path(target.weights).name)
-    return replace(
+    graph = replace(
         _describe(model, target),
         quantization_block=target.quantization_block,
         quantization=asdict(found),
     )
+    graphs = {target.name: graph}
+    if target.openvino_file is not None:
+        write_openvino_beside(folder / target.file, folder / target.openvino_file)
+        graphs[target.openvino_graph] = replace(graph, file=target.openvino_file)
+    return graphs
 
 
 def _write_over_stored_weights(

@@ -53,6 +53,8 @@ class EncoderTarget(Target):
         long_passes: Passes for models that read long texts or have M3's heads, if they differ.
         long_variants: Variants for those models, if they differ.
         format: ``"onnx"`` or ``"openvino"``.
+        openvino_file: Path of the same graph in OpenVINO's format, over the same weights; None if
+            OpenVINO reads the ONNX file.
         quantization_block: Inputs of a matrix that share a scale in 8 bits; None for no
             quantization.
         weights: Path of the file of its weights, which other graphs may share.
@@ -67,10 +69,20 @@ class EncoderTarget(Target):
     long_passes: Passes | None = None
     long_variants: tuple[TargetVariant, ...] | None = None
     format: str = "onnx"
+    openvino_file: str | None = None
     quantization_block: int | None = None
     weights: str = "onnx/model.onnx_data"
     stores_weights: bool = False
     written_with: EncoderTarget | None = None
+
+    @property
+    def openvino_graph(self) -> str:
+        """Name of the graph that OpenVINO runs."""
+        return f"{self.name}-openvino" if self.openvino_file else self.name
+
+    def graph_for(self, engine: str) -> str:
+        """Return the name of the graph that an engine runs."""
+        return self.openvino_graph if engine == "openvino" else self.name
 
 
 _PORTABLE_FP32 = TargetVariant("portable-fp32", "onnxruntime", "fp32")
@@ -144,6 +156,8 @@ INT8 = EncoderTarget(
     precision="int8",
     file="onnx/model_int8.onnx",
     weights="onnx/model_int8.onnx_data",
+    # Of the weights that it reads from there, no page stays in memory.
+    openvino_file="openvino/int8.xml",
     outputs=CPU.outputs,
     # Quantization comes last: it needs the values of some texts.
     passes=lambda: (BroadcastMask(), PruneLastLayer(), AttentionToMatMul(), GeluToErf(),

@@ -118,7 +118,7 @@ def test_gate_refuses_matrices_without_their_scales(
         return values, np.full_like(scales, scales.mean())
 
     monkeypatch.setattr(candidates, "quantize", one_scale_for_all)
-    with pytest.raises(ExportError, match=r"model_int8\.onnx in int8 .* is too far"):
+    with pytest.raises(ExportError, match=r"int8\.xml in int8 .* is too far"):
         export(tiny_checkpoint, tmp_path / "bundle", targets=(), precisions=("int8",))
 
 
@@ -129,7 +129,7 @@ def test_an_int8_bundle_holds_no_matrix_in_fp32(
         minilm_checkpoint, tmp_path / "int8", pooling="mean", targets=(), precisions=("int8",)
     )
     alone, both = Bundle.open(folder).manifest, Bundle.open(trained).manifest
-    assert set(alone.graphs) == {"int8"}
+    assert set(alone.graphs) == {"int8", "int8-openvino"}
     size = sum(file.size_bytes for file in alone.files.values())
     fp32 = both.files["onnx/model.onnx_data"].size_bytes
     assert size < 0.35 * fp32
@@ -141,6 +141,34 @@ def test_an_int8_bundle_holds_no_matrix_in_fp32(
     assert np.array_equal(
         vectors, FlagModel(str(trained), engine="openvino", precision="int8").encode(MANY_TEXTS)
     )
+
+
+def test_openvino_reads_the_weights_of_the_onnx_file(trained: Path):
+    import onnx
+    import openvino
+
+    opened = Bundle.open(trained)
+    ours, other = opened.graph("int8-openvino"), opened.graph("int8")
+    assert ours.file == "openvino/int8.xml"
+    assert ours.weights == other.weights
+    assert not (trained / "openvino" / "int8.bin").exists()
+    # ONNX Runtime's file is as it was; what only OpenVINO reads comes after it.
+    stored = onnx.load(trained / other.file, load_external_data=False).graph.initializer
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in stored]
+    end = max(int(place["offset"]) + int(place["length"]) for place in places if place)
+    assert 0 < (trained / ours.weights).stat().st_size - end < 10_000
+    model = FlagModel(str(trained), engine="openvino", precision="int8")
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(trained / other.file), "CPU", model.engine._settings
+    )
+    ids = np.random.default_rng(0).integers(1000, 20000, (2, 16))
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+    }
+    (found,) = model.engine.run(ids, np.ones_like(ids), ["sentence_embedding"])
+    assert np.array_equal(found, compiled(feeds)["sentence_embedding"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
