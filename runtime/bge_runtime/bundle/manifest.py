@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from bge_runtime.bundle.graph_io import LOGITS
@@ -277,7 +278,7 @@ class Manifest:
                 f"{FORMAT_VERSION}: run `pip install -U bge-runtime`"
             )
         try:
-            return cls(
+            read = cls(
                 model=_parse_model(data["model"]),
                 graphs={key: _parse_graph(value) for key, value in data["graphs"].items()},
                 variants=tuple(_parse_variant(value) for value in data["variants"]),
@@ -291,6 +292,20 @@ class Manifest:
             raise BundleError(
                 f"{where} is damaged ({type(error).__name__}: {error}); {remedy}"
             ) from error
+        _check_names(read, where)
+        return read
+
+
+def _check_names(read: Manifest, where: str) -> None:
+    """Check that a manifest only names files inside its own folder."""
+    graphs = read.graphs.values()
+    for name in [*read.files, *(path for graph in graphs for path in (graph.file, graph.weights))]:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise BundleError(
+                f"{where} names {name!r}, which is outside of the bundle. bge-export writes no "
+                "such name: do not use this bundle"
+            )
 
 
 def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
