@@ -19,6 +19,8 @@ MADE := $(CURDIR)/.made
 EXAMPLES := .examples
 DOCS := .docs
 SITE := docs/_build
+TOOLS := .tools
+LICENCES := .licences
 PYTHONS ?= 3.12 3.13 3.14
 PIP_FLAGS := --quiet --disable-pip-version-check
 
@@ -33,7 +35,8 @@ EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
 .PHONY: demo examples docs docs-links test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
-    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster spark clean
+    gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster spark clean \
+    release-check extras licences
 
 # Where the tests' environment is there, it will do.
 demo: $(or $(wildcard $(VENV)/.ready),$(VENV)/.demo)  ## Export a trained model, embed with it, and show how fast that was
@@ -61,11 +64,15 @@ forget-made:
 
 check: lint unit
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready $(TOOLS)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(TOOLS)/bin/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(TOOLS)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(TOOLS)/bin/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(TOOLS)/bin/zizmor --offline --quiet --no-progress .github
 
 unit: $(VENV)/.ready  ## All tests but the exporter's, which `transformers-5` runs
 	$(PYTEST) -m "not network and not slow" --ignore tests/export \
@@ -87,6 +94,25 @@ wheel: built-wheel  ## Install the built wheel with the runtime's dependencies o
 	$(WHEEL_VENV)/bin/pip install $(PIP_FLAGS) -c constraints.txt "$$(ls dist/*.whl)[cpu]"
 	$(BIN)/python tests/wheel/make_bundle.py dist/bundle
 	cd dist && ../$(WHEEL_VENV)/bin/python ../tests/wheel/check_wheel.py bundle *.whl
+	$(BIN)/python tests/wheel/check_contents.py dist/*.whl
+
+release-check: $(TOOLS)/.ready  ## Build wheel and sdist as for PyPI; check their metadata and their contents
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/python tests/wheel/check_contents.py dist/*
+
+licences: release-check  ## Write the table of dependencies' licences into THIRD_PARTY.md
+	rm -rf $(LICENCES)
+	$(PYTHON) -m venv $(LICENCES)
+	$(LICENCES)/bin/pip install $(PIP_FLAGS) --no-compile -c constraints.txt "$$(ls dist/*.whl)[cpu,serve,bulk,sparse]"
+	sed -i '/^<!-- generated -->/q' THIRD_PARTY.md
+	echo >>THIRD_PARTY.md
+	$(TOOLS)/bin/pip-licenses --python $(LICENCES)/bin/python --format markdown --no-version \
+	    --ignore-packages bge-runtime pip setuptools >>THIRD_PARTY.md
+
+extras: release-check  ## Let pip resolve every extra, alone and beside the newest peers; needs PyPI
+	$(TOOLS)/bin/python tests/wheel/resolve_extras.py dist/*.whl
 
 pythons: built-wheel  ## The runtime's tests on newer Pythons, those that are installed
 	$(BIN)/python tests/pythons/run.py $(PYTHONS_DIR) dist/*.whl $(PYTHONS)
@@ -191,6 +217,13 @@ $(SENTENCE_TRANSFORMERS_6)/.ready: Makefile $(VENV)/.ready
 	    huggingface-hub==1.21.0
 	touch $@
 
+$(TOOLS)/.ready: pyproject.toml constraints-common.txt
+	rm -rf $(TOOLS)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install $(PIP_FLAGS) --upgrade "pip>=25.1"
+	$(TOOLS)/bin/pip install $(PIP_FLAGS) -c constraints-common.txt --group tools
+	touch $@
+
 # They need a newer huggingface_hub than the peers admit.
 $(SERVING_CLIENTS)/.ready: tests/serving_clients/requirements.txt
 	rm -rf $(SERVING_CLIENTS)
@@ -225,4 +258,4 @@ $(DOCS)/.ready: pyproject.toml constraints.txt constraints-common.txt
 clean:
 	rm -rf $(VENV) $(WHEEL_VENV) $(GPU_WHEEL) $(GPU_BASELINES)* $(GPU_SERVE)* $(TENSORRT_RTX) \
 	    $(TRANSFORMERS_5) $(SENTENCE_TRANSFORMERS_6) $(SERVING_CLIENTS) $(CLUSTER) $(SPARK) $(INFINITY) \
-	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) $(DOCS) $(SITE) dist demo-bundle
+	    $(PYTHONS_DIR) $(MADE) $(EXAMPLES) $(DOCS) $(SITE) $(TOOLS) $(LICENCES) dist demo-bundle
