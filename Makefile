@@ -73,6 +73,8 @@ lint: $(VENV)/.ready $(TOOLS)/.ready
 	$(TOOLS)/bin/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(TOOLS)/bin/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(TOOLS)/bin/zizmor --offline --quiet --no-progress .github
+	$(TOOLS)/bin/codespell *.md .github benchmarks/*.md benchmarks/bge_bench docs examples export runtime tests --skip docs/_build,tests/data
+	$(BIN)/python tests/prose.py
 
 unit: $(VENV)/.ready  ## All tests but the exporter's, which `transformers-5` runs
 	$(PYTEST) -m "not network and not slow" --ignore tests/export \
