@@ -43,7 +43,13 @@ _OPTIONS = re.compile(r"\?(?=[A-Za-z_]+=)")
 
 
 class InputError(BgeError):
-    """The input of a job cannot be read as asked."""
+    """The input of a job cannot be read as asked.
+
+    Causes: a file that is missing or has changed since the job began, another column or format, or
+    a bad row.
+
+    What to do: restore the file, name ``text`` and ``input_format``, or pass ``on_error='skip'``.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +208,7 @@ def format_of(files: Sequence[InputFile]) -> str:
 
 
 def block_bytes(file: InputFile) -> int:
-    """Return how many bytes to read of a file at a time: each read of a remote one is a request."""
+    """Return how many bytes to read at a time: each read of a remote file is a request."""
     return 1 << 20 if file.local else 8 << 20
 
 

@@ -49,7 +49,13 @@ _T = TypeVar("_T")
 
 
 class OutputError(BgeError):
-    """The output cannot be written as asked, or is that of another job."""
+    """The output cannot be written as asked, or is that of another job.
+
+    Causes: a folder that holds other files or another job's shards, a second process that writes
+    there, or a full disk.
+
+    What to do: name a new folder, or run the same command again to go on with the job.
+    """
 
 
 class FileRecord(dict[str, Any]):

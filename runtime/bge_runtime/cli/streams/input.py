@@ -30,7 +30,13 @@ _REPORTED_BAD_ROWS = 20
 
 
 class InputError(BgeError):
-    """The input cannot be read as asked."""
+    """The input cannot be read as asked.
+
+    Causes: options that exclude each other, a file that cannot be read, or a line that is not a
+    text.
+
+    What to do: follow the message, which names option, file and line; or pass ``--on-error skip``.
+    """
 
 
 class InputRow(Protocol):

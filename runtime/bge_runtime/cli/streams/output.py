@@ -21,7 +21,12 @@ Formats = Mapping[str, Callable[[IO[bytes]], Callable[Rows, object]]]
 
 
 class OutputError(BgeError):
-    """The output cannot be written as asked."""
+    """The output cannot be written as asked.
+
+    Causes: ``--output`` is a folder, the input itself, or in a folder that does not exist.
+
+    What to do: name another file.
+    """
 
 
 def is_jsonl(name: str) -> bool:

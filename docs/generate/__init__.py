@@ -1,0 +1,1 @@
+"""Make what pages show from raw files: `python -m docs.generate`."""
