@@ -34,7 +34,7 @@ RUNTIME_FLOOR := 85
 EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
-.PHONY: demo examples docs docs-links test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+.PHONY: demo examples charts docs docs-links test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
     gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster spark clean \
     release-check extras licences
 
@@ -48,6 +48,9 @@ examples: $(VENV)/.ready  ## Search a bulk job's shards in Qdrant, Milvus Lite a
 	    $(BIN)/python -W ignore examples/search_$$database.py $(addprefix $(EXAMPLES)/,model vectors beir) || exit 1; \
 	done
 	$(BIN)/bge-bench retrieval $(EXAMPLES)/model --task $(EXAMPLES)/beir --precision fp32 --reference transformers
+
+charts: $(VENV)/.ready  ## Charts, pictures and tables of the pages, from raw files in benchmarks/results
+	$(BIN)/python -m docs.generate
 
 docs: $(DOCS)/.ready  ## The documentation site, in docs/_build/html; broken links are errors
 	$(DOCS)/bin/sphinx-build -q -W --keep-going -b html docs $(SITE)/html

@@ -58,7 +58,7 @@ OUTSIDE = {
     "examples": "examples/README.md",
     "changelog": "CHANGELOG.md",
     "contributing": "CONTRIBUTING.md",
-    "benchmarks/all": "benchmarks/README.md",
+    "benchmarks/running": "benchmarks/README.md",
 }
 """Pages of the site whose text is elsewhere in the repository."""
 

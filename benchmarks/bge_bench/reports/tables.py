@@ -261,7 +261,11 @@ def document_tables(document: Document) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """Return a table in Markdown, with the first row as header."""
+    """Return a table in Markdown, the first row as header, columns of numbers to the right."""
     header, *body = rows
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    columns = (
+        [cell.lstrip("~+-") for cell in column if cell] for column in zip(*body, strict=True)
+    )
+    numbers = [bool(cells) and all(cell[:1].isdigit() for cell in cells) for cells in columns]
+    lines = [header, ["---:" if right else "---" for right in numbers], *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

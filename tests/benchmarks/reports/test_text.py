@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,8 @@ from click.testing import CliRunner
 
 from bge_bench.cli.console import report as write_report
 from bge_bench.cli.main import main
-from bge_bench.cli.report import BEGIN, END, read_document, section, with_tables
+from bge_bench.cli.report import BEGIN, END, section
 from bge_runtime.bundle.bundle import Bundle
-from tests.helpers.bundles import ROOT
-
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def row(label: str, *, ours: bool, seconds: float, **more) -> dict:
@@ -128,7 +124,7 @@ def test_plots_are_drawn(document: dict, tmp_path: Path):
     result = CliRunner().invoke(main, ["report", str(file), "--plots", str(tmp_path / "plots")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "plots" / "x.png").stat().st_size > 5000
-    assert (tmp_path / "plots" / "x.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "plots" / "x.svg").read_text().startswith("<svg ")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "other"}'])
@@ -138,17 +134,3 @@ def test_what_is_no_document_is_refused(content: str, tmp_path: Path):
     result = CliRunner().invoke(main, ["report", str(file)])
     assert result.exit_code == 1
     assert str(file) in result.output
-
-
-def test_figures_of_the_readme_are_those_of_the_committed_results():
-    page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
-    files = [RESULTS / name for name in _named(page)]
-    assert files, "the page has no tables"
-    tables = "\n\n".join(section(file, read_document(file)) for file in files)
-    assert with_tables(page, tables, name="README.md") == page
-
-
-def _named(page: str) -> list[str]:
-    """List the files that a page's tables say they are made from."""
-    tables = page.partition(BEGIN)[2].partition(END)[0]
-    return re.findall(r"raw: `([^`]+)`", tables)
