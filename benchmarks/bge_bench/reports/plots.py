@@ -144,6 +144,7 @@ def latency_figure(panels: Sequence[Panel]) -> Figure:
         3.5 * len(panels), 3.8, len(panels), left=0.06, right=0.99, bottom=0.13, top=0.91,
         wspace=0.14,
     )  # fmt: skip
+    labels = []
     for at, panel in zip(axes, panels, strict=True):
         _, document = panel
         points = {
@@ -155,16 +156,16 @@ def latency_figure(panels: Sequence[Panel]) -> Figure:
             (row, [float(np.median(np.concatenate(row["ms"][name]))) for name in points])
             for row in rows_in(panel)
         ]
-        _lines(at, panel[0], list(points.values()), lines)
+        tokens = list(points.values())
+        _lines(at, panel[0], tokens, lines)
+        labels.append(
+            [Label(tokens[-1], y[-1], name_of(row), ours=row["ours"]) for row, y in lines]
+        )
     axes[0].set_ylabel("ms, median")
     figure.supxlabel("tokens of one text", fontsize=9, color=MUTED)
     low, high = (pick(at.get_ylim()[side] for at in axes) for side, pick in ((0, min), (1, max)))
-    for at, panel in zip(axes, panels, strict=True):
+    for at, ends in zip(axes, labels, strict=True):
         at.set_ylim(low, high)
-        ends = [
-            Label(line.get_xdata()[-1], line.get_ydata()[-1], name_of(row), ours=row["ours"])
-            for line, row in zip(at.lines, rows_in(panel), strict=True)
-        ]
         label_points(at, ends, size=7.5)
     return figure
 
@@ -212,6 +213,8 @@ def serving_figure(documents: Sequence[Document]) -> Figure:
             )  # fmt: skip
         at.set_title(document["model"].removesuffix("-random"), y=1.06)
         at.set_yscale("log")
+        at.set_xlim(0, 1.25 * max(point["texts_per_s"] for row in document["rows"]
+                                  for point in row["closed"].values()))  # fmt: skip
     _serving_axes(axes)
     return figure
 
@@ -229,7 +232,6 @@ def _name_clients(
 def _serving_axes(axes: Sequence[Axes]) -> None:
     low, high = (pick(at.get_ylim()[side] for at in axes) for side, pick in ((0, min), (1, max)))
     for at in axes:
-        at.set_xlim(0, 1.25 * max(max(line.get_xdata()) for line in at.lines))
         at.set_ylim(low, 1.6 * high)
         at.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         at.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
