@@ -82,6 +82,8 @@ def include_pages_outside(app: Sphinx, docname: str, source: list[str]) -> None:
         return f"]({os.path.relpath(target, page.parent)}{sharp}{anchor})"
 
     source[0] = re.sub(r"\]\(([^)\s]+)\)", link, source[0])
+    # Blocks that no test runs say so; see tests/docs.
+    source[0] = re.sub(r"<!-- not run: (.+?) -->", r"*Not run by the tests: \1.*", source[0])
 
 
 def setup(app: Sphinx) -> None:

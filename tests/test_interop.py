@@ -27,6 +27,7 @@ from bge_runtime.bundle.bundle import Bundle
 from bge_runtime.bundle.parity import Parity, compare
 from bge_runtime.engines.openvino import cpu_capabilities
 from bge_runtime.sources import MODELS
+from tests.helpers.guides import code_of
 from tests.helpers.runtime import TEXTS, assert_fp32_on_cpu
 
 ALL_TEXTS = sorted([*TEXTS, *PARITY_TEXTS[::2]], key=len)
@@ -624,3 +625,15 @@ def test_transformers_reads_the_configuration(
     assert not {"max_length", "stride", "truncation_strategy", "pad_to_multiple_of"} & set(
         read(folder, "tokenizer_config.json")
     )
+
+
+def test_the_code_of_the_page_runs(
+    full_tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "bge-small-en-v1.5").symlink_to(full_tiny_bundle)
+    monkeypatch.chdir(tmp_path)
+    code = code_of("guides/other-tools.md", "Other tools that open a bundle")
+    scope: dict[str, Any] = {}
+    with quiet():
+        exec(compile(code, "page", "exec"), scope)
+    assert scope["q"].shape == (1, 48)

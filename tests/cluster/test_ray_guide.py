@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,8 @@ from ray import serve
 
 from bge_runtime import BGEM3FlagModel, FlagModel
 from tests.cluster.bundles import ROOT
+from tests.helpers.guides import code_of
 
-GUIDE = (ROOT / "docs" / "guides" / "ray.md").read_text("utf-8")
 TEXTS = [f"entry {row}: {'some words ' * (row % 9)}" for row in range(300)]
 
 
@@ -29,8 +28,7 @@ def run(cluster, bundles, tmp_path: Path):
     pq.write_table(table, tmp_path / "articles.parquet")
 
     def run_section(name: str) -> dict[str, Any]:
-        text = next(part for part in GUIDE.split("\n## ") if part.startswith(f"{name}\n"))
-        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        code = code_of("guides/ray.md", name)
         for old, new in (
             ("/models/bge-small-en-v1.5", bundles["dense"]),
             ("/models/bge-m3", bundles["m3"]),

@@ -1,4 +1,4 @@
-"""The blocks of ``docs/coming-from/index.md``."""
+"""The blocks of ``docs/coming-from``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import re
 from pathlib import Path
 
 from bge_bench.systems.base import quiet
-from tests.helpers.bundles import ROOT
-
-PAGE = ROOT / "docs" / "coming-from" / "index.md"
+from tests.helpers.guides import DOCS, blocks
 
 
 def code_blocks() -> dict[str, str]:
-    """Return the Python code of each section, by its heading."""
+    """Return the Python code for each tool, by its name."""
     found = {}
-    for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
-        (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-        found[section.partition("\n")[0]] = code
+    for page in sorted((DOCS / "coming-from").glob("*.md")):
+        title = page.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        for block in blocks(page):
+            if block.language == "python":
+                names = {"Embeddings": title, "Rerankers": f"Rerankers in {title}"}
+                found[names.get(block.section, block.section)] = block.text
     return found
 
 

@@ -1,4 +1,4 @@
-"""``docs/coming-from/index.md``: its blocks run, and give what the lines that they replace gave."""
+"""``docs/coming-from``: blocks run, and give what the lines that they replace gave."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank as LlamaIndexCohereRerank
 
-from tests.helpers.guides import blocks
-from tests.serving_clients.servers import ROOT, Reranker, assert_ranked
+from tests.helpers.guides import code_of
+from tests.serving_clients.servers import Reranker, assert_ranked
 
 KEY = "none"
 
@@ -89,8 +89,7 @@ def test_llama_index_sorts_nodes(ranker: Reranker):
 
 
 def test_the_code_of_the_guide_runs(ranker: Reranker, capsys: pytest.CaptureFixture[str]):
-    page = (ROOT / "docs" / "guides" / "serving" / "index.md").read_text("utf-8")
-    (code,) = [block.text for block in blocks(page) if block[:2] == ("Rerankers", "python")]
+    code = code_of("guides/serving/rerankers.md", "Serve rerankers")
     for old, new in (("http://localhost:8080", ranker.url), ("bge-reranker-v2-m3", ranker.name)):
         assert code.count(old) == 1
         code = code.replace(old, new)

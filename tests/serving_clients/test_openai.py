@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
 
+from tests.helpers.guides import code_of
 from tests.serving_clients.servers import Model, assert_same, assert_same_weights, model_at
 
 
@@ -139,3 +141,14 @@ def test_a_key_is_needed_where_keys_are_set(guarded: tuple[Model, str]):
     assert_same([one.embedding for one in answer.data], model.outputs["passages"])
     with pytest.raises(openai.AuthenticationError):
         client_of(model.url, "another").embeddings.create(model=model.name, input="one")
+
+
+def test_the_code_of_the_guide_runs(docs: Model, capsys: pytest.CaptureFixture[str]):
+    code = code_of("guides/serving/index.md", "Start")
+    for old, new in (("http://localhost:8080", docs.url), ("bge-small-en-v1.5", docs.name)):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    scope: dict[str, Any] = {}
+    exec(compile(code, "page", "exec"), scope)
+    scope["client"].close()
+    assert capsys.readouterr().out == f"1 {docs.name}\n"

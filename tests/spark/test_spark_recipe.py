@@ -1,8 +1,7 @@
-"""The recipe for Spark in docs/guides/ray.md: its code is run with a tiny M3."""
+"""The recipe for Spark in docs/guides/spark.md: its code is run with a tiny M3."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,17 +14,15 @@ import pytest
 
 from bge_runtime import BGEM3FlagModel
 from tests.cluster.bundles import make_bundles
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.guides import blocks
 
 TEXTS = [f"entry {row}: {'some words ' * (row % 9)}" for row in range(500)]
 
 
 def recipe() -> tuple[str, str]:
     """Return the page's module, and the program that uses it."""
-    page = (ROOT / "docs" / "guides" / "ray.md").read_text("utf-8")
-    module, program = re.findall(
-        r"```python\n(.*?)```", page.partition("\n## Spark\n")[2], re.DOTALL
+    module, program = (
+        block.text for block in blocks("guides/spark.md") if block.language == "python"
     )
     return module, program
 
@@ -52,7 +49,7 @@ def test_rows_get_the_vectors_of_encode(tmp_path: Path, monkeypatch):
 
     scope: dict[str, Any] = {}
     try:
-        exec(compile(program, "docs/guides/ray.md", "exec"), scope)
+        exec(compile(program, "docs/guides/spark.md", "exec"), scope)
     finally:
         if "spark" in scope:
             scope["spark"].stop()

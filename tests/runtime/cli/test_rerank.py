@@ -15,7 +15,6 @@ from bge_runtime import FlagLLMReranker, FlagReranker
 from bge_runtime.cli import embed
 from bge_runtime.cli.rerank import command as rerank
 from bge_runtime.errors import NotFiniteError
-from tests.helpers.bundles import ROOT
 from tests.helpers.decoder_rerankers import asked_by_flag_embedding
 from tests.helpers.guides import blocks, commands
 from tests.helpers.rerankers import reranker_bundle
@@ -319,9 +318,8 @@ def test_lines_are_written_as_they_arrive_until_the_reader_stops(tiny_reranker_b
 def test_the_examples_of_the_page_run(
     tiny_reranker_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    page = (ROOT / "docs" / "guides" / "engines-and-precision.md").read_text("utf-8")
-    _, data, script, results = (
-        block for block in blocks(page) if block.section == "On the command line"
+    data, script, results = (
+        block for block in blocks("guides/command-line.md") if block.section == "Rerankers"
     )
     monkeypatch.chdir(tmp_path)
     Path("found.jsonl").write_text(data.text, "utf-8")

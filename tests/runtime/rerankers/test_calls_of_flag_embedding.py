@@ -1,18 +1,14 @@
-"""``docs/guides/rerankers.md`` and FlagEmbedding's own examples run as they are written."""
+"""The calls of FlagEmbedding's examples of rerankers run as they are written."""
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 import pytest
 
 from bge_runtime import FlagAutoReranker, FlagLLMReranker, FlagReranker
-from tests.helpers.bundles import ROOT
 from tests.helpers.decoder_rerankers import export_tiny_reranker
 from tests.helpers.rerankers import reranker_bundle
-
-PAGE = (ROOT / "docs" / "guides" / "rerankers.md").read_text("utf-8")
 
 PANDA = [
     ["what is panda?", "hi"],
@@ -22,25 +18,13 @@ PANDA = [
 
 @pytest.fixture(scope="module")
 def bundles(made_once):
-    """Bundles by the names that the page and FlagEmbedding's examples have."""
+    """Bundles by the names that FlagEmbedding's examples have."""
     decoder = made_once("tiny-asked-gemma", partial(export_tiny_reranker, name="gemma"))
     return {
         "bge-reranker-v2-m3": str(reranker_bundle("long xlm-roberta")),
         "bge-reranker-large": str(reranker_bundle("xlm-roberta")),
         "bge-reranker-v2-gemma": str(decoder / "bundle"),
     }
-
-
-def test_the_blocks_of_the_page_run(bundles, capsys):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-    for name, bundle in bundles.items():
-        code = code.replace(f'"{name}"', repr(bundle))
-    names: dict[str, object] = {}
-    exec(compile(code, "rerankers.md", "exec"), names)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3
-    assert re.fullmatch(r"\d -?\d+\.\d+ .+", printed[0])
-    assert "hits" in printed[2]
 
 
 @pytest.mark.parametrize(
