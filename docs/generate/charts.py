@@ -29,7 +29,7 @@ def write_charts(folder: Path) -> list[Path]:
     read = sources.read
     panels = [(precision, read(name)) for precision, name in sources.THROUGHPUT.items()]
     latency = [(precision, read(name)) for precision, name in sources.LATENCY.items()]
-    figures = {
+    figures: dict[str, Callable[[], Figure]] = {
         "throughput": lambda: bars_figure(panels),
         "throughput-fidelity": lambda: throughput_figure(panels),
         "latency-length": lambda: latency_figure(latency),

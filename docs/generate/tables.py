@@ -59,8 +59,9 @@ def throughput(name: str) -> str:
         ]
         if is_struck(row):
             cells = struck(cells)
-        compared = mine is not None and row is not mine and not is_struck(row)
-        faster = f"{throughput_ratio(mine, row):.2f} times" if compared else ""
+        faster = ""
+        if mine is not None and row is not mine and not is_struck(row):
+            faster = f"{throughput_ratio(mine, row):.2f} times"
         rows.append([*cells, faster])
     what = (
         f"Rates are of the same {work['texts']:,} {unit} ({work['tokens']:,} tokens) for all, from "
