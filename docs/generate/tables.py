@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bge_bench.reports.plots import name_of
+from bge_bench.reports.plots import name_of, panels_of
 from bge_bench.reports.rows import Rows, failures, is_struck, struck
 from bge_bench.reports.tables import (
     ROWS,
@@ -30,10 +30,13 @@ from docs.generate.sources import read
 
 def _with_conditions(rows: Rows, *names: str) -> str:
     """Return a table in Markdown, and under it how each of its files was measured."""
+    unit = re.compile(r"(?<=\d) (?=(?:[kMG]B|m?s|times|%†?)$)")
+    unbroken = [[unit.sub("\N{NO-BREAK SPACE}", cell) for cell in row] for row in rows]
+    table = markdown(unbroken)
     if len(names) == 1:
-        return f"{markdown(rows)}\n\n{condition(names[0], read(names[0]))}"
+        return f"{table}\n\n{condition(names[0], read(names[0]))}"
     lines = [f"- {condition(name, read(name), briefly=True)}" for name in names]
-    return "\n".join([markdown(rows), "", *lines])
+    return "\n".join([table, "", *lines])
 
 
 def throughput(name: str) -> str:
@@ -44,7 +47,8 @@ def throughput(name: str) -> str:
     work = document[part]
     rows = [["", "precision", "batches", f"{unit}/s", "of the machine's rate", "peak memory",
              "error", "bge-runtime is faster"]]  # fmt: skip
-    for row in document["rows"]:
+    order = [precision for precision, _ in panels_of(document)]
+    for row in sorted(document["rows"], key=lambda row: order.index(row["precision"])):
         seconds = statistics.median(row[f"{part}_s"])
         rate = document["matrix_rate_flops"].get(row["precision"])
         mine = best_of_ours(document, row["precision"])
@@ -108,8 +112,8 @@ def error(row: Any) -> str:
 
 def _titled(row: Any) -> str:
     name, comma, engine = name_of(row).partition(",")
-    version = re.search(r"\d[\d.]*", row["name"])
-    title = f"{name} {version[0] if version else ''}{comma}{engine}"
+    version = re.search(r" \d[\d.]*", row["name"])
+    title = f"{name}{version[0] if version else ''}{comma}{engine}"
     return "**bge-runtime**" if row["ours"] else title
 
 
