@@ -53,7 +53,7 @@ charts: $(VENV)/.ready  ## Charts, pictures and tables of the pages, from raw fi
 	$(BIN)/python -m docs.generate
 
 docs: $(DOCS)/.ready  ## The documentation site, in docs/_build/html; broken links are errors
-	$(DOCS)/bin/sphinx-build -q -W --keep-going -b html docs $(SITE)/html
+	$(DOCS)/bin/sphinx-build -q -E -a -W --keep-going -b html docs $(SITE)/html
 
 docs-links: $(DOCS)/.ready  ## Also ask the servers that the pages link to
 	$(DOCS)/bin/sphinx-build -q -b linkcheck docs $(SITE)/links

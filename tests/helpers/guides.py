@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -79,9 +80,9 @@ def commands(text: str, name: str) -> list[list[str]]:
 def table(page: str, section: str) -> list[list[str]]:
     """Return the cells of the first table below a heading, without its own heading."""
     text = re.split(rf"^#+ {re.escape(section)}$", read(page), flags=re.MULTILINE)[1]
-    rows = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
-    cells = [[cell.strip() for cell in row[1:-1].split("|")] for row in rows]
-    return cells[2:]
+    lines = text[text.index("\n|") + 1 :].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in row[1:-1].split("|")] for row in rows][2:]
 
 
 def names(cell: str) -> list[str]:
