@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
-import statistics
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.bundles import ROOT
-from tests.helpers.guides import DOCS, blocks, guide_pages, read, table
+from tests.helpers.guides import DOCS, blocks, guide_pages, read
 from tests.runtime.test_public_surface import MODULES
 
 MAX_WORDS = 1500
@@ -46,18 +44,6 @@ def test_the_reference_has_every_command():
     text = "".join(block.text for block in blocks("reference/commands.md"))
     found = re.findall(r"\.\. click:: (\S+)\n +:prog: (\S+)", text)
     assert {name: target for target, name in found} == scripts
-
-
-def test_the_table_of_memory_is_that_of_its_raw_file():
-    page = "guides/production/memory.md"
-    name = re.search(r"results/(\S+cold-start\.json)", read(page))[1]
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
-    measured = {
-        row["label"]: statistics.median(row["peak_memory_bytes"]) / 1e6 for row in result["rows"]
-    }
-    labels = ("bge-runtime fp32", "bge-runtime bf16", "bge-runtime int8", "flagembedding")
-    rows = table(page, "Memory")
-    assert [row[1] for row in rows] == [f"{measured[label]:,.0f} MB" for label in labels]
 
 
 def test_the_front_page_answers_what_newcomers_ask():
