@@ -58,6 +58,7 @@ OUTSIDE = {
     "examples": "examples/README.md",
     "changelog": "CHANGELOG.md",
     "contributing": "CONTRIBUTING.md",
+    "security": "SECURITY.md",
     "benchmarks/running": "benchmarks/README.md",
 }
 """Pages of the site whose text is elsewhere in the repository."""
