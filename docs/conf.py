@@ -46,6 +46,7 @@ add_module_names = False
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Keys", "params_style")]
 default_role = "code"
+highlight_language = "none"  # of blocks that name none
 
 html_theme = "furo"
 html_title = "bge-runtime"
