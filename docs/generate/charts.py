@@ -20,7 +20,7 @@ from bge_bench.reports.plots import (
     throughput_figure,
 )
 from bge_bench.reports.rows import failures
-from bge_bench.reports.style import INK, MUTED, OURS, THEIRS, figure_of, styled, write_svg
+from bge_bench.reports.style import INK, MUTED, OURS, THEIRS, styled, write_svg
 from docs.generate import sources
 
 
@@ -53,9 +53,9 @@ def bars_figure(panels: Sequence[Panel]) -> Figure:
         for precision, document in panels
     ]  # fmt: skip
     lines = sum(len(rows) + 1.3 for _, rows, _ in groups)
-    figure, (axes,) = figure_of(
-        7.2, 0.215 * (lines + 1), left=0.31, right=0.86, bottom=0.01, top=0.99
-    )
+    figure: Figure
+    figure, axes = plt.subplots(figsize=(7.2, 0.215 * (lines + 1)))
+    figure.subplots_adjust(left=0.31, right=0.86, bottom=0.01, top=0.99)
     fastest = max(_rate_in(document)(row) for _, rows, document in groups for row in rows)
     y = 0.0
     for precision, rows, document in groups:

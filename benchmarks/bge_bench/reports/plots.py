@@ -98,10 +98,7 @@ def panels_of(document: Document) -> list[Panel]:
 
 def throughput_figure(panels: Sequence[Panel]) -> Figure:
     """Return a figure of rate against error, a panel for each precision."""
-    figure, axes = figure_of(
-        3.3 * len(panels), 3.5, len(panels), left=0.055, right=0.99, bottom=0.14, top=0.91,
-        wspace=0.16,
-    )  # fmt: skip
+    figure, axes = figure_of(2.3, len(panels))
     for at, panel in zip(axes, panels, strict=True):
         precision, document = panel
         labels = [
@@ -110,16 +107,16 @@ def throughput_figure(panels: Sequence[Panel]) -> Figure:
             for row in rows_in(panel)
         ]  # fmt: skip
         at.set_title(precision)
-        at.set_xlim(0, 2.9 * max(label.x for label in labels) or 1e-6)
+        at.set_xlim(0, 1.9 * max(label.x for label in labels) or 1e-6)
         at.set_ylim(0, 1.12 * max(label.y for label in labels))
         at.xaxis.set_major_formatter(FuncFormatter(_percent))
         at.locator_params(axis="x", nbins=3)
         _scatter(at, labels)
         label_points(at, labels)
-    axes[0].set_ylabel(f"{panels[0][1].get('unit', 'texts')} per second")
+        at.set_ylabel(f"{document.get('unit', 'texts')} per second")
     figure.supxlabel(
-        "largest error of a vector, as a share of the distance between texts (further left is "
-        "closer to PyTorch)",
+        "largest error, as a share of the distance between texts (further left is closer to "
+        "PyTorch)",
         fontsize=9, color=MUTED,
     )  # fmt: skip
     return figure
@@ -140,10 +137,7 @@ def _scatter(axes: Axes, labels: Sequence[Label]) -> None:
 
 def latency_figure(panels: Sequence[Panel]) -> Figure:
     """Return a figure of the median latency against the length of a text, by precision."""
-    figure, axes = figure_of(
-        3.5 * len(panels), 3.8, len(panels), left=0.06, right=0.99, bottom=0.13, top=0.91,
-        wspace=0.14,
-    )  # fmt: skip
+    figure, axes = figure_of(2.6, len(panels))
     labels = []
     for at, panel in zip(axes, panels, strict=True):
         _, document = panel
@@ -161,7 +155,7 @@ def latency_figure(panels: Sequence[Panel]) -> Figure:
         labels.append(
             [Label(tokens[-1], y[-1], name_of(row), ours=row["ours"]) for row, y in lines]
         )
-    axes[0].set_ylabel("ms, median")
+        at.set_ylabel("ms, median")
     figure.supxlabel("tokens of one text", fontsize=9, color=MUTED)
     low, high = (pick(at.get_ylim()[side] for at in axes) for side, pick in ((0, min), (1, max)))
     for at, ends in zip(axes, labels, strict=True):
@@ -182,7 +176,7 @@ def _lines(
     axes.set_title(title)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlim(min(x) * 0.8, max(x) * (max(x) / min(x)) ** 1.15)
+    axes.set_xlim(min(x) * 0.8, max(x) * (max(x) / min(x)) ** 0.6)
     axes.set_xticks(x[::2], [f"{each:g}" for each in x[::2]])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -190,10 +184,7 @@ def _lines(
 
 def serving_figure(documents: Sequence[Document]) -> Figure:
     """Return a figure of p99 against the rate under rising load, a panel for each document."""
-    figure, axes = figure_of(
-        4.6 * len(documents), 3.6, len(documents), left=0.08, right=0.98, bottom=0.14, top=0.88,
-        wspace=0.14,
-    )  # fmt: skip
+    figure, axes = figure_of(3.0, len(documents))
     for at, document in zip(axes, documents, strict=True):
         for row in document["rows"]:
             points = [row["closed"][str(clients)] for clients in document["clients"]]
@@ -211,7 +202,7 @@ def serving_figure(documents: Sequence[Document]) -> Figure:
                 color=OURS if row["ours"] else INK,
                 fontweight="bold" if row["ours"] else "normal",
             )  # fmt: skip
-        at.set_title(document["model"].removesuffix("-random"), y=1.06)
+        at.set_title(document["model"].removesuffix("-random"))
         at.set_yscale("log")
         at.set_xlim(0, 1.25 * max(point["texts_per_s"] for row in document["rows"]
                                   for point in row["closed"].values()))  # fmt: skip
@@ -232,11 +223,11 @@ def _name_clients(
 def _serving_axes(axes: Sequence[Axes]) -> None:
     low, high = (pick(at.get_ylim()[side] for at in axes) for side, pick in ((0, min), (1, max)))
     for at in axes:
-        at.set_ylim(low, 1.6 * high)
+        at.set_ylim(low, 2.4 * high)
         at.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         at.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
         at.yaxis.set_minor_locator(NullLocator())
-    axes[0].set_ylabel("p99 of the time until the answer")
+        at.set_ylabel("p99 until the answer")
     axes[0].figure.supxlabel(
         "texts answered per second (further right is more, further down is sooner)",
         fontsize=9, color=MUTED,
@@ -244,7 +235,7 @@ def _serving_axes(axes: Sequence[Axes]) -> None:
 
 
 def _scaling(document: Document) -> Figure:
-    figure, (axes,) = figure_of(6, 3.5, left=0.11, right=0.98, bottom=0.14, top=0.95)
+    figure, (axes,) = figure_of(3.2)
     sizes = [int(size) for size in document["sizes"]]
     labels = []
     for row in document["rows"]:
@@ -261,7 +252,7 @@ def _scaling(document: Document) -> Figure:
 
 
 def _memory(document: Document) -> Figure:
-    figure, (axes,) = figure_of(6, 3.5, left=0.11, right=0.98, bottom=0.14, top=0.95)
+    figure, (axes,) = figure_of(3.2)
     labels = []
     for row in document["rows"]:
         held = [value / 1e6 for value in row["held_bytes"]]
@@ -277,7 +268,8 @@ def _memory(document: Document) -> Figure:
 
 
 def _overload(document: Document) -> Figure:
-    figure, (axes,) = figure_of(6, 3.5, left=0.11, right=0.88, bottom=0.14, top=0.95)
+    figure, (axes,) = figure_of(3.2)
+    figure.subplots_adjust(right=0.88)
     found = document["overload"]
     length = found["seconds"] / len(found["parts"])
     middles = [(number + 0.5) * length for number in range(len(found["parts"]))]

@@ -192,10 +192,14 @@ def spread(heights: Sequence[float], *, gap: float) -> list[float]:
     return [found[order.index(at)] for at in range(len(heights))]
 
 
-def figure_of(
-    width: float, height: float, panels: int = 1, **margins: float
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels side by side, in inches and shares of it."""
-    figure, axes = plt.subplots(1, panels, figsize=(width, height), squeeze=False)
-    figure.subplots_adjust(**margins)
-    return figure, list(axes[0])
+def figure_of(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels of a height in inches, one under the other.
+
+    It is as wide as a page of text, so that it is read on a phone too.
+    """
+    total = panels * height + 0.45
+    figure, axes = plt.subplots(panels, 1, figsize=(6.6, total), squeeze=False)
+    figure.subplots_adjust(
+        left=0.1, right=0.97, bottom=0.55 / total, top=1 - 0.3 / total, hspace=0.42
+    )
+    return figure, [at for (at,) in axes]
