@@ -34,7 +34,8 @@ RUNTIME_FLOOR := 85
 EXPORT_FLOOR := 92
 COVERAGE = --cov-report=$(COVERAGE_REPORT) --cov-fail-under
 
-.PHONY: demo examples charts docs docs-links test forget-made check lint unit cov slow built-wheel wheel pythons gpu-wheel tensorrt-rtx \
+.PHONY: demo examples charts docs docs-links test forget-made check lint unit cov slow built-wheel wheel \
+    pythons gpu-wheel tensorrt-rtx \
     gpu-baselines gpu-serve infinity transformers-5 sentence-transformers-6 serving-clients cluster spark clean \
     release-check extras licences
 
@@ -60,7 +61,7 @@ docs-links: $(DOCS)/.ready  ## Also ask the servers that the pages link to
 
 # What the first tests make of checkpoints and bundles is there for those that follow.
 test: export BGE_TESTS_MADE_ONCE := $(MADE)
-test: forget-made check transformers-5 sentence-transformers-6 serving-clients cluster wheel pythons  ## Everything CI runs
+test: forget-made check docs transformers-5 sentence-transformers-6 serving-clients cluster wheel pythons  ## Everything CI runs
 
 forget-made:
 	rm -rf $(MADE)
