@@ -27,6 +27,15 @@ message. `bge-serve` answers with a status.
 `python -m docs.generate.troubleshooting` makes this page from docstrings; a test compares them.
 """
 
+TABLE = """\
+## Messages
+
+Parts of common messages; … stands for what varies.
+
+| message | what to do |
+|---|---|
+"""
+
 MESSAGES = (
     ("no model at …", "Pass the folder that holds `bge.json` or `config.json`, or a Hub ID."),
     (
@@ -47,8 +56,8 @@ MESSAGES = (
     ("requested device …, but the bundle", "Export again with `--target cuda`, or pass `'cpu'`."),
     ("this processor does not compute in bf16", "Leave `precision` out, or pass `'fp32'`."),
     (
-        "passes the parity check with PyTorch. Run `bge-runtime doctor",
-        "Run it, and export the bundle again with the newest version.",
+        "passes the parity check with PyTorch",
+        "See `bge-runtime doctor --verify BUNDLE`, and export the bundle again.",
     ),
     ("which is too large for float16", "`normalize_embeddings=True`, or `precision='fp32'`."),
     ("is a model of class …, which … does not open", "Use the class that the message names."),
@@ -121,11 +130,9 @@ def find_errors() -> list[ErrorClass]:
 
 def make_page() -> str:
     """Return the whole page."""
-    rows = "".join(f"| {text} | {cure} |\n" for text, cure in MESSAGES)
-    return (
-        f"{INTRODUCTION}\n## Messages\n\n| message | what to do |\n|---|---|\n{rows}\n## Errors\n\n"
-        + "\n".join(each.to_markdown() for each in find_errors())
-    )
+    rows = "".join(f"| `{text}` | {cure} |\n" for text, cure in MESSAGES)
+    sections = "\n".join(each.to_markdown() for each in find_errors())
+    return f"{INTRODUCTION}\n{TABLE}{rows}\n## Errors\n\n{sections}"
 
 
 def find_texts() -> list[str]:
