@@ -91,7 +91,7 @@ class PoolingError(BgeError, ValueError):
 
     Causes: ``pooling_method`` differs from the pooling in the bundle.
 
-    What to do: leave the argument out, or export again with ``--pooling``.
+    What to do: leave the argument out, or export again with ``bge-export --pooling``.
     """
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,14 +61,15 @@ def test_an_input_that_changes_while_it_is_read_stops_the_job(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "input.parquet"
-    commit, seen = module.ShardSink._commit, []
+    commit, seen, lock = module.ShardSink._commit, [], threading.Lock()
 
     def change(self: Any, shard: Any) -> Any:
-        if not seen:
-            content = bytearray(source.read_bytes())
-            content[8] ^= 1
-            source.write_bytes(content)
-        seen.append(shard.name)
+        with lock:  # two shards are completed at once
+            if not seen:
+                content = bytearray(source.read_bytes())
+                content[8] ^= 1
+                source.write_bytes(content)
+            seen.append(shard.name)
         return commit(self, shard)
 
     monkeypatch.setattr(module.ShardSink, "_commit", change)
