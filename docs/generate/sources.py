@@ -21,8 +21,8 @@ THROUGHPUT = {
 }
 """bge-base by precision: README's chart, and that of throughput and fidelity."""
 
-LATENCY = dict.fromkeys(("fp32", "bf16"), "2026-11-30-bge-base-latency-medians")
-"""bge-base by precision: the chart of latency and length. In int8 no other system was timed."""
+LATENCY = dict.fromkeys(("fp32", "bf16", "int8"), "2026-12-01-bge-base-latency")
+"""bge-base by precision: the chart of latency and length."""
 
 SERVING = ("2026-12-01-bge-small-serve", "2026-12-01-bge-base-serve")
 """Servers under load, a panel for each."""
