@@ -15,7 +15,7 @@ from bge_runtime.engines import ort_providers
 from bge_runtime.engines.base import BatchLimits, EngineOptions
 from bge_runtime.engines.ort_providers import CPU_PROVIDER
 from bge_runtime.engines.ort_session import Feeds, OrtSession
-from bge_runtime.system import Completion, call_and_note, default_threads
+from bge_runtime.system import call_and_note, default_threads, take_one
 
 _TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS = 256, 512
 """Measured on 2 cores with bge-base: batches of 512 tokens are as fast as any, and batches of
@@ -136,20 +136,19 @@ def _run_on_own_thread(
     session: Any, outputs: Sequence[str], feeds: Feeds, options: Any
 ) -> list[NDArray[np.float32]]:
     """Run a batch on one of the session's own threads, and wait for it."""
-    done = Completion()
-    answer: list[tuple[list[NDArray[np.float32]], str]] = []
-
-    def on_done(results: list[NDArray[np.float32]], _: object, error: str) -> None:
-        answer.append((results, error))
-        done.set()
-
+    # The session's thread runs no bytecode: `put` is C code. Between two steps of Python code it
+    # could have to wait for the interpreter's lock, while this thread goes on and the process
+    # exits: Python then ends the waiting thread, which ONNX Runtime's handlers turn into an abort
+    # ("exception not rethrown"). A busy machine did so in one of five processes that had forked.
+    answers: SimpleQueue[list[NDArray[np.float32]]] = SimpleQueue()
     started: list[object] = []
+    answer: list[list[NDArray[np.float32]]] = []
     try:
-        call_and_note(started, session.run_async, list(outputs), feeds, on_done, None, options)
+        # Called with the results, None and a message, of which `put` keeps the first.
+        call_and_note(started, session.run_async, list(outputs), feeds, answers.put, None, options)
     finally:
         if started:
-            done.wait()
-    results, error = answer[0]
-    if error:
-        raise RuntimeError(error)
+            take_one(answer, answers)
+    # Without results the message is lost: a second try raises the error, or succeeds.
+    results: list[NDArray[np.float32]] = answer[0] or session.run(list(outputs), feeds, options)
     return results

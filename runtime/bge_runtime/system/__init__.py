@@ -4,7 +4,7 @@ It knows nothing of models. Used by all folders above it, and by bge_export and 
 """
 
 from bge_runtime.system import cache, file_hash, nvidia
-from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
+from bge_runtime.system.background import BackgroundTask, call_and_note, take_one
 from bge_runtime.system.cache import cache_folder
 from bge_runtime.system.console import format_table, on_terminal
 from bge_runtime.system.cpus import (
@@ -30,7 +30,6 @@ from bge_runtime.system.versions import installed_versions, owners
 
 __all__ = [
     "BackgroundTask",
-    "Completion",
     "KeyLocks",
     "allowed_cpus",
     "available_memory",
@@ -55,6 +54,7 @@ __all__ = [
     "parse_json",
     "peak_memory",
     "read_json",
+    "take_one",
     "usable_cpus",
     "vector_extensions",
     "warn_user",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -109,6 +110,21 @@ class BackgroundTask(Generic[_T]):
             finally:
                 del error
         return self._result
+
+
+def take_one(taken: list[_T], queue: SimpleQueue[_T]) -> None:
+    """Move one item from a queue to a list. An interrupt is raised only after it."""
+    interrupt: BaseException | None = None
+    while not taken:
+        try:
+            call_and_note(taken, queue.get, True)
+        except BaseException as error:  # noqa: BLE001  # raised below
+            interrupt = error
+    if interrupt is not None:
+        try:
+            raise interrupt
+        finally:
+            del interrupt  # its traceback refers to this frame
 
 
 def call_and_note(noted: list[Any], call: Callable[..., Any], *arguments: object) -> None:

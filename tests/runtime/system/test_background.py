@@ -9,10 +9,11 @@ from __future__ import annotations
 import textwrap
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 
-from bge_runtime.system.background import BackgroundTask, Completion, call_and_note
+from bge_runtime.system.background import BackgroundTask, Completion, call_and_note, take_one
 from tests.helpers.programs import run_program
 
 pytestmark = pytest.mark.timeout(150)
@@ -277,6 +278,26 @@ def test_a_completion_that_is_already_set_does_not_block():
     completion.set()
     completion.wait()
     completion.wait()
+
+
+def test_an_item_is_taken_although_the_wait_for_it_is_interrupted():
+    queue, taken = InterruptedOnce(), []
+    queue.put("answer")
+    with pytest.raises(KeyboardInterrupt):
+        take_one(taken, queue)
+    assert taken == ["answer"]
+
+
+class InterruptedOnce(SimpleQueue):
+    """A queue whose first `get` is interrupted."""
+
+    interrupts = 1
+
+    def get(self, *arguments):
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        return super().get(*arguments)
 
 
 def test_call_and_note_appends_the_result():
