@@ -22,7 +22,8 @@ INTRODUCTION = """\
 
 Every error of this package is a `BgeError`, from `bge_runtime.errors` where no other module is
 named. Arguments of a wrong type or value raise `TypeError` or `ValueError`. Commands print the
-message. `bge-serve` answers with a status.
+message. `bge-serve` answers with a status. There is no release on PyPI yet: where a message says
+`pip install 'bge-runtime[cpu]'`, a checkout takes `pip install '.[cpu]'`.
 
 `python -m docs.generate.troubleshooting` makes this page from docstrings; a test compares them.
 """

@@ -101,8 +101,8 @@ class EngineError(BgeError):
     Causes: an engine, or ``cuda_graphs``, for which the bundle has no variant; or a cache that
     cannot be written.
 
-    What to do: leave the argument out to let bge-runtime choose. ``bge-runtime doctor BUNDLE``
-    lists what runs here, and why the rest does not.
+    What to do: leave the argument out to let bge-runtime choose. ``bge-runtime doctor --speed
+    BUNDLE`` says which variant is chosen here, and why the others are not.
     """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bge_runtime.bundle import UNIFORM_BATCH, Bundle, Parity, ScoreParity, Variant
+from bge_runtime.bundle import TOLERANCES, UNIFORM_BATCH, Bundle, Parity, ScoreParity, Variant
 from bge_runtime.engines import ENGINES, device_kind, require_cuda_graphs, unavailable_reason
 from bge_runtime.errors import BgeError, BundleError, DeviceError, EngineError, PrecisionError
 from bge_runtime.system import warn_user
@@ -162,8 +162,12 @@ def _for_device(bundle: Bundle, device: str) -> list[Variant]:
         kinds = sorted({variant.device for variant in alone})
         raise DeviceError(
             f"requested device {device!r}, but the bundle {bundle.path.name} has variants for "
-            f"{', '.join(kinds)} only. {_advice(alone[0])}, or see `bge-export --help` for other "
-            "targets"
+            f"{', '.join(kinds)} only. {_advice(alone[0])}, or "
+            + (
+                "export it again with `bge-export --target cuda`"
+                if kind == "cuda"
+                else "see `bge-export --help` for other targets"
+            )
         )
     return found
 
@@ -194,14 +198,22 @@ def _for_precision(
     variants: list[Variant], precision: str, *, bundle: Bundle, device: str
 ) -> list[Variant]:
     found = [variant for variant in variants if variant.precision == precision]
+    if not found and precision not in TOLERANCES:
+        raise PrecisionError(
+            f"unknown precision {precision!r}; this bge-runtime has auto, {', '.join(TOLERANCES)}"
+        )
     if not found:
         others = sorted({variant.precision for variant in variants})
         elsewhere = [v for v in bundle.manifest.variants if v.precision == precision]
         raise PrecisionError(
             f"requested precision {precision!r} on {device}, but the bundle "
             f"{bundle.path.name} has {', '.join(others)} there. Pass "
-            f"precision={others[0]!r}, or leave it out"
-            + (f". {elsewhere[0].name} has it. {_advice(elsewhere[0])}" if elsewhere else "")
+            f"precision={others[0]!r}, or "
+            + (
+                f"leave it out. {elsewhere[0].name} has it. {_advice(elsewhere[0])}"
+                if elsewhere
+                else f"export it again with `bge-export --precision {precision}`"
+            )
         )
     return found
 

@@ -150,7 +150,7 @@ def test_any_ordered_collection_of_strings_will_do(still_works, texts):
     ("options", "error", "message"),
     [
         ({"devices": "xpuu"}, DeviceError, "'xpuu'.*has variants for cpu only.*devices='cpu'"),
-        ({"devices": "cuda:1"}, DeviceError, "'cuda:1'.*has variants for cpu only"),
+        ({"devices": "cuda:1"}, DeviceError, "'cuda:1'.*variants for cpu only.*--target cuda"),
         ({"devices": 1}, DeviceError, "'cuda:1'.*has variants for cpu only"),
         ({"devices": [0, 1]}, DeviceError, "'cuda:0'.*has variants for cpu only"),
         ({"devices": ["cpu", "cuda"]}, DeviceError, "'cuda'.*has variants for cpu only"),
@@ -164,7 +164,11 @@ def test_any_ordered_collection_of_strings_will_do(still_works, texts):
         ({"devices": True}, TypeError, "a list of either"),
         ({"engine": "abacus"}, EngineError, "unknown engine 'abacus'.*auto, onnxruntime"),
         ({"use_bf16": True}, PrecisionError, "requested precision 'bf16' on cpu.*has fp32 there"),
-        ({"precision": "int3"}, PrecisionError, "requested precision 'int3'"),
+        (
+            {"precision": "int3"},
+            PrecisionError,
+            "unknown precision 'int3'; this bge-runtime has auto, fp32",
+        ),
         ({"pooling_method": "mean"}, PoolingError, "exported with 'cls'.*--pooling mean"),
         ({"pooling_method": "last_token"}, PoolingError, "exported with 'cls'"),
         ({"threads": 0}, ValueError, "threads must be at least 1, but is 0"),
