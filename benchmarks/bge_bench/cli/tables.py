@@ -69,7 +69,6 @@ _BASELINES = (*(name for name in BASELINES if name != "onnxruntime"), *INT8_BASE
     "--no-parallel-batches", is_flag=True,
     help="On a CPU, also time bge-runtime with one batch at a time (parallel_batches=False).",
 )  # fmt: skip
-@click.option("--one-by-one", is_flag=True, hidden=True)  # the name in 0.1
 def throughput(
     bundle: Path,
     named: Sequence[str],
@@ -79,7 +78,6 @@ def throughput(
     own_batch_size: bool,
     count: int | None,
     no_parallel_batches: bool,
-    one_by_one: bool,
     **options: Any,
 ) -> None:
     """Time all candidates on a corpus, and compare their vectors or scores with PyTorch's."""
@@ -131,7 +129,7 @@ def throughput(
         else:
             texts = [*named_texts(named, folder, count)]
     what = {"texts": fingerprint(texts), "sample": sample, "batch_sizes": list(batch_sizes)}
-    options |= {"no_parallel_batches": no_parallel_batches or one_by_one, "folder": folder}
+    options |= {"no_parallel_batches": no_parallel_batches, "folder": folder}
     run_table("throughput", bundle, options, what, results)
 
 

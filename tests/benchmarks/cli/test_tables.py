@@ -244,7 +244,7 @@ def test_ours_takes_part_once_more_with_one_batch_at_a_time(
     assert [ratios[label] for label in labels] == ["", "1.09x"]
 
 
-@pytest.mark.parametrize("flags", [[], ["--no-parallel-batches"], ["--one-by-one"]])
+@pytest.mark.parametrize("flags", [[], ["--no-parallel-batches"]])
 def test_that_is_asked_for(tiny_bundle: Path, tiny_checkpoint: Path, texts: Path, flags):
     with pytest.MonkeyPatch.context() as patch:
         line_up = Mock(side_effect=BenchError("enough"))
