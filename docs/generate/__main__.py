@@ -1,4 +1,4 @@
-"""Write charts, pictures and tables: `python -m docs.generate`, or `make charts`."""
+"""Write charts, pictures, tables and the page of errors: `make charts`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from docs.generate.charts import write_charts
 from docs.generate.pages import filled, pages
 from docs.generate.sources import ROOT
 from docs.generate.terminal import write_pictures
+from docs.generate.troubleshooting import PAGE, make_page
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
     write_charts(images)
     write_architecture(images)
     write_pictures(images)
+    PAGE.write_text(make_page(), "utf-8")
     for page in pages():
         text = filled(page)
         if text != page.read_text("utf-8"):

@@ -41,7 +41,7 @@ def condition(name: str, document: Any, *, briefly: bool = False) -> str:
 
 
 def link(name: str, text: str) -> str:
-    """Return a link to a raw file; `fill` makes it relative to its page."""
+    """Return a link to a raw file; `pages.filled` makes it relative to its page."""
     return f"[{text}](results:{name}.json)"
 
 

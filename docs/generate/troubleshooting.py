@@ -1,15 +1,14 @@
-"""Write the page of errors from docstrings: `python -m docs.generate.troubleshooting`."""
+"""The page of errors, from the docstrings of their classes."""
 
 from __future__ import annotations
 
 import ast
 import builtins
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from docs.generate.sources import ROOT
+
 PAGE = ROOT / "docs" / "troubleshooting.md"
 PACKAGES = ("runtime/bge_runtime", "export/bge_export")
 BASE = "BgeError"
@@ -25,7 +24,7 @@ named. Arguments of a wrong type or value raise `TypeError` or `ValueError`. Com
 message. `bge-serve` answers with a status. There is no release on PyPI yet: where a message says
 `pip install 'bge-runtime[cpu]'`, a checkout takes `pip install '.[cpu]'`.
 
-`python -m docs.generate.troubleshooting` makes this page from docstrings; a test compares them.
+`make charts` makes this page from docstrings; a test compares them.
 """
 
 TABLE = """\
@@ -134,22 +133,3 @@ def make_page() -> str:
     rows = "".join(f"| `{text}` | {cure} |\n" for text, cure in MESSAGES)
     sections = "\n".join(each.to_markdown() for each in find_errors())
     return f"{INTRODUCTION}\n{TABLE}{rows}\n## Errors\n\n{sections}"
-
-
-def find_texts() -> list[str]:
-    """Return every text in the sources, with … for what is filled in."""
-    found = []
-    for _, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.JoinedStr):
-                parts = [
-                    each.value if isinstance(each, ast.Constant) else "…" for each in node.values
-                ]
-                found.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return [re.sub(r"\s+", " ", text) for text in found]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(make_page(), "utf-8")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,6 +14,7 @@ from bge_export import cli as exporter
 from bge_runtime.cli import doctor, embed, serve
 from bge_runtime.cli.shell_options import replace_arguments
 from bge_runtime.sources import FOR_PYTHON
+from tests.helpers.sources import texts_of
 
 MESSAGES = [
     ("Pass pooling_method='cls' or so", "--pooling cls", "bge-export's --pooling cls"),
@@ -93,22 +92,6 @@ OPTION = re.compile(r"--(pooling|trust-remote-code|model-class|revision)\b")
 COMMANDS = ("bge-export ", "hf download")
 
 
-def texts_of(path: Path) -> Iterator[str]:
-    """List the strings of a module, f-strings with their holes left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    within = {
-        id(part)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.JoinedStr)
-        for part in node.values
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
-        elif isinstance(node, ast.Constant) and id(node) not in within:
-            yield str(node.value)
-
-
 def test_no_error_is_worded_for_a_shell():
     folders = [Path(package.__file__).parent for package in (bge_runtime, bge_export)]
     paths = [path for folder in folders for path in folder.rglob("*.py") if path.name != "cli.py"]
@@ -116,7 +99,7 @@ def test_no_error_is_worded_for_a_shell():
     found = [
         f"{path.name}: {text}"
         for path in paths
-        for text in texts_of(path)
+        for text in texts_of(path, hole="")
         # Alone it is a part of a command that is run or shown.
         if OPTION.search(text)
         and not OPTION.fullmatch(text.strip())
