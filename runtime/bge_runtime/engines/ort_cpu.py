@@ -139,7 +139,7 @@ def _run_on_own_thread(
     # The session's thread runs no bytecode: `put` is C code. Between two steps of Python code it
     # could have to wait for the interpreter's lock, while this thread goes on and the process
     # exits: Python then ends the waiting thread, which ONNX Runtime's handlers turn into an abort
-    # ("exception not rethrown"). A busy machine did so in one of five processes that had forked.
+    # ("exception not rethrown"). Tests that fork saw it on a busy machine.
     answers: SimpleQueue[list[NDArray[np.float32]]] = SimpleQueue()
     started: list[object] = []
     answer: list[list[NDArray[np.float32]]] = []

@@ -113,7 +113,9 @@ class BackgroundTask(Generic[_T]):
 
 
 def take_one(taken: list[_T], queue: SimpleQueue[_T]) -> None:
-    """Move one item from a queue to a list. An interrupt is raised only after it."""
+    """Move one item from a queue to an empty list. An interrupt is raised only after it."""
+    # The loop of `Completion.wait`, again: to share it would take one more call, and an interrupt
+    # at its beginning would end the wait.
     interrupt: BaseException | None = None
     while not taken:
         try:
